@@ -1,0 +1,239 @@
+"""The seams. Each is satisfied by one new file in the room of its name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from advalign.types import (
+    Budget,
+    Edit,
+    Example,
+    Losses,
+    Outputs,
+    Proposal,
+    RolloutGroup,
+    RolloutRows,
+    Rows,
+    Sampling,
+    ThreatModel,
+    Weights,
+)
+
+# ---------------------------------------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """Abstract base of every objective: one line of `loss = sum_k coef_k objective_k(source_k | view_k)`.
+
+    `rows` is the container class the objective reads; the planner refuses a source that yields another.
+    `annotations` are per-draw columns it needs on those rows (old_logprobs, ref_logprobs, old_entropy, values).
+    """
+
+    source: str
+    view: str = "clean"
+    learner: str = "policy"
+    coef: float = 1.0
+
+    rows: ClassVar[tuple[type[Rows], ...]] = ()
+    annotations: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def reads(self) -> Mapping[str, frozenset[str]]:
+        """{view: names of the Outputs fields this objective reads there}."""
+        raise NotImplementedError
+
+    def weights(self, rows: Any) -> Weights:
+        """Weights of the unreduced losses over the rows of a WHOLE update; no model is needed for them."""
+        raise NotImplementedError
+
+    def losses(self, rows: Any, views: Mapping[str, Outputs]) -> Losses:
+        """Unreduced losses of some rows, first axis rows (or pairs)."""
+        raise NotImplementedError
+
+
+# --------------------------------------------------------------------------------------------- adversaries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What an inner loop is given to stand on. N deltas (rows, or groups that share one) for B rows.
+
+    shapes {site: (T, D)} · allowed "N T": where a delta may be non-zero · radius: absolute, in the unit of the ball ·
+    generators: one per delta, keyed by (seed, update, row, adversary), so that no result depends on the batch split.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    allowed: Bool[Tensor, "N T"]
+    radius: float
+    dtype: torch.dtype
+    generators: Sequence[torch.Generator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturber:
+    """Abstract base of every adversary: its threat model as flat fields (see `ThreatModel`), and how it is trained on.
+
+    inner: an objective to ascend instead of the terms on this view. dropout: "off" (ascent and final pass without
+    dropout), "sync" (the same masks in all of them) or "fresh".
+    """
+
+    radius: float
+    ball: str = "L2"
+    sites: tuple[str, ...] = ("embedding",)
+    relative_to: str = "mean_embedding_norm"
+    scope: str = "token"
+    where: str = "all"
+    share: str = "row"
+    dropout: str = "off"
+    inner: Term | None = None
+
+    @property
+    def threat(self) -> ThreatModel:
+        names = ("radius", "ball", "sites", "relative_to", "scope", "where", "share")
+        return ThreatModel(**{name: getattr(self, name) for name in names})
+
+
+@runtime_checkable
+class Adversary(Protocol):
+    """The engine owns the loop: `steps` times ask, forward, gradients, tell; then one last ask.
+    Deltas are {site: "N T D"}; `losses` "N" are those of each delta at what was asked last."""
+
+    steps: int
+    dropout: str
+    inner: Term | None
+
+    @property
+    def threat(self) -> ThreatModel: ...
+    def start(self, ground: Ground) -> Any: ...
+    def ask(self, state: Any) -> Mapping[str, Edit]: ...
+    def tell(self, state: Any, losses: Float[Tensor, "N"], gradients: Mapping[str, Float[Tensor, "N T D"]]) -> Any: ...
+
+
+# --------------------------------------------------------------------------------- rollouts and what they earn
+
+
+class AdvantageEstimator(Protocol):
+    """Rewards of a whole draw -> (advantages "B T", returns "B T" or None). Advantages are zero off target."""
+
+    needs_values: ClassVar[bool]
+
+    def __call__(
+        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]: ...
+
+
+class Context(Protocol):
+    """What a plugin's `start` may hold on to: the run, seen from a leaf."""
+
+    seed: int
+
+    def generator(self, *key: object) -> torch.Generator:
+        """A generator whose stream is a function of the run's seed and the key alone."""
+
+    def random(self, *key: object) -> random.Random:
+        """The same, for host-side choices."""
+
+    def source(self, name: str) -> Any:
+        """The started runtime of another source."""
+
+    def drawn(self, name: str) -> Any:
+        """What another source yielded in the current step, or None."""
+
+    def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]: ...
+
+    def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
+        """A scalar learner's scores of (prompt, text) pairs, without gradient, and the version that gave them."""
+
+
+class Reward(Protocol):
+    """One score per rollout, groups in order, rollouts in order; nan abstains (the row leaves the batch and is counted)."""
+
+    weight: float
+
+    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]: ...
+
+
+class RolloutEngine(Protocol):
+    """Samples from a learner's network. `sync` tells it that the weights moved to `version`."""
+
+    def generate(
+        self, learner: Any, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
+    ) -> list[RolloutGroup]: ...
+    def sync(self, network: Any, version: int) -> None: ...
+
+
+# --------------------------------------------------------------------------------------- sources and tasks
+
+
+class SourceRuntime(Protocol):
+    """A started source. `items` are host-side (text and the sampler's ids); every learner builds its own rows of them."""
+
+    def draw(self, step: int, repeat: int) -> Any:
+        """Items of one draw, a function of (seed, step, repeat) and of the runtime's state."""
+
+    def rows(self, items: Any, encoder: Any) -> Rows: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Source(Protocol):
+    """`after`: names of sources that must have drawn first. `yields`: the Rows class it builds."""
+
+    yields: ClassVar[type[Rows]]
+
+    @property
+    def after(self) -> tuple[str, ...]: ...
+    def start(self, context: Context, name: str) -> SourceRuntime: ...
+
+
+class Task(Protocol):
+    """Procedural problems with their own verifier. Splits: "train", "test" and "ood" never share a prompt."""
+
+    def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
+        """Up to `number` distinct examples, each carrying `verify`."""
+
+    def demonstrate(self, example: Example, rng: random.Random) -> str:
+        """A response that `verify` scores 1."""
+
+    def perturb(self, example: Example, text: str, rng: random.Random) -> Example:
+        """A near example, of the same task, that `text` (right for `example`) violates."""
+
+
+# ------------------------------------------------------------------------------------------------- attacks
+
+
+class Target(Protocol):
+    """The victim, as an attack sees it. Every text or edit sent is counted; gradients are counted apart."""
+
+    num_queries: int
+    num_gradients: int
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Float[Tensor, "B C"]: ...
+
+
+class Attack(Protocol):
+    """Proposes; never decides its own success. access: "text" | "logprobs" | "gradients"."""
+
+    access: ClassVar[str]
+
+    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]: ...
+
+
+class Callback(Protocol):
+    def on_step(self, trainer: Any, logs: Mapping[str, float]) -> None: ...
+    def on_evaluate(self, trainer: Any, logs: Mapping[str, float]) -> None: ...
+    def on_save(self, trainer: Any, path: str) -> None: ...
+
+
+__all__ = [
+    "Adversary", "AdvantageEstimator", "Attack", "Callback", "Context", "Ground", "Int", "Perturber", "Reward",
+    "RolloutEngine", "Source", "SourceRuntime", "Target", "Task", "Term",
+]  # fmt: skip

@@ -1,0 +1,255 @@
+"""Containers. Axes: B rows, T tokens, V vocabulary, D hidden, C classes, R rewards, P pairs, G rollouts per prompt.
+
+Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = V(ids[<t])`. Rows are right padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Rows:
+    """Abstract: a dataclass of tensors whose first axis is the row, optionally around a `tokens` field."""
+
+    def index(self, rows: Int[Tensor, "N"]) -> Self:
+        """The rows named by `rows`, in that order."""
+        return self._each(lambda x: x[rows])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, f: Callable[[Tensor], Tensor]) -> Self:
+        new: dict[str, Any] = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                new[item.name] = f(value)
+            elif isinstance(value, Rows):
+                new[item.name] = value._each(f)
+        return replace(self, **new)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Rows):
+    """`target[b, t]`: a loss may train on token t (False at 0). `group`: rows of one prompt share a number.
+    `key`: the row's number in its update, the same however the update is split; random starts are keyed by it."""
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    target: Bool[Tensor, "B T"]
+    group: Int[Tensor, "B"]
+    key: Int[Tensor, "B"]
+
+    @property
+    def lengths(self) -> Int[Tensor, "B"]:
+        return self.mask.sum(1)
+
+    def fit(self, width: int) -> Tokens:
+        """Crop or right-pad to `width` columns; cropped columns must be padding."""
+        return replace(self, ids=fit(self.ids, width), mask=fit(self.mask, width), target=fit(self.target, width))
+
+
+def fit(x: Tensor, width: int) -> Tensor:
+    """Crop or zero-pad the second axis of `x` ("B T ...") to `width`."""
+    if x.shape[1] >= width:
+        return x[:, :width]
+    return torch.cat([x, x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:])], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRows(Rows):
+    tokens: Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows(Rows):
+    """Rows 2i are chosen, rows 2i + 1 rejected, of one prompt. `ref_logprobs`: annotation."""
+
+    tokens: Tokens
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRows(Rows):
+    """`labels`: class index, or for discriminators 1 = real, 0 = not. `kind` (discriminators): index into KINDS."""
+
+    KINDS = ("real", "perturbed", "generated")
+
+    tokens: Tokens
+    labels: Int[Tensor, "B"]
+    kind: Int[Tensor, "B"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRows(Rows):
+    """One row per sampled response. What is None was asked for by no objective.
+    `old_logprobs` None means one update per draw: the ratio is exactly 1."""
+
+    tokens: Tokens
+    rewards: Float[Tensor, "B R"]
+    advantages: Float[Tensor, "B T"]
+    sampler_logprobs: Float[Tensor, "B T"]
+    finished: Bool[Tensor, "B"]
+    old_logprobs: Float[Tensor, "B T"] | None = None
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+    old_entropy: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None
+    returns: Float[Tensor, "B T"] | None = None
+    token_rewards: Float[Tensor, "B T"] | None = None
+    offpolicy: Bool[Tensor, "B"] | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(Rows):
+    """What one forward gave, only as far as an objective declared the need (the field names are the needs).
+    `distribution`: hidden states that predict token t, and the head: two-view divergences are computed from them in
+    chunks, so that no B x T x V tensor is stored. `hidden`: {site: "B T D"}."""
+
+    logprobs: Float[Tensor, "B T"] | None = None
+    entropy: Float[Tensor, "B T"] | None = None
+    values: Float[Tensor, "B T"] | None = None
+    scores: Float[Tensor, "B"] | None = None
+    class_logits: Float[Tensor, "B C"] | None = None
+    distribution: Distribution | None = None
+
+    def detach(self) -> Outputs:
+        return self._each(lambda x: x.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution(Rows):
+    """Next-token distributions, unexpanded. `hidden[b, t]` predicts token t; `head` maps "N D" to logits "N V"."""
+
+    hidden: Float[Tensor, "B T D"]
+    head: Callable[[Tensor], Tensor]
+
+
+NEEDS = tuple(f.name for f in fields(Outputs))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """loss = (values / global count * losses).sum(), the count taken over the whole update and all ranks."""
+
+    values: Float[Tensor, "..."]
+    count: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Unreduced losses, shaped as the weights; metrics are (values, weights) pairs, averaged over the whole update."""
+
+    values: Float[Tensor, "..."]
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """Where an adversary may move, and how far. A radius is never bare: it has a ball, a scope and a unit.
+    sites: "embedding" or "layer:k" (the output of block k). relative_to: "mean_embedding_norm" | "absolute".
+    scope: one ball per "token" or per "row". where: "prompt" (real tokens that are no target) | "response" | "all".
+    share: one delta per "row" or one per "group"."""
+
+    radius: float
+    ball: str = "L2"
+    sites: tuple[str, ...] = ("embedding",)
+    relative_to: str = "mean_embedding_norm"
+    scope: str = "token"
+    where: str = "all"
+    share: str = "row"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an adversary does at a site: hidden <- hidden + add. `add` ("B T D") is zero wherever it may not act."""
+
+    add: Float[Tensor, "B T D"]
+
+
+# ------------------------------------------------------------------------------------------------ host side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One thing to answer. `verify(text)` scores a response in [0, 1] where the example knows how."""
+
+    prompt: str
+    answer: str | None = None
+    id: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    verify: Callable[[str], float] | None = None
+    label: int | None = None
+    pair: str | None = None
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """One sampled response: the sampler's own ids (never re-tokenised), their log-probabilities, their text."""
+
+    response_ids: list[int]
+    sampler_logprobs: list[float]
+    text: str
+    finished: bool
+    policy_version: int = 0
+    rewards: list[float] = field(default_factory=list)
+    reward_versions: list[int] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class RolloutGroup:
+    """All rollouts of one prompt."""
+
+    example: Example
+    prompt_ids: list[int]
+    rollouts: list[Rollout]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample. temperature 0 is greedy."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What an attack may spend or change per example; None is unlimited. `radius` in the attack's own threat model."""
+
+    queries: int | None = None
+    edits: float | None = None
+    radius: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What an attack found: a text, or an edit of hidden states for the example's own text."""
+
+    text: str | None = None
+    edits: Mapping[str, Tensor] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """The harness's verdict. status: succeeded | failed | skipped (wrong before) | over_budget | error."""
+
+    example: str
+    attack: str
+    status: str
+    queries: int = 0
+    seconds: float = 0.0
+    distance: float = 0.0
+    before: str = ""
+    after: str = ""
+    note: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
