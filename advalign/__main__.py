@@ -1,0 +1,5 @@
+"""`python -m advalign`."""
+
+from advalign.cli import main
+
+main()

@@ -1,0 +1,54 @@
+"""Group-relative advantages: A = (R - mean of the group) / scale.
+
+scale "group": max(std of the group, floor)    (GRPO, arXiv:2402.03300, section 4.1.2)
+scale "batch": max(std of the batch, floor)    (Lite PPO, arXiv:2508.08221)
+scale "none":  1                               (Dr. GRPO, arXiv:2503.20783, section 3.2)
+
+Difference: the paper divides by std alone; public code adds a guard of 1e-4 or 1e-6 to it. Ours is a floor, so that the formula is the
+paper's wherever the std is larger, and with a trainable reward a large floor (1.0) gives "none" near equilibrium, where dividing by a
+vanishing std would turn the discriminator's noise into unit-variance advantages. Standard deviations have ddof = 1, as in public code.
+Constant groups, singletons included, get exactly 0 (one framework gives a singleton its raw reward).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.errors import ConfigError, unknown
+from advalign.functional import advantages
+from advalign.types import RolloutRows
+
+__all__ = ["Group"]
+
+SCALES = ("group", "batch", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A = (R - mean_group) / max(std, floor)."""
+
+    scale: str = "group"
+    floor: float = 1e-4  # public code: 1e-4 or 1e-6, added rather than a floor
+
+    needs_values: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise unknown("advantages.group.scale", "scale", self.scale, SCALES)
+        if self.floor <= 0:
+            raise ConfigError(f"advantages.group.floor: got {self.floor}, must be above 0.")
+
+    def __call__(
+        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
+        rewards, group = rows.rewards.sum(1), rows.tokens.group
+        if self.scale == "group":
+            each = advantages.group_relative(rewards, group, floor=self.floor)
+        elif self.scale == "batch":
+            each = advantages.batch_relative(rewards, group, floor=self.floor, all_reduce=all_reduce)
+        else:
+            each, _ = advantages.centred(rewards, group)
+        return advantages.expand(each, rows.tokens.target), None

@@ -1,0 +1,147 @@
+"""max_{x' in T(x)} loss(f(x'), y) over edits of characters or words, by the recipes of TextAttack 0.3.11 (arXiv:2005.05909)."""
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from advalign.attacks import _textattack_support as support
+from advalign.errors import ConfigError, unknown
+from advalign.types import Budget, Example, Proposal
+
+__all__ = ["TextAttack"]
+
+# Our name, TextAttack's class, and the arguments without which the recipe would have to download something.
+RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "deepwordbug": ("DeepWordBugGao2018", ()),
+    "pruthi": ("Pruthi2019", ()),
+    "input-reduction": ("InputReductionFeng2018", ()),
+    "bad-characters": ("BadCharacters2021", ()),
+    "pwws": ("PWWSRen2019", ("synonyms",)),
+    "leap": ("LEAP2023", ("synonyms",)),
+    "iga": ("IGAWang2019", ("lexicon",)),
+    "textbugger": ("TextBuggerLi2018", ("lexicon", "encoder")),
+    "textfooler": ("TextFoolerJin2019", ("lexicon", "encoder")),
+    "bae": ("BAEGarg2019", ("masked_lm", "encoder")),
+    "bert-attack": ("BERTAttackLi2020", ("masked_lm", "encoder")),
+    "clare": ("CLARE2020", ("masked_lm", "encoder", "synonyms")),
+}
+
+# Recipes this adapter refuses, and why.
+REFUSED: Mapping[str, tuple[str, str]] = {
+    "a2t": ("A2TYoo2021", "it ranks words by the victim's gradient; the attack 'embedding' uses gradients"),
+    "hotflip": ("HotFlipEbrahimi2017", "it needs the gradient of a word-level LSTM"),
+    "alzantot": ("GeneticAlgorithmAlzantot2018", "it needs Google's 1-billion-word language model; 'iga' is the genetic search without it"),
+    "faster-alzantot": ("FasterGeneticAlgorithmJia2019", "it needs a downloaded language model; 'iga' is the genetic search without it"),
+    "kuleshov": ("Kuleshov2017", "it needs skip-thought vectors and GPT-2"),
+    "pso": ("PSOZang2020", "it needs HowNet; 'leap' is a particle swarm over synonyms"),
+    "checklist": ("CheckList2020", "it needs flair's tagger of named entities"),
+    "morpheus": ("MorpheusTan2020", "its victim maps text to text"),
+    "seq2sick": ("Seq2SickCheng2018BlackBox", "its victim maps text to text"),
+    "french": ("FrenchRecipe", "it needs flair's French tagger of named entities"),
+    "spanish": ("SpanishRecipe", "it needs flair's tagger of named entities"),
+    "chinese": ("ChineseRecipe", "it needs HowNet and a Chinese masked language model"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAttack:
+    """max over edited texts x' of 1 - p(y | x'), by a recipe of TextAttack (arXiv:2005.05909), e.g. DeepWordBug (arXiv:1801.04354).
+
+    recipe: a name of `RECIPES`, or TextAttack's own class name; it is built unmodified, `options` go to its `build`.
+    lexicon: JSON of word -> substitutes, in place of counter-fitted vectors. synonyms: JSON of word -> {n, v, a, r: words},
+    in place of WordNet and of a part-of-speech tagger. stopwords: text file, in place of our list.
+    encoder: sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder; the
+    recipe's threshold was tuned for that one: `similarity` replaces it. masked_lm: masked language model, in place of BERT.
+
+    Ours differs: nothing is downloaded; only texts sent to the target are queries (TextAttack also counts cache hits); each
+    example has its own random stream, so that results do not depend on order. In a pair only the prompt is edited.
+    """
+
+    recipe: str = "deepwordbug"
+    lexicon: str | None = None
+    synonyms: str | None = None
+    stopwords: str | None = None
+    encoder: str | None = None
+    similarity: float | None = None
+    masked_lm: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    access: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        for name, (cls, why) in REFUSED.items():
+            if self.recipe in (name, cls):
+                raise ConfigError(f"attacks.textattack.recipe: '{self.recipe}' cannot be run on a target: {why}.")
+        _, needs = RECIPES[self._kind]
+        missing = [name for name in needs if getattr(self, name) is None]
+        if missing:
+            raise ConfigError(
+                f"attacks.textattack: recipe '{self.recipe}' needs {' and '.join(f'`{name}`' for name in missing)}: "
+                "nothing is downloaded, so what it works with is an argument."
+            )
+        for name in ("lexicon", "synonyms", "stopwords"):
+            support.check(name, getattr(self, name))
+
+    @property
+    def _kind(self) -> str:
+        for name, (cls, _) in RECIPES.items():
+            if self.recipe in (name, cls):
+                return name
+        raise unknown("attacks.textattack.recipe", "recipe", self.recipe, [*RECIPES, *REFUSED])
+
+    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+        """One proposal per example; `text` is None where nothing was found, and `note` says why.
+        Words and radius of the budget are the harness's to judge; queries and seconds are kept here, per example."""
+        for example in examples:
+            if example.label is None:
+                raise ConfigError(f"attacks.textattack: example '{example.id}' has no label; the recipes attack classifiers.")
+            if example.pair is not None and self._kind == "bad-characters":
+                raise ConfigError(f"attacks.textattack: example '{example.id}' is a pair; 'bad-characters' edits single texts.")
+        stream = rng.getrandbits(64)
+        seams, resources = support.load(), self._resources()
+        options = {"goal_function_type": "targeted_classification", **self.options} if self._kind == "bad-characters" else self.options
+        with support.generators(stream), seams.tagged(resources.get("tags")):
+            attack = seams.build(RECIPES[self._kind][0], target, resources, options)
+            return [_attack(seams, attack, example, budget, stream) for example in examples]
+
+    def _resources(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"stopwords": support.stopwords(self.stopwords), "similarity": self.similarity}
+        if self.lexicon is not None:
+            found["lexicon"], _ = support.lexicon("lexicon", self.lexicon)
+        if self.synonyms is not None:
+            found["synonyms"], tags = support.lexicon("synonyms", self.synonyms)
+            if any(tags.values()):
+                found["tags"] = tags
+        for name in ("encoder", "masked_lm"):
+            if getattr(self, name) is not None:
+                found[name] = support.model_path(getattr(self, name))
+        return found
+
+
+def _attack(seams: Any, attack: Any, example: Example, budget: Budget, stream: int) -> Proposal:
+    """The outcome is a function of (stream, example): every other state is put back."""
+    queries = math.inf if budget.queries is None else budget.queries
+    seconds = math.inf if budget.seconds is None else budget.seconds
+    if queries < 1:
+        return Proposal(note="not attacked: the budget holds no query")
+    if not seams.num_words(example.prompt):
+        return Proposal(note="not attacked: the text has no words")
+    key = hashlib.sha256("\0".join([str(stream), example.prompt, example.pair or "", str(example.label)]).encode()).digest()
+    with support.generators(int.from_bytes(key[:8], "big")):
+        try:
+            result, sent = seams.run(attack, example.prompt, example.pair, example.label, queries, seconds)
+        except seams.OutOfBudget:
+            spent = attack.goal_function.model.num_sent
+            return Proposal(note=f"nothing found within the budget: stopped after {spent} queries")
+    if result.goal_status == seams.SKIPPED:
+        return Proposal(note="skipped: the prediction is wrong before any edit")
+    text = seams.text_of(result)
+    if result.goal_status == seams.MAXIMIZING:
+        before, after = seams.num_words(example.prompt), seams.num_words(text)
+        return Proposal(text=text, note=f"prediction kept with {after} of {before} words, {sent} queries")
+    if result.goal_status == seams.SUCCEEDED:
+        return Proposal(text=text, note=f"found after {sent} queries")
+    return Proposal(note=f"nothing found after {sent} queries")

@@ -1,0 +1,144 @@
+"""`advalign train | eval | attack | show | list`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from advalign import config as configuration
+from advalign import plugins
+from advalign.errors import AdvalignError, unknown
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Adversarial and GAN-style alignment, beside SFT and RL.")
+out = Console()
+
+Config = Annotated[Path, typer.Argument(help="A YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, for example objectives.robust.coef=0.3")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in output_dir.")] = False,
+    smoke: Annotated[bool, typer.Option(help="Two steps per stage, two rows per draw: does it run?")] = False,
+) -> None:
+    """Run a configuration. Prints the loss as a formula first."""
+    described = configuration.read(config, overrides or [])
+    trainer = configuration.trainer(_smoke(described) if smoke else described)
+    out.print(trainer.formula(), highlight=False, markup=False)
+    history = trainer.train(resume=resume)
+    if history:
+        numbers = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
+        out.print(_numbers(numbers, f"step {history[-1]['step']}"))
+    if trainer.args.output_dir:
+        out.print(f"saved to {trainer.args.output_dir}")
+
+
+@app.command()
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print the loss of a configuration as a formula, with its forwards, before a run. Loads no model."""
+    trainer = configuration.trainer(configuration.read(config, overrides or []))
+    out.print(trainer.formula(), highlight=False, markup=False)
+    for name, source in trainer.config["sources"].items():
+        rows = [f"{key} {getattr(source, key)}" for key in ("batch_size", "group_size", "limit") if getattr(source, key, None)]
+        out.print(f"source {name}: {plugins.kind_of(type(source))}, {', '.join(rows)}", highlight=False, markup=False)
+
+
+@app.command(name="list")
+def list_(room: Annotated[str, typer.Argument(help=", ".join(plugins.ROOMS))]) -> None:
+    """One line per plugin of a room: its kind and its formula."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for kind in plugins.kinds(room):
+        table.add_row(kind, plugins.summary(plugins.resolve(room, kind)))
+    out.print(table, markup=False)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")],
+    suite: Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")],
+    output: Annotated[Path | None, typer.Option(help="Where results.jsonl and report.html go; a killed run continues there.")] = None,
+    learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
+) -> None:
+    """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
+    from advalign.evaluation.suite import Suite
+
+    result = Suite.load(suite).run(_network(model, learner), output_dir=output)
+    out.print(result.markdown(), markup=False, highlight=False)
+    if output is not None:
+        result.html(output / "report.html")
+        out.print(f"written to {output / 'report.html'}")
+
+
+@app.command()
+def attack(
+    model: Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")],
+    text: Annotated[str, typer.Argument(help="The text (or prompt) to attack.")],
+    kind: Annotated[str, typer.Option(help="An attack: see advalign list attacks.")] = "embedding",
+    label: Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")] = None,
+    answer: Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")] = None,
+    options: Annotated[list[str] | None, typer.Argument(help="Fields of the attack, for example recipe=pwws adversary.radius=0.1")] = None,
+    learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
+) -> None:
+    """Attack one text and print what the harness found."""
+    from advalign.evaluation.suite import Suite
+
+    row = {"prompt": text, "label": label, "answer": answer}
+    chosen = {"kind": kind} | configuration.dotted(options or [])
+    suite = Suite.load({"data": [{k: v for k, v in row.items() if v is not None}], "attacks": {kind: chosen}, "examples": 1})
+    out.print(suite.run(_network(model, learner)).markdown(), markup=False, highlight=False)
+
+
+def _network(model: str, learner: str | None) -> Any:
+    """A network from a folder of one model, or of a run, which holds one folder per learner."""
+    from advalign.models import load
+
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        if learner is not None and learner not in inside:
+            raise unknown(model, "learner", learner, inside)
+        if inside:
+            chosen = learner or ("policy" if "policy" in inside else inside[0])
+            return load(str(folder / chosen))
+    return load(model, head=None)
+
+
+def _smoke(described: dict[str, Any]) -> dict[str, Any]:
+    """The same run, as small as it can be: every plugin is started, every forward runs."""
+    small = json.loads(json.dumps(described))
+    for stage in small.get("stages", []):
+        stage["steps"] = 2
+    small["args"] = (small.get("args") or {}) | {"max_steps": 2}
+    for source in small.get("sources", {}).values():
+        source["batch_size"] = min(source.get("batch_size", 2), 2)
+        if "group_size" in source or source.get("kind") == "prompts":
+            source["group_size"] = 2
+    for evaluation in small.get("evaluations", {}).values():
+        evaluation["number"] = 2
+    return small
+
+
+def _numbers(numbers: dict[str, float], title: str) -> Table:
+    table = Table(title=title, box=None)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name in sorted(numbers):
+        table.add_row(name, f"{numbers[name]:.4g}")
+    return table
+
+
+def main() -> None:
+    """The console script: a mistake of the user is one sentence, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except AdvalignError as error:
+        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)

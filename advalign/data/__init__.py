@@ -1,0 +1,211 @@
+"""From a reference to examples: a procedural task, a local file or a hub data set, with columns found by their usual names.
+
+"task:constraints" · {task: {kind: constraints, words: 12}, split: test, number: 60}
+"${ADVALIGN_DATA}/cls_sst2/{split}.jsonl"          .jsonl .csv .txt, also .gz; environment variables are expanded
+"openai/gsm8k" · {hub: openai/gsm8k, name: main, split: test}
+{path: "${ADVALIGN_DATA}/math_gsm8k/train.jsonl.gz", hub: openai/gsm8k, name: main}       the file where it exists, else the hub
+"""
+
+import csv
+import dataclasses
+import gzip
+import json
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from advalign import plugins
+from advalign.data import columns as _columns
+from advalign.errors import ConfigError, unknown
+from advalign.types import Example
+
+KEYS = ("task", "path", "hub", "name", "split", "number", "columns", "revision")
+SUFFIXES = (".jsonl", ".csv", ".txt")
+DEFAULT_NUMBER = 1000
+
+
+def examples(
+    ref: str | Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """Examples of a reference. `columns` {field: column} goes before the usual names; unmapped columns stay in `meta`.
+
+    With `limit`: that many, drawn with `seed`; without: all, in file order. Task examples carry their own `verify`.
+    """
+    spec = _spec(ref, split)
+    if "task" in spec:
+        return _from_task(spec, limit, seed)
+    mapping = {**(spec.get("columns") or {}), **(columns or {})}
+    return [_columns.example(row, mapping, where) for where, row in _read(spec, limit, seed)]
+
+
+def rows(ref: str | Mapping[str, Any], split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """The same, as plain rows under their own column names. A task's rows are prompt, answer, id and the slots of its `meta`."""
+    spec = _spec(ref, split)
+    if "task" in spec:
+        return [{"prompt": e.prompt, "answer": e.answer, "id": e.id, **e.meta} for e in _from_task(spec, limit, seed)]
+    return [row for _, row in _read(spec, limit, seed)]
+
+
+def demonstrations(
+    ref: str | Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """Examples that all carry `meta["response"]`: a task demonstrates it; a row without one responds with its answer."""
+    found, maker = examples(ref, columns, split, limit, seed), task_of(ref)
+    complete = []
+    for e in found:
+        response = e.meta.get("response", e.answer)
+        if maker is not None:
+            response = maker.demonstrate(e, random.Random(f"{seed}/{e.id}"))
+        if not isinstance(response, str):
+            raise ConfigError(f"data: {ref}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
+        complete.append(dataclasses.replace(e, meta={**e.meta, "response": response}))
+    return complete
+
+
+def task_of(ref: str | Mapping[str, Any]) -> Any:
+    """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
+    given = _spec(ref, "train").get("task")
+    if given is None:
+        return None
+    fields = {"kind": given} if isinstance(given, str) else dict(given)
+    if "kind" not in fields:
+        raise ConfigError(f"data.task: {fields} has no 'kind'; known kinds: {', '.join(plugins.kinds('tasks'))}.")
+    cls = plugins.resolve("tasks", fields.pop("kind"), "data.task")
+    known = [field.name for field in dataclasses.fields(cls)]
+    wrong = [name for name in fields if name not in known]
+    if wrong:
+        raise unknown("data.task", f"field of {plugins.kind_of(cls)}", wrong[0], known)
+    return cls(**fields)
+
+
+def texts(ref: str | Mapping[str, Any], columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
+    """Texts to build a tokenizer from: a task's alphabet, or every prompt, pair, answer and response of a file."""
+    maker = task_of(ref)
+    if maker is not None:
+        return maker.vocabulary()
+    found: list[Any] = []
+    for e in examples(ref, columns, split):
+        found += [e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))]
+    return [text for text in found if isinstance(text, str)]
+
+
+def expand(path: str) -> str:
+    """`${NAME}` and `~` expanded; a variable that is not set is an error in one sentence."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"data: '{path}' needs the environment variable {match[1]}, which is not set; export {match[1]}=<folder>.")
+        return os.environ[match[1]]
+
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
+
+
+def _spec(ref: str | Mapping[str, Any], split: str) -> dict[str, Any]:
+    """A reference as a mapping with `split` and one or two of task, path, hub."""
+    if not isinstance(ref, str):
+        wrong = [key for key in ref if key not in KEYS]
+        if wrong:
+            raise unknown("data", "key", wrong[0], KEYS)
+        if not {"task", "path", "hub"} & set(ref) or ("task" in ref and {"path", "hub"} & set(ref)):
+            raise ConfigError(f"data: {dict(ref)} must name a task, a path, a hub data set, or a path and a hub data set to fall back to.")
+        return {"split": split, **ref}
+    if ref.startswith("task:"):
+        return {"task": ref.removeprefix("task:"), "split": split}
+    local = ref.removesuffix(".gz").endswith(SUFFIXES) or ref.startswith(("${", "/", "./", "../", "~")) or Path(ref).is_file()
+    return {"path" if local else "hub": ref, "split": split}
+
+
+def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
+    numbers = [n for n in (spec.get("number"), limit) if n is not None]
+    number = min(numbers) if numbers else DEFAULT_NUMBER
+    return task_of(spec).examples(spec["split"], number, random.Random(f"{seed}/{spec['split']}"))
+
+
+def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """(where, row) pairs, sampled."""
+    found = _local(spec) if "path" in spec else None
+    if found is not None:
+        pairs = list(_file(found))
+    elif "hub" in spec:
+        pairs = _hub(spec)
+    else:
+        raise ConfigError(f"data: no file '{expand(spec['path']).replace('{split}', spec['split'])}' and no 'hub' to fall back to.")
+    numbers = [n for n in (spec.get("number"), limit) if n is not None]
+    if not numbers:
+        return pairs
+    return random.Random(f"{seed}/{spec['split']}").sample(pairs, min(*numbers, len(pairs)))
+
+
+def _local(spec: Mapping[str, Any]) -> Path | None:
+    """The file, if it is there. A variable that is not set is an error only where no hub data set stands behind it."""
+    try:
+        path = Path(expand(spec["path"]).replace("{split}", spec["split"]))
+    except ConfigError:
+        if "hub" in spec:
+            return None
+        raise
+    return path if path.is_file() else None
+
+
+def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of one file; `where` is its name and the number of the line."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind not in SUFFIXES:
+        raise unknown(f"data: {path}", "reader for the ending", kind, [f"{s}{z}" for s in SUFFIXES for z in ("", ".gz")])
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        try:
+            yield from {".jsonl": _jsonl, ".csv": _csv, ".txt": _txt}[kind](file, path)
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+            raise ConfigError(f"data: {path} cannot be read as UTF-8 {kind} ({error}).") from error
+
+
+def _jsonl(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"data: {path}, row {number} is not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"data: {path}, row {number} is a {type(row).__name__}, not an object with named columns.")
+        yield f"{path}, row {number}", row
+
+
+def _csv(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(file)
+    for row in reader:
+        where = f"{path}, row {reader.line_num}"
+        if None in row or None in row.values():
+            raise ConfigError(f"data: {where} does not have the {len(reader.fieldnames or ())} columns of the header.")
+        yield where, dict(row)
+
+
+def _txt(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield f"{path}, row {number}", {"text": line.rstrip("\r\n")}
+
+
+def _hub(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(spec["hub"], spec.get("name"), split=spec["split"], revision=spec.get("revision"))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        message = f"data: cannot load '{spec['hub']}' (split '{spec['split']}') from the hub: {reason[0]}"
+        raise ConfigError(message) from error
+    return [(f"{spec['hub']}, row {number}", dict(row)) for number, row in enumerate(loaded, 1)]

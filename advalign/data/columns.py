@@ -1,0 +1,116 @@
+"""One row of a data set -> one Example: a column mapping first, the usual names after it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from advalign.errors import ConfigError, unknown
+from advalign.types import Example
+
+# In order of preference. A field that is not found stays empty; only the prompt is required.
+USUAL = {
+    "prompt": ("prompt", "question", "instruction", "problem", "query", "text", "sentence", "premise", "sentence1", "question1", "goal"),
+    "response": ("response", "completion", "output", "solution"),
+    "answer": ("answer", "final_answer", "target"),
+    "label": ("label",),
+    "pair": ("pair", "hypothesis", "sentence2", "question2"),
+    "id": ("id", "unique_id"),
+}
+FIELDS = (*USUAL, "chosen", "rejected", "messages")
+
+
+def example(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> Example:
+    """`mapping` {field: column}. response, chosen, rejected and every unused column stay in `meta`."""
+    _check(row, mapping, where)
+    used = _used(row, mapping)
+    meta = {name: value for name, value in row.items() if name not in used.values()}
+    fields = {field: row[column] for field, column in used.items()}
+    _unpack_chat(fields, meta, row)
+    if not isinstance(fields.get("prompt"), str) or not fields["prompt"]:
+        given = "is empty or no text" if "prompt" in fields else f"is not among the columns {', '.join(row)}"
+        raise ConfigError(f"data: {where}: the prompt {given}; name its column with columns: {{prompt: ...}}.")
+    for name in ("response", "chosen", "rejected"):
+        if name in fields:
+            meta[name] = fields[name]
+    answer = fields.get("answer")
+    if isinstance(answer, str) and "####" in answer:
+        meta.setdefault("response", answer)
+        answer = answer.rpartition("####")[2].strip()
+    return Example(
+        prompt=fields["prompt"],
+        answer=None if answer is None else _text(answer),
+        id=_text(fields.get("id", where.rpartition("row ")[2])),
+        meta=meta,
+        label=_label(fields.get("label"), "label" in mapping, where, meta),
+        pair=fields.get("pair"),
+    )
+
+
+def _check(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> None:
+    for field, column in mapping.items():
+        if field not in FIELDS:
+            raise unknown("data.columns", "field", field, FIELDS)
+        if column not in row:
+            raise unknown(f"data: {where}", "column", column, row)
+
+
+def _used(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
+    """{field: column}; a column serves one field."""
+    used = dict(mapping)
+    for field, names in USUAL.items():
+        free = [name for name in names if name in row and name not in used.values()]
+        if field not in used and free:
+            used[field] = free[0]
+    for field in ("chosen", "rejected", "messages"):
+        if field in row:
+            used.setdefault(field, field)
+    return used
+
+
+def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Chat turns -> prompt and final answer as plain text; the turns stay in `meta["messages"]`. Alpaca's `input` joins its instruction."""
+    turns = fields.pop("messages", None)
+    if _is_chat(fields.get("prompt")):
+        turns = fields.pop("prompt")
+    for name in ("chosen", "rejected"):
+        if _is_chat(fields.get(name)):
+            before, fields[name] = _split_chat(fields[name])
+            fields.setdefault("prompt", before)
+    if _is_chat(turns):
+        meta["messages"] = turns
+        before, last = _split_chat(turns)
+        fields.setdefault("prompt", before)
+        if last is not None:
+            fields.setdefault("response", last)
+    if meta.get("input") and fields.get("prompt") == row.get("instruction"):
+        fields["prompt"] = f"{fields['prompt']}\n\n{meta.pop('input')}"
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) and "content" in turn for turn in value)
+
+
+def _split_chat(turns: list[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """(everything before the assistant's last turn, that turn or None)."""
+    last = turns[-1]["content"] if turns[-1].get("role") == "assistant" else None
+    before = turns[:-1] if last is not None else turns
+    return "\n".join(str(turn["content"]) for turn in before), last
+
+
+def _label(value: Any, named: bool, where: str, meta: dict[str, Any]) -> int | None:
+    """A class index. Text labels stay in `meta`, unless the user named the column: then they are an error."""
+    if value is None:
+        return None
+    try:
+        if int(value) == float(value):
+            return int(value)
+    except (TypeError, ValueError):
+        pass
+    if named:
+        raise ConfigError(f"data: {where}: the label '{value}' is not a class index (a whole number).")
+    meta["label"] = value
+    return None
+
+
+def _text(value: Any) -> str:
+    """Numbers as people write them: 43.0 -> "43"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

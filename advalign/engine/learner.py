@@ -1,0 +1,152 @@
+"""A learner: a model, an optimizer and one sum of objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import get_scheduler
+
+from advalign.engine import micro as mb
+from advalign.engine.keys import seed_of
+from advalign.engine.plan import Plan
+from advalign.engine.views import Run, Sums
+from advalign.errors import ConfigError
+from advalign.models import ModelSpec, Network
+from advalign.types import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(ModelSpec):
+    """A model and how it is trained. `updates`: draws of its own sources per training step (a discriminator's n_d);
+    every draw is split, groups whole, into `minibatches`, repeated `epochs` times, each one optimizer update."""
+
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "constant"
+    warmup_steps: int = 0
+    updates: int = 1
+    minibatches: int = 1
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "minibatches", "epochs"):
+            if getattr(self, name) < 1 and not (name == "updates" and self.updates == 0):
+                raise ConfigError(f"learners: {name} is {getattr(self, name)}; it must be at least 1.")
+
+
+class LearnerRuntime:
+    """A started learner. `version` counts its updates; rewards are stamped with it."""
+
+    def __init__(self, name: str, config: Learner, network: Network, accelerator: Accelerator, total_steps: int) -> None:
+        self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.scheduler = get_scheduler(
+            config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps
+        )
+        self.wrapped: Any = accelerator.prepare_model(network)
+        self.optimizer = accelerator.prepare_optimizer(self.optimizer)
+        self.version = 0
+
+    def update(
+        self, plan: Plan, rows: Mapping[str, Any], frozen: Mapping[str, Network], *, budget: int, key: tuple[object, ...], measure: bool = False
+    ) -> dict[str, float]:
+        """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens.
+
+        `measure` also returns the gradient norm of every term and the cosines between them, at the price of one backward
+        per term."""
+        sums = Sums()
+        self.network.train()
+        # Dropout draws from the global state: keyed by the update, so that a resumed run draws the same masks.
+        torch.manual_seed(seed_of(*key, "dropout"))
+        run = Run(
+            network=self.wrapped,
+            plan=plan,
+            frozen=frozen,
+            weights=self._weights(plan, rows),
+            sizes={s: r.tokens.ids.shape[0] for s, r in rows.items()},
+            key=key,
+            sums=sums,
+        )
+        gradients = Gradients(self.network) if measure else None
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in mb.pack(rows, budget, whole_groups=_whole_groups(plan)):
+            self._micro(run, micro, rows, gradients)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.version += 1
+        logs = sums.report()
+        logs |= {f"{a}/gain": logs[f"{a}/loss_end"] - logs[f"{a}/loss_start"] for a in plan.adversaries if f"{a}/loss_start" in logs}
+        logs |= gradients.summary() if gradients is not None else {}
+        return logs | {f"{self.name}/grad_norm": float(norm), f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _micro(self, run: Run, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None) -> None:
+        width = max(int(rows[s].tokens.lengths[numbers].max()) for s, numbers in micro.items())
+        here = {s: mb.cut(rows[s], numbers, width).to(self.network.device) for s, numbers in micro.items()}
+        for component in run.plan.components:
+            losses = run.losses(micro, here, component)
+            if not losses:
+                continue
+            if gradients is not None:
+                gradients.add(losses)
+            # Data parallelism averages gradients over ranks; weights carry global counts, so the sum is what is wanted.
+            self.accelerator.backward(sum(losses.values()) * self.accelerator.num_processes)
+
+    def _weights(self, plan: Plan, rows: Mapping[str, Any]) -> dict[str, Weights]:
+        named = dict(plan.terms) | {f"{view}.inner": a.inner for view, a in plan.adversaries.items() if a.inner is not None}
+        found = {}
+        for name, term in named.items():
+            if term.source in rows:
+                weights = term.weights(rows[term.source])
+                found[name] = Weights(weights.values, self.accelerator.reduce(weights.count, reduction="sum"))
+        return found
+
+    def set_learning_rate(self, base: float) -> None:
+        """A stage or a schedule may move the base rate; the scheduler's factor stays."""
+        for group, factor, i in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, range(len(self.scheduler.base_lrs)), strict=True):
+            if self.scheduler.base_lrs[i] != base:
+                self.scheduler.base_lrs[i] = base
+                group["lr"] = base * factor(self.scheduler.last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "version": self.version}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.version = int(state["version"])
+
+
+class Gradients:
+    """What each term pulls at: gradient norms and cosines, of a whole update."""
+
+    def __init__(self, network: Network) -> None:
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.by_term: dict[str, list[Tensor]] = {}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+            dense = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(found, self.parameters, strict=True)]
+            known = self.by_term.get(name)
+            self.by_term[name] = dense if known is None else [a + b for a, b in zip(known, dense, strict=True)]
+
+    def summary(self) -> dict[str, float]:
+        flat = {name: torch.cat([g.flatten() for g in grads]) for name, grads in self.by_term.items()}
+        logs = {f"{name}/gradient_norm": float(g.norm()) for name, g in flat.items()}
+        names = sorted(flat)
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                logs[f"cosine/{first}~{second}"] = float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
+        return logs
+
+
+def _whole_groups(plan: Plan) -> frozenset[str]:
+    shared = {s for view, a in plan.adversaries.items() if a.threat.share == "group" for s in plan.readers(view)}
+    return frozenset(shared | {t.source for t in plan.terms.values() if t.bundle == "group"})

@@ -1,0 +1,129 @@
+"""Micro-batches: bundles of rows packed side by side under a token budget. Nothing that is computed depends on the split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from advalign.errors import BudgetError
+from advalign.types import Outputs, PairRows, Rows, Tokens, Weights, fit
+
+Micro = Mapping[str, Tensor]  # {source: numbers of its rows}
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    source: str
+    rows: list[int]
+    length: int
+
+
+def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset()) -> list[dict[str, Tensor]]:
+    """Split an update. A pair, or a whole group where a delta is shared (`whole_groups`: names of sources), stays together.
+
+    Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row.
+    Raises BudgetError when a single bundle is over the budget.
+    """
+    bundles = [b for source, r in rows.items() for b in _bundles(source, r, source in whole_groups)]
+    bundles.sort(key=lambda b: (-b.length, b.source, b.rows[0]))
+    micros: list[list[_Bundle]] = []
+    for bundle in bundles:
+        if bundle.length * len(bundle.rows) > budget:
+            raise BudgetError(
+                f"args.token_budget: {len(bundle.rows)} row(s) of {bundle.length} tokens of source '{bundle.source}' must stay together "
+                f"and need {bundle.length * len(bundle.rows)}, the budget is {budget}; raise it."
+            )
+        width = micros[-1][0].length if micros else 0
+        if micros and width * (sum(len(b.rows) for b in micros[-1]) + len(bundle.rows)) <= budget:
+            micros[-1].append(bundle)
+        else:
+            micros.append([bundle])
+    return [_indices(micro) for micro in micros]
+
+
+def _bundles(source: str, rows: Any, by_group: bool) -> list[_Bundle]:
+    lengths = rows.tokens.lengths.tolist()
+    if isinstance(rows, PairRows):
+        members = [[i, i + 1] for i in range(0, len(lengths), 2)]
+    elif by_group:
+        members = [(rows.tokens.group == g).nonzero().squeeze(1).tolist() for g in rows.tokens.group.unique().tolist()]
+    else:
+        members = [[i] for i in range(len(lengths))]
+    return [_Bundle(source, m, max(lengths[i] for i in m)) for m in members]
+
+
+def _indices(micro: Sequence[_Bundle]) -> dict[str, Tensor]:
+    found: dict[str, list[int]] = {}
+    for bundle in micro:
+        found.setdefault(bundle.source, []).extend(bundle.rows)
+    # In row order: the order inside a source must not depend on how lengths happened to sort.
+    return {source: torch.tensor(sorted(numbers), dtype=torch.long) for source, numbers in sorted(found.items())}
+
+
+def cut(rows: Any, numbers: Int[Tensor, "N"], width: int) -> Any:
+    """The rows of a micro-batch, every "B T" column cropped or padded to `width`."""
+    return widen(rows.index(numbers), width)
+
+
+def widen(rows: Any, width: int) -> Any:
+    new: dict[str, Any] = {}
+    for item in fields(rows):
+        value = getattr(rows, item.name)
+        if isinstance(value, Tokens):
+            new[item.name] = value.fit(width)
+        elif isinstance(value, Tensor) and value.ndim >= 2 and item.name != "rewards":
+            new[item.name] = fit(value, width)
+    return replace(rows, **new)
+
+
+def cut_weights(weights: Weights, num_rows: int, numbers: Int[Tensor, "N"], width: int) -> Float[Tensor, "..."]:
+    """The weights of a micro-batch: by row, or by pair where there are half as many weights as rows."""
+    per = num_rows // weights.values.shape[0]
+    values = weights.values[numbers[::per] // per]
+    return fit(values, width) if values.ndim >= 2 else values
+
+
+def join(tokens: Sequence[Tokens]) -> Tokens:
+    """Several sources side by side; widths must agree. Group numbers are kept apart."""
+    joined: dict[str, Tensor] = {}
+    for item in fields(Tokens):
+        joined[item.name] = torch.cat([getattr(t, item.name) for t in tokens])
+    offset, groups = 0, []
+    for t in tokens:
+        groups.append(t.group + offset)
+        offset += int(t.group.max()) + 1
+    return Tokens(**{**joined, "group": torch.cat(groups)})
+
+
+def part(outputs: Outputs, start: int, stop: int) -> Outputs:
+    """The outputs of one source out of a joined forward."""
+    return outputs.index(torch.arange(start, stop, device=_any(outputs).device))
+
+
+def _any(outputs: Outputs) -> Tensor:
+    for item in fields(outputs):
+        value = getattr(outputs, item.name)
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Rows):
+            return value.hidden  # type: ignore[attr-defined]
+    raise AssertionError("a forward without outputs")
+
+
+def temperatures(rows: Sequence[Any]) -> Float[Tensor, "B"] | None:
+    """Sampling temperature per row; None where all are 1."""
+    values = [getattr(r, "temperature", 1.0) or 1.0 for r in rows]
+    if all(v == 1.0 for v in values):
+        return None
+    return torch.cat([torch.full((r.tokens.ids.shape[0],), float(v)) for r, v in zip(rows, values, strict=True)])
+
+
+def split_groups(rows: Any, parts: int) -> list[Tensor]:
+    """A draw split into updates, groups (and so pairs) whole: row numbers per update."""
+    owner = rows.tokens.group
+    return [torch.isin(owner, chunk).nonzero().squeeze(1) for chunk in torch.tensor_split(owner.unique(), parts)]

@@ -1,0 +1,113 @@
+"""Line and bar plots as inline SVG. Colours are CSS variables, so that one file reads well on light and on dark paper."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+# matplotlib is given placeholder colours that nothing else uses; they become variables of the page afterwards.
+INK, SOFT, GRID = "#010203", "#040506", "#070809"
+SERIES = tuple(f"#0a0b{16 + i:02x}" for i in range(8))
+VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
+SETTINGS = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.9,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 2.0,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def lines(series: Mapping[str, Sequence[Sequence[float]]], *, x_label: str, y_label: str, log_x: bool = False, key: str = "") -> str:
+    """{name: (x, y) or (x, y, low, high)}: one line each, with a band where low and high are given."""
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
+        figure, axes = _canvas(7.4, 3.5)
+        for i, (name, curve) in enumerate(series.items()):
+            colour = SERIES[i % len(SERIES)]
+            dashes = "-" if i < len(SERIES) else "--"
+            x, y = curve[0], curve[1]
+            axes.plot(x, y, color=colour, label=name, linestyle=dashes, marker="o" if len(x) <= 12 else None, markersize=4.5)
+            if len(curve) == 4:
+                axes.fill_between(x, curve[2], curve[3], color=colour, alpha=0.16, linewidth=0)
+        if log_x:
+            axes.set_xscale("symlog", linthresh=min((v for c in series.values() for v in c[0] if v > 0), default=1.0))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.02)
+        if len(series) > 1:
+            _legend(figure, axes, len(series))
+        return _svg(figure)
+
+
+def bars(groups: Sequence[Mapping[str, Any]], *, x_label: str, limits: tuple[float, float] | None = None, key: str = "") -> str:
+    """Horizontal bars with intervals: {label, value, low?, high?, series?}; bars of one label stand together."""
+    labels = list(dict.fromkeys(str(g["label"]) for g in groups))
+    names = list(dict.fromkeys(str(g.get("series", "")) for g in groups))
+    thick = 0.72 / len(names)
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key, "axes.grid.axis": "x", "axes.spines.left": False}):
+        figure, axes = _canvas(7.4, max(1.5, 0.75 + len(labels) * (0.22 + 0.24 * len(names))))
+        for i, name in enumerate(names):
+            mine = [g for g in groups if str(g.get("series", "")) == name]
+            at = [labels.index(str(g["label"])) + (i - (len(names) - 1) / 2) * thick for g in mine]
+            axes.barh(at, [_finite(g["value"]) for g in mine], height=thick * 0.86, color=SERIES[i % len(SERIES)], label=name)
+            for y, g in zip(at, mine, strict=True):
+                if g.get("low") is not None and g.get("high") is not None:
+                    axes.plot([g["low"], g["high"]], [y, y], color=INK, linewidth=1.3, solid_capstyle="butt")
+                    axes.plot([g["low"], g["high"]], [y, y], color=INK, linestyle="none", marker="|", markersize=6)
+        axes.set_yticks(range(len(labels)), labels, color=INK)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+        if limits is not None:
+            axes.set_xlim(*limits)
+        if len(names) > 1:
+            _legend(figure, axes, len(names))
+        return _svg(figure)
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    # The object interface, not pyplot: no global state and no window system.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Any, axes: Any, number: int) -> None:
+    columns = min(number, 4)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.6, fontsize=9.5)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+__all__ = ["bars", "lines"]

@@ -1,0 +1,233 @@
+"""The victim as an attack sees it: answers, gradients and one meter of what was spent.
+
+A query is one distinct text, or one text under one edit, that reached the model; the same text twice in one call is sent
+once and counted once. Batches are sorted by length and padded to their own longest row. The network is evaluated without
+dropout and left as it was found.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.engine.keys import generator
+from advalign.engine.views import region
+from advalign.errors import BudgetError, ConfigError
+from advalign.models import Network
+from advalign.models.perturb import without_dropout
+from advalign.protocols import Ground
+from advalign.rollout.hf import HF
+from advalign.types import Edit, Example, Outputs, RolloutGroup, Sampling, ThreatModel, Tokens, fit
+
+Edits = Mapping[str, Tensor]  # {site: "T D"} of one example, T its own number of tokens
+LossOf = Callable[[Outputs, Tokens, Sequence[Example]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """What one step of a gradient attack learns: the loss it climbs, the score it is chosen by, the gradients."""
+
+    losses: Float[Tensor, "N"]
+    scores: Float[Tensor, "N"]
+    gradients: Mapping[str, Float[Tensor, "N T D"]]
+
+
+class Victim:
+    """Abstract: what both kinds of target share. `limit`: queries after which it refuses to answer."""
+
+    reads: frozenset[str]
+
+    def __init__(self, network: Network, *, batch_tokens: int = 8192) -> None:
+        self.network = network
+        self.batch_tokens = batch_tokens
+        self.limit: int | None = None
+        self.num_queries = self.num_gradients = self.num_forwards = self.num_tokens = 0
+
+    def tokens(self, examples: Sequence[Example]) -> Tokens:
+        raise NotImplementedError
+
+    def unit(self, threat: ThreatModel) -> float:
+        """What a radius of 1 is worth in numbers of the hidden state."""
+        return self.network.mean_embedding_norm() if threat.relative_to == "mean_embedding_norm" else 1.0
+
+    def ground(self, threat: ThreatModel, tokens: Tokens, examples: Sequence[Example], key: Sequence[object]) -> Ground:
+        """Where an adversary may stand: one delta per example, its random stream keyed by (key, example id)."""
+        return Ground(
+            shapes={site: (tokens.ids.shape[1], self.network.width(site)) for site in threat.sites},
+            allowed=region(threat.where, tokens),
+            radius=threat.radius * self.unit(threat),
+            dtype=torch.float64 if self.network.dtype == torch.float64 else torch.float32,
+            generators=[generator(*key, example.id) for example in examples],
+        )
+
+    def climb(
+        self, tokens: Tokens, examples: Sequence[Example], edits: Mapping[str, Edit], loss_of: LossOf, gradients: bool = True
+    ) -> Climb:
+        """Losses and scores under edits ("N T D"), and the gradient of the losses with respect to the edits alone."""
+        leaves = {site: edit.add.detach().clone().requires_grad_(gradients) for site, edit in edits.items()}
+        with torch.set_grad_enabled(gradients):
+            outputs = self._forward(tokens, {site: Edit(leaf) for site, leaf in leaves.items()})
+            losses, scores = loss_of(outputs, tokens, examples)
+        found: dict[str, Tensor] = {}
+        if gradients:
+            self.num_gradients += len(examples)
+            found = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
+        return Climb(losses=losses.detach(), scores=scores.detach(), gradients=found)
+
+    def _forward(self, tokens: Tokens, edits: Mapping[str, Edit] | None = None, reads: frozenset[str] | None = None) -> Outputs:
+        rows = tokens.ids.shape[0]
+        self.num_queries += rows
+        if self.limit is not None and self.num_queries > self.limit:
+            raise BudgetError(f"target: {self.num_queries} queries, {self.limit} allowed.")
+        self.num_forwards += 1
+        self.num_tokens += int(tokens.mask.sum())
+        with without_dropout(self.network):
+            return self.network(tokens.to(self.network.device), self.reads if reads is None else reads, edits or {})
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices, longest first, in batches of at most `batch_tokens` padded tokens."""
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        batches: list[list[int]] = []
+        for i in order:
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= self.batch_tokens:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    @torch.no_grad()
+    def _all(
+        self,
+        tokens: Tokens,
+        edits: Sequence[Edits] | None,
+        read: Callable[[Outputs, Tokens], Tensor],
+        reads: frozenset[str] | None = None,
+    ) -> Tensor:
+        """`read` of every row, batch by batch, in the order of the rows."""
+        lengths = tokens.lengths.tolist()
+        results: list[Tensor | None] = [None] * len(lengths)
+        for batch in self._batches(lengths):
+            part = tokens.index(torch.tensor(batch)).fit(lengths[batch[0]])
+            adds = None if edits is None else stack([edits[i] for i in batch], part.ids.shape[1], self.network.device)
+            values = read(self._forward(part, adds, reads), part).float().cpu()
+            for i, value in zip(batch, values, strict=True):
+                results[i] = value
+        return torch.stack([r for r in results if r is not None])
+
+
+class ClassifierTarget(Victim):
+    """A classifier; `predict` is the whole interface of text attacks."""
+
+    reads = frozenset({"class_logits"})
+
+    def tokens(self, examples: Sequence[Example]) -> Tokens:
+        pairs = [e.pair or "" for e in examples] if examples[0].pair is not None else None
+        return self.network.encoder.classify([e.prompt for e in examples], pairs)
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Float[Tensor, "B C"]:
+        """Logits. Equal texts of one call are sent once."""
+        rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
+        number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+        tokens = self.network.encoder.classify([r[0] for r in number], None if pairs is None else [r[1] for r in number])
+        return self._all(tokens, None, lambda out, _: out.class_logits)[[number[row] for row in rows]]
+
+    def predict_edited(self, examples: Sequence[Example], edits: Sequence[Edits]) -> Float[Tensor, "B C"]:
+        """Logits of each example with its own edits added to its hidden states."""
+        return self._all(self.tokens(examples), edits, lambda out, _: out.class_logits)
+
+
+class GeneratorTarget(Victim):
+    """A language model: answers, and the loss of a reference response."""
+
+    reads = frozenset({"logprobs"})
+
+    def tokens(self, examples: Sequence[Example]) -> Tokens:
+        return self.network.encoder.demos([e.prompt for e in examples], [response_of(e) for e in examples])
+
+    def nll(self, examples: Sequence[Example], edits: Sequence[Edits] | None = None) -> Float[Tensor, "B"]:
+        """Mean negative log-likelihood per token of each example's reference response."""
+        return self._all(self.tokens(examples), edits, lambda out, tokens: mean_nll(out, tokens))
+
+    def generate(self, examples: Sequence[Example], n: int, sampling: Sampling, key: Sequence[object]) -> list[RolloutGroup]:
+        """`n` responses per example; each example has its own random stream only in a greedy run."""
+        self.num_queries += n * len(examples)
+        return HF().generate(self.network, examples, n, sampling, generator(*key))
+
+    def entropy(self, groups: Sequence[RolloutGroup]) -> Tensor:
+        """Mean entropy of the next-token distribution (temperature 1) along each response, prompts in order."""
+        tokens = self.network.encoder.rollouts(groups)
+
+        def read(outputs: Outputs, part: Tokens) -> Tensor:
+            assert outputs.entropy is not None
+            target = part.target.to(outputs.entropy.device)
+            return (outputs.entropy * target).sum(1) / target.sum(1).clamp(min=1)
+
+        return self._all(tokens, None, read, frozenset({"entropy"}))
+
+    @torch.no_grad()
+    def continue_edited(self, examples: Sequence[Example], edits: Sequence[Edits], max_new_tokens: int) -> list[str]:
+        """Greedy answers to prompts whose hidden states are edited, recomputed token by token (an edit has no key-value cache)."""
+        encoder = self.network.encoder
+        prompts = [encoder.prompt(e.prompt) for e in examples]
+        cropped = [{site: add[: len(p)] for site, add in edit.items()} for p, edit in zip(prompts, edits, strict=True)]
+        answers: list[list[int]] = [[] for _ in examples]
+        alive = list(range(len(examples)))
+        for _ in range(max_new_tokens):
+            tokens = _prefixes([prompts[i] + answers[i] for i in alive], encoder.pad_id)
+            adds = stack([cropped[i] for i in alive], tokens.ids.shape[1], self.network.device)
+            hidden = self._forward(tokens, adds, frozenset({"distribution"})).distribution.hidden
+            last = hidden[torch.arange(len(alive)), tokens.lengths]
+            chosen = self.network.next_token_logits(last).argmax(-1).tolist()
+            for i, token in zip(alive, chosen, strict=True):
+                answers[i].append(token)
+            alive = [i for i, token in zip(alive, chosen, strict=True) if token != encoder.eos_id]
+            if not alive:
+                break
+        return [encoder.decode(answer) for answer in answers]
+
+
+def target_of(network: Network, **options: Any) -> ClassifierTarget | GeneratorTarget:
+    """The target for a network's head."""
+    kinds = {"classifier": ClassifierTarget, "policy": GeneratorTarget}
+    if network.head not in kinds:
+        raise ConfigError(f"evaluation: a network with head '{network.head}' cannot be attacked; known heads: classifier, policy.")
+    return kinds[network.head](network, **options)
+
+
+def mean_nll(outputs: Outputs, tokens: Tokens) -> Float[Tensor, "B"]:
+    """-1/|y| sum_t log p(y_t | x, y_<t)."""
+    assert outputs.logprobs is not None
+    target = tokens.target.to(outputs.logprobs.device)
+    return -(outputs.logprobs * target).sum(1) / target.sum(1).clamp(min=1)
+
+
+def response_of(example: Example) -> str:
+    response = example.meta.get("response", example.answer)
+    if response is None:
+        raise ConfigError(f"example '{example.id}': no reference response; give meta['response'] or an answer to measure a loss.")
+    return str(response)
+
+
+def stack(edits: Sequence[Edits], width: int, device: torch.device) -> dict[str, Edit]:
+    """Edits of single rows ("T D" each) as one padded batch."""
+    return {site: Edit(torch.cat([fit(edit[site][None].to(device), width) for edit in edits])) for site in edits[0]}
+
+
+def _prefixes(rows: Sequence[Sequence[int]], pad_id: int) -> Tokens:
+    """Right-padded rows with one more column: outputs about token t = length are about the next token."""
+    width = max(len(r) for r in rows) + 1
+    ids = torch.tensor([[*r, *[pad_id] * (width - len(r))] for r in rows])
+    mask = torch.arange(width) < torch.tensor([[len(r)] for r in rows])
+    key = torch.arange(len(rows))
+    return Tokens(ids=ids, mask=mask, target=torch.zeros_like(mask), group=key, key=key)
+
+
+def named(examples: Sequence[Example]) -> list[Example]:
+    """The examples, those without an id named by their number."""
+    return [e if e.id else replace(e, id=str(i)) for i, e in enumerate(examples)]
+
+
+__all__ = ["ClassifierTarget", "Climb", "GeneratorTarget", "Victim", "mean_nll", "named", "response_of", "stack", "target_of"]

@@ -1,0 +1,170 @@
+"""One forward for every model: rows and edits in, what the objectives asked for out.
+
+Right padding, explicit position ids, the LM head only at positions that predict a target, log-probabilities chunked over
+the vocabulary. Shifting happens here and in `functional/logprobs.py` only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from advalign.errors import unknown
+from advalign.functional import logprobs as lp
+from advalign.models.encode import Encoder
+from advalign.models.perturb import edited
+from advalign.types import Distribution, Edit, Outputs, Tokens
+
+HEADS = ("policy", "classifier", "score", "value")
+
+
+class Network(nn.Module):
+    """A transformers model, its encoder and one head: "policy" (next token), "classifier", "score" (one number per
+    row) or "value" (one number per token). `num_forwards` and `num_rows` count what passed through."""
+
+    def __init__(self, model: nn.Module, encoder: Encoder, head: str, *, pooling: str = "last") -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise unknown("head", "head", head, HEADS)
+        self.model: Any = model
+        self.encoder = encoder
+        self.head = head
+        self.pooling = pooling
+        self.num_forwards = 0
+        self.num_rows = 0
+        if head in ("score", "value"):
+            self.scalar = nn.Linear(_hidden_size(model), 1)
+            nn.init.normal_(self.scalar.weight, std=0.02)
+            nn.init.zeros_(self.scalar.bias)
+            # Created here, so it must follow a model that already lives elsewhere or in another precision.
+            first = next(model.parameters())
+            self.scalar.to(device=first.device, dtype=first.dtype)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def width(self, site: str) -> int:
+        """Number of features at a perturbation site."""
+        return self.model.get_input_embeddings().weight.shape[1] if site == "embedding" else _hidden_size(self.model)
+
+    @torch.no_grad()
+    def mean_embedding_norm(self) -> float:
+        """Mean L2 norm of the rows of the embedding matrix: the unit of relative radii."""
+        return float(self.model.get_input_embeddings().weight.detach().double().norm(dim=1).mean())
+
+    def forward(
+        self,
+        tokens: Tokens,
+        needs: Set[str],
+        edits: Mapping[str, Edit] | None = None,
+        temperature: Float[Tensor, "B"] | None = None,
+    ) -> Outputs:
+        """Outputs named in `needs`, for rows `tokens`. `temperature` divides the logits of a policy, row by row."""
+        self.num_forwards += 1
+        self.num_rows += tokens.ids.shape[0]
+        edits = edits or {}
+        embeddings = self.model.get_input_embeddings()(tokens.ids)
+        if "embedding" in edits:
+            # In float32 and back: a radius of 1e-5 would vanish in a bfloat16 addition of the delta alone.
+            embeddings = (embeddings.to(edits["embedding"].add.dtype) + edits["embedding"].add).to(embeddings.dtype)
+        inputs = self._inputs(tokens, embeddings)
+        with edited(self.backbone, edits):
+            if self.head == "classifier" and not hasattr(self.model, "score"):
+                return Outputs(class_logits=self.model(**inputs).logits)
+            hidden = self.backbone(**inputs).last_hidden_state
+        if self.head == "policy":
+            return self._policy(hidden, tokens, needs, temperature)
+        if self.head == "classifier":
+            return Outputs(class_logits=self.model.score(self._pool(hidden, tokens.mask)))
+        if self.head == "score":
+            return Outputs(scores=self.scalar(self._pool(hidden, tokens.mask)).squeeze(-1))
+        return Outputs(values=_shift(self.scalar(hidden).squeeze(-1)) * tokens.target)
+
+    def _inputs(self, tokens: Tokens, embeddings: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": tokens.mask.long()}
+        if self.encoder.bidirectional:
+            separator = self.encoder.tokenizer.sep_token_id
+            if getattr(self.model.config, "type_vocab_size", 0) > 1 and separator is not None:
+                ends = (tokens.ids == separator).long()
+                inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * tokens.mask
+            return inputs
+        inputs["position_ids"] = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand_as(tokens.ids)
+        inputs["use_cache"] = False
+        return inputs
+
+    def _pool(self, hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        if self.pooling == "mean":
+            weights = mask.to(hidden.dtype)
+            return torch.einsum("btd,bt->bd", hidden, weights) / weights.sum(1, keepdim=True).clamp(min=1)
+        position = torch.zeros_like(mask[:, 0].long()) if self.pooling == "first" else mask.sum(1) - 1
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), position]
+
+    def _policy(self, hidden: Tensor, tokens: Tokens, needs: Set[str], temperature: Tensor | None) -> Outputs:
+        if temperature is not None and self.model.get_output_embeddings().bias is None and _plain_head(self.model):
+            hidden, temperature = hidden / temperature.to(hidden.dtype)[:, None, None], None
+        shifted = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+        outputs: dict[str, Any] = {}
+        if "distribution" in needs:
+            outputs["distribution"] = Distribution(hidden=shifted, head=self.next_token_logits)
+        if {"logprobs", "entropy"} & needs:
+            chosen, ids = shifted[tokens.target], tokens.ids[tokens.target]
+            rows = None if temperature is None else temperature[:, None].expand_as(tokens.ids)[tokens.target]
+            values, entropy = self._token_logprobs(chosen, ids, rows)
+            zeros = values.new_zeros(tokens.ids.shape)
+            outputs["logprobs"] = zeros.masked_scatter(tokens.target, values)
+            outputs["entropy"] = zeros.masked_scatter(tokens.target, entropy)
+        return Outputs(**outputs)
+
+    def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:
+        head = self.model.get_output_embeddings()
+        if temperature is None and _plain_head(self.model):
+            return lp.linear(hidden, head.weight, head.bias, ids)
+        divide = 1.0 if temperature is None else temperature[:, None].to(hidden.dtype)
+        return lp.from_head(lambda h: self.next_token_logits(h), hidden, ids, temperature=divide)
+
+    def next_token_logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """The LM head, with the soft cap of models that have one."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if not cap else cap * torch.tanh(logits / cap)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """A folder that `advalign.models.load` and, but for a scalar head, transformers can read."""
+        path = Path(path)
+        self.model.save_pretrained(path)
+        self.encoder.tokenizer.save_pretrained(path)
+        facts = {"head": self.head, "pooling": self.pooling, "max_length": self.encoder.max_length}
+        (path / "advalign.json").write_text(json.dumps(facts | {"bidirectional": self.encoder.bidirectional}, indent=1))
+        if hasattr(self, "scalar"):
+            save_file({k: v.contiguous() for k, v in self.scalar.state_dict().items()}, path / "scalar_head.safetensors")
+
+
+def _shift(x: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+
+def _plain_head(model: Any) -> bool:
+    """Whether logits are exactly `hidden @ weight.T + bias`."""
+    config = model.config
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in ("logit_scale", "logits_scaling"))
+    return isinstance(model.get_output_embeddings(), nn.Linear) and not scaled and not getattr(config, "final_logit_softcapping", None)
+
+
+def _hidden_size(model: Any) -> int:
+    return model.config.hidden_size

@@ -1,0 +1,35 @@
+"""Two-view divergences of next-token distributions, without storing a B x T x V tensor.
+
+d_t = D(p(. | y_<t) || q(. | y_<t)): logits are made from hidden states `chunk` target tokens at a time, under
+non-reentrant checkpointing, and made again in backward. (Ours; the divergences are those of `functional.divergence`.)
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from advalign.errors import unknown
+from advalign.functional.divergence import BETWEEN
+from advalign.types import Distribution
+
+
+def divergence(
+    p: Distribution, q: Distribution, target: Bool[Tensor, "B T"], *, kind: str = "symmetric_kl", chunk: int = 512, stop: bool = False
+) -> Float[Tensor, "B T"]:
+    """D(p || q) on target, zero elsewhere. The gradient flows into both; with `stop`, not into p (its head included)."""
+    if kind not in BETWEEN:
+        raise unknown("heads.divergence", "kind", kind, BETWEEN)
+
+    def piece(of_p: Tensor, of_q: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not stop):
+            logits = _precise(p.head(of_p))
+        return BETWEEN[kind](logits, _precise(q.head(of_q)))
+
+    chunks = zip(p.hidden[target].split(chunk), q.hidden[target].split(chunk), strict=True)
+    values = torch.cat([checkpoint(piece, of_p, of_q, use_reentrant=False) for of_p, of_q in chunks])
+    return torch.zeros(target.shape, dtype=values.dtype, device=values.device).masked_scatter(target, values)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

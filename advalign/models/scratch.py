@@ -1,0 +1,95 @@
+"""Small models from scratch: `scratch:<preset>?option=value`, with a tokenizer built from the run's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as algorithms
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from advalign.errors import ConfigError, unknown
+
+# name -> (transformers model type, its options).
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("llama", {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}),
+    "small": ("llama", {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 512}),
+    "base": ("llama", {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 896}),
+    # LayerNorm in the model's own precision: RMSNorm is float32 inside transformers, also in a float64 model.
+    "tiny-gpt2": ("gpt2", {"n_embd": 96, "n_layer": 2, "n_head": 4}),
+    "encoder-tiny": ("bert", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}),
+    "encoder-small": ("bert", {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 512}),
+}
+SPECIAL = ["<pad>", "<unk>", "<eos>", "<cls>", "<sep>"]
+KINDS = ("words", "characters", "bpe")
+
+
+def config(spec: str, vocabulary: int, max_length: int) -> Any:
+    """The transformers configuration of `<preset>?num_hidden_layers=3&...`."""
+    name, _, query = spec.partition("?")
+    if name not in PRESETS:
+        raise unknown("model", "scratch preset", name, PRESETS)
+    kind, options = PRESETS[name]
+    length = "n_positions" if kind == "gpt2" else "max_position_embeddings"
+    options = dict(options, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=2) | {length: max_length}
+    if kind == "gpt2":
+        options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    if kind == "llama":
+        options |= {"tie_word_embeddings": True, "num_key_value_heads": options["num_attention_heads"]}
+    for key, value in parse_qsl(query):
+        if key not in options and not hasattr(AutoConfig.for_model(kind), key):
+            raise unknown("model", f"option of scratch:{name}", key, options)
+        options[key] = _number(value)
+    if kind == "llama":
+        options["num_key_value_heads"] = options["num_attention_heads"]
+    return AutoConfig.for_model(kind, **options)
+
+
+def is_encoder(spec: str) -> bool:
+    return PRESETS.get(spec.partition("?")[0], ("", {}))[0] == "bert"
+
+
+def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectional: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on `texts`: whole words (split at white space), characters, or byte-level BPE of `size` entries."""
+    if kind == "words":
+        core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer: Any = trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
+    elif kind == "characters":
+        core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        core.decoder = decoders.Fuse()
+        trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
+    elif kind == "bpe":
+        core = Tokenizer(algorithms.BPE(unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            special_tokens=SPECIAL, vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+    else:
+        raise unknown("tokenizer.kind", "tokenizer", kind, KINDS)
+    # Sorted, because the trainers break ties by the order of their input.
+    lines = sorted(set(texts))
+    if not lines:
+        raise ConfigError("tokenizer: no texts to build a vocabulary from; give `data`, a task or a file.")
+    core.train_from_iterator(lines, trainer)
+    if bidirectional:
+        ids = [("<cls>", core.token_to_id("<cls>")), ("<sep>", core.token_to_id("<sep>"))]
+        core.post_processor = processors.TemplateProcessing(
+            single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=ids
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", cls_token="<cls>", sep_token="<sep>"
+    )
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,55 @@
+"""KL(p || p_ref) estimated on the sampled tokens; d = log p - log p_ref (Schulman, 2020; in GRPO: arXiv:2402.03300, eq. 4).
+
+k1 = d · k2 = d^2 / 2 · k3 = exp(-d) - 1 + d · k3+ = value of k3, gradient of k2.
+
+Difference: GRPO and most public code differentiate k3, whose expected gradient is that of KL(p_ref || p). The default here is k3+: its
+value is k3's (low variance, never negative), and its expected gradient is that of KL(p || p_ref) while samples are on-policy. k1 is for
+logging and for tests: as a loss its expected gradient is zero. No importance correction after the first update of a draw.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from advalign.errors import unknown
+from advalign.functional import divergence, weights
+from advalign.functional.logprobs import only
+from advalign.protocols import Term
+from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
+
+__all__ = ["KL"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Term):
+    """k3+(log p - log p_ref) on sampled tokens."""
+
+    estimator: str = "k3+"
+    weighting: str = "token"
+
+    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
+    annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
+
+    def __post_init__(self) -> None:
+        weights.check("objectives.kl.weighting", self.weighting)
+        if self.estimator not in divergence.ESTIMATORS:
+            raise unknown("objectives.kl.estimator", "estimator", self.estimator, divergence.ESTIMATORS)
+
+    @property
+    def reads(self) -> Mapping[str, frozenset[str]]:
+        return {self.view: frozenset({"logprobs"})}
+
+    def weights(self, rows: RolloutRows) -> Weights:
+        return weights.by_name(self.weighting, rows.tokens.target)
+
+    def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
+        logprobs, target = views[self.view].logprobs, rows.tokens.target
+        assert logprobs is not None
+        assert rows.ref_logprobs is not None
+        logprobs, ref = only(logprobs, target), only(rows.ref_logprobs, target)
+        each = target.to(logprobs.dtype)
+        metrics = {
+            "k1": (divergence.k1(logprobs, ref).detach(), each),
+            "k3": (divergence.k3(logprobs, ref).detach(), each),
+        }
+        return Losses(divergence.ESTIMATORS[self.estimator](logprobs, ref), metrics)

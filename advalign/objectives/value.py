@@ -1,0 +1,60 @@
+"""l_t = 1/2 max((V_t - G_t)^2, (clip(V_t, V_old,t - c, V_old,t + c) - G_t)^2), G = returns, c = `clip`.
+
+Source: value clipping of the PPO code release (not in arXiv:1707.06347, whose eq. 9 has (V - G)^2); the maximum makes it
+pessimistic, as the policy's clip is. Difference: with one update per draw V equals V_old and the clip does nothing.
+Public defaults: 0.5 in one framework, 0.2 in another.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from advalign.errors import ConfigError
+from advalign.functional import weights
+from advalign.functional.logprobs import only
+from advalign.protocols import Term
+from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
+
+__all__ = ["Value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value(Term):
+    """1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)."""
+
+    learner: str = "critic"
+    clip: float = 0.5
+    weighting: str = "token"
+
+    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
+    annotations: ClassVar[frozenset[str]] = frozenset({"values"})
+
+    def __post_init__(self) -> None:
+        weights.check("objectives.value.weighting", self.weighting)
+
+    @property
+    def reads(self) -> Mapping[str, frozenset[str]]:
+        return {self.view: frozenset({"values"})}
+
+    def weights(self, rows: RolloutRows) -> Weights:
+        if rows.returns is None:
+            raise ConfigError(f"objectives.value: source '{self.source}' estimates no returns; give it `advantage: {{kind: gae}}`.")
+        return weights.by_name(self.weighting, rows.tokens.target)
+
+    def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
+        values, target = views[self.view].values, rows.tokens.target
+        assert values is not None
+        assert rows.values is not None
+        assert rows.returns is not None
+        values, old, returns = only(values, target), only(rows.values, target), only(rows.returns, target)
+        near = torch.maximum(torch.minimum(values, old + self.clip), old - self.clip)
+        free, held = (values - returns) ** 2, (near - returns) ** 2
+        each = target.to(values.dtype)
+        metrics = {
+            "clip_fraction": ((held > free).to(values.dtype), each),
+            "error": (free.detach(), each),
+            "value": (values.detach(), each),
+        }
+        return Losses(torch.maximum(free, held) / 2, metrics)

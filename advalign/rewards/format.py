@@ -1,0 +1,40 @@
+"""Does the text have the required form?"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from advalign.errors import ConfigError
+from advalign.protocols import Context
+from advalign.types import RolloutGroup
+
+THINK_ANSWER = r"(?s)<think>(?:(?!</?think>).)*</think>\s*<answer>(?:(?!</?answer>).)*</answer>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """r = 1[the whole text, outer white space aside, matches `pattern`].
+
+    The format reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2; tags of its table 1). Ours: each tag exactly once, in this order,
+    and nothing around them; a pattern that merely occurs somewhere is no match.
+    """
+
+    pattern: str = THINK_ANSWER
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"rewards.format.pattern: '{self.pattern}' is not a regular expression ({error}).") from None
+
+    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
+        pattern = re.compile(self.pattern)
+
+        def score(groups: Sequence[RolloutGroup]) -> list[float]:
+            return [float(pattern.fullmatch(r.text.strip()) is not None) for g in groups for r in g.rollouts]
+
+        return score
+
+
+__all__ = ["Format"]

@@ -1,0 +1,99 @@
+"""Any Python function as a reward."""
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from advalign.errors import ConfigError, RewardError
+from advalign.protocols import Context
+from advalign.types import RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """r = fn(prompts=[...], completions=[...], **columns)[i]; None or nan abstains.
+
+    The calling convention of TRL's custom reward functions, so that they work unchanged: every argument is a list with one entry per
+    completion. columns: `completion_ids`, `answer`, `label`, `pair`, `id` and every key of the examples' `meta` (None where an
+    example lacks it). Ours: a function without `**kwargs` gets the columns it names; one that raises stops the run, it never scores 0.
+    """
+
+    fn: str | Callable[..., Any]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn) and not self.fn.rpartition(".")[0]:
+            raise ConfigError(f"rewards.function.fn: '{self.fn}' is not a dotted path such as my_lab.rewards.brevity.")
+
+    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
+        function = self.fn if callable(self.fn) else _import(self.fn)
+        name = self.fn if isinstance(self.fn, str) else getattr(self.fn, "__qualname__", repr(self.fn))
+        accepts = _accepts(function)
+
+        def score(groups: Sequence[RolloutGroup]) -> list[float]:
+            given = _columns(groups)
+            number = len(given["completions"])
+            try:
+                scores = function(**{key: value for key, value in given.items() if accepts is None or key in accepts})
+            except Exception as error:
+                message = f"rewards.function: '{name}' failed on {number} completions with {type(error).__name__}: {error}"
+                raise RewardError(message) from error
+            return _checked(scores, number, name)
+
+        return score
+
+
+def _import(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"rewards.function.fn: cannot import '{path}' ({error}).") from error
+    if not callable(found):
+        raise ConfigError(f"rewards.function.fn: '{path}' is a {type(found).__name__}, not a function.")
+    return found
+
+
+def _accepts(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names a function takes; None for all of them."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
+
+
+def _columns(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
+    flat = [(group.example, rollout) for group in groups for rollout in group.rollouts]
+    keys = dict.fromkeys(key for example, _ in flat for key in example.meta)
+    columns = {str(key): [example.meta.get(key) for example, _ in flat] for key in keys}
+    own = {name: [getattr(example, name) for example, _ in flat] for name in ("answer", "label", "pair", "id")}
+    return (
+        columns
+        | own
+        | {
+            "prompts": [example.prompt for example, _ in flat],
+            "completions": [rollout.text for _, rollout in flat],
+            "completion_ids": [rollout.response_ids for _, rollout in flat],
+        }
+    )
+
+
+def _checked(scores: Any, number: int, name: str) -> list[float]:
+    try:
+        values = [math.nan if score is None else float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"rewards.function: '{name}' returned {type(scores).__name__}, not a list of numbers or None.") from error
+    if len(values) != number:
+        raise RewardError(f"rewards.function: '{name}' returned {len(values)} scores for {number} completions.")
+    if any(math.isinf(value) for value in values):
+        raise RewardError(f"rewards.function: '{name}' returned an infinite score; scores are finite, or None to abstain.")
+    return values
+
+
+__all__ = ["Function"]

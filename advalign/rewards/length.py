@@ -1,0 +1,41 @@
+"""A price on length, counted in sampled tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from advalign.errors import ConfigError
+from advalign.protocols import Context
+from advalign.types import RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """r = 0 for n <= m - b, (m - b - n) / b up to m, -1 above   (DAPO's soft overlong punishment, arXiv:2503.14476, eq. 13).
+
+    n counts `response_ids`, the end token included; m = `max_length`, b = `buffer` (the paper's 20480 and 4096). With `target` it is
+    instead r = -min(1, |n - target| / b), the distance of LCPO-Exact (arXiv:2503.04697, eq. 1); ours: in units of the buffer, capped.
+    """
+
+    max_length: int = 20480
+    buffer: int = 4096
+    target: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.buffer <= self.max_length:
+            raise ConfigError(f"rewards.length.buffer: {self.buffer} is not between 1 and max_length = {self.max_length}.")
+        if self.target is not None and self.target < 0:
+            raise ConfigError(f"rewards.length.target: {self.target} is not a number of tokens.")
+
+    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
+        def score(groups: Sequence[RolloutGroup]) -> list[float]:
+            return [self._one(len(r.response_ids)) for g in groups for r in g.rollouts]
+
+        return score
+
+    def _one(self, n: int) -> float:
+        over = n - (self.max_length - self.buffer) if self.target is None else abs(n - self.target)
+        return -min(1.0, max(0, over) / self.buffer)
+
+
+__all__ = ["Length"]

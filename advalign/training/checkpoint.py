@@ -1,0 +1,59 @@
+"""Checkpoints from which a killed run continues bit for bit: every learner, optimizer, frozen copy, source and the step.
+
+A checkpoint is written beside its final name and renamed when it is complete, so a kill at any moment leaves the last
+good one. Weights are safetensors; the rest is read with `weights_only=True`: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+
+from advalign.errors import ConfigError
+
+PREFIX = "checkpoint-"
+
+
+def save(folder: Path, step: int, networks: dict[str, Any], state: dict[str, Any], keep: int = 2) -> Path:
+    """`networks`: {name: module}; `state`: nested plain values and tensors. Older checkpoints beyond `keep` are removed."""
+    final = folder / f"{PREFIX}{step}"
+    partial = folder / f".partial-{step}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, network in networks.items():
+        save_model(network, str(partial / f"{name}.safetensors"))
+    torch.save(state, partial / "state.pt")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in sorted(found(folder), key=_step)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def found(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run."""
+    return [p for p in folder.glob(f"{PREFIX}*") if (p / "state.pt").exists()] if folder.is_dir() else []
+
+
+def latest(folder: Path) -> Path | None:
+    return max(found(folder), key=_step, default=None)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    return torch.load(path / "state.pt", weights_only=True)
+
+
+def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
+    file = path / f"{name}.safetensors"
+    if not file.exists():
+        raise ConfigError(f"resume: {path.name} holds no weights of '{name}'; the configuration has changed since it was written.")
+    load_model(network, str(file))
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))

@@ -1,0 +1,76 @@
+"""Where numbers go: log.jsonl always, TensorBoard where it is installed, a progress bar in a terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Log:
+    """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard. Opened at `step`, it drops what an
+    interrupted run had written past it, so a resumed log is the log of one run."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "log.jsonl"
+        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self._writer: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        clean = {k: (None if isinstance(v, float) and math.isnan(v) else v) for k, v in numbers.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **clean}) + "\n")
+        if self._writer is not None:
+            for name, value in numbers.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read(folder: str | Path) -> list[dict[str, Any]]:
+    """The log of a run."""
+    return [json.loads(line) for line in _complete_lines(Path(folder) / "log.jsonl")]
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """A process killed while writing leaves half a line; it is dropped."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+class Bar:
+    """A progress bar with the few numbers a person watches."""
+
+    def __init__(self, total: int, done: int, title: str, enabled: bool = True) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True), disable=not enabled)
+        self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def step(self, done: int, title: str, logs: Mapping[str, float]) -> None:
+        shown = [n for n in logs if n.endswith(("/reward", "/accuracy", "/nll", "/gain"))][:4]
+        numbers = "  ".join(f"{name} {logs[name]:.3f}" for name in shown)
+        self._progress.update(self._task, completed=done, description=title, numbers=numbers)

@@ -1,0 +1,82 @@
+"""Numbers that move during a run, and stages that change what runs.
+
+Configurations are frozen; a schedule or a stage replaces the one leaf that its dotted path names, for the current step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from advalign.errors import ConfigError, unknown
+
+SHAPES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A number that goes from `start` to `end` over `steps` steps after `delay`: linear or cosine; constant jumps at the end.
+    Steps are counted from the start of the stage that is named, else of the run."""
+
+    end: float
+    start: float = 0.0
+    steps: int = 1
+    delay: int = 0
+    kind: str = "linear"
+    stage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHAPES:
+            raise unknown("schedules", "ramp", self.kind, SHAPES)
+
+    def at(self, step: int) -> float:
+        progress = min(max((step - self.delay) / max(self.steps, 1), 0.0), 1.0)
+        if self.kind == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        if self.kind == "constant":
+            progress = float(progress >= 1)
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """A stage may end early: once the running mean of `metric` has reached `above` (or sunk to `below`)."""
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    after: int = 1
+    smoothing: float = 0.9
+
+    def met(self, value: float) -> bool:
+        return (self.above is not None and value >= self.above) or (self.below is not None and value <= self.below)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`steps` steps with only the named `objectives` (all by default), and `set` of dotted paths to other values."""
+
+    steps: int
+    name: str = ""
+    objectives: tuple[str, ...] | None = None
+    until: Until | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+
+def replaced(tree: Any, path: str, value: Any, where: str = "") -> Any:
+    """`tree` with the leaf at a dotted path replaced. Raises ConfigError with the nearest name."""
+    head, _, rest = path.partition(".")
+    at = where or path
+    if isinstance(tree, Mapping):
+        if head not in tree:
+            raise unknown(at, "entry", head, map(str, tree))
+        return {**tree, head: replaced(tree[head], rest, value, at) if rest else value}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [f.name for f in dataclasses.fields(tree)]
+        if head not in names:
+            raise unknown(at, f"field of {type(tree).__name__}", head, names)
+        return dataclasses.replace(tree, **{head: replaced(getattr(tree, head), rest, value, at) if rest else value})
+    raise ConfigError(f"{at}: '{head}' is below a {type(tree).__name__}, which has no named parts.")

@@ -1,0 +1,149 @@
+"""Contract of every attack, by its file; and of the embedding attack: exact on a linear model, never weaker than nothing."""
+
+import importlib.util
+import random
+
+import pytest
+import torch
+import victims
+from torch import nn
+
+from advalign import adversaries, attacks, plugins
+from advalign.errors import ConfigError
+from advalign.evaluation.judge import distance
+from advalign.evaluation.target import ClassifierTarget, GeneratorTarget, target_of
+from advalign.models import Network
+from advalign.types import Budget, Example, Outputs
+
+HAS_TEXTATTACK = importlib.util.find_spec("textattack") is not None
+OPTIONAL = {"textattack": pytest.mark.skipif(not HAS_TEXTATTACK, reason="the extra 'textattack' is not installed")}
+every_attack = pytest.mark.parametrize(
+    "cls", [pytest.param(c, marks=OPTIONAL.get(plugins.kind_of(c), ()), id=c.__name__) for c in plugins.all("attacks")]
+)
+
+
+@every_attack
+def test_an_attack_proposes_for_every_example_and_leaves_the_victim_alone(cls):
+    network = victims.classifier()
+    network.train()
+    before = {name: p.clone() for name, p in network.state_dict().items()}
+    examples = victims.sentences(3)
+    target = target_of(network)
+    first = cls().propose(target, examples, Budget(queries=30), random.Random(0))
+    again = cls().propose(target_of(network), examples, Budget(queries=30), random.Random(0))
+    assert cls.access in ("text", "logprobs", "gradients")
+    assert len(first) == 3
+    assert 0 < target.num_queries <= 3 * 30
+    assert (target.num_gradients > 0) == (cls.access == "gradients")
+    assert network.training
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(before[name], p) for name, p in network.state_dict().items())
+    for one, two in zip(first, again, strict=True):
+        assert (one.text, one.note) == (two.text, two.note)
+        assert (one.edits is None) == (two.edits is None)
+        assert all(torch.equal(one.edits[site], two.edits[site]) for site in one.edits or {})
+    network.eval()
+
+
+class Linear(Network):
+    """Logits (0, mean_t h_t . w): the margin of class 1 is linear in the hidden states."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.model, network.encoder, "classifier")
+        self.w = nn.Parameter(torch.linspace(-1, 1, network.width("embedding")))
+
+    def forward(self, tokens, needs, edits=None, temperature=None):
+        hidden = self.model.get_input_embeddings()(tokens.ids) + (edits["embedding"].add if edits else 0)
+        score = ((hidden @ self.w) * tokens.mask).sum(1) / tokens.mask.sum(1)
+        return Outputs(class_logits=torch.stack([torch.zeros_like(score), score], 1))
+
+
+@pytest.mark.parametrize("loss", ["margin", "cross_entropy"])
+@pytest.mark.parametrize(("ball", "dual"), [("L2", 2.0), ("Linf", 1.0)])
+def test_embedding_attack_is_exact_on_a_linear_model(loss, ball, dual):
+    """Label 1, one ball of radius r per token: the mean score falls by exactly r ||w||_q."""
+    network = Linear(victims.classifier())
+    target = ClassifierTarget(network)
+    examples = [Example(prompt=e.prompt, label=1, id=e.id) for e in victims.sentences(5)]
+    attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.1, ball=ball, steps=20, step_size=1.0), restarts=1, loss=loss)
+    proposals = attack.propose(target, examples, Budget(), random.Random(0))
+    radius = 0.1 * network.mean_embedding_norm()
+    clean = target.predict([e.prompt for e in examples])[:, 1]
+    after = target.predict_edited(examples, [p.edits for p in proposals])[:, 1]
+    torch.testing.assert_close(after, clean - radius * network.w.detach().norm(p=dual), rtol=1e-4, atol=1e-5)
+    for example, proposal in zip(examples, proposals, strict=True):
+        assert distance(network, target, attack, example, proposal) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_embedding_attack_beats_noise_which_beats_nothing():
+    """The best iterate includes delta = 0, so no loss falls; and an attack that looks is stronger than one that does not."""
+    network, examples = victims.classifier(), victims.sentences(40)
+    margins = {}
+    for name, adversary in {"noise": adversaries.Noise(radius=0.5), "pgd": adversaries.PGD(radius=0.5, steps=5)}.items():
+        target = ClassifierTarget(network)
+        proposals = attacks.Embedding(adversary=adversary, restarts=2).propose(target, examples, Budget(), random.Random(0))
+        logits = target.predict_edited(examples, [p.edits for p in proposals])
+        labels = torch.tensor([e.label for e in examples])
+        margins[name] = logits.gather(1, 1 - labels[:, None]) - logits.gather(1, labels[:, None])
+    clean = target.predict([e.prompt for e in examples])
+    start = clean.gather(1, 1 - labels[:, None]) - clean.gather(1, labels[:, None])
+    assert (margins["noise"] >= start - 1e-4).all()
+    assert (margins["noise"] > start + 1e-4).any()
+    assert (margins["pgd"] > margins["noise"]).double().mean() > 0.9
+
+
+def test_embedding_attack_does_not_depend_on_the_batch():
+    network, examples = victims.classifier(dtype="float64"), victims.sentences(6)
+    attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.2, steps=3))
+    together = attack.propose(ClassifierTarget(network), examples, Budget(), random.Random(0))
+    for example, expected in zip(examples, together, strict=True):
+        (alone,) = attack.propose(ClassifierTarget(network), [example], Budget(), random.Random(0))
+        torch.testing.assert_close(alone.edits["embedding"], expected.edits["embedding"], rtol=0, atol=1e-9)
+
+
+def test_more_restarts_are_never_weaker_and_queries_are_kept():
+    network, examples = victims.classifier(), victims.sentences(8)
+    scores = []
+    for restarts in (1, 3):
+        target = ClassifierTarget(network)
+        attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.1, steps=2), restarts=restarts)
+        proposals = attack.propose(target, examples, Budget(), random.Random(0))
+        assert target.num_queries == 8 * (1 + restarts * 3)  # delta = 0 once; two iterates and the last one per restart
+        logits = target.predict_edited(examples, [p.edits for p in proposals])
+        scores.append(torch.stack([logits[i, 1 - e.label] - logits[i, e.label] for i, e in enumerate(examples)]))
+    assert (scores[1] >= scores[0] - 1e-5).all()
+    target = ClassifierTarget(network)
+    attack.propose(target, examples, Budget(queries=4), random.Random(0))
+    assert target.num_queries == 8 * 4
+
+
+def test_embedding_attack_raises_the_loss_of_a_generator_on_prompt_positions_only():
+    network, examples = victims.generator_model(), victims.sums()[:6]
+    attack = attacks.Embedding(adversary=adversaries.PGD(radius=1.0, steps=5, where="prompt"), restarts=1)
+    target = GeneratorTarget(network)
+    proposals = attack.propose(target, examples, Budget(), random.Random(0))
+    clean, after = target.nll(examples), target.nll(examples, [p.edits for p in proposals])
+    assert (after >= clean - 1e-5).all()
+    assert after.mean() > clean.mean() + 0.5
+    for example, proposal in zip(examples, proposals, strict=True):
+        prompt = len(network.encoder.prompt(example.prompt))
+        assert proposal.edits["embedding"][:prompt].abs().max() > 0
+        assert torch.count_nonzero(proposal.edits["embedding"][prompt:]) == 0
+
+
+def test_hidden_layers_can_be_attacked_too():
+    network, examples = victims.classifier(), victims.sentences(4)
+    target = ClassifierTarget(network)
+    adversary = adversaries.PGD(radius=8.0, relative_to="absolute", sites=("embedding", "layer:0"), steps=3)
+    proposals = attacks.Embedding(adversary=adversary, restarts=1).propose(target, examples, Budget(), random.Random(0))
+    assert set(proposals[0].edits) == {"embedding", "layer:0"}
+    both = target.predict_edited(examples, [p.edits for p in proposals])
+    one = target.predict_edited(examples, [{"layer:0": p.edits["layer:0"]} for p in proposals])
+    assert (both - one).abs().max() > 1e-3
+    assert (one - target.predict([e.prompt for e in examples])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("bad", [{"loss": "ce"}, {"restarts": 0}, {"batch_size": 0}])
+def test_embedding_refuses_nonsense(bad):
+    with pytest.raises(ConfigError, match="embedding"):
+        attacks.Embedding(**bad)

@@ -1,0 +1,250 @@
+"""What every objective must do; adding a file to the folder adds it to the table with its defaults.
+
+Outputs are random leaves with exactly the fields an objective declared: reading more fails here. Float64.
+"""
+
+import inspect
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+import torch
+
+from advalign import plugins
+from advalign.errors import ConfigError
+from advalign.objectives.consistency import Consistency
+from advalign.objectives.dapo import DAPO
+from advalign.objectives.discriminate import Discriminate
+from advalign.objectives.dpo import DPO
+from advalign.objectives.grpo import GRPO
+from advalign.objectives.kl import KL
+from advalign.objectives.sft import SFT
+from advalign.protocols import Term
+from advalign.types import NEEDS, DemoRows, Distribution, LabelRows, Outputs, PairRows, RolloutRows, Tokens, fit
+
+B, T, V, D = 8, 7, 5, 3
+
+
+def default(cls: type[Term]) -> Term:
+    try:
+        return cls(source="s")
+    except ConfigError:  # a comparison of two views needs another than clean
+        return cls(source="s", view="pgd")
+
+
+TABLE = [
+    *(default(cls) for cls in plugins.all("objectives")),
+    SFT(source="s", view="pgd", weighting="sequence"),
+    GRPO(source="s", view="pgd"),
+    GRPO(source="s", view="pgd", ratio="view", dual_clip=3.0),
+    DAPO(source="s", view="pgd", mask_truncated=True),
+    KL(source="s", estimator="k2", weighting="sequence"),
+    DPO(source="s", view="pgd", label_smoothing=0.1),
+    *(Consistency(source="s", view="pgd", kind=kind, stop=stop) for kind in ("kl", "js") for stop in (True, False)),
+    Consistency(source="s", view="pgd", of="tokens", kind="mse"),
+    Consistency(source="s", view="pgd", of="tokens", stop=True),
+    *(Discriminate(source="s", loss=loss, view=view) for loss, view in (("hinge", "clean"), ("bradley_terry", "pgd"))),
+]
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def tokens(empty: tuple[int, ...] = ()) -> Tokens:
+    lengths = torch.tensor([7, 4, 5, 6, 3, 7, 4, 6])
+    lengths[list(empty)] = 0
+    where = torch.arange(T)[None]
+    mask = where < lengths[:, None]
+    return Tokens(ids=torch.zeros(B, T, dtype=torch.long), mask=mask, target=mask & (where >= 2), group=torch.arange(B) // 4, key=torch.arange(B))
+
+
+def build(term: Term, **kwargs):
+    """Rows of the first class the objective reads and accepts."""
+    t, nll = tokens(**kwargs), lambda seed: -random(B, T, seed=seed).abs()
+    makers = {
+        DemoRows: lambda: DemoRows(tokens=t),
+        PairRows: lambda: PairRows(tokens=t, ref_logprobs=nll(1)),
+        LabelRows: lambda: LabelRows(tokens=t, labels=torch.tensor([1, 0, 0, 1, 0, 1, 0, 0]), kind=torch.tensor([0, 1, 2, 0, 1, 0, 2, 2])),
+        RolloutRows: lambda: RolloutRows(
+            tokens=t, rewards=random(B, 2, seed=2), advantages=random(B, T, seed=3) * t.target, sampler_logprobs=nll(4),
+            finished=torch.tensor([1, 0, 1, 1, 1, 1, 0, 1]).bool(), old_logprobs=nll(5), ref_logprobs=nll(6),
+            values=random(B, T, seed=7), returns=random(B, T, seed=8), old_entropy=-nll(9),
+        ),
+    }  # fmt: skip
+    for cls in term.rows:
+        rows = makers[cls]()
+        try:
+            term.weights(rows)
+        except ConfigError:
+            continue
+        return rows
+    raise AssertionError(f"{term} reads none of {term.rows}")
+
+
+HEAD = random(V, D, seed=20)
+
+
+def outputs(term: Term) -> tuple[dict[str, Outputs], dict[tuple[str, str], torch.Tensor]]:
+    """Views with the declared fields, and their leaves."""
+    leaves: dict[tuple[str, str], torch.Tensor] = {}
+    for i, (view, names) in enumerate(sorted(term.reads.items())):
+        for j, name in enumerate(sorted(names)):
+            shape = {"scores": (B,), "class_logits": (B, V), "distribution": (B, T, D)}.get(name, (B, T))
+            x = random(*shape, seed=30 + 10 * i + j)
+            leaves[view, name] = (-x.abs() if name == "logprobs" else x).requires_grad_()
+    return views(leaves), leaves
+
+
+def views(leaves: dict[tuple[str, str], torch.Tensor]) -> dict[str, Outputs]:
+    found: dict[str, dict] = {}
+    for (view, name), x in leaves.items():
+        found.setdefault(view, {})[name] = Distribution(hidden=x, head=lambda h: h @ HEAD.t()) if name == "distribution" else x
+    return {view: Outputs(**each) for view, each in found.items()}
+
+
+def total(term: Term, rows, seen, weights=None) -> torch.Tensor:
+    weights = weights or term.weights(rows)
+    return (weights.values / weights.count * term.losses(rows, seen).values).sum()
+
+
+def cut(x: torch.Tensor, per: int, numbers: torch.Tensor) -> torch.Tensor:
+    """Rows of a weight or loss, which may be one per pair (`per` = 2)."""
+    return x[numbers[::per] // per]
+
+
+def per_loss(term: Term, rows) -> int:
+    return B // term.weights(rows).values.shape[0]
+
+
+def bundles(term: Term, rows) -> list[list[int]]:
+    if getattr(term, "bundle", "row") == "group":
+        return [(rows.tokens.group == g).nonzero().squeeze(1).tolist() for g in rows.tokens.group.unique()]
+    per = per_loss(term, rows)
+    return [list(range(i, i + per)) for i in range(0, B, per)]
+
+
+@pytest.fixture(params=TABLE, ids=str)
+def term(request) -> Term:
+    return request.param
+
+
+def test_is_a_frozen_dataclass_that_names_real_things(term):
+    assert is_dataclass(term)
+    assert type(term).__dataclass_params__.frozen
+    own = [f for f in fields(term) if f.name not in {g.name for g in fields(Term)}]
+    assert len(own) <= 8
+    assert all(f.kw_only for f in fields(term))
+    assert term.view in term.reads
+    for names in term.reads.values():
+        assert names
+        assert names <= set(NEEDS)
+    for name in term.annotations:
+        assert any(name in {f.name for f in fields(cls)} for cls in term.rows)
+    assert plugins.summary(type(term))
+
+
+def test_losses_have_the_shape_of_the_weights_and_a_finite_gradient(term):
+    rows = build(term)
+    seen, leaves = outputs(term)
+    found, weights = term.losses(rows, seen), term.weights(rows)
+    assert found.values.shape == weights.values.shape
+    total(term, rows, seen).backward()
+    for key, x in leaves.items():
+        assert x.grad is None or bool(x.grad.isfinite().all()), key
+    on_view = [x.grad for (view, _), x in leaves.items() if view == term.view]
+    assert any(g is not None and float(g.abs().sum()) > 0 for g in on_view)  # an adversary has something to climb
+    for name, (values, each) in found.metrics.items():
+        assert values.shape == each.shape, name
+        assert not values.requires_grad, name
+        assert bool((values * each).isfinite().all()), name
+
+
+def test_weights_average(term):
+    # A constant loss of 1 gives at most 1, and exactly 1 where weights are a mean.
+    weights = term.weights(build(term))
+    assert bool((weights.values >= 0).all())
+    assert 0 < float(weights.values.sum() / weights.count) <= 1 + 1e-12
+
+
+def test_any_split_into_micro_batches_adds_up(term):
+    rows, per = build(term), per_loss(term, build(term))
+    seen, leaves = outputs(term)
+    whole = term.losses(rows, seen)
+    weights = term.weights(rows)
+    want = total(term, rows, seen)
+    want.backward()
+    gradients = {key: x.grad.clone() for key, x in leaves.items() if x.grad is not None}
+    units = bundles(term, rows)
+    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(0)).tolist()
+    got, sums = torch.zeros((), dtype=torch.float64), dict.fromkeys(whole.metrics, 0.0)
+    for part in (order[:1], order[1:]):
+        numbers = torch.tensor(sorted(i for u in part for i in units[u]))
+        found = term.losses(rows.index(numbers), {view: o.index(numbers) for view, o in seen.items()})
+        got = got + (cut(weights.values, per, numbers) / weights.count * found.values).sum()
+        for name, (values, each) in found.metrics.items():
+            sums[name] += float((values * each).sum())
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+    for x in leaves.values():
+        x.grad = None
+    got.backward()
+    for key, g in gradients.items():
+        torch.testing.assert_close(leaves[key].grad, g, rtol=0, atol=1e-13)
+    for name, (values, each) in whole.metrics.items():
+        assert sums[name] == pytest.approx(float((values * each).sum()), abs=1e-12), name
+
+
+def test_empty_rows_count_nowhere(term):
+    # Rows 2 and 3 (a pair) have no token: the loss is that of the other rows alone, and they get no gradient.
+    rows = build(term, empty=(2, 3))
+    seen, leaves = outputs(term)
+    got = total(term, rows, seen)
+    got.backward()
+    keep = torch.tensor([0, 1, 4, 5, 6, 7])
+    alone = total(term, rows.index(keep), {view: o.index(keep) for view, o in seen.items()})
+    torch.testing.assert_close(got, alone, rtol=0, atol=1e-14)
+    assert float(cut(term.weights(rows).values, per_loss(term, rows), torch.tensor([2, 3])).abs().sum()) == 0.0
+    for x in leaves.values():
+        assert x.grad is None or float(x.grad[2:4].abs().sum()) == 0.0
+
+
+def test_padding_and_whatever_lies_off_target_change_nothing(term):
+    # Off target outputs and annotations are undefined: nan there, and three more columns of it, move no bit of loss or gradient.
+    rows = build(term)
+    seen, leaves = outputs(term)
+    want = total(term, rows, seen)
+    want.backward()
+    target = rows.tokens.target
+    columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
+    wide = replace(
+        rows,
+        **{
+            name: x.fit(T + 3) if isinstance(x, Tokens) else fit(torch.where(target, x, torch.nan), T + 3)
+            for name, x in columns.items()
+            if isinstance(x, Tokens) or (isinstance(x, torch.Tensor) and x.shape == (B, T))
+        },
+    )
+    moved = {}
+    for key, x in leaves.items():
+        x = x.detach()
+        if x.shape[:2] == (B, T):
+            x = torch.where(target.reshape(B, T, *[1] * (x.ndim - 2)), x, torch.nan)
+            x = torch.cat([x, torch.full((B, 3, *x.shape[2:]), torch.nan, dtype=x.dtype)], 1)
+        moved[key] = x.requires_grad_()
+    got = total(term, wide, views(moved))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-15)
+    got.backward()
+    for key, x in leaves.items():
+        if x.grad is not None:
+            after = moved[key].grad if x.ndim < 2 or x.shape[:2] != (B, T) else moved[key].grad[:, :T]
+            torch.testing.assert_close(after, x.grad, rtol=0, atol=1e-15)
+            assert float(moved[key].grad.sum()) == pytest.approx(float(x.grad.sum()), abs=1e-12)
+    for name, (values, each) in term.losses(wide, views(moved)).metrics.items():
+        assert bool((values * each).isfinite().all()), name
+
+
+def test_a_wrong_choice_is_refused_with_the_nearest(term):
+    defaults = inspect.signature(type(term)).parameters
+    for name in ("weighting", "loss", "kind", "estimator", "of", "ratio"):
+        if name in defaults:
+            with pytest.raises(ConfigError, match=rf"objectives.{plugins.kind_of(type(term))}.{name}: no .*Known: .*Did you mean"):
+                replace(term, **{name: getattr(term, name) + "x"})

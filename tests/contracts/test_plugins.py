@@ -1,0 +1,97 @@
+"""The folder is the registry: what every plugin file promises, in every room."""
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+from advalign import plugins
+from advalign.errors import ConfigError
+
+# The rule is eight fields of a plugin's own; these have more, and may only get fewer.
+MORE_FIELDS = {("sources", "prompts"): 11}
+
+ALL = [(room, kind) for room in plugins.ROOMS for kind in plugins.kinds(room)]
+
+
+@pytest.mark.parametrize(("room", "kind"), ALL, ids=[f"{room}.{kind}" for room, kind in ALL])
+def test_a_file_is_one_frozen_keyword_only_class_with_a_formula(room: str, kind: str) -> None:
+    cls = plugins.resolve(room, kind)
+    assert cls.__module__ == f"advalign.{room}.{kind}"
+    assert plugins.kind_of(cls) == kind
+    assert dataclasses.is_dataclass(cls)
+    params = cls.__dataclass_params__
+    assert params.frozen, "a plugin is its configuration: frozen"
+    assert all(f.kw_only for f in dataclasses.fields(cls) if f.init), "a plugin is built by keyword"
+    assert plugins.summary(cls).strip()
+    # A dataclass without a docstring is given its own signature as one; that is no documentation.
+    assert not plugins.summary(cls).startswith(f"{cls.__name__}(")
+
+
+@pytest.mark.parametrize(("room", "kind"), ALL, ids=[f"{room}.{kind}" for room, kind in ALL])
+def test_no_field_is_called_epsilon_and_there_are_few(room: str, kind: str) -> None:
+    cls = plugins.resolve(room, kind)
+    names = [f.name for f in dataclasses.fields(cls)]
+    assert not any("epsilon" in name or name == "eps" for name in names)
+    own = [name for name in names if name in inspect.get_annotations(cls)]
+    assert len(own) <= MORE_FIELDS.get((room, kind), 8), "more than eight fields of its own: two ideas share a class"
+
+
+@pytest.mark.parametrize("room", plugins.ROOMS)
+def test_every_room_has_plugins_and_names_each_once(room: str) -> None:
+    kinds = plugins.kinds(room)
+    assert kinds
+    assert not any(kind.startswith("_") for kind in kinds)
+    exports = plugins.exports(room)
+    assert sorted(exports.values()) == kinds, "two files export a class of one name"
+
+
+def test_a_misspelt_kind_meets_its_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"objectives\.robust: no kind of objectives 'gpro'\. Known: .*\. Did you mean 'grpo'\?"):
+        plugins.resolve("objectives", "gpro", "objectives.robust")
+    with pytest.raises(ConfigError, match="Did you mean 'objectives'"):
+        plugins.kinds("objective")
+
+
+OUTSIDE = '''
+from dataclasses import dataclass
+from advalign.protocols import Term
+
+__all__ = ["Mine"]
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Term):
+    """l = 0, from somebody's laboratory."""
+
+class NotExported: ...
+'''
+
+
+def test_a_dotted_kind_needs_one_file_and_no_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = tmp_path / "outside_lab_of_test_plugins"
+    lab.mkdir()
+    (lab / "__init__.py").write_text("")
+    (lab / "mine.py").write_text(OUTSIDE)
+    (lab / "two.py").write_text('__all__ = ["A", "B"]\nclass A: ...\nclass B: ...\n')
+    (lab / "broken.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = lab.name
+    try:
+        cls = plugins.resolve("objectives", f"{name}.mine")
+        assert cls(source="math", coef=0.5).coef == 0.5
+        assert plugins.resolve("objectives", f"{name}.mine.Mine") is cls
+        assert plugins.kind_of(cls) == f"{name}.mine.Mine"
+        assert plugins.resolve("objectives", plugins.kind_of(cls)) is cls
+        assert plugins.summary(cls) == "l = 0, from somebody's laboratory."
+        with pytest.raises(ConfigError, match="exactly one class in __all__, found 2"):
+            plugins.resolve("objectives", f"{name}.two")
+        # Its own missing import must surface as it is, not as "no such kind".
+        with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+            plugins.resolve("objectives", f"{name}.broken")
+        with pytest.raises(ConfigError, match="cannot import"):
+            plugins.resolve("objectives", f"{name}.absent")
+    finally:
+        for module in [m for m in sys.modules if m.split(".")[0] == name]:
+            del sys.modules[module]

@@ -1,0 +1,195 @@
+"""One step is one step: the mixed gradient, the split, the counts, zero radius, checkpointing, what an inner loop leaves."""
+
+import math
+
+import pytest
+import torch
+from made import Recorder, demos, gradients, labels, learner, network, pairs, rollouts, update
+
+from advalign.adversaries.noise import Noise
+from advalign.adversaries.pgd import PGD
+from advalign.engine.plan import plan
+from advalign.errors import BudgetError
+from advalign.objectives.classify import Classify
+from advalign.objectives.consistency import Consistency
+from advalign.objectives.dapo import DAPO
+from advalign.objectives.dpo import DPO
+from advalign.objectives.entropy import Entropy
+from advalign.objectives.grpo import GRPO
+from advalign.objectives.kl import KL
+from advalign.objectives.sft import SFT
+
+EXACT = 1e-12
+MIX = {
+    "policy": DAPO(source="math"),
+    "near": KL(source="math", coef=0.1),
+    "spread": Entropy(source="math", coef=0.01),
+    "robust_policy": GRPO(source="math", view="noise", coef=0.7),
+    "imitate": SFT(source="chat"),
+    "robust": SFT(source="chat", view="pgd", coef=0.5),
+    "prefer": DPO(source="taste", view="noise", coef=0.2),
+    "agree": Consistency(source="chat", view="noise", of="tokens", coef=0.3),
+}
+ADVERSARIES = {"pgd": PGD(radius=0.3, steps=3), "noise": Noise(radius=0.5)}
+
+
+def mixed_rows(net):
+    return {"math": rollouts(net), "chat": demos(net), "taste": pairs(net)}
+
+
+def close(a, b, tolerance=EXACT):
+    """Largest difference relative to the largest entry."""
+    return float((a - b).abs().max() / b.abs().max()) <= tolerance
+
+
+def test_the_mixed_gradient_is_the_sum_of_separate_gradients_at_fixed_delta():
+    # The noise depends on (update, view, source, row) alone and PGD serves one term, so every delta is the same in both runs.
+    net = network()
+    rows = mixed_rows(net)
+    together, _ = update(learner(net), MIX, rows, ADVERSARIES)
+    apart = torch.zeros_like(together)
+    for name, term in MIX.items():
+        apart += update(learner(net), {name: term}, {term.source: rows[term.source]}, ADVERSARIES)[0]
+    assert close(together, apart)
+    assert not close(together, apart - update(learner(net), {"policy": MIX["policy"]}, rows, {})[0])  # each term matters
+
+
+@pytest.mark.parametrize("budget", [24, 33, 60, 500])
+def test_every_split_gives_the_same_gradient_and_the_same_deltas(budget):
+    net = network()
+    rows = mixed_rows(net)
+    whole, parts = Recorder(ADVERSARIES["pgd"]), Recorder(ADVERSARIES["pgd"])
+    one, logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": whole})
+    two, split_logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": parts}, budget=budget)
+    assert close(two, one)
+    assert whole.deltas.keys() == parts.deltas.keys()
+    assert max(float((whole.deltas[k] - parts.deltas[k]).abs().max()) for k in whole.deltas) <= EXACT
+    for name, value in logs.items():  # metrics are sums over the update, too
+        assert math.isclose(split_logs[name], value, rel_tol=1e-9, abs_tol=1e-12), name
+
+
+def test_forwards_are_what_the_plan_predicts():
+    net = network()
+    terms = {k: MIX[k] for k in ("policy", "imitate", "robust")}
+    predicted = plan("policy", terms, ADVERSARIES, [])
+    before = net.num_forwards
+    update(learner(net), terms, mixed_rows(net), ADVERSARIES)
+    assert net.num_forwards - before == sum(predicted.forwards().values()) == 1 + 3 + 1
+    assert predicted.separate_forwards() == 1 + 1 + (3 + 1)
+
+
+def test_zero_radius_is_clean():
+    net = network()
+    rows = {"chat": demos(net)}
+    still = {"pgd": PGD(radius=0.0, steps=2)}
+    clean, _ = update(learner(net), {"a": SFT(source="chat")}, rows)
+    attacked, _ = update(learner(net), {"a": SFT(source="chat", view="pgd")}, rows, still)
+    assert torch.equal(attacked, clean)  # the layout is the same, so bit for bit
+    split, _ = update(learner(net), {"a": SFT(source="chat", view="pgd")}, rows, still, budget=24)
+    assert close(split, clean)
+
+
+@pytest.mark.parametrize("site", ["embedding", "layer:0", "layer:1", "layer:-1"])
+def test_non_reentrant_checkpointing_changes_nothing(site):
+    # Trap 1: an edit removed before the recomputation gives wrong gradients with no error.
+    adversaries = {"pgd": PGD(radius=0.3, steps=2, sites=(site,), relative_to="absolute")}
+    found = []
+    for checkpointing in (False, True):
+        net = network(options={"gradient_checkpointing": checkpointing})
+        assert net.model.is_gradient_checkpointing is checkpointing
+        found.append(update(learner(net), {"a": SFT(source="chat", view="pgd")}, {"chat": demos(net)}, adversaries)[0])
+    assert close(found[1], found[0])
+    clean, _ = update(learner(net), {"a": SFT(source="chat")}, {"chat": demos(net)})
+    assert not close(found[0], clean, 1e-3)  # and the attack did something
+
+
+def test_the_inner_loop_leaves_grad_mode_and_random_state_alone():
+    net = network()
+    runtime = learner(net)
+    runtime.optimizer.zero_grad = lambda set_to_none=True: None  # so that what stands in .grad before is still there
+    marks = {name: torch.full_like(p, 7.0) for name, p in net.named_parameters()}
+    for name, p in net.named_parameters():
+        p.grad = marks[name].clone()
+    # A term of coefficient 0: the inner loop runs on the inner objective, the final backward adds zeros.
+    adversaries = {"pgd": PGD(radius=0.3, steps=3, inner=SFT(source="chat", view="pgd"))}
+    torch.manual_seed(5)
+    modes = [m.training for m in net.train().modules()]
+    update(runtime, {"a": SFT(source="chat", view="pgd", coef=0.0)}, {"chat": demos(net)}, adversaries)
+    assert all(torch.equal(p.grad, marks[name]) for name, p in net.named_parameters())
+    assert [m.training for m in net.modules()] == modes
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_ratios_are_one_with_one_update_and_move_with_several():
+    net = network()
+    _, once = update(learner(net), {"p": DAPO(source="m")}, {"m": rollouts(net, old=False)})
+    assert once["p/ratio"] == 1.0
+    assert once["p/clip_fraction"] == 0.0
+    _, drifted = update(learner(net), {"p": DAPO(source="m")}, {"m": rollouts(net, old=True)})
+    assert abs(drifted["p/ratio"] - 1) > 0.01
+
+
+def test_grpo_dapo_and_plain_policy_gradient_agree_at_ratio_one_and_differ_after():
+    # At ratio 1 nothing is clipped: the gradient of min(rA, clip(r)A) is A grad log pi for every clip range.
+    net = network()
+    fresh, old = {"m": rollouts(net, old=False)}, {"m": rollouts(net, old=True)}
+    same = [update(learner(net), {"p": cls(source="m", weighting="token")}, fresh)[0] for cls in (GRPO, DAPO)]
+    assert torch.equal(same[0], same[1])
+    narrow, wide = (update(learner(net), {"p": GRPO(source="m", clip_high=high, clip_low=0.05)}, old)[0] for high in (0.01, 0.5))
+    assert not close(narrow, wide, 1e-3)
+
+
+def test_one_delta_per_group_is_shared_by_its_rollouts():
+    net = network()
+    seen = Recorder(PGD(radius=0.3, steps=2, where="prompt", share="group"))
+    terms = {"p": GRPO(source="m", view="pgd")}
+    whole, _ = update(learner(net), terms, {"m": rollouts(net)}, {"pgd": seen})
+    assert len(seen.deltas) == 2  # two prompts, six rollouts
+    split, _ = update(learner(net), terms, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30)
+    assert close(split, whole)
+
+
+def test_dropout_policies():
+    # "sync": ascent and final pass draw the same masks, so the gain is never negative for tiny steps; "off": no masks at all.
+    net = network("classifier", options={"dropout": 0.5})
+    rows = {"s": labels(net)}
+    terms = {"c": Classify(source="s", view="pgd")}
+
+    def gains(policy, steps=1):
+        adversary = PGD(radius=1e-4, steps=1, step_size=1.0, random_start=False, dropout=policy)
+        return [update(learner(net), terms, rows, {"pgd": adversary}, key=("k", i))[1]["pgd/gain"] for i in range(8)]
+
+    assert all(gain > 0 for gain in gains("off"))
+    assert all(gain > 0 for gain in gains("sync"))
+    assert max(gains("sync")) < 1e-2 < max(map(abs, gains("fresh")))  # fresh masks move the loss far more than the attack
+    off, again = (update(learner(net), terms, rows, {"pgd": PGD(dropout="off")}, key=("same",))[0] for _ in range(2))
+    assert torch.equal(off, again)
+
+
+def test_a_consistency_term_is_zero_and_flat_at_zero_radius_for_a_classifier():
+    net = network("classifier")
+    terms = {"c": Consistency(source="s", view="pgd")}
+    gradient, logs = update(learner(net), terms, {"s": labels(net)}, {"pgd": PGD(radius=0.0)})
+    assert logs["c/loss"] == pytest.approx(0, abs=EXACT)
+    assert gradient.abs().max() <= EXACT
+    moved, logs = update(learner(net), terms, {"s": labels(net)}, {"pgd": PGD(radius=0.5)})
+    assert logs["c/loss"] > 1e-6
+    assert moved.abs().max() > 1e-6
+
+
+def test_a_bundle_over_the_budget_is_refused_in_a_sentence():
+    net = network()
+    with pytest.raises(BudgetError, match=r"args.token_budget: 2 row\(s\) of .* of source 'taste' must stay together"):
+        update(learner(net), {"p": DPO(source="taste")}, {"taste": pairs(net)}, budget=8)
+
+
+def test_gradient_norms_per_term_are_those_of_the_terms_alone():
+    net = network()
+    rows = mixed_rows(net)
+    runtime = learner(net)
+    logs = runtime.update(plan("policy", MIX, ADVERSARIES, []), rows, {}, budget=10_000, key=("update",), measure=True)
+    for name in ("policy", "robust"):
+        alone, _ = update(learner(net), {name: MIX[name]}, rows, ADVERSARIES)
+        assert logs[f"{name}/gradient_norm"] == pytest.approx(float(alone.norm()), rel=1e-9)
+    assert -1 <= logs["cosine/imitate~robust"] <= 1
+    assert gradients(net).norm() > 0

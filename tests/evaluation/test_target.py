@@ -1,0 +1,74 @@
+"""The meter, batching and edits of a target, against one-by-one forwards."""
+
+import pytest
+import torch
+import victims
+
+from advalign.errors import BudgetError
+from advalign.evaluation.target import ClassifierTarget, GeneratorTarget
+from advalign.types import Edit, Sampling
+
+
+def test_predict_is_the_one_by_one_answer_in_any_batching_and_counts_distinct_texts():
+    network = victims.classifier()
+    texts = [e.prompt for e in victims.sentences(9)]
+    asked = [texts[0], *texts, texts[3]]
+    alone = torch.cat([network(network.encoder.classify([t]), {"class_logits"}).class_logits for t in asked]).detach()
+    for batch_tokens in (1, 40, 10_000):
+        target = ClassifierTarget(network, batch_tokens=batch_tokens)
+        torch.testing.assert_close(target.predict(asked), alone, rtol=1e-4, atol=1e-5)
+        assert target.num_queries == 9
+        assert target.num_tokens == sum(len(network.encoder.classify([t]).ids[0]) for t in texts)
+    assert target.num_forwards == 1
+
+
+def test_pairs_are_told_apart():
+    network = victims.classifier()
+    target = ClassifierTarget(network)
+    logits = target.predict(["good movie", "good movie"], ["the plot was bad", "the acting was great"])
+    assert target.num_queries == 2
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_queries_beyond_the_limit_are_refused():
+    target = ClassifierTarget(victims.classifier())
+    target.limit = 3
+    target.predict(["a", "b", "c"])
+    with pytest.raises(BudgetError, match="4 queries, 3 allowed"):
+        target.predict(["d"])
+
+
+def test_edited_rows_keep_their_own_edit():
+    network, examples = victims.classifier(), victims.sentences(5)
+    target = ClassifierTarget(network, batch_tokens=20)
+    generator = torch.Generator().manual_seed(0)
+    edits, alone = [], []
+    for e in examples:
+        tokens = target.tokens([e])
+        add = 0.3 * torch.randn(1, tokens.ids.shape[1], 64, generator=generator)
+        edits.append({"embedding": add[0]})
+        alone.append(network(tokens, {"class_logits"}, {"embedding": Edit(add)}).class_logits.detach())
+    torch.testing.assert_close(target.predict_edited(examples, edits), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_nll_is_minus_the_mean_logprob_of_the_response():
+    network, examples = victims.generator_model(), victims.sums()[:4]
+    found = GeneratorTarget(network).nll(examples)
+    for e, loss in zip(examples, found, strict=True):
+        # By hand: ids of prompt, response and end; log-softmax of the plain transformers model, mean over the response and its end.
+        ids = [*network.encoder.prompt(e.prompt), *network.encoder.response(e.answer)]
+        logits = network.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        start = len(network.encoder.prompt(e.prompt))
+        slow = -sum(logits[t - 1, ids[t]].item() for t in range(start, len(ids))) / (len(ids) - start)
+        assert loss.item() == pytest.approx(slow, abs=1e-5)
+
+
+def test_greedy_answers_under_a_zero_edit_are_those_of_the_sampler():
+    network, examples = victims.generator_model(steps=30), victims.sums()
+    target = GeneratorTarget(network)
+    zero = [{"embedding": torch.zeros(len(network.encoder.prompt(e.prompt)), 64)} for e in examples]
+    expected = [g.rollouts[0].text for g in target.generate(examples, 1, Sampling(max_new_tokens=5, temperature=0.0), (0,))]
+    assert target.continue_edited(examples, zero, 5) == expected
+    assert len(set(expected)) > 1
+    moved = [{"embedding": z["embedding"] + 3.0} for z in zero]
+    assert target.continue_edited(examples, moved, 5) != expected
