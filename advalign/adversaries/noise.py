@@ -51,8 +51,8 @@ class Noise(Perturber):
 
     def _draw(self, ground: Ground, dim: int) -> Float[Tensor, "N T D"]:
         dtype = torch.promote_types(ground.dtype, torch.float32)
-        common = {"generators": ground.generators, "dtype": dtype}
-        geometry = {"ball": self.ball, "scope": self.scope, "radius": ground.radius}
+        common: dict[str, Any] = {"generators": ground.generators, "dtype": dtype}
+        geometry: dict[str, Any] = {"ball": self.ball, "scope": self.scope, "radius": ground.radius}
         if self.distribution == "uniform_ball":
             return balls.sample(ground.allowed, dim, **geometry, **common)
 

@@ -27,7 +27,7 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Perturber):
-    """δ ← Π_ball(δ + η r · steepest(∇_δ loss)), δ_0 ~ uniform in the ball   (arXiv:1706.06083, section 2.1; eq. 1 is the min-max).
+    """δ ← Π_ball(δ + η r · steepest(∇_δ loss)), δ_0 ~ uniform in the ball   (arXiv:1706.06083, section 2.1; the min-max is eq. 2.1).
 
     Ours: on hidden states; the step is the steepest unit step of the ball itself (sign for Linf as in the paper, g / ||g|| for L2,
     one coordinate for L1) per token or per row, so it depends neither on the scale of the loss nor on the batch.

@@ -26,7 +26,7 @@ def _strong() -> Any:
 class Embedding:
     """δ* = argmax over restarts and iterates of score(h + δ), the iterates those of `adversary` (see kind `pgd`).
 
-    Classifiers: climbs the margin max_{k ≠ y} z_k - z_y (arXiv:1608.04644, f_6) or the cross-entropy; chosen by the margin.
+    Classifiers: climbs the margin max_{k ≠ y} z_k - z_y (after f_6 of arXiv:1608.04644) or the cross-entropy; chosen by the margin.
     Cross-entropy is blind where the softmax is saturated: logits times 1000 look robust to it and not to the margin.
     Generators: climbs, and is chosen by, the mean negative log-likelihood of the reference response (`loss` does not apply).
     Ours: δ = 0 is always a candidate; every evaluated iterate and the last one count; a delta is per example (`share` is ignored).
@@ -91,7 +91,7 @@ class _Search:
             zero = {site: torch.zeros(len(self.examples), *shape, dtype=ground.dtype) for site, shape in ground.shapes.items()}
             self.best = {site: z.to(ground.allowed.device) for site, z in zero.items()}
             self._evaluate({site: Edit(z) for site, z in self.best.items()}, gradients=False)
-        adversary = self.attack.adversary
+        adversary: Any = self.attack.adversary  # a Perturber is the threat model half of an Adversary
         state = adversary.start(ground)
         for step in range(adversary.steps + 1):
             found = self._evaluate(adversary.ask(state), gradients=step < adversary.steps)

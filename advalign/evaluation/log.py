@@ -55,9 +55,9 @@ class Log:
         keep = ends[self.num_chunks - 1] if self.num_chunks else 0
         times = _whole_lines(self._folder / "timings.jsonl")
         expected = [name for chunk in chunks for name in chunk][:keep]
-        for line, time, name in zip(lines, times, expected, strict=False):
+        for line, time, who in zip(lines, times, expected, strict=False):
             found = AttackResult(**json.loads(line), seconds=json.loads(time)["seconds"])
-            assert (found.attack, found.example) == name
+            assert (found.attack, found.example) == who
             self.results.append(found)
         for name, kept in (("results", lines), ("timings", times)):
             (self._folder / f"{name}.jsonl").write_text("".join(kept[:keep]), encoding="utf-8")

@@ -62,8 +62,8 @@ class Report:
         kept = {name: curve for name, curve in series.items() if len(curve[0])}
         key = f"{len(self._blocks)}/{title}"
         svg = plots.lines(kept, x_label=x_label, y_label=y_label, log_x=log_x, key=key)
-        names = ("series", "first " + x_label, "last " + x_label, "first " + y_label, "last " + y_label)
-        rows = [dict(zip(names, (n, c[0][0], c[0][-1], c[1][0], c[1][-1]), strict=True)) for n, c in kept.items()]
+        rows = [{"series": name, **_points(curve, x_label)} for name, curve in kept.items()]
+        names = list(dict.fromkeys(k for row in rows for k in row))
         return self._add(_titled(title, note, _table(names, rows)), kind="figure", title=title, note=note, svg=svg)
 
     def bars(
@@ -112,6 +112,13 @@ def show(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
+
+
+def _points(curve: Sequence[Sequence[float]], x_label: str, limit: int = 8) -> dict[str, float]:
+    """A curve in a line of a table: at most `limit` points, evenly spread, the first and the last among them."""
+    count = len(curve[0])
+    chosen = sorted({round(i * (count - 1) / (min(count, limit) - 1)) for i in range(min(count, limit))} if count > 1 else {0})
+    return {f"{x_label} {show(curve[0][i])}": curve[1][i] for i in chosen}
 
 
 def _is_number(value: Any) -> bool:

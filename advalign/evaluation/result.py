@@ -122,7 +122,7 @@ class SuiteResult:
         for warning in self.warnings():
             report.warning(warning)
         rows = [self.row(arm) for arm in self.arms]
-        report.text("## Under attack").table(rows, note=NOTE, columns=_columns(rows))
+        report.text("## Under attack").table(_shown(rows), note=NOTE)
         bars = [{"label": "clean", "value": self.clean_subset, **_interval(self.clean_subset, len(self.before))}]
         bars += [
             {"label": a.name, "value": r["accuracy under attack"], "low": r["low"], "high": r["high"]} for a, r in zip(self.arms, rows)
@@ -131,7 +131,7 @@ class SuiteResult:
         report.bars(bars, title="Accuracy under attack", x_label="accuracy", limits=(0, 1), note="Wilson intervals, 95 %.")
         for metric in self._metrics():
             curves = self.curves(metric)
-            report.lines(curves, title=f"{LABELS[metric]} under attack", x_label="radius", y_label=LABELS[metric], note=RADIUS)
+            report.lines(curves, title=f"{LABELS[metric].capitalize()} under attack", x_label="radius", y_label=LABELS[metric], note=RADIUS)
         broken = self.broken()
         if broken:
             report.text("## Examples that broke").table(
@@ -164,10 +164,21 @@ SHOWN = ("accuracy", "nll", "pass@1", "unique")
 LABELS = {"nll": "negative log-likelihood per token", "score": "score of the greedy answer", "probability": "probability of the label"}
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns that say something in at least one row."""
-    silent = ("radius", "skipped", "over budget", "error")
-    return [name for name in (rows[0] if rows else {}) if name not in silent or any(row[name] for row in rows)]
+def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as a table: the interval in one column, and only columns that say something in at least one row."""
+    silent = ("radius", "skipped", "over budget", "error", "distance")
+    kept = [name for name in (rows[0] if rows else {}) if name not in silent or any(_says(row[name]) for row in rows)]
+    found = []
+    for row in rows:
+        line = {name: row[name] for name in kept if name not in ("low", "high")}
+        at = list(line).index("accuracy under attack") + 1
+        interval = {"95 % interval": f"{row['low']:.3f}\u00a0–\u00a0{row['high']:.3f}"}
+        found.append(dict([*list(line.items())[:at], *interval.items(), *list(line.items())[at:]]))
+    return found
+
+
+def _says(value: Any) -> bool:
+    return bool(value) and not (isinstance(value, float) and math.isnan(value))
 
 
 def _interval(rate: float, number: int) -> dict[str, float]:

@@ -44,10 +44,10 @@ class Suite:
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
         """From a YAML file or a mapping of the same shape; attacks are `{name: {kind: ..., ...}}`."""
-        given = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
+        given: Any = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
         if not isinstance(given, Mapping):
             raise ConfigError(f"suite: {source} holds no mapping of fields; a suite has data and attacks.")
-        given = dict(given)
+        given = {str(name): value for name, value in given.items()}
         _check_names(cls, given, "suite")
         missing = [name for name in ("data", "attacks") if name not in given]
         if missing:

@@ -129,14 +129,14 @@ class ClassifierTarget(Victim):
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Float[Tensor, "B C"]:
         """Logits. Equal texts of one call are sent once."""
-        rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
+        rows = list(zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
         tokens = self.network.encoder.classify([r[0] for r in number], None if pairs is None else [r[1] for r in number])
-        return self._all(tokens, None, lambda out, _: out.class_logits)[[number[row] for row in rows]]
+        return self._all(tokens, None, _class_logits)[[number[row] for row in rows]]
 
     def predict_edited(self, examples: Sequence[Example], edits: Sequence[Edits]) -> Float[Tensor, "B C"]:
         """Logits of each example with its own edits added to its hidden states."""
-        return self._all(self.tokens(examples), edits, lambda out, _: out.class_logits)
+        return self._all(self.tokens(examples), edits, _class_logits)
 
 
 class GeneratorTarget(Victim):
@@ -149,7 +149,7 @@ class GeneratorTarget(Victim):
 
     def nll(self, examples: Sequence[Example], edits: Sequence[Edits] | None = None) -> Float[Tensor, "B"]:
         """Mean negative log-likelihood per token of each example's reference response."""
-        return self._all(self.tokens(examples), edits, lambda out, tokens: mean_nll(out, tokens))
+        return self._all(self.tokens(examples), edits, mean_nll)
 
     def generate(self, examples: Sequence[Example], n: int, sampling: Sampling, key: Sequence[object]) -> list[RolloutGroup]:
         """`n` responses per example; each example has its own random stream only in a greedy run."""
@@ -178,8 +178,9 @@ class GeneratorTarget(Victim):
         for _ in range(max_new_tokens):
             tokens = _prefixes([prompts[i] + answers[i] for i in alive], encoder.pad_id)
             adds = stack([cropped[i] for i in alive], tokens.ids.shape[1], self.network.device)
-            hidden = self._forward(tokens, adds, frozenset({"distribution"})).distribution.hidden
-            last = hidden[torch.arange(len(alive)), tokens.lengths]
+            found = self._forward(tokens, adds, frozenset({"distribution"})).distribution
+            assert found is not None
+            last = found.hidden[torch.arange(len(alive)), tokens.lengths]
             chosen = self.network.next_token_logits(last).argmax(-1).tolist()
             for i, token in zip(alive, chosen, strict=True):
                 answers[i].append(token)
@@ -191,10 +192,15 @@ class GeneratorTarget(Victim):
 
 def target_of(network: Network, **options: Any) -> ClassifierTarget | GeneratorTarget:
     """The target for a network's head."""
-    kinds = {"classifier": ClassifierTarget, "policy": GeneratorTarget}
+    kinds: dict[str, Any] = {"classifier": ClassifierTarget, "policy": GeneratorTarget}
     if network.head not in kinds:
         raise ConfigError(f"evaluation: a network with head '{network.head}' cannot be attacked; known heads: classifier, policy.")
     return kinds[network.head](network, **options)
+
+
+def _class_logits(outputs: Outputs, tokens: Tokens) -> Tensor:
+    assert outputs.class_logits is not None
+    return outputs.class_logits
 
 
 def mean_nll(outputs: Outputs, tokens: Tokens) -> Float[Tensor, "B"]:

@@ -28,24 +28,34 @@ class Encoder:
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self.eos_id: int | None = tokenizer.eos_token_id
 
-    def prompt(self, text: str) -> list[int]:
-        """Ids of one prompt, in the chat template where the tokenizer has one."""
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of prompts, in the chat template where the tokenizer has one."""
         if getattr(self.tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": text}]
-            return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False))
-        return list(self.tokenizer(text, add_special_tokens=not self.bidirectional)["input_ids"])
+            turns = [[{"role": "user", "content": text}] for text in texts]
+            return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+        return self._ids(texts, add_special_tokens=not self.bidirectional)
+
+    def prompt(self, text: str) -> list[int]:
+        return self.prompts([text])[0]
+
+    def responses(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[list[int]]:
+        """Ids of responses, closed by end-of-sequence where they are finished."""
+        closed = finished if finished is not None else [True] * len(texts)
+        rows = self._ids(texts, add_special_tokens=False)
+        return [[*ids, self.eos_id] if done and self.eos_id is not None else ids for ids, done in zip(rows, closed, strict=True)]
 
     def response(self, text: str, finished: bool = True) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, self.eos_id] if finished and self.eos_id is not None else ids
+        return self.responses([text], [finished])[0]
+
+    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(list(texts), **options)["input_ids"]] if texts else []
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def demos(self, prompts: Sequence[str], responses: Sequence[str], group: Sequence[int] | None = None) -> Tokens:
         """Prompt, response and end-of-sequence; the response and its end are the target."""
-        pieces = [(self.prompt(p), self.response(r)) for p, r in zip(prompts, responses, strict=True)]
-        return self._join(pieces, group)
+        return self._join(list(zip(self.prompts(prompts), self.responses(responses), strict=True)), group)
 
     def rollouts(self, groups: Sequence[RolloutGroup]) -> Tokens:
         """The sampler's own ids. Rows of one prompt share a group number."""
@@ -54,8 +64,7 @@ class Encoder:
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
         """Whole texts for a classifier; nothing is a target."""
-        second = pairs if pairs is not None else [None] * len(texts)
-        ids = [self._segments(a, b) for a, b in zip(texts, second, strict=True)]
+        ids = self._segments(texts, pairs)
         return pad(ids, [len(i) for i in ids], self.pad_id)
 
     def verdicts(
@@ -63,23 +72,23 @@ class Encoder:
     ) -> Tokens:
         """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it."""
         if not self.bidirectional:
-            return self._join([(self.prompt(p), self.response(t, f)) for p, t, f in zip(prompts, texts, finished, strict=True)], group)
-        rows, starts = [], []
-        for prompt, text, done in zip(prompts, texts, finished, strict=True):
-            ids = self._segments(prompt, text)
-            rows.append(ids if done else ids[:-1])  # a truncated text carries no closing token, as in a decoder
-            starts.append(min(len(self._segments(prompt, None)), len(rows[-1])))
+            return self._join(list(zip(self.prompts(prompts), self.responses(texts, finished), strict=True)), group)
+        # A truncated text carries no closing token, as in a decoder.
+        rows = [ids if done else ids[:-1] for ids, done in zip(self._segments(prompts, texts), finished, strict=True)]
+        starts = [min(len(ids), len(row)) for ids, row in zip(self._segments(prompts, None), rows, strict=True)]
         return pad(rows, starts, self.pad_id, group)
 
-    def _segments(self, first: str, second: str | None) -> list[int]:
-        return list(self.tokenizer(first, second, truncation=True, max_length=self.max_length)["input_ids"])
+    def _segments(self, first: Sequence[str], second: Sequence[str] | None) -> list[list[int]]:
+        pairs = None if second is None else list(second)
+        return self._ids(first, text_pair=pairs, truncation=True, max_length=self.max_length)
 
     def _join(self, pieces: Sequence[tuple[Sequence[int], Sequence[int]]], group: Sequence[int] | None) -> Tokens:
         rows, starts = [], []
         for prompt, response in pieces:
             if len(prompt) >= self.max_length:
                 raise BudgetError(
-                    f"encoder: a prompt of {len(prompt)} tokens leaves no room in max_length {self.max_length}; raise max_length or shorten it."
+                    f"encoder: a prompt of {len(prompt)} tokens leaves no room in max_length {self.max_length}; "
+                    "raise max_length or shorten the prompt."
                 )
             rows.append([*prompt, *response][: self.max_length])
             starts.append(max(len(prompt), 1))

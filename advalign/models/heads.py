@@ -23,7 +23,7 @@ def divergence(
 
     def piece(of_p: Tensor, of_q: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stop):
-            logits = _precise(p.head(of_p))
+            logits = _precise(p.head(of_p.detach() if stop else of_p))
         return BETWEEN[kind](logits, _precise(q.head(of_q)))
 
     chunks = zip(p.hidden[target].split(chunk), q.hidden[target].split(chunk), strict=True)

@@ -1,7 +1,7 @@
 """l = D(p(. | x; against) || p(. | x; view)): two views of the same rows should predict alike.
 
-kind "symmetric_kl" (SMART, arXiv:1911.03437, section 2.1): KL(p || q) + KL(q || p). "kl" without `stop`: TRADES (arXiv:1901.08573), with
-`stop`: VAT (arXiv:1704.03976, section 3.1). "js", "mse" (of logits). `of: classes` compares classifiers, one loss per row; `of: tokens`
+divergence "symmetric_kl" (SMART, arXiv:1911.03437, section 2.1): KL(p || q) + KL(q || p). "kl" without `stop`: TRADES (arXiv:1901.08573),
+with `stop`: VAT (arXiv:1704.03976). "js", "mse" (of logits). `of: classes` compares classifiers, one loss per row; `of: tokens`
 compares next-token distributions, one loss per target token, in chunks (`models.heads`), so that no B x T x V tensor is stored.
 Differences: SMART's Bregman proximal term is not here; `stop: false` is the default, as in SMART and TRADES, so that both views move.
 """
@@ -28,7 +28,7 @@ class Consistency(Term):
 
     against: str = "clean"
     of: str = "classes"
-    kind: str = "symmetric_kl"
+    divergence: str = "symmetric_kl"
     stop: bool = False
 
     rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows, DemoRows, RolloutRows)
@@ -36,8 +36,8 @@ class Consistency(Term):
     def __post_init__(self) -> None:
         if self.of not in NEEDS:
             raise unknown("objectives.consistency.of", "comparison", self.of, NEEDS)
-        if self.kind not in BETWEEN:
-            raise unknown("objectives.consistency.kind", "divergence", self.kind, BETWEEN)
+        if self.divergence not in BETWEEN:
+            raise unknown("objectives.consistency.divergence", "divergence", self.divergence, BETWEEN)
         if self.view == self.against:
             raise ConfigError(f"objectives.consistency.view: '{self.view}' is also `against`; a view always agrees with itself.")
 
@@ -58,12 +58,12 @@ class Consistency(Term):
             assert p.distribution is not None
             assert q.distribution is not None
             target = rows.tokens.target
-            losses = heads.divergence(p.distribution, q.distribution, target, kind=self.kind, stop=self.stop)
+            losses = heads.divergence(p.distribution, q.distribution, target, kind=self.divergence, stop=self.stop)
             return Losses(losses, {"divergence": (losses.detach(), target.to(losses.dtype))})
         assert p.class_logits is not None
         assert q.class_logits is not None
         base = p.class_logits.detach() if self.stop else p.class_logits
-        losses = BETWEEN[self.kind](base, q.class_logits)
+        losses = BETWEEN[self.divergence](base, q.class_logits)
         each = rows.tokens.mask.any(1).to(losses.dtype)
         agree = (base.argmax(1) == q.class_logits.argmax(1)).to(losses.dtype)
         return Losses(losses, {"divergence": (losses.detach(), each), "agreement": (agree, each)})

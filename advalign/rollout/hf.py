@@ -39,7 +39,8 @@ class HF:
         """`n` responses per example."""
         network_mode = network.training
         network.eval()
-        groups = [RolloutGroup(example=e, prompt_ids=network.encoder.prompt(e.prompt), rollouts=[]) for e in examples]
+        prompts = network.encoder.prompts([e.prompt for e in examples])
+        groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
         owners = [group for group in groups for _ in range(n)]
         try:
             for start in range(0, len(owners), self.max_rows):

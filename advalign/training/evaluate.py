@@ -12,6 +12,7 @@ from advalign import data as loading
 from advalign.engine import micro as mb
 from advalign.evaluation import utility
 from advalign.models import Network
+from advalign.rewards.exact_answer import ExactAnswer
 from advalign.types import DemoRows, Example, Sampling
 
 
@@ -40,7 +41,8 @@ def run(evaluation: Evaluation, network: Network, engine: Any, budget: int) -> d
         return {"accuracy": accuracy(network, examples, budget)}
     generator = torch.Generator().manual_seed(evaluation.seed)
     groups = engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
-    right = [[utility.verified(g.example, r.text) for r in g.rollouts] for g in groups]
+    scores = list(ExactAnswer().start(None)(groups))  # type: ignore[arg-type]
+    right = [[scores.pop(0) for _ in g.rollouts] for g in groups]
     logs = {
         "accuracy": sum(map(sum, right)) / sum(map(len, right)),
         "unique": utility.unique_fraction([[r.text for r in g.rollouts] for g in groups]),
@@ -48,7 +50,7 @@ def run(evaluation: Evaluation, network: Network, engine: Any, budget: int) -> d
     }
     if evaluation.samples > 1:
         k = evaluation.samples
-        logs[f"pass@{k}"] = sum(utility.pass_at_k(k, sum(s >= 1 for s in scores), k) for scores in right) / len(right)
+        logs[f"pass@{k}"] = utility.pass_at_k([sum(s >= 1 for s in row) for row in right], k, k)
     return logs
 
 

@@ -24,9 +24,7 @@ def rows(num_groups: int = 3, size: int = 4, seed: int = 0) -> RolloutRows:
     lengths = torch.randint(3, t + 1, (b,), generator=g)
     where = torch.arange(t)[None]
     mask, target = where < lengths[:, None], (where >= 2) & (where < lengths[:, None])
-    tokens = Tokens(
-        ids=torch.zeros(b, t, dtype=torch.long), mask=mask, target=target, group=torch.arange(b) // size, key=torch.arange(b)
-    )
+    tokens = Tokens(ids=torch.zeros(b, t, dtype=torch.long), mask=mask, target=target, group=torch.arange(b) // size, key=torch.arange(b))
     noise = torch.randn(3, b, t, generator=g, dtype=torch.float64)
     return RolloutRows(
         tokens=tokens,

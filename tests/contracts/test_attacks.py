@@ -92,6 +92,27 @@ def test_embedding_attack_beats_noise_which_beats_nothing():
     assert (margins["pgd"] > margins["noise"]).double().mean() > 0.9
 
 
+class Saturated(Network):
+    """The same predictions with logits times 1000: the softmax is 0 or 1 and cross-entropy has no gradient."""
+
+    def forward(self, tokens, needs, edits=None, temperature=None):
+        return Outputs(class_logits=1000 * super().forward(tokens, needs, edits).class_logits)
+
+
+def test_margin_sees_through_saturated_logits_and_cross_entropy_does_not():
+    plain, examples = victims.classifier(), victims.sentences(20)
+    masked = Saturated(plain.model, plain.encoder, "classifier", pooling=plain.pooling)
+    broken = {}
+    for name, network, loss in [("plain", plain, "margin"), ("margin", masked, "margin"), ("ce", masked, "cross_entropy")]:
+        target = ClassifierTarget(network)
+        attack = attacks.Embedding(adversary=adversaries.PGD(radius=1.0, steps=10), restarts=1, loss=loss)
+        proposals = attack.propose(target, examples, Budget(), random.Random(0))
+        found = target.predict_edited(examples, [p.edits for p in proposals]).argmax(1)
+        broken[name] = (found != torch.tensor([e.label for e in examples])).double().mean().item()
+    assert broken["margin"] == broken["plain"] > 0.9
+    assert broken["ce"] < 0.1
+
+
 def test_embedding_attack_does_not_depend_on_the_batch():
     network, examples = victims.classifier(dtype="float64"), victims.sentences(6)
     attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.2, steps=3))

@@ -39,8 +39,8 @@ TABLE = [
     DAPO(source="s", view="pgd", mask_truncated=True),
     KL(source="s", estimator="k2", weighting="sequence"),
     DPO(source="s", view="pgd", label_smoothing=0.1),
-    *(Consistency(source="s", view="pgd", kind=kind, stop=stop) for kind in ("kl", "js") for stop in (True, False)),
-    Consistency(source="s", view="pgd", of="tokens", kind="mse"),
+    *(Consistency(source="s", view="pgd", divergence=name, stop=stop) for name in ("kl", "js") for stop in (True, False)),
+    Consistency(source="s", view="pgd", of="tokens", divergence="mse"),
     Consistency(source="s", view="pgd", of="tokens", stop=True),
     *(Discriminate(source="s", loss=loss, view=view) for loss, view in (("hinge", "clean"), ("bradley_terry", "pgd"))),
 ]
@@ -55,7 +55,9 @@ def tokens(empty: tuple[int, ...] = ()) -> Tokens:
     lengths[list(empty)] = 0
     where = torch.arange(T)[None]
     mask = where < lengths[:, None]
-    return Tokens(ids=torch.zeros(B, T, dtype=torch.long), mask=mask, target=mask & (where >= 2), group=torch.arange(B) // 4, key=torch.arange(B))
+    return Tokens(
+        ids=torch.zeros(B, T, dtype=torch.long), mask=mask, target=mask & (where >= 2), group=torch.arange(B) // 4, key=torch.arange(B)
+    )
 
 
 def build(term: Term, **kwargs):
@@ -133,6 +135,7 @@ def test_is_a_frozen_dataclass_that_names_real_things(term):
     assert type(term).__dataclass_params__.frozen
     own = [f for f in fields(term) if f.name not in {g.name for g in fields(Term)}]
     assert len(own) <= 8
+    assert "kind" not in {f.name for f in own}  # in a configuration that word names the file
     assert all(f.kw_only for f in fields(term))
     assert term.view in term.reads
     for names in term.reads.values():
@@ -244,7 +247,7 @@ def test_padding_and_whatever_lies_off_target_change_nothing(term):
 
 def test_a_wrong_choice_is_refused_with_the_nearest(term):
     defaults = inspect.signature(type(term)).parameters
-    for name in ("weighting", "loss", "kind", "estimator", "of", "ratio"):
+    for name in ("weighting", "loss", "divergence", "estimator", "of", "ratio"):
         if name in defaults:
             with pytest.raises(ConfigError, match=rf"objectives.{plugins.kind_of(type(term))}.{name}: no .*Known: .*Did you mean"):
                 replace(term, **{name: getattr(term, name) + "x"})

@@ -72,8 +72,9 @@ def test_forwards_are_what_the_plan_predicts():
     net = network()
     terms = {k: MIX[k] for k in ("policy", "imitate", "robust")}
     predicted = plan("policy", terms, ADVERSARIES, [])
+    rows = mixed_rows(net)
     before = net.num_forwards
-    update(learner(net), terms, mixed_rows(net), ADVERSARIES)
+    update(learner(net), terms, rows, ADVERSARIES)
     assert net.num_forwards - before == sum(predicted.forwards().values()) == 1 + 3 + 1
     assert predicted.separate_forwards() == 1 + 1 + (3 + 1)
 
@@ -126,7 +127,8 @@ def test_ratios_are_one_with_one_update_and_move_with_several():
     assert once["p/ratio"] == 1.0
     assert once["p/clip_fraction"] == 0.0
     _, drifted = update(learner(net), {"p": DAPO(source="m")}, {"m": rollouts(net, old=True)})
-    assert abs(drifted["p/ratio"] - 1) > 0.01
+    assert drifted["p/ratio"] != 1.0
+    assert drifted["p/clip_fraction"] > 0.1
 
 
 def test_grpo_dapo_and_plain_policy_gradient_agree_at_ratio_one_and_differ_after():

@@ -186,7 +186,7 @@ def test_generator_loss_and_verified_accuracy_under_attack():
     rows = {a.name: result.row(a) for a in result.arms}
     assert rows["pgd@0.01"]["accuracy under attack"] == 1.0
     assert rows["pgd@2"]["accuracy under attack"] < 0.7
-    assert "negative log-likelihood per token under attack" in result.markdown()
+    assert "Negative log-likelihood per token under attack" in result.markdown()
 
 
 def test_generator_without_a_verifier_is_judged_by_its_loss():

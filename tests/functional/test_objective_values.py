@@ -17,7 +17,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
-from advalign.types import DemoRows, LabelRows, Outputs, PairRows, RolloutRows, Tokens
+from advalign.types import DemoRows, Distribution, LabelRows, Outputs, PairRows, RolloutRows, Tokens
 
 
 def tokens(target, group=None) -> Tokens:
@@ -34,7 +34,11 @@ def t(x, grad=False):
 
 def rollouts(target, advantages, **kwargs) -> RolloutRows:
     b = len(target)
-    defaults = {"rewards": torch.zeros(b, 1), "sampler_logprobs": torch.zeros(b, len(target[0])), "finished": torch.ones(b, dtype=torch.bool)}
+    defaults = {
+        "rewards": torch.zeros(b, 1),
+        "sampler_logprobs": torch.zeros(b, len(target[0])),
+        "finished": torch.ones(b, dtype=torch.bool),
+    }
     return RolloutRows(**{**defaults, "tokens": tokens(target), "advantages": t(advantages), **kwargs})
 
 
@@ -163,11 +167,21 @@ def test_consistency_stop_decides_who_moves():
     rows = LabelRows(tokens=tokens([[0, 0]]), labels=torch.tensor([0]))
     for stop in (False, True):
         clean, pgd = t([[1.0, 0.0]], grad=True), t([[0.0, 0.5]], grad=True)
-        term = Consistency(source="s", view="pgd", kind="kl", stop=stop)
+        term = Consistency(source="s", view="pgd", divergence="kl", stop=stop)
         total(term, rows, clean=Outputs(class_logits=clean), pgd=Outputs(class_logits=pgd)).backward()
         assert (clean.grad is None) == stop
         # d KL(p || softmax z) / dz = softmax(z) - p
         torch.testing.assert_close(pgd.grad, pgd.detach().softmax(1) - clean.detach().softmax(1), rtol=0, atol=1e-15)
+
+
+def test_consistency_of_tokens_stops_too():
+    rows = DemoRows(tokens=tokens([[0, 1, 1]]))
+    for stop in (False, True):
+        clean, pgd = (torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        seen = {name: Outputs(distribution=Distribution(hidden=x, head=lambda h: h)) for name, x in (("clean", clean), ("pgd", pgd))}
+        total(Consistency(source="s", view="pgd", of="tokens", stop=stop), rows, **seen).backward()
+        assert (clean.grad is None or float(clean.grad.abs().sum()) == 0.0) == stop
+        assert float(pgd.grad.abs().sum()) > 0
 
 
 def test_consistency_refusals():
