@@ -52,7 +52,8 @@ def is_encoder(spec: str) -> bool:
 
 
 def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectional: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on `texts`: whole words (split at white space), characters, or byte-level BPE of `size` entries."""
+    """A tokenizer trained on `texts`: whole words (split at white space), characters, or byte-level BPE of `size` entries
+    with single digits."""
     if kind == "words":
         core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -64,7 +65,9 @@ def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectiona
         trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
     elif kind == "bpe":
         core = Tokenizer(algorithms.BPE(unk_token="<unk>"))
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # Every digit is a token of its own, as in Llama and Qwen, so that numbers can be copied and added digit by digit.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         core.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             special_tokens=SPECIAL, vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

@@ -1,0 +1,250 @@
+"""kill -9 in the middle of a game, --resume, and every bit is that of a run nobody touched."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from advalign import Frozen, Learner, Trainer, TrainingArguments
+from advalign.adversaries.pgd import PGD
+from advalign.errors import ConfigError
+from advalign.objectives.consistency import Consistency
+from advalign.objectives.sft import SFT
+from advalign.sources.demos import Demos
+from advalign.training import checkpoint
+from advalign.training.logs import read
+
+# The game of the whole machine: a reward that is a learner, several updates per draw, an attack, a reference, dropout and
+# replay in the judge, an average of the policy, a ramp, and a stage that a metric ends (always after step 3).
+GAME = """
+learners:
+  policy: {model: "scratch:tiny?hidden_size=32", tokenizer: &words {kind: words, data: "task:constraints"}, max_length: 32,
+           learning_rate: 1.0e-3, minibatches: 2, epochs: 2, lr_scheduler_type: linear}
+  judge:  {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: *words, max_length: 32, learning_rate: 1.0e-3,
+           updates: 2, options: {dropout: 0.1}}
+sources:
+  chat:     {kind: demos, data: "task:constraints", limit: 20, batch_size: 4}
+  write:    {kind: prompts, data: "task:constraints", batch_size: 4, group_size: 3, sampling: {max_new_tokens: 6},
+             rewards: [{kind: learner, learner: judge}, {kind: function, fn: hold.nothing}], advantage: {kind: group, scale: none}}
+  verdicts: {kind: contrast, real: chat, sampled: write, perturb: constraints, batch_size: 6, replay: 0.5}
+adversaries:
+  pgd: {kind: pgd, radius: 0.1, steps: 2}
+objectives:
+  imitate: {kind: sft, source: chat}
+  policy:  {kind: grpo, source: write}
+  near:    {kind: kl, source: write, coef: 0.1}
+  robust:  {kind: sft, source: chat, view: pgd, coef: 0.5}
+  judge:   {kind: discriminate, source: verdicts}
+frozen:
+  reference: {of: policy}
+  mean:      {of: policy, ema: 0.9}
+schedules:
+  objectives.robust.coef: {start: 0.1, end: 0.5, steps: 10}
+stages:
+  - {name: warm, steps: 6, objectives: [imitate, judge], until: {metric: judge/accuracy, above: 0.0, after: 3}}
+  - {name: mix, steps: 9, objectives: [policy, near, robust, judge]}
+evaluations:
+  heldout: {data: "task:constraints", number: 4, sampling: {max_new_tokens: 6}}
+args: {save_steps: 4, eval_steps: 4, seed: 3}
+"""
+
+# A reward that says nothing, and stops the process where the test wants to kill it: at its n-th call, or between the
+# weights and the state of a checkpoint.
+HOLD = """
+import os, signal, time, torch
+calls = 0
+
+def nothing(completions):
+    global calls
+    calls += 1
+    while calls == int(os.environ.get("HOLD_AT", 0)):
+        time.sleep(0.01)
+    return [0.0] * len(completions)
+
+if "DIE_IN_SAVE" in os.environ:
+    def save(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.save = save
+"""
+ALL = 12  # 3 steps until the first stage ends, then 9
+
+
+def start(folder, output, *more, **environment):
+    command = [sys.executable, "-m", "advalign", "train", str(folder / "game.yaml"), f"args.output_dir={output}", *more]
+    inherited = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**inherited, **environment}, cwd=folder, **quiet)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def assert_equal(a, b, where="state"):
+    """Nested plain values and tensors, bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_bit_for_bit(tmp_path):
+    (tmp_path / "game.yaml").write_text(GAME)
+    (tmp_path / "hold.py").write_text(HOLD)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    untouched = start(tmp_path, whole)
+
+    # Killed inside step 8: the fifth draw of rollouts (steps 4 to 8) has been sampled, sources have moved, nothing is saved.
+    first = start(tmp_path, broken, HOLD_AT="5")
+    wait_for(lambda: [e["step"] for e in read(broken)][-1:] == [7], first)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert [p.name for p in checkpoint.found(broken)] == ["checkpoint-4"]
+
+    # The same command, killed once more while checkpoint 8 is half on the disk: the last good one is still that of step 4.
+    second = start(tmp_path, broken, "--resume", DIE_IN_SAVE="1")
+    assert second.wait() == -signal.SIGKILL
+    second.stderr.close()
+    assert (broken / ".partial-8" / "learner.policy.safetensors").is_file()
+    assert checkpoint.latest(broken).name == "checkpoint-4"
+    assert [e["step"] for e in read(broken)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    finish(start(tmp_path, broken, "--resume"))
+    finish(untouched)
+
+    log = read(whole)
+    assert [e["stage"] for e in log] == ["warm"] * 3 + ["mix"] * (ALL - 3)
+    assert {e["policy/ratio"] for e in log[3:]} != {1.0}  # several updates per draw: clipping is at work
+    assert (whole / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
+    a, b = whole / f"checkpoint-{ALL}", broken / f"checkpoint-{ALL}"
+    weights = ["frozen.mean", "frozen.reference", "learner.judge", "learner.policy"]
+    assert sorted(p.stem for p in a.glob("*.safetensors")) == weights
+    for name in weights:
+        assert (a / f"{name}.safetensors").read_bytes() == (b / f"{name}.safetensors").read_bytes(), name
+    # Optimizer moments, schedulers, versions, positions of the streams, the replay pool, the generator.
+    assert_equal(checkpoint.read_state(a), checkpoint.read_state(b))
+    assert not (broken / ".partial-8").exists()
+    assert (whole / "policy/model.safetensors").read_bytes() == (broken / "policy/model.safetensors").read_bytes()
+    # And the copies are what they are called: the reference stood still, the average and the policy did not.
+    frozen = [(a / f"{name}.safetensors").read_bytes() for name in ("frozen.reference", "frozen.mean", "learner.policy")]
+    assert len(set(frozen)) == 3
+
+
+# ------------------------------------------------------------------------------------------------ in one process
+
+WORDS = {"kind": "words", "data": "task:constraints"}
+POLICY = Learner(model="scratch:tiny?hidden_size=32", tokenizer=WORDS, max_length=32, learning_rate=1e-3)
+
+
+def small(folder, steps=2, learner=POLICY, name="policy", radius=0.1, more=None, **arguments):
+    chat = Demos(data="task:constraints", limit=8, batch_size=2)
+    return Trainer(
+        learners={name: learner},
+        sources={"chat": chat, **(more or {})},
+        adversaries={"pgd": PGD(radius=radius, steps=1)},
+        objectives={"robust": SFT(source="chat", view="pgd", learner=name), **arguments.pop("terms", {})},
+        args=TrainingArguments(output_dir=str(folder), max_steps=steps, save_steps=1, **arguments.pop("args", {})),
+        **arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    small(folder).train(progress=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"name": "writer"}, r"holds no weights of 'writer'"),
+        ({"learner": replace(POLICY, model="scratch:tiny?hidden_size=64")}, r"learners\.policy"),
+        ({"learner": replace(POLICY, learning_rate=2e-3)}, r"learners\.policy"),
+        ({"radius": 0.2}, r"adversaries\.pgd"),
+        ({"more": {"other": Demos(data="task:constraints", limit=4)}}, r"sources\.other"),
+        ({"args": {"seed": 1}}, r"args\.seed"),
+        ({"frozen": {"mean": Frozen(ema=0.5)}}, r"frozen\.mean"),
+    ],
+)
+def test_a_resume_with_another_configuration_is_a_sentence(saved, tmp_path, change, sentence):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    with pytest.raises(ConfigError, match=rf"^resume: [^\n]*{sentence}[^\n]*\.$"):
+        small(folder, steps=3, **change).train(resume=True, progress=False)
+    assert checkpoint.latest(folder).name == "checkpoint-2"  # nothing of the old run is lost
+
+
+def test_more_steps_are_no_other_configuration(saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    history = small(folder, steps=4).train(resume=True, progress=False)
+    assert [entry["step"] for entry in history] == [3, 4]
+    straight = small(tmp_path / "straight", steps=4).train(progress=False)
+    assert history == straight[2:]
+    assert [p.name for p in sorted(checkpoint.found(folder))] == ["checkpoint-3", "checkpoint-4"]  # the two newest are kept
+
+
+def test_resume_starts_where_there_is_nothing_and_a_fresh_run_starts_over(tmp_path):
+    assert [e["step"] for e in small(tmp_path).train(resume=True, progress=False)] == [1, 2]
+    assert [e["step"] for e in small(tmp_path, steps=1).train(progress=False)] == [1]
+    assert [p.name for p in checkpoint.found(tmp_path)] == ["checkpoint-1"]
+    assert [e["step"] for e in read(tmp_path)] == [1]
+
+
+def test_resume_without_a_folder_is_refused():
+    trainer = Trainer(model=POLICY, sources={"chat": Demos(data="task:constraints", limit=4)}, objectives={"a": SFT(source="chat")})
+    with pytest.raises(ConfigError, match=r"args.output_dir"):
+        trainer.train(resume=True, progress=False)
+
+
+def test_a_half_written_line_of_the_log_is_dropped(saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "robust/loss": 9.0}) + "\n" + '{"step": 4, "rob')
+    small(folder, steps=3).train(resume=True, progress=False)
+    assert [e["step"] for e in read(folder)] == [1, 2, 3]
+    assert read(folder)[-1]["robust/loss"] != 9.0
+
+
+def test_a_frozen_copy_is_read_back_as_it_was(tmp_path):
+    terms = {"near": Consistency(source="chat", against="start", of="tokens")}
+    options = {"terms": terms, "frozen": {"start": Frozen()}}
+    trainer = small(tmp_path, **options)
+    trainer.train(progress=False)
+    again = small(tmp_path, **options)
+    again.load_checkpoint(checkpoint.latest(Path(tmp_path)))
+    for (name, a), b in zip(trainer.frozen["start"].named_parameters(), again.frozen["start"].parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not any(p.requires_grad for p in again.frozen["start"].parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(again.frozen["start"].parameters(), again.model.parameters(), strict=True)]
+    assert any(moved)
