@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	touch $@
 
 demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/report.html
-	$(BIN)/python examples/demo.py --output out/demo
+	$(BIN)/python benchmarks/demo.py --seeds 1 --output out/demo
 
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1

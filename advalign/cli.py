@@ -32,32 +32,31 @@ def train(
     """Run a configuration. Prints the loss as a formula first."""
     described = configuration.read(config, overrides or [])
     trainer = configuration.trainer(_smoke(described) if smoke else described)
-    out.print(trainer.formula(), highlight=False, markup=False)
+    _say(trainer.formula())
     history = trainer.train(resume=resume)
     if history:
         numbers = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
         out.print(_numbers(numbers, f"step {history[-1]['step']}"))
     if trainer.args.output_dir:
-        out.print(f"saved to {trainer.args.output_dir}")
+        _say(f"saved to {trainer.args.output_dir}")
 
 
 @app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print the loss of a configuration as a formula, with its forwards, before a run. Loads no model."""
     trainer = configuration.trainer(configuration.read(config, overrides or []))
-    out.print(trainer.formula(), highlight=False, markup=False)
+    _say(trainer.formula())
     for name, source in trainer.config["sources"].items():
         rows = [f"{key} {getattr(source, key)}" for key in ("batch_size", "group_size", "limit") if getattr(source, key, None)]
-        out.print(f"source {name}: {plugins.kind_of(type(source))}, {', '.join(rows)}", highlight=False, markup=False)
+        _say(f"source {name}: {', '.join([plugins.kind_of(type(source)), *rows])}")
 
 
 @app.command(name="list")
 def list_(room: Annotated[str, typer.Argument(help=", ".join(plugins.ROOMS))]) -> None:
     """One line per plugin of a room: its kind and its formula."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for kind in plugins.kinds(room):
-        table.add_row(kind, plugins.summary(plugins.resolve(room, kind)))
-    out.print(table, markup=False)
+    known = plugins.kinds(room)
+    for kind in known:
+        _say(f"{kind:<{max(map(len, known))}}  {plugins.summary(plugins.resolve(room, kind))}")
 
 
 @app.command(name="eval")
@@ -71,10 +70,10 @@ def evaluate(
     from advalign.evaluation.suite import Suite
 
     result = Suite.load(suite).run(_network(model, learner), output_dir=output)
-    out.print(result.markdown(), markup=False, highlight=False)
+    _say(result.markdown())
     if output is not None:
         result.html(output / "report.html")
-        out.print(f"written to {output / 'report.html'}")
+        _say(f"written to {output / 'report.html'}")
 
 
 @app.command()
@@ -93,7 +92,7 @@ def attack(
     row = {"prompt": text, "label": label, "answer": answer}
     chosen = {"kind": kind} | configuration.dotted(options or [])
     suite = Suite.load({"data": [{k: v for k, v in row.items() if v is not None}], "attacks": {kind: chosen}, "examples": 1})
-    out.print(suite.run(_network(model, learner)).markdown(), markup=False, highlight=False)
+    _say(suite.run(_network(model, learner)).markdown())
 
 
 def _network(model: str, learner: str | None) -> Any:
@@ -117,6 +116,8 @@ def _smoke(described: dict[str, Any]) -> dict[str, Any]:
     for stage in small.get("stages", []):
         stage["steps"] = 2
     small["args"] = (small.get("args") or {}) | {"max_steps": 2}
+    if small["args"].get("output_dir"):
+        small["args"]["output_dir"] += "-smoke"  # a fresh run clears its folder: never the one of the real run
     for source in small.get("sources", {}).values():
         source["batch_size"] = min(source.get("batch_size", 2), 2)
         if "group_size" in source or source.get("kind") == "prompts":
@@ -124,6 +125,11 @@ def _smoke(described: dict[str, Any]) -> dict[str, Any]:
     for evaluation in small.get("evaluations", {}).values():
         evaluation["number"] = 2
     return small
+
+
+def _say(text: str) -> None:
+    """As it is: no wrapping to the width of a terminal, no markup."""
+    out.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _numbers(numbers: dict[str, float], title: str) -> Table:
@@ -140,5 +146,5 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except AdvalignError as error:
-        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(2)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -58,7 +59,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{path}: no such file.")
     try:
-        loaded = OmegaConf.load(file)
+        loaded: Any = OmegaConf.load(file)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: a configuration is a mapping of {', '.join(SECTIONS)}.")
         for override in overrides:
             name, sign, _ = override.partition("=")
             if not sign:
@@ -68,9 +71,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         container = OmegaConf.to_container(loaded, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(container, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of {', '.join(SECTIONS)}.")
-    return container
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: this is not YAML: {' '.join(str(error).split())}.") from error
+    return typing.cast(dict[str, Any], container)
 
 
 def dotted(overrides: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +86,11 @@ def dotted(overrides: Sequence[str]) -> dict[str, Any]:
 
 def trainer(config: Mapping[str, Any], **more: Any) -> Trainer:
     """The trainer that a configuration describes; `more` goes to `Trainer` (callbacks, networks)."""
-    return Trainer(**sections(config), **more)
+    built = sections(config)
+    for name in ("sources", "objectives"):
+        if name not in built:
+            raise ConfigError(f"configuration: no section '{name}' is given; a run needs learners, sources and objectives.")
+    return Trainer(**built, **more)
 
 
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,9 +129,7 @@ def _dataclass(cls: type, given: Mapping[str, Any], where: str) -> Any:
         if key not in names:
             raise unknown(where, f"field of {cls.__name__}", str(key), names)
         arguments[key] = _field(hints[key], value, f"{where}.{key}")
-    required = [
-        f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in arguments]
     if missing:
         raise ConfigError(f"{where}: {cls.__name__} needs {', '.join(missing)}.")

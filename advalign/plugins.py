@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from advalign.errors import ConfigError, unknown
 
@@ -25,7 +25,7 @@ def kinds(room: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def resolve(room: str, kind: str, where: str = "") -> type:
     """The class behind a kind. Raises ConfigError with the nearest known kind."""
     at = where or room

@@ -1,16 +1,18 @@
-"""Word problems of MAWPS (SingleOp and AddSub) as three files: demonstrations, problems with answers only, held-out problems.
+"""Word problems of MAWPS (SingleOp and AddSub) as files: drills, demonstrations, problems with answers only, held-out problems.
 
     python benchmarks/prepare_mawps.py --output out/mawps
 
-Kept: problems over whole numbers up to 999 whose answer is ONE operation on two numbers of the question, and only one such
+Kept: problems over whole numbers up to 99 whose answer is ONE operation on two numbers of the question, and only one such
 operation gives it; that operation is the demonstration, "70 - 27 = 43". The split is a hash of the question with numbers and
 names masked, so that two problems which differ in nothing else lie on one side:
 
     test.jsonl      30 % of the problems, as they are                                       {question, answer, response}
     problems.jsonl  35 %, as they are, WITHOUT a worked response: the reward needs none     {question, answer}
     demos.jsonl     35 %, each as it is and `copies` times with its numbers drawn anew      {question, answer, response}
+    drill.jsonl     sums without words, "70 - 27" -> "70 - 27 = 43": the arithmetic itself  {question, answer, response}
 
-Drawing numbers anew is augmentation of the training side: a model from scratch learns to copy digits and to calculate from it.
+Numbers drawn anew are augmentation of the training side: with the drill, a model from scratch learns from them to copy digits and to
+calculate. Held-out are the problems, not the arithmetic: a sum of a held-out problem may well occur in the drill.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SUBSETS = ("singleop", "addsub")
 NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
-LIMIT = 999
+LIMIT = 99
+DRILLS = 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +101,30 @@ def side(question: str) -> str:
     return "test" if share < 30 else "problems" if share < 65 else "demos"
 
 
+def operands(operation: str, rng: random.Random) -> tuple[int, int]:
+    """Two numbers up to 99 whose result is one, too, from 1 on."""
+    if operation in "+-":
+        total = rng.randint(2, LIMIT)
+        part = rng.randint(1, total - 1)
+        return (part, total - part) if operation == "+" else (total, part)
+    small = rng.randint(2, 12)
+    large = rng.randint(2, LIMIT // small)
+    a, b = (small, large) if rng.random() < 0.5 else (large, small)
+    return (a, b) if operation == "*" else (a * b, b)
+
+
 def redrawn(p: Problem, rng: random.Random) -> Problem:
-    """The same text with other numbers, log-uniform, such that its operation stays in whole numbers up to 999."""
-    numbers = [_between(rng, 1, 99) for _ in p.numbers]
-    a, b = _between(rng, 2, LIMIT // 2), _between(rng, 1, LIMIT // 2)
-    if p.operation == "-":
-        a, b = max(a + b, 2), b
-    elif p.operation == "*":
-        a, b = sorted((_between(rng, 2, 12), _between(rng, 2, 80)), reverse=rng.random() < 0.5)
-    elif p.operation == "/":
-        b, quotient = sorted((_between(rng, 2, 12), _between(rng, 2, 80)), reverse=rng.random() < 0.5)
-        a = b * quotient
-    numbers[p.first], numbers[p.second] = a, b
-    return Problem(text=p.text, numbers=tuple(numbers), first=p.first, operation=p.operation, second=p.second)
+    """The same text with other numbers."""
+    numbers = [rng.randint(1, LIMIT) for _ in p.numbers]
+    numbers[p.first], numbers[p.second] = operands(p.operation, rng)
+    return replace(p, numbers=tuple(numbers))
 
 
-def _between(rng: random.Random, low: int, high: int) -> int:
-    return int(low * ((high + 1) / low) ** rng.random())
+def sums(number: int, rng: random.Random) -> Iterator[dict[str, object]]:
+    """Bare sums; addition and subtraction, which have more of them, come more often."""
+    for operation in rng.choices("+-*/", weights=(4, 4, 1, 1), k=number):
+        p = Problem(text=f"{{}} {operation} {{}}", numbers=operands(operation, rng), first=0, operation=operation, second=1)
+        yield p.row(worked=True)
 
 
 def read(folder: Path) -> Iterator[tuple[str, float]]:
@@ -128,7 +138,7 @@ def read(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def prepare(folder: Path, output: Path, copies: int, seed: int = 0) -> dict[str, int]:
-    """Write the three files; how many problems went where, and why others were left out."""
+    """Write the four files; how many problems went where, and why others were left out."""
     count: Counter[str] = Counter()
     found: dict[str, list[Problem]] = {"test": [], "problems": [], "demos": []}
     for question, answer in read(folder):
@@ -139,6 +149,7 @@ def prepare(folder: Path, output: Path, copies: int, seed: int = 0) -> dict[str,
             count[f"left out: {made}"] += 1
     rng = random.Random(seed)
     rows = {name: [p.row(worked=name != "problems") for p in ps] for name, ps in found.items()}
+    rows["drill"] = list(sums(DRILLS, rng))
     rows["demos"] += [redrawn(p, rng).row(worked=True) for p in found["demos"] for _ in range(copies)]
     output.mkdir(parents=True, exist_ok=True)
     for name, lines in rows.items():

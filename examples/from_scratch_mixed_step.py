@@ -122,7 +122,7 @@ def main() -> None:
     ]
     demos = [([5, 6], [7, 8, 2]), ([6, 7], [9, 2])]
     for number in range(3):
-        groups = [(prompt, [torch.randint(5, 15, (3,)).tolist() + [2] for _ in range(4)]) for prompt, _ in demos]
+        groups = [(prompt, [[*torch.randint(5, 15, (3,)).tolist(), 2] for _ in range(4)]) for prompt, _ in demos]
         judged = [[3, *prompt, 4, *response[:-1], 4] for prompt, responses in groups for response in responses]
         verdicts = [([3, *p, 4, *r[:-1], 4], 1) for p, r in demos] + [(ids, 0) for ids in judged]
         print(number, step(policy, judge, head, optimizers, Batch(demos, groups, verdicts, judged)))

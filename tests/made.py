@@ -36,7 +36,9 @@ def rollouts(net, old=True):
     groups = []
     for prompt, responses in [("a b :", ["c d", "e", "f g h"]), ("c :", ["a", "b b b b", "d"])]:
         ids = [net.encoder.response(r) for r in responses]
-        sampled = [Rollout(response_ids=i, sampler_logprobs=[-1.0] * len(i), text=r, finished=True) for i, r in zip(ids, responses, strict=True)]
+        sampled = [
+            Rollout(response_ids=i, sampler_logprobs=[-1.0] * len(i), text=r, finished=True) for i, r in zip(ids, responses, strict=True)
+        ]
         groups.append(RolloutGroup(example=Example(prompt=prompt), prompt_ids=net.encoder.prompt(prompt), rollouts=sampled))
     tokens = net.encoder.rollouts(groups)
 

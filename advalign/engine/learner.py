@@ -55,7 +55,14 @@ class LearnerRuntime:
         self.version = 0
 
     def update(
-        self, plan: Plan, rows: Mapping[str, Any], frozen: Mapping[str, Network], *, budget: int, key: tuple[object, ...], measure: bool = False
+        self,
+        plan: Plan,
+        rows: Mapping[str, Any],
+        frozen: Mapping[str, Network],
+        *,
+        budget: int,
+        key: tuple[object, ...],
+        measure: bool = False,
     ) -> dict[str, float]:
         """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens.
 
@@ -109,7 +116,9 @@ class LearnerRuntime:
 
     def set_learning_rate(self, base: float) -> None:
         """A stage or a schedule may move the base rate; the scheduler's factor stays."""
-        for group, factor, i in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, range(len(self.scheduler.base_lrs)), strict=True):
+        for group, factor, i in zip(
+            self.optimizer.param_groups, self.scheduler.lr_lambdas, range(len(self.scheduler.base_lrs)), strict=True
+        ):
             if self.scheduler.base_lrs[i] != base:
                 self.scheduler.base_lrs[i] = base
                 group["lr"] = base * factor(self.scheduler.last_epoch)

@@ -32,6 +32,7 @@ def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] =
     bundles = [b for source, r in rows.items() for b in _bundles(source, r, source in whole_groups)]
     bundles.sort(key=lambda b: (-b.length, b.source, b.rows[0]))
     micros: list[list[_Bundle]] = []
+    filled = 0  # rows of the last micro-batch
     for bundle in bundles:
         if bundle.length * len(bundle.rows) > budget:
             raise BudgetError(
@@ -39,10 +40,12 @@ def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] =
                 f"and need {bundle.length * len(bundle.rows)}, the budget is {budget}; raise it."
             )
         width = micros[-1][0].length if micros else 0
-        if micros and width * (sum(len(b.rows) for b in micros[-1]) + len(bundle.rows)) <= budget:
+        if micros and width * (filled + len(bundle.rows)) <= budget:
             micros[-1].append(bundle)
+            filled += len(bundle.rows)
         else:
             micros.append([bundle])
+            filled = len(bundle.rows)
     return [_indices(micro) for micro in micros]
 
 

@@ -131,7 +131,7 @@ class Run:
             by_row = _by_row(weighted.detach(), rows[term.source].tokens.ids.shape[0])
             per_source[term.source] = per_source.get(term.source, 0) + by_row
         if total is None:
-            total = sum(_touch(o) for o in outputs.values())  # rows without a term on this view: nothing to climb
+            total = torch.stack([_touch(o) for o in outputs.values()]).sum()  # rows without a term on this view: nothing to climb
         rowwise = [per_source.get(s, total.new_zeros(rows[s].tokens.ids.shape[0])) for s in sources]
         return total, torch.cat(rowwise)
 

@@ -86,13 +86,22 @@ def frozen(network: Network) -> Network:
 
 
 def _build(
-    model: str, where: str, head: str, tokenizer: Any, texts: Iterable[str], length: int, facts: Mapping[str, Any], options: Mapping[str, Any]
+    model: str,
+    where: str,
+    head: str,
+    tokenizer: Any,
+    texts: Iterable[str],
+    length: int,
+    facts: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Network:
-    extra: dict[str, Any] = {"num_labels": int(options.get("num_labels", 2))} if head == "classifier" else {}
+    extra: dict[str, Any] = {"num_labels": int(options["num_labels"])} if head == "classifier" and "num_labels" in options else {}
     auto: Any = {"policy": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}.get(head, AutoModel)
     if model.startswith("scratch:"):
         preset = model.removeprefix("scratch:")
         both_ways = scratch.is_encoder(preset)
+        if both_ways and head in ("policy", "value"):
+            raise ConfigError(f"head: '{model}' reads both ways, so it cannot be a {head}; use a preset such as scratch:tiny.")
         words = _tokenizer_from(tokenizer, texts, both_ways)
         config = scratch.config(preset, len(words), length)
         _set_dropout(config, options.get("dropout", 0.0))

@@ -35,7 +35,8 @@ def config(spec: str, vocabulary: int, max_length: int) -> Any:
     length = "n_positions" if kind == "gpt2" else "max_position_embeddings"
     options = dict(options, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=2) | {length: max_length}
     if kind == "gpt2":
-        options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        # The fused form of the same activation.
+        options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu_pytorch_tanh"}
     if kind == "llama":
         options |= {"tie_word_embeddings": True, "num_key_value_heads": options["num_attention_heads"]}
     for key, value in parse_qsl(query):
@@ -81,9 +82,7 @@ def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectiona
     core.train_from_iterator(lines, trainer)
     if bidirectional:
         ids = [("<cls>", core.token_to_id("<cls>")), ("<sep>", core.token_to_id("<sep>"))]
-        core.post_processor = processors.TemplateProcessing(
-            single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=ids
-        )
+        core.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=ids)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", cls_token="<cls>", sep_token="<sep>"
     )

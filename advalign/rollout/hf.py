@@ -79,9 +79,7 @@ class HF:
             )
 
 
-def sample(
-    logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator
-) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+def sample(logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
     """Chosen tokens and their log-probabilities. Draws on the generator's device, so a CPU seed gives one stream."""
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(-1)

@@ -24,7 +24,9 @@ class Contrast:
     GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)). `batch_size` real
     rows per draw, as many perturbed ones where `perturb` names a task, and as many generated ones where `sampled` has
     drawn. `replay` of the generated rows come from the last `replay_steps` steps: older ones would bias the game's
-    fixed point. `override`: a generated text that its example verifies is never called fake.
+    fixed point. `override`: a generated text that its example verifies is never called fake. `swap` of the perturbed rows
+    take the prompt of another demonstration, one that the text violates: every prompt then stands on both sides, and
+    memorising the few real prompts tells the discriminator nothing.
     """
 
     real: str
@@ -34,6 +36,7 @@ class Contrast:
     replay: float = 0.0
     replay_steps: int = 20
     override: bool = False
+    swap: float = 0.0
 
     yields: ClassVar[type[Rows]] = LabelRows
 
@@ -58,15 +61,22 @@ class _Runtime:
         for example in real:
             group = groups.setdefault(example.prompt, len(groups))
             items.append((example.prompt, example.meta["response"], True, 0, group))
-            if self.config.perturb is not None:
-                items.append((self._perturbed(example, rng), example.meta["response"], True, 1, group))
+            changed = self._perturbed(example, rng)
+            if changed is not None:
+                items.append((changed, example.meta["response"], True, 1, group))
         for prompt, text, finished in self._generated(step, repeat, rng):
             items.append((prompt, text, finished, 2, groups.setdefault(prompt, len(groups))))
         return items
 
-    def _perturbed(self, example: Example, rng: random.Random) -> str:
-        assert self.config.perturb is not None
-        return self.config.perturb.perturb(example, example.meta["response"], rng).prompt
+    def _perturbed(self, example: Example, rng: random.Random) -> str | None:
+        """A prompt that the example's text violates; None where there is no way to find one."""
+        text = example.meta["response"]
+        if self.config.swap and rng.random() < self.config.swap:
+            others = self.context.source(self.config.real).sample(16, rng)
+            for other in others:
+                if other.prompt != example.prompt and (other.verify is None or other.verify(text) < 1):
+                    return other.prompt
+        return None if self.config.perturb is None else self.config.perturb.perturb(example, text, rng).prompt
 
     def _generated(self, step: int, repeat: int, rng: random.Random) -> list[tuple[str, str, bool]]:
         groups: Sequence[RolloutGroup] | None = self.context.drawn(self.config.sampled) if self.config.sampled else None

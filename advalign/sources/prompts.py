@@ -62,7 +62,12 @@ class _Runtime:
         examples = self.stream.take(config.batch_size)
         groups = self.context.generate(config.learner, examples, config.group_size, config.sampling, ("rollout", self.name, step))
         self._reward(groups)
-        return _without_abstentions(groups)
+        kept = _without_abstentions(groups)
+        if not kept:
+            raise RewardError(
+                f"sources.{self.name}: the rewards abstained on every response of step {step}, so nothing can be learned from it."
+            )
+        return kept
 
     def _reward(self, groups: Sequence[RolloutGroup]) -> None:
         rollouts = [r for g in groups for r in g.rollouts]

@@ -7,7 +7,9 @@ good one. Weights are safetensors; the rest is read with `weights_only=True`: no
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from safetensors.torch import load_model, save_model
 from advalign.errors import ConfigError
 
 PREFIX = "checkpoint-"
+PARTIAL = ".partial-"
 
 
 def save(folder: Path, step: int, networks: dict[str, Any], state: dict[str, Any], keep: int = 2) -> Path:
     """`networks`: {name: module}; `state`: nested plain values and tensors. Older checkpoints beyond `keep` are removed."""
     final = folder / f"{PREFIX}{step}"
-    partial = folder / f".partial-{step}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder / f"{PARTIAL}{step}"
+    for cut_short in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(cut_short, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, network in networks.items():
         save_model(network, str(partial / f"{name}.safetensors"))
@@ -42,6 +46,21 @@ def found(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> Path | None:
     return max(found(folder), key=_step, default=None)
+
+
+def described(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """{"section.name": what stands there}, without the addresses that differ from process to process."""
+    return {f"{s}.{name}": re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for s, entries in config.items() for name, value in entries.items()}
+
+
+def check_same(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuses to continue another run: the result would be neither of the two."""
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            what = "is new" if name not in then else "is gone" if name not in now else "has changed"
+            raise ConfigError(
+                f"resume: {name} {what} since {path.name} was written; resume with the same configuration, or give a new args.output_dir."
+            )
 
 
 def read_state(path: Path) -> dict[str, Any]:

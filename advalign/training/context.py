@@ -73,7 +73,7 @@ def scores(network: Network, prompts: Sequence[str], texts: Sequence[str], finis
             width = int(tokens.lengths[order[start]])
             rows = order[start : start + max(budget // width, 1)]
             out = network(tokens.index(rows).fit(width).to(network.device), {"scores"}).scores
-            found |= dict(zip(rows.tolist(), out.float().cpu().tolist(), strict=True))
+            found |= dict(zip(rows.tolist(), out.cpu().double().tolist(), strict=True))
             start += len(rows)
     finally:
         network.train(mode)

@@ -70,7 +70,7 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def step(self, done: int, title: str, logs: Mapping[str, float]) -> None:
+    def step(self, done: int, title: str, logs: Mapping[str, Any]) -> None:
         shown = [n for n in logs if n.endswith(("/reward", "/accuracy", "/nll", "/gain"))][:4]
         numbers = "  ".join(f"{name} {logs[name]:.3f}" for name in shown)
         self._progress.update(self._task, completed=done, description=title, numbers=numbers)

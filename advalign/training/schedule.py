@@ -78,5 +78,7 @@ def replaced(tree: Any, path: str, value: Any, where: str = "") -> Any:
         names = [f.name for f in dataclasses.fields(tree)]
         if head not in names:
             raise unknown(at, f"field of {type(tree).__name__}", head, names)
+        if not rest and isinstance(value, float) and next(f.type for f in dataclasses.fields(tree) if f.name == head) in (int, "int"):
+            value = round(value)  # a ramp through whole numbers, such as steps
         return dataclasses.replace(tree, **{head: replaced(getattr(tree, head), rest, value, at) if rest else value})
     raise ConfigError(f"{at}: '{head}' is below a {type(tree).__name__}, which has no named parts.")

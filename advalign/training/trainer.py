@@ -88,11 +88,13 @@ class Trainer:
         self.frozen_config = dict(frozen or {})
         self.evaluations, self.schedules = dict(evaluations or {}), dict(schedules or {})
         self.stages = list(stages) or [Stage(steps=self.args.max_steps, name="train")]
-        self.callbacks, self.step, self.metric_means = list(callbacks), 0, {}
+        self.callbacks, self.step = list(callbacks), 0
+        self.metric_means: dict[str, float] = {}
         self.engine = rollout or HF()
-        for path in self.schedules:
-            replaced(self.config, path, 0.0, "schedules")
+        for path, ramp in self.schedules.items():
+            replaced(self.config, path, ramp.at(0), "schedules")
         self._given = dict(networks or {})
+        self._lengths: dict[int, int] = {}  # of stages that ended early
         self._started = False
         self._check()
 
@@ -108,9 +110,9 @@ class Trainer:
         self.start()
         return next(iter(self.learners.values())).network
 
-    def plans(self, stage: Stage | None = None) -> dict[str, Plan]:
-        """What every learner runs in a stage, at the current step."""
-        config, terms = self._now(stage or self._stage()[0])
+    def plans(self, stage: Stage | None = None, strongest: bool = False) -> dict[str, Plan]:
+        """What every learner runs in a stage, at the current step; or with every schedule at the stronger of its ends."""
+        config, terms = self._now(stage or self._stage()[0], strongest)
         found = {}
         for name in config["learners"]:
             own = {n: t for n, t in terms.items() if t.learner == name and t.coef != 0}
@@ -123,8 +125,9 @@ class Trainer:
         for stage in self.stages:
             updates = {n: learner.updates for n, learner in self._now(stage)[0]["learners"].items()}
             head = f"[{stage.name or 'stage'}: {stage.steps} steps]\n" if len(self.stages) > 1 else ""
-            active = [p for p in self.plans(stage).values() if p.terms]
+            active = [p for p in self.plans(stage, strongest=True).values() if p.terms]
             parts.append(head + formula(active, updates))
+        parts += [f"{path} goes from {r.start:.3g} to {r.end:.3g} in {r.steps} steps ({r.kind})" for path, r in self.schedules.items()]
         return "\n".join(parts)
 
     def _check(self) -> None:
@@ -142,7 +145,8 @@ class Trainer:
                 )
             if "ref_logprobs" in term.annotations and "reference" not in self.frozen_config:
                 raise ConfigError(
-                    f"objectives.{name}: {type(term).__name__} compares with the reference; add frozen: {{reference: {{of: {term.learner}}}}}."
+                    f"objectives.{name}: {type(term).__name__} compares with the reference; "
+                    f"add frozen: {{reference: {{of: {term.learner}}}}}."
                 )
         for name, copy in self.frozen_config.items():
             if copy.of not in learners:
@@ -158,26 +162,38 @@ class Trainer:
             for name in stage.objectives or ():
                 if name not in self.config["objectives"]:
                     raise unknown(f"stages.{stage.name}.objectives", "objective", name, self.config["objectives"])
-            self.plans(stage)
+            self.plans(stage, strongest=True)
+        for name, source in sources.items():
+            critics = [n for n, learner in learners.items() if self._given.get(n, learner).head == "value"]
+            if getattr(getattr(source, "advantage", None), "needs_values", False) and not critics:
+                raise ConfigError(
+                    f"sources.{name}.advantage: {type(source.advantage).__name__} needs a critic; add a learner with head: value."
+                )
 
     def _stage(self) -> tuple[Stage, int]:
         """The current stage and its first step."""
+        number, start = self._place(self.step)
+        return self.stages[number], start
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The number of the stage that a step belongs to, and the first step of that stage."""
         start = 0
         for number, stage in enumerate(self.stages):
-            length = self._lengths.get(number, stage.steps) if self._started else stage.steps
-            if self.step < start + length or number == len(self.stages) - 1:
-                return stage, start
+            length = self._lengths.get(number, stage.steps)
+            if step < start + length or number == len(self.stages) - 1:
+                return number, start
             start += length
         raise AssertionError("a run without stages")
 
-    def _now(self, stage: Stage) -> tuple[dict[str, Any], dict[str, Term]]:
+    def _now(self, stage: Stage, strongest: bool = False) -> tuple[dict[str, Any], dict[str, Term]]:
         """The configuration of this step, with stage settings and schedules applied, and the active terms."""
         config, first = self.config, self._stage()[1]
         for path, value in stage.set.items():
             config = replaced(config, path, value, f"stages.{stage.name}.set")
         for path, ramp in self.schedules.items():
             if ramp.stage is None or ramp.stage == stage.name:
-                config = replaced(config, path, ramp.at(self.step - (first if ramp.stage else 0)))
+                now = ramp.at(self.step - (first if ramp.stage else 0))
+                config = replaced(config, path, max(ramp.start, ramp.end, key=abs) if strongest else now)
         chosen = stage.objectives if stage.objectives is not None else tuple(config["objectives"])
         return config, {n: config["objectives"][n] for n in chosen}
 
@@ -195,7 +211,6 @@ class Trainer:
             self.learners[name] = LearnerRuntime(name, learner, network.to(self.accelerator.device), self.accelerator, self.total_steps)
         self.context.learners = self.learners
         self.frozen: dict[str, Network] = {}
-        self._lengths: dict[int, int] = {}
         # Started in order of need, so that a source may take hold of another one.
         for name in _ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
@@ -221,6 +236,8 @@ class Trainer:
         Returns the log, one dictionary per step."""
         self.start()
         folder = Path(self.args.output_dir) if self.args.output_dir else None
+        if resume and folder is None:
+            raise ConfigError("args.output_dir: none given, so there is nothing to resume from; set it to the folder of the run.")
         newest = checkpoint.latest(folder) if folder is not None and resume else None
         if folder is not None and newest is None:
             _clear(folder)
@@ -278,10 +295,12 @@ class Trainer:
         if source in annotated and config["sources"][source].yields is RolloutRows:
             return annotated[source]
         rows = self.context.sources[source].rows(self._items(source, repeat), self.learners[learner].network.encoder)
-        needed = {a for t in self._now(self._stage()[0])[1].values() if t.source == source for a in t.annotations}
-        spec = config["learners"][learner]
-        if spec.minibatches * spec.epochs == 1:
-            needed -= {"old_logprobs"}  # one update per draw: the ratio is exactly 1
+        readers = [t for t in self._now(self._stage()[0])[1].values() if t.source == source]
+        needed = {a for t in readers for a in t.annotations}
+        users = {t.learner: config["learners"][t.learner] for t in readers if "old_logprobs" in t.annotations}
+        sampler = getattr(config["sources"][source], "learner", None)
+        if all(name == sampler and spec.updates * spec.minibatches * spec.epochs == 1 for name, spec in users.items()):
+            needed -= {"old_logprobs"}  # one update per draw, of the sampler itself: the ratio is exactly 1
         if isinstance(rows, RolloutRows):
             critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
             rows = annotated[source] = annotate_rollouts(
@@ -339,23 +358,19 @@ class Trainer:
         until = stage.until
         if until is None or until.metric not in logs:
             return
-        number, first = self.stages.index(stage), self._stage_start(stage)
+        number, first = self._place(self.step - 1)
         key = f"{number}/{until.metric}"
         mean = until.smoothing * self.metric_means.get(key, logs[until.metric]) + (1 - until.smoothing) * logs[until.metric]
         self.metric_means[key] = mean
         if self.step - first >= until.after and until.met(mean):
             self._lengths[number] = self.step - first
 
-    def _stage_start(self, stage: Stage) -> int:
-        number = self.stages.index(stage)
-        return sum(self._lengths.get(i, s.steps) for i, s in enumerate(self.stages[:number]))
-
     # ------------------------------------------------------------------------------------- evaluate, save, resume
 
     def evaluate(self) -> dict[str, float]:
         """Every evaluation, as {"<name>/<metric>": value}."""
         self.start()
-        logs = {}
+        logs: dict[str, float] = {}
         for name, evaluation in self.evaluations.items():
             network = self.context.learner(evaluation.learner).network
             logs |= {f"{name}/{k}": v for k, v in evaluate.run(evaluation, network, self.engine, self.args.token_budget).items()}
@@ -371,6 +386,7 @@ class Trainer:
     def save_checkpoint(self, folder: Path) -> None:
         networks = {f"learner.{n}": r.network for n, r in self.learners.items()} | {f"frozen.{n}": f for n, f in self.frozen.items()}
         state = {
+            "config": self._described(),
             "step": self.step,
             "lengths": dict(self._lengths),
             "metric_means": dict(self.metric_means),
@@ -382,10 +398,16 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_save(self, str(path))
 
+    def _described(self) -> dict[str, str]:
+        """What a resumed run must share with the one that was interrupted. Lengths of stages may grow."""
+        more = {"frozen": self.frozen_config, "schedules": self.schedules, "args": {"seed": self.args.seed}}
+        return checkpoint.described(self.config | more)
+
     def load_checkpoint(self, path: Path) -> None:
         """Continue as if never stopped."""
         self.start()
         state = checkpoint.read_state(path)
+        checkpoint.check_same(path, state["config"], self._described())
         self.step, self._lengths, self.metric_means = state["step"], state["lengths"], state["metric_means"]
         for name, runtime in self.learners.items():
             checkpoint.read_network(path, f"learner.{name}", runtime.network)

@@ -147,7 +147,9 @@ def test_one_delta_per_group_is_shared_by_its_rollouts():
     terms = {"p": GRPO(source="m", view="pgd")}
     whole, _ = update(learner(net), terms, {"m": rollouts(net)}, {"pgd": seen})
     assert len(seen.deltas) == 2  # two prompts, six rollouts
-    split, _ = update(learner(net), terms, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30)
+    split, _ = update(
+        learner(net), terms, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30
+    )
     assert close(split, whole)
 
 

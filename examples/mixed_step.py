@@ -1,0 +1,47 @@
+"""SFT, adversarial SFT, a policy gradient and a KL penalty in one step: two-digit sums, a small causal LM from scratch.
+
+Stage one imitates. Stage two is the mixed step: dapo(sums; reward = exact answer) + sft(demos | pgd) + kl(sums to reference).
+"""
+
+import sys
+
+from advalign import Evaluation, Frozen, Learner, Sampling, Stage, Trainer
+from advalign import advantages as A
+from advalign import adversaries as adv
+from advalign import objectives as obj
+from advalign import rewards as rw
+from advalign import sources as src
+
+smoke = "--smoke" in sys.argv
+task = {"task": {"kind": "arithmetic", "digits": 2}, "number": 8000}
+sampling = Sampling(max_new_tokens=4)
+
+
+def main() -> None:
+    trainer = Trainer(
+        model=Learner(model="scratch:tiny", tokenizer={"kind": "characters", "data": task}, max_length=32, learning_rate=1e-3),
+        sources={
+            "sums": src.Prompts(data=task, batch_size=16, group_size=8, sampling=sampling, rewards=[rw.ExactAnswer()], advantage=A.Group()),
+            "demos": src.Demos(data=task, batch_size=64),
+        },
+        adversaries={"pgd": adv.PGD(radius=0.05, steps=2)},
+        objectives={
+            "imitate": obj.SFT(source="demos"),
+            "policy": obj.DAPO(source="sums"),
+            "robust": obj.SFT(source="demos", view="pgd", coef=0.5),
+            "anchor": obj.KL(source="sums", coef=0.01),
+        },
+        frozen={"reference": Frozen(of="policy")},  # as it is when the second stage starts
+        stages=[
+            Stage(name="imitate", steps=2 if smoke else 600, objectives=("imitate",)),
+            Stage(name="mix", steps=2 if smoke else 200, objectives=("policy", "robust", "anchor")),
+        ],
+        evaluations={"heldout": Evaluation(data=task, split="test", number=8 if smoke else 200, samples=4, sampling=sampling)},
+    )
+    print(trainer.formula())
+    trainer.train()
+    print(trainer.evaluate())
+
+
+if __name__ == "__main__":
+    main()

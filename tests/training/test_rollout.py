@@ -1,0 +1,121 @@
+"""The sampler and the trainer are the same model: log-probabilities agree, padding changes nothing, the nucleus is the nucleus."""
+
+import math
+
+import pytest
+import torch
+
+from advalign.models import load
+from advalign.rollout.hf import HF, sample
+from advalign.tasks.constraints import Constraints
+from advalign.types import Example, Sampling
+
+PROMPTS = ["length 3 with red without blue :", "length 7 :", "red", "length 5 with gold without pink with gray :"]
+MODELS = {"scratch:tiny-gpt2?n_embd=32": ("float64", 1e-10), "scratch:tiny?hidden_size=32": ("float32", 2e-5)}
+
+
+def network(model):
+    dtype, _ = MODELS[model]
+    net = load(model, tokenizer={"kind": "words"}, texts=Constraints().vocabulary(), max_length=32, dtype=dtype)
+    for p in net.parameters():  # an untrained model is nearly uniform: every choice would be a coin toss
+        p.data.mul_(3.0)
+    return net
+
+
+def generate(net, prompts, n, sampling, seed=0, **fields):
+    examples = [Example(prompt=p) for p in prompts]
+    return HF(**fields).generate(net, examples, n, sampling, torch.Generator().manual_seed(seed))
+
+
+def trainer_logprobs(net, groups, temperature):
+    tokens = net.encoder.rollouts(groups)
+    heat = torch.full((tokens.ids.shape[0],), temperature, dtype=net.dtype)
+    with torch.no_grad():
+        found = net(tokens, {"logprobs"}, None, heat).logprobs
+    return [row[target].tolist() for row, target in zip(found, tokens.target, strict=True)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=8), Sampling(max_new_tokens=8, temperature=0.6, top_p=0.8)])
+def test_sampler_and_trainer_agree_on_the_log_probability_of_every_token(model, sampling):
+    net = network(model)
+    groups = generate(net, PROMPTS, 8, sampling)
+    rollouts = [r for g in groups for r in g.rollouts]
+    lengths = {len(r.response_ids) for r in rollouts}
+    assert len(lengths) > 1  # some end early: the cache holds finished rows beside living ones
+    for rollout, expected in zip(rollouts, trainer_logprobs(net, groups, sampling.temperature), strict=True):
+        assert rollout.sampler_logprobs == pytest.approx(expected, abs=MODELS[model][1])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_left_padding_and_neighbours_change_nothing(model):
+    net = network(model)
+    greedy = Sampling(max_new_tokens=8, temperature=0.0)
+    together = generate(net, PROMPTS, 1, greedy)
+    alone = [generate(net, [p], 1, greedy)[0] for p in PROMPTS]
+    chunks = generate(net, PROMPTS, 2, greedy, max_rows=3)
+    assert len({tuple(g.rollouts[0].response_ids) for g in together}) > 1
+    for one, two, three in zip(together, alone, chunks, strict=True):
+        assert one.rollouts[0].response_ids == two.rollouts[0].response_ids == three.rollouts[0].response_ids
+        assert three.rollouts[0].response_ids == three.rollouts[1].response_ids
+        assert one.rollouts[0].sampler_logprobs == pytest.approx(two.rollouts[0].sampler_logprobs, abs=MODELS[model][1])
+
+
+def test_greedy_is_the_argmax_of_a_slow_loop_without_cache():
+    net = network("scratch:tiny-gpt2?n_embd=32")
+    for group in generate(net, PROMPTS, 1, Sampling(max_new_tokens=6, temperature=0.0)):
+        ids = list(group.prompt_ids)
+        for chosen in group.rollouts[0].response_ids:
+            with torch.no_grad():
+                logits = net.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            assert int(logits.argmax()) == chosen
+            ids.append(chosen)
+
+
+def test_finished_means_that_the_end_was_sampled():
+    net = network("scratch:tiny-gpt2?n_embd=32")
+    rollouts = [r for g in generate(net, PROMPTS, 16, Sampling(max_new_tokens=4)) for r in g.rollouts]
+    assert {r.finished for r in rollouts} == {True, False}
+    for r in rollouts:
+        assert r.finished == (r.response_ids[-1] == net.encoder.eos_id)
+        assert net.encoder.eos_id not in r.response_ids[:-1]
+        assert len(r.response_ids) == len(r.sampler_logprobs)
+        assert r.finished or len(r.response_ids) == 4
+        assert "<eos>" not in r.text
+
+
+def test_sampling_is_a_function_of_the_generator_and_leaves_the_mode_alone():
+    net = network("scratch:tiny-gpt2?n_embd=32").train()
+    first, again, other = (generate(net, PROMPTS, 2, Sampling(max_new_tokens=8), seed=s) for s in (1, 1, 2))
+    ids = [[r.response_ids for g in groups for r in g.rollouts] for groups in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert net.training
+
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0.5, 0.3, 0.15, 0.05]),
+        # The mass before the third token is 0.8 >= 0.7, so two stay: 0.5 / 0.8 and 0.3 / 0.8.
+        (Sampling(top_p=0.7), [0.625, 0.375, 0, 0]),
+        (Sampling(top_p=0.8), [0.625, 0.375, 0, 0]),
+        (Sampling(top_p=0.81), [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        (Sampling(top_p=1e-9), [1, 0, 0, 0]),  # the most likely token always stays
+        # Temperature 1/2 squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
+        (Sampling(temperature=0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+        (Sampling(temperature=0.0), [1, 0, 0, 0]),
+    ],
+)
+def test_the_distribution_that_is_sampled(sampling, expected, generator):
+    number = 20_000
+    chosen, logprobs = sample(LOGITS.expand(number, 4), sampling, generator)
+    counts = torch.bincount(chosen, minlength=4)
+    for token, p in enumerate(expected):
+        # Five standard deviations of a binomial; exactly none where the probability is zero.
+        assert abs(int(counts[token]) - number * p) <= 5 * math.sqrt(number * p * (1 - p)) + 1e-9
+    # What is returned is the log-probability before the nucleus is cut.
+    uncut = LOGITS if sampling.temperature in (0.0, 1.0) else (LOGITS / sampling.temperature).log_softmax(0)
+    assert torch.allclose(logprobs, uncut[chosen], atol=1e-12)

@@ -1,0 +1,381 @@
+"""The walk of one step: who is updated when, on which rows, judged by whom; what moves during a run and what must not."""
+
+import copy
+import math
+
+import pytest
+import torch
+from games import chat, game, imitation, judge, policy, same, spy, weights, write
+
+from advalign import Evaluation, Frozen, Ramp, Sampling, Stage, TrainingArguments, Until
+from advalign.advantages.gae import GAE
+from advalign.advantages.group import Group
+from advalign.adversaries.pgd import PGD
+from advalign.objectives.dapo import DAPO
+from advalign.objectives.dpo import DPO
+from advalign.objectives.grpo import GRPO
+from advalign.objectives.kl import KL
+from advalign.objectives.sft import SFT
+from advalign.objectives.value import Value
+from advalign.rewards.function import Function
+from advalign.sources.pairs import Pairs
+from advalign.training.context import scores
+from advalign.training.trainer import Trainer
+from advalign.types import RolloutRows
+
+# ------------------------------------------------------------------------------------------------ order and isolation
+
+
+@pytest.mark.parametrize("order", [("policy", "judge"), ("judge", "policy")])
+def test_a_reward_comes_from_the_judge_before_its_update(order):
+    learners = {"policy": policy(minibatches=2, epochs=2), "judge": judge(updates=3)}
+    trainer = game(learners={name: learners[name] for name in order})
+    trainer.start()
+    for step in range(2):
+        before = copy.deepcopy(trainer.learners["judge"].network)
+        trainer.training_step()
+        groups = trainer.context.items["write"]
+        rollouts = [r for g in groups for r in g.rollouts]
+        assert len(rollouts) == 4 * 3
+        # 2 minibatches x 2 epochs per step of the policy, 3 draws per step of the judge.
+        assert {r.policy_version for r in rollouts} == {4 * step}
+        assert {tuple(r.reward_versions) for r in rollouts} == {(3 * step,)}
+        prompts = [g.example.prompt for g in groups for _ in g.rollouts]
+        texts, finished = [r.text for r in rollouts], [r.finished for r in rollouts]
+        given = torch.tensor([r.rewards[0] for r in rollouts], dtype=torch.float64)
+        then, now = (torch.tensor(scores(n, prompts, texts, finished, 8192)).double() for n in (before, trainer.learners["judge"].network))
+        assert torch.allclose(given, then, rtol=0, atol=1e-6)
+        assert not torch.allclose(given, now, rtol=0, atol=1e-4)
+    assert [trainer.learners[name].version for name in ("policy", "judge")] == [8, 6]
+
+
+def test_an_update_moves_one_learner_and_leaves_the_others_weights_and_gradients(monkeypatch):
+    def state(network):
+        return {n: (p.detach().clone(), None if p.grad is None else p.grad.clone()) for n, p in network.named_parameters()}
+
+    def equal(a, b):
+        same_grad = all((a[n][1] is None) == (b[n][1] is None) and (a[n][1] is None or torch.equal(a[n][1], b[n][1])) for n in a)
+        return all(torch.equal(a[n][0], b[n][0]) for n in a) and same_grad
+
+    seen, kept = [], {}
+
+    def before(runtime, rows):
+        kept.update({name: state(r.network) for name, r in trainer.learners.items()})
+
+    def after(runtime, rows):
+        seen.append((runtime.name, [name for name, r in trainer.learners.items() if not equal(kept[name], state(r.network))]))
+
+    trainer = game()
+    trainer.start()
+    spy(monkeypatch, before, after)
+    trainer.training_step()
+    trainer.training_step()
+    assert seen == [("policy", ["policy"]), ("judge", ["judge"])] * 2
+
+
+def test_the_judge_reads_real_perturbed_and_generated_rows(monkeypatch):
+    seen = []
+    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["verdicts"]) if "verdicts" in rows else None)
+    trainer = game()
+    trainer.train(progress=False)
+    for rows in seen:
+        assert torch.bincount(rows.kind, minlength=3).tolist() == [4, 4, 4]
+        assert torch.equal(rows.labels, (rows.kind == 0).long())
+
+
+# ----------------------------------------------------------------------------------------------- updates per draw
+
+
+def test_one_update_per_draw_has_ratio_exactly_one_and_several_move_it():
+    once = game().train(progress=False)
+    assert [entry["policy/ratio"] for entry in once] == [1.0, 1.0]
+    assert [entry["policy/clip_fraction"] for entry in once] == [0.0, 0.0]
+    assert [entry["policy/approx_kl"] for entry in once] == [0.0, 0.0]
+    spread = {"clip_low": 1e-4, "clip_high": 1e-4}
+    for fields in ({"minibatches": 2}, {"epochs": 3}, {"updates": 2}):
+        objectives = {"policy": GRPO(source="write", **spread)}
+        several = game(learners={"policy": policy(**fields), "judge": judge()}, objectives=objectives).train(progress=False)
+        assert all(entry["policy/ratio"] != 1.0 and entry["policy/approx_kl"] > 0 for entry in several), fields
+        assert all(entry["policy/clip_fraction"] > 0 for entry in several), fields
+
+
+def test_a_critic_in_front_does_not_take_the_policys_old_logprobs_away():
+    # The critic makes one update per draw and builds the rows first; the policy makes two and needs old log-probabilities.
+    sources = {"write": write(advantage=GAE(), rewards=[Function(fn=lambda completions: [float(len(c)) for c in completions])])}
+    learners = {"critic": policy(head="value"), "policy": policy(epochs=2)}
+    objectives = {"policy": GRPO(source="write"), "value": Value(source="write")}
+    history = game(learners=learners, sources=sources, objectives=objectives).train(progress=False)
+    assert all(entry["policy/ratio"] != 1.0 for entry in history)
+
+
+def test_minibatches_keep_groups_and_pairs_whole_and_cover_the_draw(monkeypatch):
+    seen = []
+    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows) if runtime.name == "policy" else None)
+    trainer = Trainer(
+        learners={"policy": policy(minibatches=3, epochs=2), "judge": judge()},
+        sources={"write": write(batch_size=4), "taste": Pairs(data="task:constraints", limit=8, batch_size=5)},
+        objectives={"policy": GRPO(source="write"), "prefer": DPO(source="taste")},
+        frozen={"reference": Frozen()},
+        args=TrainingArguments(max_steps=1),
+    )
+    trainer.train(progress=False)
+    assert len(seen) == 3 * 2
+    for epoch in (seen[:3], seen[3:]):
+        for source, size, number in (("write", 3, 4), ("taste", 2, 5)):
+            groups = [rows[source].tokens.group for rows in epoch]
+            assert all(set(torch.bincount(g)[g.unique()].tolist()) == {size} for g in groups)
+            assert torch.cat([g.unique() for g in groups]).tolist() == list(range(number))  # each exactly once
+
+
+# ---------------------------------------------------------------------------------- critics, references, other mixes
+
+
+def test_gae_with_a_critic(monkeypatch):
+    seen = []
+    spy(monkeypatch, before=lambda runtime, rows: seen.append((runtime.name, rows["write"])))
+    reward = Function(fn=lambda completions: [float(len(c.split())) for c in completions])
+    trainer = game(
+        learners={"policy": policy(), "critic": policy(head="value", learning_rate=1e-2)},
+        sources={"write": write(rewards=[reward], advantage=GAE(lam=1.0, whiten=False))},
+        objectives={"policy": DAPO(source="write"), "value": Value(source="write")},
+        args=TrainingArguments(max_steps=8),
+    )
+    history = trainer.train(progress=False)
+    for _, rows in seen:
+        # With lambda = gamma = 1, A_t + V_t = sum of the rewards from t on = the response's reward, at every target token.
+        expected = rows.rewards.sum(1, keepdim=True).double() * rows.tokens.target
+        assert torch.allclose(rows.returns.double(), expected, atol=1e-5)
+        assert torch.allclose((rows.advantages + rows.values).double() * rows.tokens.target, expected, atol=1e-5)
+    assert [name for name, _ in seen[:2]] == ["policy", "critic"]
+    assert history[-1]["value/error"] < 0.7 * history[0]["value/error"]  # the critic learns the mean reward
+
+
+def test_dpo_starts_at_log_two_and_falls():
+    sources = {"taste": Pairs(data="task:constraints", limit=4, batch_size=4)}
+    trainer = imitation(6, sources=sources, objectives={"prefer": DPO(source="taste")}, frozen={"reference": Frozen()})
+    history = trainer.train(progress=False)
+    # The policy is the reference at first, so every margin is 0 and the loss -log sigmoid(0).
+    assert history[0]["prefer/loss"] == pytest.approx(math.log(2), abs=1e-9)
+    assert history[0]["prefer/margin"] == pytest.approx(0, abs=1e-9)
+    assert history[-1]["prefer/loss"] < 0.67
+    assert history[-1]["prefer/accuracy"] == 1.0
+
+
+def test_dapo_with_kl_to_the_reference():
+    objectives = {"policy": DAPO(source="write"), "near": KL(source="write", coef=0.1)}
+    history = game(objectives=objectives, frozen={"reference": Frozen()}, args=TrainingArguments(max_steps=3)).train(progress=False)
+    assert history[0]["near/k3"] == pytest.approx(0, abs=1e-9)  # nothing has moved yet
+    assert history[2]["near/k3"] > 0
+
+
+def test_a_strong_kl_holds_the_policy_near_the_reference():
+    def distance(coef):
+        objectives = {"policy": GRPO(source="write"), "near": KL(source="write", coef=coef)}
+        sources = {"write": write(rewards=[Function(fn=lambda completions: [float(c.count("red")) for c in completions])])}
+        learners = {"policy": policy(learning_rate=3e-3)}
+        more = {"frozen": {"reference": Frozen()}, "args": TrainingArguments(max_steps=8)}
+        return game(learners=learners, sources=sources, objectives=objectives, **more).train(progress=False)[-1]["near/k3"]
+
+    assert distance(10.0) < 0.7 * distance(1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ what moves in a run
+
+
+def test_stages_run_their_objectives_and_settings_in_order():
+    stages = [
+        Stage(name="warm", steps=2, objectives=("imitate",), set={"learners.policy.learning_rate": 1e-4}),
+        Stage(name="robust", steps=1, objectives=("robust",)),
+        Stage(name="both", steps=1),
+    ]
+    objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
+    trainer = imitation(objectives=objectives, adversaries={"pgd": PGD(steps=1)}, stages=stages)
+    history = trainer.train(progress=False)
+    assert trainer.total_steps == 4
+    assert [entry["stage"] for entry in history] == ["warm", "warm", "robust", "both"]
+    assert [("imitate/loss" in entry, "robust/loss" in entry) for entry in history] == [(True, False)] * 2 + [(False, True), (True, True)]
+    assert [entry["policy/learning_rate"] for entry in history] == [1e-4, 1e-4, 1e-3, 1e-3]
+
+
+def scripted(values):
+    """A reward that says one number per draw."""
+    said = iter(values)
+    return Function(fn=lambda completions: [next(said)] * len(completions))
+
+
+def test_until_ends_a_stage_on_a_running_mean():
+    # Smoothing 0.5 over 0, 1, 1, 1: means 0, 1/2, 3/4. Above 0.7 for the first time after three steps of the ten.
+    until = Until(metric="write/rewards/function/mean", above=0.7, smoothing=0.5)
+    stages = [Stage(name="wait", steps=10, until=until), Stage(name="rest", steps=2)]
+    objectives = {"policy": GRPO(source="write")}
+    trainer = game(objectives=objectives, sources={"write": write(rewards=[scripted([0.0] + [1.0] * 9)])}, stages=stages)
+    assert [entry["stage"] for entry in trainer.train(progress=False)] == ["wait"] * 3 + ["rest"] * 2
+
+
+def test_two_equal_stages_each_end_on_their_own():
+    # -loss is below zero from the start; at least two steps each.
+    stage = Stage(steps=5, until=Until(metric="imitate/loss", above=0.0, after=2))
+    history = imitation(stages=[stage, stage]).train(progress=False)
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("ramp", "expected"),
+    [
+        (Ramp(end=1.0, steps=4), {0: 0, 1: 1 / 4, 2: 1 / 2, 4: 1, 9: 1}),
+        (Ramp(start=2.0, end=1.0, steps=2, delay=3), {0: 2, 3: 2, 4: 1.5, 5: 1}),
+        (Ramp(end=1.0, steps=4, kind="cosine"), {0: 0, 1: (1 - math.sqrt(0.5)) / 2, 2: 1 / 2, 3: (1 + math.sqrt(0.5)) / 2, 4: 1}),
+        (Ramp(end=3.0, steps=4, kind="constant"), {0: 0, 3: 0, 4: 3, 5: 3}),
+    ],
+)
+def test_ramps(ramp, expected):
+    for step, value in expected.items():
+        assert ramp.at(step) == pytest.approx(value, abs=1e-12)
+
+
+def test_schedules_move_numbers_while_it_runs():
+    objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
+    schedules = {
+        "objectives.robust.coef": Ramp(end=0.5, steps=2),
+        "adversaries.pgd.steps": Ramp(start=1, end=3, steps=4),  # whole numbers stay whole: 1, 1.5 -> 2, 2, 2.5 -> 2, 3
+        "learners.policy.learning_rate": Ramp(start=1e-3, end=2e-3, steps=1, stage="late"),  # counted from the start of its stage
+    }
+    stages = [Stage(name="early", steps=3), Stage(name="late", steps=2)]
+    trainer = imitation(objectives=objectives, adversaries={"pgd": PGD(radius=0.1)}, schedules=schedules, stages=stages)
+    trainer.start()
+    coefs, steps, rates, forwards = [], [], [], []
+    for _ in range(5):
+        plan = trainer.plans()["policy"]
+        coefs.append(plan.terms["robust"].coef if "robust" in plan.terms else 0)
+        steps.append(plan.adversaries["pgd"].steps if plan.adversaries else 0)
+        before = trainer.model.num_forwards
+        rates.append(trainer.training_step()["policy/learning_rate"])
+        forwards.append(trainer.model.num_forwards - before)
+    assert coefs == [0, 0.25, 0.5, 0.5, 0.5]
+    assert steps == [0, 2, 2, 2, 3]
+    assert forwards == [1] + [1 + n + 1 for n in steps[1:]]  # a term of coefficient 0 costs nothing
+    assert rates == [1e-3, 1e-3, 1e-3, 1e-3, 2e-3]
+    assert "0.5 sft(chat | pgd)" in trainer.formula()
+    assert "objectives.robust.coef goes from 0 to 0.5 in 2 steps (linear)" in trainer.formula()
+
+
+def test_a_learning_rate_schedule_of_transformers():
+    # linear with one warm-up step over three: factors 0, 1, 1/2.
+    rates = [e["policy/learning_rate"] for e in imitation(model=policy(lr_scheduler_type="linear", warmup_steps=1)).train(progress=False)]
+    assert rates == pytest.approx([0.0, 1e-3, 5e-4])
+
+
+# ------------------------------------------------------------------------------------------------------ frozen copies
+
+
+def test_a_reference_is_a_snapshot_from_the_stage_that_first_needs_it():
+    stages = [Stage(name="warm", steps=2, objectives=("imitate",)), Stage(name="mix", steps=2, objectives=("policy", "near"))]
+    objectives = {"imitate": SFT(source="chat"), "policy": GRPO(source="write"), "near": KL(source="write")}
+    trainer = game(objectives=objectives, frozen={"reference": Frozen()}, stages=stages)
+    trainer.start()
+    trainer.training_step()
+    assert trainer.frozen == {}
+    trainer.training_step()
+    warmed = weights(trainer.learners["policy"].network)
+    trainer.training_step()
+    trainer.training_step()
+    assert same(weights(trainer.frozen["reference"]), warmed)
+    assert not same(weights(trainer.learners["policy"].network), warmed)
+
+
+def test_an_average_follows_its_learner():
+    trainer = imitation(frozen={"mean": Frozen(ema=0.75)})
+    trainer.start()
+    average = weights(trainer.model)
+    for _ in range(3):
+        trainer.training_step()
+        now = weights(trainer.model)
+        average = {name: 0.75 * average[name] + 0.25 * now[name] for name in now}  # w <- ema w + (1 - ema) w_learner
+    for name, value in weights(trainer.frozen["mean"]).items():
+        assert torch.allclose(value, average[name], rtol=0, atol=1e-12), name
+
+
+# --------------------------------------------------------------------------------------------- rewards that cannot judge
+
+
+def test_an_abstaining_reward_removes_the_row_and_is_counted(monkeypatch):
+    seen = []
+    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["write"]))
+    calls = []
+
+    def reward(completions):
+        calls.append(len(completions))
+        return [None if i in (0, 1, 2, 4) else float(i) for i in range(len(completions))]  # all of group 0, one of group 1
+
+    trainer = game(sources={"write": write(rewards=[Function(fn=reward)])}, objectives={"policy": GRPO(source="write")})
+    history = trainer.train(progress=False)
+    assert calls == [12, 12]
+    assert [entry["write/abstained"] for entry in history] == [4.0, 4.0]
+    for rows in seen:
+        assert isinstance(rows, RolloutRows)
+        assert rows.rewards[:, 0].tolist() == [3, 5, 6, 7, 8, 9, 10, 11]
+        assert torch.bincount(rows.tokens.group).tolist() == [2, 3, 3]
+        # Centred among those that remain: (3, 5) -> (-1, 1).
+        first = rows.advantages[:2].sum(1) / rows.tokens.target[:2].sum(1)
+        assert first.tolist() == pytest.approx([-1, 1], abs=1e-6)
+
+
+def test_several_rewards_are_summed_by_weight(monkeypatch):
+    seen = []
+    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["write"]))
+    one, two = ([float(i) for i in range(12)], [float(i % 3) for i in range(12)])
+    rewards = [Function(fn=lambda completions: one), Function(fn=lambda completions: two, weight=-2.0)]
+    sources = {"write": write(rewards=rewards, advantage=Group(scale="none"))}
+    game(sources=sources, objectives={"policy": GRPO(source="write")}, args=TrainingArguments(max_steps=1)).train(progress=False)
+    rows = seen[0]
+    assert rows.rewards.tolist() == [[a, -2 * b] for a, b in zip(one, two, strict=True)]
+    # In every group the sums are (a, a + 1 - 2, a + 2 - 4): centred 1, 0, -1.
+    means = rows.advantages.sum(1) / rows.tokens.target.sum(1)
+    assert means.tolist() == pytest.approx([1, 0, -1] * 4, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ around the step
+
+
+def test_evaluations_callbacks_and_gradient_measures(tmp_path):
+    class Watch:
+        def __init__(self):
+            self.events = []
+
+        def on_step(self, trainer, logs):
+            self.events.append(("step", trainer.step))
+
+        def on_evaluate(self, trainer, logs):
+            self.events.append(("evaluate", trainer.step, sorted(logs)))
+
+        def on_save(self, trainer, path):
+            self.events.append(("save", path.rsplit("/", 1)[1]))
+
+    watch = Watch()
+    held = Evaluation(data="task:constraints", number=3, samples=2, sampling=Sampling(max_new_tokens=4))
+    args = TrainingArguments(max_steps=3, eval_steps=2, save_steps=2, measure_every=2, output_dir=str(tmp_path))
+    objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
+    more = {"objectives": objectives, "adversaries": {"pgd": PGD(steps=1)}, "evaluations": {"held": held}}
+    history = imitation(**more, args=args, callbacks=[watch]).train(progress=False)
+    names = ["held/accuracy", "held/entropy", "held/pass@2", "held/unique"]
+    assert watch.events == [
+        ("step", 1), ("evaluate", 2, names), ("step", 2), ("save", "checkpoint-2"), ("evaluate", 3, names), ("step", 3),
+    ]  # fmt: skip
+    assert ["held/accuracy" in entry for entry in history] == [False, True, True]
+    assert ["cosine/imitate~robust" in entry for entry in history] == [True, False, True]  # steps 0 and 2
+    assert 0 < history[1]["held/entropy"] <= math.log(len(chat_vocabulary()))
+
+
+def chat_vocabulary():
+    return imitation().model.encoder.tokenizer.get_vocab()
+
+
+def test_training_learns_and_is_a_function_of_the_seed():
+    def losses(seed):
+        args = TrainingArguments(max_steps=10, seed=seed)
+        return [e["imitate/loss"] for e in imitation(args=args, sources={"chat": chat(limit=4)}).train(progress=False)]
+
+    first = losses(0)
+    assert first == losses(0)
+    assert first != losses(1)
+    assert first[-1] < first[0] - 0.3
