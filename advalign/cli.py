@@ -83,7 +83,7 @@ def attack(
     kind: Annotated[str, typer.Option(help="An attack: see advalign list attacks.")] = "embedding",
     label: Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")] = None,
     answer: Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")] = None,
-    options: Annotated[list[str] | None, typer.Argument(help="Fields of the attack, for example recipe=pwws adversary.radius=0.1")] = None,
+    options: Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")] = None,
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
 ) -> None:
     """Attack one text and print what the harness found."""

@@ -94,7 +94,9 @@ def report(runs: list[dict[str, dict[str, Any]]], out: Path) -> Report:
     page.cards([(f"compliance, {NAMES[n]}", f"{_mean(runs, n, 'compliance'):.1%}", _note(runs)) for n in NAMES])
     page.text("## The loss\n\n```\n" + trainer.formula() + "\n```")
     rows = [{"arm": NAMES[n]} | {k: _mean(runs, n, k) for k in ("compliance", "unique", "entropy", "pass@8")} for n in NAMES]
-    page.text("## Held out").table(rows, note="90 constraint combinations never trained on, 8 answers each; unique: distinct answers per prompt.")
+    page.text("## Held out").table(
+        rows, note="90 constraint combinations never trained on, 8 answers each; unique: distinct answers per prompt."
+    )
     page.bars(
         [{"label": NAMES[n], "value": _mean(runs, n, k), "series": k} for k in ("compliance", "unique") for n in NAMES],
         title="Compliance and diversity",
@@ -111,7 +113,9 @@ def report(runs: list[dict[str, dict[str, Any]]], out: Path) -> Report:
     page.lines(_curves(logs, "pgd/gain"), title="Adversarial gap", x_label="step", y_label="loss gained by the inner loop")
     attacked = {NAMES[n]: ([0.0, *RADII], _means([run[n]["under_attack"] for run in runs])) for n in NAMES}
     page.text("## Under embedding attack")
-    page.lines(attacked, title="Loss under attack", x_label="radius (mean embedding norms)", y_label="nats per token, held-out demonstrations")
+    page.lines(
+        attacked, title="Loss under attack", x_label="radius (mean embedding norms)", y_label="nats per token, held-out demonstrations"
+    )
     return page
 
 

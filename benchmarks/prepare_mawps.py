@@ -3,16 +3,17 @@
     python benchmarks/prepare_mawps.py --output out/mawps
 
 Kept: problems over whole numbers up to 99 whose answer is ONE operation on two numbers of the question, and only one such
-operation gives it; that operation is the demonstration, "70 - 27 = 43". The split is a hash of the question with numbers and
-names masked, so that two problems which differ in nothing else lie on one side:
+operation gives it; that operation is the demonstration, "70 - 27 = 43". Words, numbers and punctuation stand apart, for a
+tokenizer of whole words. The split is a hash of the question with numbers and names masked, so that two problems which differ
+in nothing else lie on one side:
 
     test.jsonl      30 % of the problems, as they are                                       {question, answer, response}
     problems.jsonl  35 %, as they are, WITHOUT a worked response: the reward needs none     {question, answer}
     demos.jsonl     35 %, each as it is and `copies` times with its numbers drawn anew      {question, answer, response}
-    drill.jsonl     sums without words, "70 - 27" -> "70 - 27 = 43": the arithmetic itself  {question, answer, response}
+    drill.jsonl     sums without words, "70 - 27 =" -> "43": the arithmetic itself          {question, answer, response}
 
-Numbers drawn anew are augmentation of the training side: with the drill, a model from scratch learns from them to copy digits and to
-calculate. Held-out are the problems, not the arithmetic: a sum of a held-out problem may well occur in the drill.
+Numbers drawn anew are augmentation of the training side: with the drill, a model from scratch learns from them to copy numbers
+and to calculate. Held-out are the problems, not the arithmetic: a sum of a held-out problem may well occur in the drill.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def problem(question: str, answer: float) -> Problem | str:
     ways = solutions(numbers, int(answer))
     if len(ways) != 1:
         return "several operations fit" if ways else "no single operation fits"
-    text = re.sub(r"\s+([.,?!'])", r"\1", NUMBER.sub("{}", question).lower())
-    return Problem(text=re.sub(r"\s+", " ", text).strip(), numbers=numbers, first=ways[0][0], operation=ways[0][1], second=ways[0][2])
+    words = re.findall(r"\{\}|[a-z]+|[^\sa-z]", NUMBER.sub("{}", question).lower())
+    return Problem(text=" ".join(words), numbers=numbers, first=ways[0][0], operation=ways[0][1], second=ways[0][2])
 
 
 def side(question: str) -> str:
@@ -123,8 +124,9 @@ def redrawn(p: Problem, rng: random.Random) -> Problem:
 def sums(number: int, rng: random.Random) -> Iterator[dict[str, object]]:
     """Bare sums; addition and subtraction, which have more of them, come more often."""
     for operation in rng.choices("+-*/", weights=(4, 4, 1, 1), k=number):
-        p = Problem(text=f"{{}} {operation} {{}}", numbers=operands(operation, rng), first=0, operation=operation, second=1)
-        yield p.row(worked=True)
+        a, b = operands(operation, rng)
+        answer = calculate(a, operation, b)
+        yield {"question": f"{a} {operation} {b} =", "answer": answer, "response": str(answer)}
 
 
 def read(folder: Path) -> Iterator[tuple[str, float]]:

@@ -5,7 +5,7 @@ Stage one imitates. Stage two is the mixed step: dapo(sums; reward = exact answe
 
 import sys
 
-from advalign import Evaluation, Frozen, Learner, Sampling, Stage, Trainer
+from advalign import Evaluation, Frozen, Learner, Sampling, Stage, Trainer, TrainingArguments
 from advalign import advantages as A
 from advalign import adversaries as adv
 from advalign import objectives as obj
@@ -13,6 +13,7 @@ from advalign import rewards as rw
 from advalign import sources as src
 
 smoke = "--smoke" in sys.argv
+first, then = (2, 2) if smoke else (1000, 250)
 task = {"task": {"kind": "arithmetic", "digits": 2}, "number": 8000}
 sampling = Sampling(max_new_tokens=4)
 
@@ -33,14 +34,16 @@ def main() -> None:
         },
         frozen={"reference": Frozen(of="policy")},  # as it is when the second stage starts
         stages=[
-            Stage(name="imitate", steps=2 if smoke else 600, objectives=("imitate",)),
-            Stage(name="mix", steps=2 if smoke else 200, objectives=("policy", "robust", "anchor")),
+            Stage(name="imitate", steps=first, objectives=("imitate",)),
+            Stage(name="mix", steps=then, objectives=("policy", "robust", "anchor")),
         ],
         evaluations={"heldout": Evaluation(data=task, split="test", number=8 if smoke else 200, samples=4, sampling=sampling)},
+        args=TrainingArguments(eval_steps=then),
     )
     print(trainer.formula())
-    trainer.train()
-    print(trainer.evaluate())
+    for row in trainer.train():
+        if "heldout/accuracy" in row:
+            print(row["step"], row["stage"], {name: value for name, value in row.items() if name.startswith("heldout/")})
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def start(folder, *more, **environment):
     return subprocess.Popen(command, env={**inherited, **environment}, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
 
 
-def wait_for(condition, process, seconds=300):
+def wait_for(condition, process, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None
@@ -128,7 +128,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     assert checkpoint.latest(broken).name == "checkpoint-4"
     assert [e["step"] for e in read(broken)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
-    assert start(tmp_path, "--resume").wait(timeout=300) == 0, (tmp_path / "errors.txt").read_text()
+    assert start(tmp_path, "--resume").wait(timeout=900) == 0, (tmp_path / "errors.txt").read_text()
 
     log = read(whole)
     assert [e["stage"] for e in log] == ["warm"] * 3 + ["mix"] * (ALL - 3)

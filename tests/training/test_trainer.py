@@ -1,13 +1,13 @@
-"""The walk of one step: who is updated when, on which rows, judged by whom; what moves during a run and what must not."""
+"""The walk of one step: who is updated when, on which rows, judged by whom, rewarded with what."""
 
 import copy
 import math
 
 import pytest
 import torch
-from games import chat, game, imitation, judge, policy, same, spy, weights, write
+from games import chat, game, imitation, judge, policy, spy, write
 
-from advalign import Evaluation, Frozen, Ramp, Sampling, Stage, TrainingArguments, Until
+from advalign import Evaluation, Frozen, Sampling, TrainingArguments
 from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.adversaries.pgd import PGD
@@ -177,122 +177,6 @@ def test_a_strong_kl_holds_the_policy_near_the_reference():
         return game(learners=learners, sources=sources, objectives=objectives, **more).train(progress=False)[-1]["near/k3"]
 
     assert distance(10.0) < 0.7 * distance(1e-6)
-
-
-# ------------------------------------------------------------------------------------------------ what moves in a run
-
-
-def test_stages_run_their_objectives_and_settings_in_order():
-    stages = [
-        Stage(name="warm", steps=2, objectives=("imitate",), set={"learners.policy.learning_rate": 1e-4}),
-        Stage(name="robust", steps=1, objectives=("robust",)),
-        Stage(name="both", steps=1),
-    ]
-    objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
-    trainer = imitation(objectives=objectives, adversaries={"pgd": PGD(steps=1)}, stages=stages)
-    history = trainer.train(progress=False)
-    assert trainer.total_steps == 4
-    assert [entry["stage"] for entry in history] == ["warm", "warm", "robust", "both"]
-    assert [("imitate/loss" in entry, "robust/loss" in entry) for entry in history] == [(True, False)] * 2 + [(False, True), (True, True)]
-    assert [entry["policy/learning_rate"] for entry in history] == [1e-4, 1e-4, 1e-3, 1e-3]
-
-
-def scripted(values):
-    """A reward that says one number per draw."""
-    said = iter(values)
-    return Function(fn=lambda completions: [next(said)] * len(completions))
-
-
-def test_until_ends_a_stage_on_a_running_mean():
-    # Smoothing 0.5 over 0, 1, 1, 1: means 0, 1/2, 3/4. Above 0.7 for the first time after three steps of the ten.
-    until = Until(metric="write/rewards/function/mean", above=0.7, smoothing=0.5)
-    stages = [Stage(name="wait", steps=10, until=until), Stage(name="rest", steps=2)]
-    objectives = {"policy": GRPO(source="write")}
-    trainer = game(objectives=objectives, sources={"write": write(rewards=[scripted([0.0] + [1.0] * 9)])}, stages=stages)
-    assert [entry["stage"] for entry in trainer.train(progress=False)] == ["wait"] * 3 + ["rest"] * 2
-
-
-def test_two_equal_stages_each_end_on_their_own():
-    # -loss is below zero from the start; at least two steps each.
-    stage = Stage(steps=5, until=Until(metric="imitate/loss", above=0.0, after=2))
-    history = imitation(stages=[stage, stage]).train(progress=False)
-    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("ramp", "expected"),
-    [
-        (Ramp(end=1.0, steps=4), {0: 0, 1: 1 / 4, 2: 1 / 2, 4: 1, 9: 1}),
-        (Ramp(start=2.0, end=1.0, steps=2, delay=3), {0: 2, 3: 2, 4: 1.5, 5: 1}),
-        (Ramp(end=1.0, steps=4, kind="cosine"), {0: 0, 1: (1 - math.sqrt(0.5)) / 2, 2: 1 / 2, 3: (1 + math.sqrt(0.5)) / 2, 4: 1}),
-        (Ramp(end=3.0, steps=4, kind="constant"), {0: 0, 3: 0, 4: 3, 5: 3}),
-    ],
-)
-def test_ramps(ramp, expected):
-    for step, value in expected.items():
-        assert ramp.at(step) == pytest.approx(value, abs=1e-12)
-
-
-def test_schedules_move_numbers_while_it_runs():
-    objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
-    schedules = {
-        "objectives.robust.coef": Ramp(end=0.5, steps=2),
-        "adversaries.pgd.steps": Ramp(start=1, end=3, steps=4),  # whole numbers stay whole: 1, 1.5 -> 2, 2, 2.5 -> 2, 3
-        "learners.policy.learning_rate": Ramp(start=1e-3, end=2e-3, steps=1, stage="late"),  # counted from the start of its stage
-    }
-    stages = [Stage(name="early", steps=3), Stage(name="late", steps=2)]
-    trainer = imitation(objectives=objectives, adversaries={"pgd": PGD(radius=0.1)}, schedules=schedules, stages=stages)
-    trainer.start()
-    coefs, steps, rates, forwards = [], [], [], []
-    for _ in range(5):
-        plan = trainer.plans()["policy"]
-        coefs.append(plan.terms["robust"].coef if "robust" in plan.terms else 0)
-        steps.append(plan.adversaries["pgd"].steps if plan.adversaries else 0)
-        before = trainer.model.num_forwards
-        rates.append(trainer.training_step()["policy/learning_rate"])
-        forwards.append(trainer.model.num_forwards - before)
-    assert coefs == [0, 0.25, 0.5, 0.5, 0.5]
-    assert steps == [0, 2, 2, 2, 3]
-    assert forwards == [1] + [1 + n + 1 for n in steps[1:]]  # a term of coefficient 0 costs nothing
-    assert rates == [1e-3, 1e-3, 1e-3, 1e-3, 2e-3]
-    assert "0.5 sft(chat | pgd)" in trainer.formula()
-    assert "objectives.robust.coef goes from 0 to 0.5 in 2 steps (linear)" in trainer.formula()
-
-
-def test_a_learning_rate_schedule_of_transformers():
-    # linear with one warm-up step over three: factors 0, 1, 1/2.
-    rates = [e["policy/learning_rate"] for e in imitation(model=policy(lr_scheduler_type="linear", warmup_steps=1)).train(progress=False)]
-    assert rates == pytest.approx([0.0, 1e-3, 5e-4])
-
-
-# ------------------------------------------------------------------------------------------------------ frozen copies
-
-
-def test_a_reference_is_a_snapshot_from_the_stage_that_first_needs_it():
-    stages = [Stage(name="warm", steps=2, objectives=("imitate",)), Stage(name="mix", steps=2, objectives=("policy", "near"))]
-    objectives = {"imitate": SFT(source="chat"), "policy": GRPO(source="write"), "near": KL(source="write")}
-    trainer = game(objectives=objectives, frozen={"reference": Frozen()}, stages=stages)
-    trainer.start()
-    trainer.training_step()
-    assert trainer.frozen == {}
-    trainer.training_step()
-    warmed = weights(trainer.learners["policy"].network)
-    trainer.training_step()
-    trainer.training_step()
-    assert same(weights(trainer.frozen["reference"]), warmed)
-    assert not same(weights(trainer.learners["policy"].network), warmed)
-
-
-def test_an_average_follows_its_learner():
-    trainer = imitation(frozen={"mean": Frozen(ema=0.75)})
-    trainer.start()
-    average = weights(trainer.model)
-    for _ in range(3):
-        trainer.training_step()
-        now = weights(trainer.model)
-        average = {name: 0.75 * average[name] + 0.25 * now[name] for name in now}  # w <- ema w + (1 - ema) w_learner
-    for name, value in weights(trainer.frozen["mean"]).items():
-        assert torch.allclose(value, average[name], rtol=0, atol=1e-12), name
 
 
 # --------------------------------------------------------------------------------------------- rewards that cannot judge
