@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "Evaluation": "advalign.training.evaluate",
-    "Frozen": "advalign.training.trainer",
+    "Frozen": "advalign.training.recipe",
     "Learner": "advalign.engine.learner",
     "Ramp": "advalign.training.schedule",
     "Sampling": "advalign.types",
     "Stage": "advalign.training.schedule",
     "Suite": "advalign.evaluation.suite",
     "Trainer": "advalign.training.trainer",
-    "TrainingArguments": "advalign.training.trainer",
+    "TrainingArguments": "advalign.training.recipe",
     "Until": "advalign.training.schedule",
     "load": "advalign.models.load",
 }

@@ -24,8 +24,9 @@ from advalign import plugins, protocols
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, unknown
 from advalign.training.evaluate import Evaluation
+from advalign.training.recipe import Frozen, TrainingArguments
 from advalign.training.schedule import Ramp, Stage
-from advalign.training.trainer import Frozen, Trainer, TrainingArguments
+from advalign.training.trainer import Trainer
 
 # Annotations of plugin fields -> the room whose kinds may stand there.
 ROOM_OF: dict[Any, str] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,46 @@ class Stage:
     objectives: tuple[str, ...] | None = None
     until: Until | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Timeline:
+    """Where in its stages a run stands. A stage whose `until` was met is shorter than it might have been."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = list(stages)
+        self.lengths: dict[int, int] = {}  # of stages that ended early
+        self.means: dict[str, float] = {}
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The number of the stage that a step belongs to, and the first step of that stage."""
+        start = 0
+        for number, stage in enumerate(self.stages):
+            length = self.lengths.get(number, stage.steps)
+            if step < start + length or number == len(self.stages) - 1:
+                return number, start
+            start += length
+        raise AssertionError("a run without stages")
+
+    def finished(self, step: int) -> bool:
+        return step >= sum(self.lengths.get(number, stage.steps) for number, stage in enumerate(self.stages))
+
+    def observe(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Ends the stage of the step that has just been made, where its `until` is met."""
+        number, first = self.place(step - 1)
+        until = self.stages[number].until
+        if until is None or until.metric not in logs:
+            return
+        key = f"{number}/{until.metric}"
+        mean = until.smoothing * self.means.get(key, logs[until.metric]) + (1 - until.smoothing) * logs[until.metric]
+        self.means[key] = mean
+        if step - first >= until.after and until.met(mean):
+            self.lengths[number] = step - first
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lengths": dict(self.lengths), "means": dict(self.means)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.lengths, self.means = dict(state["lengths"]), dict(state["means"])
 
 
 def replaced(tree: Any, path: str, value: Any, where: str = "") -> Any:

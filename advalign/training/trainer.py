@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from transformers.utils import logging as hf_logging
 from advalign import data as loading
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.micro import split_groups
-from advalign.engine.plan import Plan, formula, plan
-from advalign.errors import ConfigError, unknown
+from advalign.engine.plan import Plan
+from advalign.errors import ConfigError
 from advalign.models import Network, load
 from advalign.models.load import frozen as frozen_copy
 from advalign.protocols import Adversary, Source, Term
@@ -30,32 +29,9 @@ from advalign.training import checkpoint, evaluate
 from advalign.training.annotate import annotate_pairs, annotate_rollouts
 from advalign.training.context import RunContext
 from advalign.training.logs import Bar, Log
-from advalign.training.schedule import Ramp, Stage, replaced
+from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
+from advalign.training.schedule import Ramp, Stage, Timeline
 from advalign.types import PairRows, RolloutRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingArguments:
-    """`token_budget`: tokens, padding included, of one micro-batch. `measure_every`: gradient norms and cosines per term.
-    Names as in transformers where the meaning is the same."""
-
-    max_steps: int = 100
-    output_dir: str | None = None
-    seed: int = 0
-    token_budget: int = 8192
-    eval_steps: int = 0
-    save_steps: int = 0
-    measure_every: int = 0
-    mixed_precision: str = "no"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, or, with `ema`, an
-    average of its weights, w <- ema w + (1 - ema) w_learner after each of its steps."""
-
-    of: str = "policy"
-    ema: float | None = None
 
 
 class Trainer:
@@ -80,29 +56,29 @@ class Trainer:
     ) -> None:
         self.args = args or TrainingArguments()
         self.config: dict[str, Any] = {
-            "learners": _learners(model, learners),
+            "learners": learners_of(model, learners),
             "sources": dict(sources),
             "objectives": dict(objectives),
             "adversaries": dict(adversaries or {}),
         }
-        self.frozen_config = dict(frozen or {})
-        self.evaluations, self.schedules = dict(evaluations or {}), dict(schedules or {})
-        self.stages = list(stages) or [Stage(steps=self.args.max_steps, name="train")]
-        self.callbacks, self.step = list(callbacks), 0
-        self.metric_means: dict[str, float] = {}
+        self.recipe = Recipe(
+            config=self.config,
+            frozen=dict(frozen or {}),
+            schedules=dict(schedules or {}),
+            stages=list(stages) or [Stage(steps=self.args.max_steps, name="train")],
+        )
+        self.timeline = Timeline(self.recipe.stages)
+        self.evaluations, self.callbacks, self.step = dict(evaluations or {}), list(callbacks), 0
         self.engine = rollout or HF()
-        for path, ramp in self.schedules.items():
-            replaced(self.config, path, ramp.at(0), "schedules")
         self._given = dict(networks or {})
-        self._lengths: dict[int, int] = {}  # of stages that ended early
         self._started = False
-        self._check()
+        self.recipe.check({name: self._given.get(name, learner).head for name, learner in self.config["learners"].items()})
 
     # ------------------------------------------------------------------------------------------- before the run
 
     @property
     def total_steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
+        return sum(stage.steps for stage in self.recipe.stages)
 
     @property
     def model(self) -> Network:
@@ -110,92 +86,21 @@ class Trainer:
         self.start()
         return next(iter(self.learners.values())).network
 
-    def plans(self, stage: Stage | None = None, strongest: bool = False) -> dict[str, Plan]:
-        """What every learner runs in a stage, at the current step; or with every schedule at the stronger of its ends."""
-        config, terms = self._now(stage or self._stage()[0], strongest)
-        found = {}
-        for name in config["learners"]:
-            own = {n: t for n, t in terms.items() if t.learner == name and t.coef != 0}
-            found[name] = plan(name, own, config["adversaries"], self.frozen_config)
-        return found
+    @property
+    def stage(self) -> Stage:
+        """The current one."""
+        return self.recipe.stages[self.timeline.place(self.step)[0]]
+
+    def plans(self) -> dict[str, Plan]:
+        """What every learner runs at the current step."""
+        return self.recipe.plans(self.stage, self.step, self.timeline.place(self.step)[1])
 
     def formula(self) -> str:
-        """The losses of every stage, as text."""
-        parts = []
-        for stage in self.stages:
-            updates = {n: learner.updates for n, learner in self._now(stage)[0]["learners"].items()}
-            head = f"[{stage.name or 'stage'}: {stage.steps} steps]\n" if len(self.stages) > 1 else ""
-            active = [p for p in self.plans(stage, strongest=True).values() if p.terms]
-            parts.append(head + formula(active, updates))
-        parts += [f"{path} goes from {r.start:.3g} to {r.end:.3g} in {r.steps} steps ({r.kind})" for path, r in self.schedules.items()]
-        return "\n".join(parts)
+        """The losses of every stage, as text; loads nothing."""
+        return self.recipe.formula()
 
-    def _check(self) -> None:
-        learners, sources = self.config["learners"], self.config["sources"]
-        for name, term in self.config["objectives"].items():
-            if term.learner not in learners:
-                raise unknown(f"objectives.{name}.learner", "learner", term.learner, learners)
-            if term.source not in sources:
-                raise unknown(f"objectives.{name}.source", "source", term.source, sources)
-            given = sources[term.source].yields
-            if term.rows and given not in term.rows:
-                wanted = " or ".join(r.__name__ for r in term.rows)
-                raise ConfigError(
-                    f"objectives.{name}.source: {type(term).__name__} reads {wanted}, but source '{term.source}' yields {given.__name__}."
-                )
-            if "ref_logprobs" in term.annotations and "reference" not in self.frozen_config:
-                raise ConfigError(
-                    f"objectives.{name}: {type(term).__name__} compares with the reference; "
-                    f"add frozen: {{reference: {{of: {term.learner}}}}}."
-                )
-        for name, copy in self.frozen_config.items():
-            if copy.of not in learners:
-                raise unknown(f"frozen.{name}.of", "learner", copy.of, learners)
-        for name, source in sources.items():
-            for other in source.after:
-                if other not in sources:
-                    raise unknown(f"sources.{name}", "source", other, sources)
-        for path in (*self.schedules, *(path for stage in self.stages for path in stage.set)):
-            if path.partition(".")[0] not in ("objectives", "adversaries", "learners"):
-                raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
-        for stage in self.stages:
-            for name in stage.objectives or ():
-                if name not in self.config["objectives"]:
-                    raise unknown(f"stages.{stage.name}.objectives", "objective", name, self.config["objectives"])
-            self.plans(stage, strongest=True)
-        for name, source in sources.items():
-            critics = [n for n, learner in learners.items() if self._given.get(n, learner).head == "value"]
-            if getattr(getattr(source, "advantage", None), "needs_values", False) and not critics:
-                raise ConfigError(
-                    f"sources.{name}.advantage: {type(source.advantage).__name__} needs a critic; add a learner with head: value."
-                )
-
-    def _stage(self) -> tuple[Stage, int]:
-        """The current stage and its first step."""
-        number, start = self._place(self.step)
-        return self.stages[number], start
-
-    def _place(self, step: int) -> tuple[int, int]:
-        """The number of the stage that a step belongs to, and the first step of that stage."""
-        start = 0
-        for number, stage in enumerate(self.stages):
-            length = self._lengths.get(number, stage.steps)
-            if step < start + length or number == len(self.stages) - 1:
-                return number, start
-            start += length
-        raise AssertionError("a run without stages")
-
-    def _now(self, stage: Stage, strongest: bool = False) -> tuple[dict[str, Any], dict[str, Term]]:
-        """The configuration of this step, with stage settings and schedules applied, and the active terms."""
-        config, first = self.config, self._stage()[1]
-        for path, value in stage.set.items():
-            config = replaced(config, path, value, f"stages.{stage.name}.set")
-        for path, ramp in self.schedules.items():
-            if ramp.stage is None or ramp.stage == stage.name:
-                now = ramp.at(self.step - (first if ramp.stage else 0))
-                config = replaced(config, path, max(ramp.start, ramp.end, key=abs) if strongest else now)
-        chosen = stage.objectives if stage.objectives is not None else tuple(config["objectives"])
-        return config, {n: config["objectives"][n] for n in chosen}
+    def _now(self) -> tuple[dict[str, Any], dict[str, Term]]:
+        return self.recipe.now(self.stage, self.step, self.timeline.place(self.step)[1])
 
     def start(self) -> None:
         """Load models and start sources. `train` does it; call it to look at the models before."""
@@ -212,7 +117,7 @@ class Trainer:
         self.context.learners = self.learners
         self.frozen: dict[str, Network] = {}
         # Started in order of need, so that a source may take hold of another one.
-        for name in _ordered(self.config["sources"]):
+        for name in ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
         self._check_tokenizers()
         self._started = True
@@ -246,11 +151,11 @@ class Trainer:
         log = Log(folder, self.step) if folder is not None else None
         history: list[dict[str, Any]] = []
         with Bar(self.total_steps, self.step, "", enabled=progress) as bar:
-            while not self._finished():
-                stage, _ = self._stage()
+            while not self.timeline.finished(self.step):
+                stage = self.stage
                 logs: dict[str, Any] = {"stage": stage.name} | self.training_step()
-                self._maybe_end_stage(stage, logs)
-                if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or self._finished()):
+                self.timeline.observe(self.step, logs)
+                if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or self.timeline.finished(self.step)):
                     logs |= self.evaluate()
                 history.append({"step": self.step, **logs})
                 if log is not None:
@@ -268,11 +173,11 @@ class Trainer:
     def training_step(self) -> dict[str, float]:
         """Draw, then update every learner; policies before the discriminators that judge them."""
         plans = {name: p for name, p in self.plans().items() if p.terms}
-        config, terms = self._now(self._stage()[0])
+        config, terms = self._now()
         self._freeze(plans, terms.values())
         self.context.items = {}
         logs: dict[str, float] = {}
-        for name in _ordered({s: config["sources"][s] for p in plans.values() for s in p.sources}):
+        for name in ordered({s: config["sources"][s] for p in plans.values() for s in p.sources}):
             if config["sources"][name].yields is RolloutRows:
                 self._items(name, 0)
                 logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
@@ -295,7 +200,7 @@ class Trainer:
         if source in annotated and config["sources"][source].yields is RolloutRows:
             return annotated[source]
         rows = self.context.sources[source].rows(self._items(source, repeat), self.learners[learner].network.encoder)
-        readers = [t for t in self._now(self._stage()[0])[1].values() if t.source == source]
+        readers = [t for t in self._now()[1].values() if t.source == source]
         needed = {a for t in readers for a in t.annotations}
         users = {t.learner: config["learners"][t.learner] for t in readers if "old_logprobs" in t.annotations}
         sampler = getattr(config["sources"][source], "learner", None)
@@ -334,36 +239,20 @@ class Trainer:
     # --------------------------------------------------------------------------------------------- frozen copies
 
     def _freeze(self, plans: Mapping[str, Plan], terms: Any) -> None:
-        wanted = {v for p in plans.values() for component in p.components for v in component if v in self.frozen_config}
+        wanted = {v for p in plans.values() for component in p.components for v in component if v in self.recipe.frozen}
         if any("ref_logprobs" in t.annotations for t in terms):
             wanted.add("reference")
-        wanted |= {n for n, f in self.frozen_config.items() if f.ema is not None}
+        wanted |= {n for n, f in self.recipe.frozen.items() if f.ema is not None}
         for name in sorted(wanted - set(self.frozen)):
-            self.frozen[name] = frozen_copy(self.learners[self.frozen_config[name].of].network)
+            self.frozen[name] = frozen_copy(self.learners[self.recipe.frozen[name].of].network)
 
     @torch.no_grad()
     def _average(self, learner: str) -> None:
-        for name, copy in self.frozen_config.items():
+        for name, copy in self.recipe.frozen.items():
             if copy.of == learner and copy.ema is not None:
                 pairs = zip(self.frozen[name].parameters(), self.learners[learner].network.parameters(), strict=True)
                 for mean, now in pairs:
                     mean.lerp_(now.detach(), 1 - copy.ema)
-
-    # --------------------------------------------------------------------------------------------------- stages
-
-    def _finished(self) -> bool:
-        return self.step >= sum(self._lengths.get(i, s.steps) for i, s in enumerate(self.stages))
-
-    def _maybe_end_stage(self, stage: Stage, logs: Mapping[str, Any]) -> None:
-        until = stage.until
-        if until is None or until.metric not in logs:
-            return
-        number, first = self._place(self.step - 1)
-        key = f"{number}/{until.metric}"
-        mean = until.smoothing * self.metric_means.get(key, logs[until.metric]) + (1 - until.smoothing) * logs[until.metric]
-        self.metric_means[key] = mean
-        if self.step - first >= until.after and until.met(mean):
-            self._lengths[number] = self.step - first
 
     # ------------------------------------------------------------------------------------- evaluate, save, resume
 
@@ -388,8 +277,7 @@ class Trainer:
         state = {
             "config": self._described(),
             "step": self.step,
-            "lengths": dict(self._lengths),
-            "metric_means": dict(self.metric_means),
+            "timeline": self.timeline.state_dict(),
             "learners": {n: r.state_dict() for n, r in self.learners.items()},
             "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
             "random": torch.get_rng_state(),
@@ -400,7 +288,7 @@ class Trainer:
 
     def _described(self) -> dict[str, str]:
         """What a resumed run must share with the one that was interrupted. Lengths of stages may grow."""
-        more = {"frozen": self.frozen_config, "schedules": self.schedules, "args": {"seed": self.args.seed}}
+        more = {"frozen": self.recipe.frozen, "schedules": self.recipe.schedules, "args": {"seed": self.args.seed}}
         return checkpoint.described(self.config | more)
 
     def load_checkpoint(self, path: Path) -> None:
@@ -408,25 +296,18 @@ class Trainer:
         self.start()
         state = checkpoint.read_state(path)
         checkpoint.check_same(path, state["config"], self._described())
-        self.step, self._lengths, self.metric_means = state["step"], state["lengths"], state["metric_means"]
+        self.step = state["step"]
+        self.timeline.load_state_dict(state["timeline"])
         for name, runtime in self.learners.items():
             checkpoint.read_network(path, f"learner.{name}", runtime.network)
             runtime.load_state_dict(state["learners"][name])
-        for name, copy in self.frozen_config.items():
+        for name, copy in self.recipe.frozen.items():
             if (path / f"frozen.{name}.safetensors").exists():
                 self.frozen[name] = frozen_copy(self.learners[copy.of].network)
                 checkpoint.read_network(path, f"frozen.{name}", self.frozen[name])
         for name, source in self.context.sources.items():
             source.load_state_dict(state["sources"][name])
         torch.set_rng_state(state["random"])
-
-
-def _learners(model: str | Learner | None, learners: Mapping[str, Learner] | None) -> dict[str, Learner]:
-    if (model is None) == (learners is None):
-        raise ConfigError("Trainer: give either model or learners.")
-    if model is not None:
-        return {"policy": model if isinstance(model, Learner) else Learner(model=model)}
-    return dict(learners or {})
 
 
 def _load(name: str, learner: Learner, seed: int) -> Network:
@@ -445,24 +326,6 @@ def _load(name: str, learner: Learner, seed: int) -> Network:
         dtype=learner.dtype,
         options=options,
     )
-
-
-def _ordered(sources: Mapping[str, Source]) -> list[str]:
-    """Names such that every source comes after those it looks at."""
-    done: list[str] = []
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise ConfigError(f"sources.{name}: it waits for itself ({' -> '.join((*path, name))}).")
-        for other in sources[name].after:
-            if other in sources:
-                visit(other, (*path, name))
-        if name not in done:
-            done.append(name)
-
-    for name in sources:
-        visit(name, ())
-    return done
 
 
 def _clear(folder: Path) -> None:

@@ -1,0 +1,156 @@
+"""What a run is, before anything is loaded: its parts by name, what every stage activates, and what is refused at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from advalign.engine.learner import Learner
+from advalign.engine.plan import Plan, formula, plan
+from advalign.errors import ConfigError, unknown
+from advalign.protocols import Source, Term
+from advalign.training.schedule import Ramp, Stage, replaced
+
+MOVING = ("objectives", "adversaries", "learners")  # what a stage or a schedule may change; a source is started once
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """`token_budget`: tokens, padding included, of one micro-batch. `measure_every`: gradient norms and cosines per term.
+    Names as in transformers where the meaning is the same."""
+
+    max_steps: int = 100
+    output_dir: str | None = None
+    seed: int = 0
+    token_budget: int = 8192
+    eval_steps: int = 0
+    save_steps: int = 0
+    measure_every: int = 0
+    mixed_precision: str = "no"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, or, with `ema`, an
+    average of its weights, w <- ema w + (1 - ema) w_learner after each of its steps."""
+
+    of: str = "policy"
+    ema: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`config`: {"learners" | "sources" | "objectives" | "adversaries": {name: object}}."""
+
+    config: Mapping[str, Mapping[str, Any]]
+    frozen: Mapping[str, Frozen]
+    schedules: Mapping[str, Ramp]
+    stages: Sequence[Stage]
+
+    def now(self, stage: Stage, step: int, first: int, strongest: bool = False) -> tuple[dict[str, Any], dict[str, Term]]:
+        """The configuration of a step of a stage that began at `first`, and the active terms: stage settings and schedules
+        are applied; `strongest` takes every schedule at the larger of its ends."""
+        config = dict(self.config)
+        for path, value in stage.set.items():
+            config = replaced(config, path, value, f"stages.{stage.name}.set")
+        for path, ramp in self.schedules.items():
+            if ramp.stage is None or ramp.stage == stage.name:
+                value = ramp.at(step - (first if ramp.stage else 0))
+                config = replaced(config, path, max(ramp.start, ramp.end, key=abs) if strongest else value)
+        chosen = stage.objectives if stage.objectives is not None else tuple(config["objectives"])
+        return config, {n: config["objectives"][n] for n in chosen}
+
+    def plans(self, stage: Stage, step: int = 0, first: int = 0, strongest: bool = False) -> dict[str, Plan]:
+        """What every learner runs. Terms of coefficient 0 are left out."""
+        config, terms = self.now(stage, step, first, strongest)
+        found = {}
+        for name in config["learners"]:
+            own = {n: t for n, t in terms.items() if t.learner == name and t.coef != 0}
+            found[name] = plan(name, own, config["adversaries"], self.frozen)
+        return found
+
+    def formula(self) -> str:
+        """The losses of every stage, as text."""
+        parts = []
+        for stage in self.stages:
+            updates = {n: learner.updates for n, learner in self.now(stage, 0, 0)[0]["learners"].items()}
+            head = f"[{stage.name or 'stage'}: {stage.steps} steps]\n" if len(self.stages) > 1 else ""
+            active = [p for p in self.plans(stage, strongest=True).values() if p.terms]
+            parts.append(head + formula(active, updates))
+        parts += [f"{path} goes from {r.start:.3g} to {r.end:.3g} in {r.steps} steps ({r.kind})" for path, r in self.schedules.items()]
+        return "\n".join(parts)
+
+    # ------------------------------------------------------------------------------------------ refused at start
+
+    def check(self, heads: Mapping[str, str]) -> None:
+        """Raises ConfigError. `heads`: {learner: what its network ends in}."""
+        for path, ramp in self.schedules.items():
+            replaced(self.config, path, ramp.at(0), "schedules")
+        for name, term in self.config["objectives"].items():
+            self._check_term(name, term)
+        for name, copy in self.frozen.items():
+            if copy.of not in self.config["learners"]:
+                raise unknown(f"frozen.{name}.of", "learner", copy.of, self.config["learners"])
+        for name, source in self.config["sources"].items():
+            self._check_source(name, source, heads)
+        for path in (*self.schedules, *(path for stage in self.stages for path in stage.set)):
+            if path.partition(".")[0] not in MOVING:
+                raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
+        for stage in self.stages:
+            for name in stage.objectives or ():
+                if name not in self.config["objectives"]:
+                    raise unknown(f"stages.{stage.name}.objectives", "objective", name, self.config["objectives"])
+            self.plans(stage, strongest=True)
+
+    def _check_term(self, name: str, term: Term) -> None:
+        learners, sources = self.config["learners"], self.config["sources"]
+        if term.learner not in learners:
+            raise unknown(f"objectives.{name}.learner", "learner", term.learner, learners)
+        if term.source not in sources:
+            raise unknown(f"objectives.{name}.source", "source", term.source, sources)
+        given = sources[term.source].yields
+        if term.rows and given not in term.rows:
+            wanted = " or ".join(r.__name__ for r in term.rows)
+            raise ConfigError(
+                f"objectives.{name}.source: {type(term).__name__} reads {wanted}, but source '{term.source}' yields {given.__name__}."
+            )
+        if "ref_logprobs" in term.annotations and "reference" not in self.frozen:
+            raise ConfigError(
+                f"objectives.{name}: {type(term).__name__} compares with the reference; add frozen: {{reference: {{of: {term.learner}}}}}."
+            )
+
+    def _check_source(self, name: str, source: Any, heads: Mapping[str, str]) -> None:
+        for other in source.after:
+            if other not in self.config["sources"]:
+                raise unknown(f"sources.{name}", "source", other, self.config["sources"])
+        if getattr(getattr(source, "advantage", None), "needs_values", False) and "value" not in heads.values():
+            raise ConfigError(
+                f"sources.{name}.advantage: {type(source.advantage).__name__} needs a critic; add a learner with head: value."
+            )
+
+
+def learners_of(model: str | Learner | None, learners: Mapping[str, Learner] | None) -> dict[str, Learner]:
+    if (model is None) == (learners is None):
+        raise ConfigError("Trainer: give either model or learners.")
+    if model is not None:
+        return {"policy": model if isinstance(model, Learner) else Learner(model=model)}
+    return dict(learners or {})
+
+
+def ordered(sources: Mapping[str, Source]) -> list[str]:
+    """Names such that every source comes after those it looks at."""
+    done: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise ConfigError(f"sources.{name}: it waits for itself ({' -> '.join((*path, name))}).")
+        for other in sources[name].after:
+            if other in sources:
+                visit(other, (*path, name))
+        if name not in done:
+            done.append(name)
+
+    for name in sources:
+        visit(name, ())
+    return done
