@@ -33,7 +33,6 @@ from pathlib import Path
 SUBSETS = ("singleop", "addsub")
 NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 LIMIT = 99
-DRILLS = 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,7 @@ def read(folder: Path) -> Iterator[tuple[str, float]]:
             yield row["question"], float(row["answer"])
 
 
-def prepare(folder: Path, output: Path, copies: int, seed: int = 0) -> dict[str, int]:
+def prepare(folder: Path, output: Path, copies: int, drills: int = 40_000, seed: int = 0) -> dict[str, int]:
     """Write the four files; how many problems went where, and why others were left out."""
     count: Counter[str] = Counter()
     found: dict[str, list[Problem]] = {"test": [], "problems": [], "demos": []}
@@ -151,7 +150,7 @@ def prepare(folder: Path, output: Path, copies: int, seed: int = 0) -> dict[str,
             count[f"left out: {made}"] += 1
     rng = random.Random(seed)
     rows = {name: [p.row(worked=name != "problems") for p in ps] for name, ps in found.items()}
-    rows["drill"] = list(sums(DRILLS, rng))
+    rows["drill"] = list(sums(drills, rng))
     rows["demos"] += [redrawn(p, rng).row(worked=True) for p in found["demos"] for _ in range(copies)]
     output.mkdir(parents=True, exist_ok=True)
     for name, lines in rows.items():

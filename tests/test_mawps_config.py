@@ -80,7 +80,7 @@ def folder(tmp_path):
 
 
 def test_prepare_keeps_every_problem_once_and_the_reward_agrees(folder, tmp_path):
-    counts = prepare(folder, tmp_path / "out", copies=5)
+    counts = prepare(folder, tmp_path / "out", copies=5, drills=50)
     assert counts["test"] + counts["problems"] + counts["demos"] == len(ROWS)
     assert counts["demonstrations"] == 6 * counts["demos"]
     for example in (e for name in ("test", "demos", "drill") for e in data.examples(str(tmp_path / "out" / f"{name}.jsonl"))):
