@@ -15,7 +15,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps clean
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ bench-demo: $(READY)  ## the demo's three arms over seeds; writes benchmarks/res
 
 bench-sst2: $(READY)  ## robust sentiment classifiers; writes benchmarks/results/sst2.json
 	$(BIN)/python benchmarks/sst2.py
+
+tables:  ## the tables of README.md, from the result files
+	$(BIN)/python benchmarks/tables.py
 
 bench-mawps: $(READY)  ## word problems before and after the mixed step; writes benchmarks/results/mawps.json
 	$(BIN)/python benchmarks/mawps.py
