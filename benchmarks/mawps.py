@@ -10,6 +10,7 @@ demonstrations (`control`). Measured on held-out problems by configs/suites/mawp
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -30,7 +31,6 @@ OUT = Path("out/bench/mawps")
 DATA = Path("out/mawps")
 CONFIG = "configs/mix_mawps.yaml"
 SUITE = "configs/suites/mawps.yaml"
-SEEDS = (0, 1, 2)
 ARMS = ("sft", "control", "mixed")
 COPIES = 60
 
@@ -111,10 +111,13 @@ def operations() -> dict[str, int]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="a quarter of a CPU-hour or less per seed")
+    seeds = range(parser.parse_args().seeds)
     torch.set_num_threads(1)
     counts = prepare(Path(os.environ.get("ADVALIGN_DATA", "data")) / "math_mawps", DATA, COPIES)
     runs = {arm: [] for arm in ARMS}
-    for seed in SEEDS:
+    for seed in seeds:
         for arm in ARMS:
             runs[arm].append(once(OUT / f"{arm}-{seed}.json", lambda arm=arm, seed=seed: measure(arm, seed)))
     everything = [run for found in runs.values() for run in found]
@@ -124,7 +127,7 @@ def main() -> None:
             **about("make bench-mawps"),
             "config": CONFIG,
             "suite": SUITE,
-            "seeds": SEEDS,
+            "seeds": list(seeds),
             "data": counts,
             "held_out_operations": operations(),
             "arms": {arm: over_seeds(found) for arm, found in runs.items()},

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from advalign.errors import BudgetError
 from advalign.models import Network
 from advalign.types import Example, Rollout, RolloutGroup, Sampling
 
@@ -24,7 +25,7 @@ class HF:
 
     Prompts are left padded, as decoding wants; position ids are explicit. Returned log-probabilities are those of the
     distribution at `temperature` before the nucleus is cut, which is what the trainer can recompute.
-    `max_rows`: rows decoded at once.
+    A response ends, unfinished, where the model's context does. `max_rows`: rows decoded at once.
     """
 
     max_rows: int = 512
@@ -57,17 +58,19 @@ class HF:
         alive = torch.ones(len(owners), dtype=torch.bool, device=device)
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        for _ in range(sampling.max_new_tokens):
+        room, last = _room(network, mask.sum(1))
+        for step in range(sampling.max_new_tokens):
             hidden = network.backbone(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             ).last_hidden_state[:, -1]
             chosen, logprobs = sample(network.next_token_logits(hidden), sampling, generator)
-            columns.append((chosen, logprobs, alive))
+            columns.append((chosen, logprobs, alive & (step < room)))
             if encoder.eos_id is not None:
-                alive = alive & (chosen != encoder.eos_id)
-            if not alive.any():
+                alive = alive & ((chosen != encoder.eos_id) | (step >= room))
+            if not (alive & (step + 1 < room)).any():
                 break
-            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            # Rows without room are decoded along with their batch, and not kept.
+            ids, positions = chosen[:, None], (positions[:, -1:] + 1).clamp(max=last)
             mask = torch.cat([mask, mask.new_ones(len(owners), 1)], 1)
         tokens, scores, kept = (torch.stack(column, 1).cpu() for column in zip(*columns, strict=True))
         for group, row, score, keep, open_ended in zip(owners, tokens, scores, kept, alive.tolist(), strict=True):
@@ -77,6 +80,14 @@ class HF:
                     response_ids=response, sampler_logprobs=score[keep].tolist(), text=encoder.decode(response), finished=not open_ended
                 )
             )
+
+
+def _room(network: Network, lengths: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], int]:
+    """How many tokens each prompt leaves in the model's context, and the last position there is."""
+    context = getattr(network.model.config, "max_position_embeddings", None) or 2**31
+    if int(lengths.max()) >= context:
+        raise BudgetError(f"rollout: a prompt of {int(lengths.max())} tokens leaves no room in the model's context of {context} tokens.")
+    return context - lengths, context - 1
 
 
 def sample(logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:

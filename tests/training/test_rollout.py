@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from advalign.errors import BudgetError
 from advalign.models import load
 from advalign.rollout.hf import HF, sample
 from advalign.tasks.constraints import Constraints
@@ -82,6 +83,22 @@ def test_finished_means_that_the_end_was_sampled():
         assert len(r.response_ids) == len(r.sampler_logprobs)
         assert r.finished or len(r.response_ids) == 4
         assert "<eos>" not in r.text
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_response_ends_where_the_context_does(model):
+    # 32 positions and room for 64 tokens: what is cut has filled the context, prompts of every length alike.
+    net = network(model)
+    groups = generate(net, PROMPTS, 16, Sampling(max_new_tokens=64))
+    cut = [(g, r) for g in groups for r in g.rollouts if not r.finished]
+    assert len({len(g.prompt_ids) for g, _ in cut}) > 1
+    for group, rollout in cut:
+        assert len(group.prompt_ids) + len(rollout.response_ids) == 32
+        assert net.encoder.eos_id not in rollout.response_ids
+    for rollout, expected in zip([r for g in groups for r in g.rollouts], trainer_logprobs(net, groups, 1.0), strict=True):
+        assert rollout.sampler_logprobs == pytest.approx(expected, abs=MODELS[model][1])
+    with pytest.raises(BudgetError, match=r"^rollout: a prompt of 33 tokens leaves no room in the model's context of 32 tokens\.$"):
+        generate(net, ["red " * 33], 1, Sampling())
 
 
 def test_sampling_is_a_function_of_the_generator_and_leaves_the_mode_alone():
