@@ -28,7 +28,7 @@ def main() -> None:
         sources={
             "demos": src.Demos(data=task, limit=60, batch_size=32),
             "write": write,
-            "verdicts": src.Contrast(real="demos", sampled="write", perturb=Constraints(insert=0.0), batch_size=32, replay=0.5),
+            "verdicts": src.Contrast(real="demos", sampled="write", perturb=Constraints(insert=0.0), batch_size=32, replay=0.5, swap=0.5),
         },
         adversaries={"pgd": adv.PGD(radius=0.1, steps=2)},
         objectives={
