@@ -14,6 +14,13 @@ export ADVALIGN_DATA := $(realpath ../shared/data)
 endif
 endif
 
+# Numbers of public reference implementations, where they are at hand: the tests compare with them.
+ifndef ADVALIGN_REFERENCE
+ifneq ($(wildcard ../shared/reference/golden_rl.json),)
+export ADVALIGN_REFERENCE := $(realpath ../shared/reference)
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps tables clean
 

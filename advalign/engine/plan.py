@@ -77,6 +77,11 @@ def plan(learner: str, terms: Mapping[str, Term], adversaries: Mapping[str, Adve
     used = {name: adversary for name, adversary in adversaries.items() if any(name in t.reads for t in terms.values())}
     for name, term in terms.items():
         _check(name, term, used, frozen, adversaries)
+    for name, adversary in used.items():
+        if adversary.steps and adversary.inner is None and all(t.view != name for t in terms.values()):
+            raise ConfigError(
+                f"adversaries.{name}: no objective is evaluated on its view, so it has nothing to ascend; give it an inner objective."
+            )
     groups = [set(component_of(t)) for t in terms.values()]
     groups += [set(a.inner.reads) | {name} for name, a in used.items() if a.inner is not None]
     return Plan(learner=learner, terms=dict(terms), adversaries=used, frozen=frozen, components=_components(groups, used))

@@ -9,7 +9,7 @@ from made import Recorder, demos, gradients, labels, learner, network, pairs, ro
 from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD
 from advalign.engine.plan import plan
-from advalign.errors import BudgetError
+from advalign.errors import BudgetError, ConfigError
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.dapo import DAPO
@@ -197,3 +197,12 @@ def test_gradient_norms_per_term_are_those_of_the_terms_alone():
         assert logs[f"{name}/gradient_norm"] == pytest.approx(float(alone.norm()), rel=1e-9)
     assert -1 <= logs["cosine/imitate~robust"] <= 1
     assert gradients(net).norm() > 0
+
+
+def test_an_adversary_with_nothing_to_ascend_is_refused():
+    terms = {"c": Consistency(source="s", view="noise", against="pgd")}
+    with pytest.raises(ConfigError, match="adversaries.pgd: no objective is evaluated on its view"):
+        plan("policy", terms, ADVERSARIES, [])
+    zero = {"pgd": PGD(random_start=False)}
+    with pytest.raises(ConfigError, match="the gradient of a divergence is zero at delta = 0"):
+        plan("policy", {"c": Consistency(source="s", view="pgd")}, zero, [])
