@@ -40,13 +40,13 @@ def sst2(found: Mapping[str, Any]) -> str:
     """Clean accuracy and accuracy under attack of every arm."""
     arms = [name for name in ("plain", "classify_pgd", "consistency") if name in found]
     attacks = list(found["plain"]["aua"])
-    rows = [f"| arm | clean | {' | '.join(attacks)} | s / step |", "|---|---:|" + "---:|" * (len(attacks) + 1)]
+    rows = [f"| arm | clean | {' | '.join(attacks)} |", "|---|---:|" + "---:|" * len(attacks)]
     for arm in arms:
         radius = found["radius"].get(arm)
         name = arm if radius is None else f"{arm}, radius {radius:g}"
         chosen = " (chosen)" if arm == found["chosen"] else ""
         values = " | ".join(f"{found[arm]['aua'][a]:.3f}" for a in attacks)
-        rows.append(f"| {name}{chosen} | {found[arm]['clean']:.3f} | {values} | {found[arm]['seconds_per_step']:.2f} |")
+        rows.append(f"| {name}{chosen} | {found[arm]['clean']:.3f} | {values} |")
     gains = found[found["chosen"]]["gain"]
     shown = "; ".join(f"{name} {_paired(gain)}" for name, gain in gains.items())
     return "\n".join(
