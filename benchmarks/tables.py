@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,30 @@ def sst2(found: Mapping[str, Any]) -> str:
     )
 
 
+def mawps(found: Mapping[str, Any]) -> str:
+    """Word problems before and after the mixed step, and after as many steps of plain SFT."""
+    names = {"sft": "after SFT", "control": "SFT continued", "mixed": "mixed step"}
+    metrics = ("accuracy", "pass@8", *(k for k in found["arms"]["sft"] if k.startswith("loss@")))
+    rows = [f"| arm | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
+    rows += [f"| {names[arm]} | {_cells(found['arms'][arm], metrics)} |" for arm in names]
+    gains = [f"minus {names[o]} {_paired(found[f'mixed_minus_{o}']['accuracy_over_problems'])}" for o in ("sft", "control")]
+    seeds = len(found["seeds"])
+    return "\n".join(
+        [
+            f"**Word problems** (`make bench-mawps`, {seeds} seed{'s' if seeds > 1 else ''}; MAWPS SingleOp and AddSub, a causal "
+            "model from scratch; exact answers on held-out problems, greedy, and loss of the worked answer under embedding PGD by radius).",
+            "",
+            *rows,
+            "",
+            f"Accuracy of the mixed step {', '.join(gains)} (paired over problems). {found['cpu_hours']:.2f} CPU-hours.",
+        ]
+    )
+
+
+def _cells(arm: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    return " | ".join(f"{arm[metric]['mean']:.3f}" for metric in metrics)
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -72,7 +96,7 @@ def _paired(found: Mapping[str, float]) -> str:
 
 def filled(text: str) -> str:
     """`text` with every results section whose file exists written anew."""
-    for name, table in {"demo": demo, "sst2": sst2}.items():
+    for name, table in {"demo": demo, "sst2": sst2, "mawps": mawps}.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             body = table(json.loads(path.read_text(encoding="utf-8")))
