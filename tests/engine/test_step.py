@@ -201,7 +201,7 @@ def test_gradient_norms_per_term_are_those_of_the_terms_alone():
 
 def test_an_adversary_with_nothing_to_ascend_is_refused():
     terms = {"c": Consistency(source="s", view="noise", against="pgd")}
-    with pytest.raises(ConfigError, match="adversaries.pgd: no objective is evaluated on its view"):
+    with pytest.raises(ConfigError, match=r"adversaries\.pgd: no objective is evaluated on its view"):
         plan("policy", terms, ADVERSARIES, [])
     zero = {"pgd": PGD(random_start=False)}
     with pytest.raises(ConfigError, match="the gradient of a divergence is zero at delta = 0"):
