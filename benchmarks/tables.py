@@ -61,7 +61,8 @@ def sst2(found: Mapping[str, Any]) -> str:
             "",
             f"Gain of the chosen arm over plain training, per (seed, sentence): {shown}. {found['cpu_hours']:.2f} CPU-hours.",
             "",
-            "The grid of radii was set after one exploratory run looked at on dev sentences; the choice within it used training data alone.",
+            "The grid of radii was set after one exploratory run looked at on dev sentences; "
+            "the choice within it used training data alone.",
         ]
     )
 
