@@ -45,6 +45,7 @@ class Term:
 
     rows: ClassVar[tuple[type[Rows], ...]] = ()
     annotations: ClassVar[frozenset[str]] = frozenset()
+    # An objective may have a field `every`: it is active in every so many steps only, and multiplies its weights by it.
 
     @property
     def columns(self) -> frozenset[str]:
@@ -189,6 +190,8 @@ class Context(Protocol):
 
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]: ...
 
+    # Wherever a learner is named below, a frozen copy may be: an averaged judge, a previous opponent.
+
     def encoder(self, learner: str) -> Any:
         """A learner's tokenizer and how it joins prompts and responses."""
 
@@ -198,13 +201,20 @@ class Context(Protocol):
     def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
         """A scalar learner's scores of (prompt, text) pairs, without gradient, and the version that gave them."""
 
+    def score_tokens(self, learner: str, groups: Sequence[RolloutGroup]) -> tuple[list[list[float]], int]:
+        """Per rollout one score per response id, by a scorer with the sampler's tokenizer, and the version that gave them."""
+
+    def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        """log p(text | prompt) under a policy, summed over tokens, without gradient."""
+
 
 class Reward(Protocol):
-    """One score per rollout, groups in order, rollouts in order; nan abstains (the row leaves the batch and is counted)."""
+    """One score per rollout, groups in order, rollouts in order; nan abstains (the row leaves the batch and is counted).
+    A score may be a list with one number per response id: rewards on tokens, which sum to the response's."""
 
     weight: float
 
-    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]: ...
+    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float | Sequence[float]]]: ...
 
 
 class RolloutEngine(Protocol):

@@ -26,7 +26,8 @@ from advalign.types import Weights
 @dataclass(frozen=True, kw_only=True)
 class Learner(ModelSpec):
     """A model and how it is trained. `updates`: draws of its own sources per training step (a discriminator's n_d);
-    every draw is split, groups whole, into `minibatches`, repeated `epochs` times, each one optimizer update."""
+    every draw is split, groups whole, into `minibatches`, repeated `epochs` times, each one optimizer update.
+    `every`: it takes part in every so many steps of a stage only (n_g policy steps per discriminator step)."""
 
     learning_rate: float = 1e-5
     weight_decay: float = 0.0
@@ -36,9 +37,10 @@ class Learner(ModelSpec):
     updates: int = 1
     minibatches: int = 1
     epochs: int = 1
+    every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("updates", "minibatches", "epochs"):
+        for name in ("updates", "minibatches", "epochs", "every"):
             if getattr(self, name) < 1 and not (name == "updates" and self.updates == 0):
                 raise ConfigError(f"learners: {name} is {getattr(self, name)}; it must be at least 1.")
         if self.warmup_steps and self.lr_scheduler_type == "constant":
@@ -69,8 +71,10 @@ class LearnerRuntime:
         budget: int,
         key: tuple[object, ...],
         measure: bool = False,
+        train: bool = True,
     ) -> dict[str, float]:
-        """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens.
+        """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens. Without `train` the
+        rows are read and reported, and nothing moves.
 
         `measure` also returns the gradient norm of every term and the cosines between them, at the price of one backward
         per term."""
@@ -92,7 +96,9 @@ class LearnerRuntime:
         self.optimizer.zero_grad(set_to_none=True)
         with self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext():
             for micro in mb.pack(rows, budget, whole_groups=_whole_groups(plan)):
-                self._micro(run, micro, rows, gradients)
+                self._micro(run, micro, rows, gradients, train)
+        if not train:
+            return self._over_ranks(sums).report()
         for name, adversary in plan.adversaries.items():
             if hasattr(adversary, "settle"):
                 adversary.settle(self.memory.setdefault(name, {}), self._sum_over_ranks)
@@ -105,11 +111,13 @@ class LearnerRuntime:
         logs |= gradients.summary() if gradients is not None else {}
         return logs | {f"{self.name}/grad_norm": float(norm), f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _micro(self, run: Run, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None) -> None:
+    def _micro(self, run: Run, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None, train: bool) -> None:
         width = max(int(rows[s].tokens.lengths[numbers].max()) for s, numbers in micro.items())
         here = {s: mb.cut(rows[s], numbers, width).to(self.network.device) for s, numbers in micro.items()}
         for component in run.plan.components:
             for losses, again in run.passes(micro, here, component):
+                if not train:
+                    continue
                 if gradients is not None:
                     gradients.add(losses)
                 # Data parallelism averages gradients over ranks; weights carry global counts, so the sum is what is wanted.

@@ -93,7 +93,7 @@ class KLPenalty:
             state["coef"] = float(advantages.adaptive_coefficient(state["coef"], kl, target=self.target, horizon=self.horizon, num=number))
         if summed:
             return replace(rows, rewards=torch.cat([rows.rewards, each.sum(1, keepdim=True).to(rows.rewards.dtype)], 1)), logs
-        return replace(rows, token_rewards=each), logs
+        return replace(rows, token_rewards=each if rows.token_rewards is None else rows.token_rewards + each), logs
 
 
 @dataclass(frozen=True, kw_only=True)

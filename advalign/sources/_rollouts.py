@@ -14,7 +14,7 @@ from advalign.plugins import kind_of
 from advalign.protocols import Reward
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
 
-Scorer = Callable[[Sequence[RolloutGroup]], Sequence[float]]
+Scorer = Callable[[Sequence[RolloutGroup]], Sequence[float | Sequence[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +39,39 @@ class Sampled:
 
 
 def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Sequence[Scorer], where: str) -> dict[str, float]:
-    """Appends one number per reward to every rollout's `rewards`; returns means and spreads by reward.
+    """Appends one number per reward to every rollout's `rewards`; returns means and spreads by reward. A reward given token by token
+    goes to `token_rewards`, and counts as 0 among the others.
 
     Raises RewardError for a wrong number of scores and for infinite ones. nan abstains.
     """
     rollouts = [r for g in groups for r in g.rollouts]
     logs: dict[str, float] = {}
-    for label, scorer in zip(labels(rewards), scorers, strict=True):
-        scores = [float(s) for s in scorer(groups)]
-        if len(scores) != len(rollouts):
-            raise RewardError(f"{where}: reward '{label}' gave {len(scores)} scores for {len(rollouts)} responses; one each is needed.")
-        infinite = [i for i, s in enumerate(scores) if math.isinf(s)]
-        if infinite:
-            text = rollouts[infinite[0]].text[:60]
-            raise RewardError(
-                f"{where}: reward '{label}' gave {scores[infinite[0]]} for '{text}'; give a finite number, or nan to abstain."
-            )
-        for rollout, value in zip(rollouts, scores, strict=True):
-            rollout.rewards.append(value)
+    for label, reward, scorer in zip(labels(rewards), rewards, scorers, strict=True):
+        given = list(scorer(groups))
+        if len(given) != len(rollouts):
+            raise RewardError(f"{where}: reward '{label}' gave {len(given)} scores for {len(rollouts)} responses; one each is needed.")
+        scores = [_taken(rollout, s, reward.weight, label, where) for rollout, s in zip(rollouts, given, strict=True)]
         judged = torch.tensor([s for s in scores if not math.isnan(s)], dtype=torch.float64)
         if judged.numel():
             logs |= {f"rewards/{label}/mean": float(judged.mean()), f"rewards/{label}/std": _std(judged)}
     return logs
+
+
+def _taken(rollout: Rollout, score: float | Sequence[float], weight: float, label: str, where: str) -> float:
+    """Writes one score down; its sum."""
+    each = None if isinstance(score, int | float) or not isinstance(score, Sequence) else [float(s) for s in score]
+    total = float(score) if each is None else float(sum(each))  # type: ignore[arg-type]
+    if math.isinf(total):
+        raise RewardError(f"{where}: reward '{label}' gave {total} for '{rollout.text[:60]}'; give a finite number, or nan to abstain.")
+    if each is None or math.isnan(total):
+        rollout.rewards.append(total)
+        return total
+    if len(each) != len(rollout.response_ids):
+        raise RewardError(f"{where}: reward '{label}' gave {len(each)} scores for a response of {len(rollout.response_ids)} tokens.")
+    before = rollout.token_rewards or [0.0] * len(each)
+    rollout.token_rewards = [b + weight * s for b, s in zip(before, each, strict=True)]
+    rollout.rewards.append(0.0)
+    return total
 
 
 def labels(rewards: Sequence[Reward]) -> list[str]:
@@ -76,7 +87,8 @@ def _std(x: torch.Tensor) -> float:
 
 def total(rollout: Rollout, rewards: Sequence[Reward]) -> float:
     """The weighted sum; nan where a reward abstained."""
-    return sum(value * reward.weight for value, reward in zip(rollout.rewards, rewards, strict=True))
+    whole = sum(value * reward.weight for value, reward in zip(rollout.rewards, rewards, strict=True))
+    return whole + sum(rollout.token_rewards or ())
 
 
 def without_abstentions(groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], int]:
@@ -120,13 +132,17 @@ def rows(groups: Sequence[RolloutGroup], encoder: Any, weights: Sequence[float],
     tokens = encoder.rollouts(groups)
     rollouts = [r for g in groups for r in g.rollouts]
     # A response cut by max_length keeps its first tokens, so the log-probabilities are cut alike.
-    values = [v for r, n in zip(rollouts, tokens.target.sum(1).tolist(), strict=True) for v in r.sampler_logprobs[:n]]
+    lengths = tokens.target.sum(1).tolist()
+    values = [v for r, n in zip(rollouts, lengths, strict=True) for v in r.sampler_logprobs[:n]]
+    credited = [v for r, n in zip(rollouts, lengths, strict=True) for v in (r.token_rewards or [0.0] * n)[:n]]
+    zeros = torch.zeros(tokens.ids.shape)
     baselines = [g.baseline for g in groups for _ in g.rollouts]
     return RolloutRows(
         tokens=tokens,
         rewards=torch.tensor([r.rewards for r in rollouts]) * torch.tensor(list(weights)),
         advantages=torch.zeros(tokens.ids.shape),
-        sampler_logprobs=torch.zeros(tokens.ids.shape).masked_scatter(tokens.target, torch.tensor(values)),
+        sampler_logprobs=zeros.masked_scatter(tokens.target, torch.tensor(values)),
+        token_rewards=zeros.masked_scatter(tokens.target, torch.tensor(credited)) if any(r.token_rewards for r in rollouts) else None,
         finished=torch.tensor([r.finished for r in rollouts]),
         temperature=temperature,
         offpolicy=torch.tensor([r.offpolicy for r in rollouts]) if any(r.offpolicy for r in rollouts) else None,

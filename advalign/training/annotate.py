@@ -64,8 +64,11 @@ class Annotator:
         rows, advantage = self._columns(source, rows, needed), source.advantage
         state = self._state(name, source)
         logs = {} if rows.old_logprobs is None else _gap(rows)
+        summed = not getattr(advantage, "reads_token_rewards", False)
+        if summed and rows.token_rewards is not None:
+            whole = rows.token_rewards.sum(1, keepdim=True).to(rows.rewards.dtype)
+            rows = replace(rows, rewards=torch.cat([rows.rewards, whole], 1), token_rewards=None)
         if getattr(source, "kl", None) is not None:
-            summed = not getattr(advantage, "reads_token_rewards", False)
             rows, found = source.kl.apply(rows, state["kl"], summed=summed)
             logs |= found
         advantages, returns = advantage(rows, state["advantage"], self.all_reduce)

@@ -10,19 +10,22 @@ import torch
 
 from advalign.engine import keys
 from advalign.engine.learner import LearnerRuntime
-from advalign.errors import unknown
+from advalign.errors import ConfigError, unknown
 from advalign.models import Network
-from advalign.types import Example, RolloutGroup, Sampling
+from advalign.models.load import frozen as frozen_copy
+from advalign.training.annotate import columns
+from advalign.types import DemoRows, Example, RolloutGroup, Sampling
 
 
 class RunContext:
-    """Implements `protocols.Context`. `items` is what the current step has drawn so far."""
+    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies."""
 
     def __init__(self, seed: int, engine: Any, budget: int) -> None:
         self.seed, self.engine, self.budget = seed, engine, budget
         self.learners: dict[str, LearnerRuntime] = {}
         self.sources: dict[str, Any] = {}
         self.items: dict[str, Any] = {}
+        self.copies: Copies | None = None
 
     def generator(self, *key: object) -> torch.Generator:
         return keys.generator(self.seed, *key)
@@ -43,24 +46,95 @@ class RunContext:
             raise unknown("learners", "learner", name, self.learners)
         return self.learners[name]
 
+    def network(self, name: str) -> tuple[Network, int]:
+        """A learner's network, or a frozen copy's, and the version of its weights."""
+        if self.copies is not None and name not in self.learners and name in self.copies.known:
+            return self.copies.get(name), self.copies.versions[name]
+        runtime = self.learner(name)
+        return runtime.network, runtime.version
+
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
-        runtime = self.learner(learner)
-        self.engine.sync(runtime.network, runtime.version)
-        groups = self.engine.generate(runtime.network, examples, n, sampling, self.generator(*key))
+        network, version = self.network(learner)
+        self.engine.sync(network, version)
+        groups = self.engine.generate(network, examples, n, sampling, self.generator(*key))
         for group in groups:
             for rollout in group.rollouts:
-                rollout.policy_version = runtime.version
+                rollout.policy_version = version
         return groups
 
     def encoder(self, learner: str) -> Any:
-        return self.learner(learner).network.encoder
+        return self.network(learner)[0].encoder
 
     def version(self, learner: str) -> int:
-        return self.learner(learner).version
+        return self.network(learner)[1]
 
     def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
-        runtime = self.learner(learner)
-        return scores(runtime.network, prompts, texts, finished, self.budget), runtime.version
+        network, version = self.network(learner)
+        return scores(network, prompts, texts, finished, self.budget), version
+
+    def score_tokens(self, learner: str, groups: Sequence[RolloutGroup]) -> tuple[list[list[float]], int]:
+        network, version = self.network(learner)
+        tokens = network.encoder.rollouts(groups)
+        self._check_ids(learner, tokens, groups)
+        found = columns(network, DemoRows(tokens=tokens), {"token_scores"}, self.budget)["token_scores"]
+        return [row[target].double().tolist() for row, target in zip(found, tokens.target, strict=True)], version
+
+    def _check_ids(self, learner: str, tokens: Any, groups: Sequence[RolloutGroup]) -> None:
+        """Ids mean the same to the sampler and to whoever scores them, and none was cut off."""
+        encoder = self.network(learner)[0].encoder
+        group = groups[0]
+        if encoder.bidirectional or encoder.prompt(group.example.prompt) != group.prompt_ids:
+            raise ConfigError(
+                f"learners.{learner}: scores per token need the sampler's tokenizer, and this learner has another one; "
+                "use rewards.learner.level: segment."
+            )
+        lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
+        if tokens.target.sum(1).tolist() != lengths:
+            raise ConfigError(f"learners.{learner}.max_length: {encoder.max_length} cuts responses off; scores per token need all of them.")
+
+    def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        network, _ = self.network(learner)
+        tokens = network.encoder.verdicts(prompts, texts, finished)
+        return columns(network, DemoRows(tokens=tokens), {"logprobs"}, self.budget)["logprobs"].double().sum(1).tolist()
+
+
+class Copies:
+    """Frozen copies of learners by name, made when they are first needed. `versions`: of the weights they hold."""
+
+    def __init__(self, known: Mapping[str, Any], learners: Mapping[str, LearnerRuntime]) -> None:
+        self.known, self.learners = known, learners
+        self.networks: dict[str, Network] = {}
+        self.versions: dict[str, int] = {}
+
+    def get(self, name: str) -> Network:
+        if name not in self.networks:
+            spec = self.known[name]
+            self.networks[name] = frozen_copy(self.learners[spec.of].network, moving=spec.ema is not None or spec.refresh is not None)
+            self.versions[name] = self.learners[spec.of].version
+        return self.networks[name]
+
+    @torch.no_grad()
+    def average(self, learner: str) -> None:
+        """After a step of `learner`: averages follow it."""
+        for name, spec in self.known.items():
+            if spec.of == learner and spec.ema is not None:
+                self._blend(name, 1 - spec.ema)
+
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
+        """Before step `step`: copies that are renewed every so many steps are."""
+        for name, spec in self.known.items():
+            if name in self.networks and spec.refresh is not None and step % spec.refresh == 0:
+                self._blend(name, 1.0)
+
+    def _blend(self, name: str, share: float) -> None:
+        runtime = self.learners[self.known[name].of]
+        copy, now = self.get(name), runtime.network
+        for mean, value in zip(copy.parameters(), now.parameters(), strict=True):
+            mean.copy_(value.detach()) if share == 1 else mean.lerp_(value.detach(), share)
+        for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.versions[name] = runtime.version
 
 
 @torch.no_grad()

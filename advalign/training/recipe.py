@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from advalign.engine.learner import Learner
@@ -11,7 +11,7 @@ from advalign.engine.plan import Plan, formula, plan
 from advalign.errors import ConfigError, unknown
 from advalign.models.forward import HEADS
 from advalign.protocols import Source, Term
-from advalign.training.schedule import Follow, Ramp, Stage, replaced
+from advalign.training.schedule import Follow, Gate, Ramp, Stage, replaced
 
 MOVING = ("objectives", "adversaries", "learners")  # what a stage or a schedule may change; a source is started once
 
@@ -38,11 +38,19 @@ class TrainingArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, or, with `ema`, an
-    average of its weights, w <- ema w + (1 - ema) w_learner after each of its steps."""
+    """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, with `refresh` taken anew
+    every so many steps of the run (a previous iterate), or, with `ema`, an average of its weights, w <- ema w + (1 - ema) w_learner
+    after each of its steps."""
 
     of: str = "policy"
     ema: float | None = None
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and self.refresh is not None:
+            raise ConfigError("frozen: a copy is an average (ema) or a snapshot that is taken anew (refresh), not both.")
+        if self.refresh is not None and self.refresh < 1:
+            raise ConfigError(f"frozen: refresh is {self.refresh}; it must be at least 1 step.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,7 @@ class Recipe:
     frozen: Mapping[str, Frozen]
     schedules: Mapping[str, Ramp | Follow]
     stages: Sequence[Stage]
+    gates: Mapping[str, Gate] = field(default_factory=dict)
 
     def now(
         self, stage: Stage, step: int, first: int, strongest: bool = False, values: Mapping[str, float] | None = None
@@ -72,11 +81,13 @@ class Recipe:
     def plans(
         self, stage: Stage, step: int = 0, first: int = 0, strongest: bool = False, values: Mapping[str, float] | None = None
     ) -> dict[str, Plan]:
-        """What every learner runs. Terms of coefficient 0 are left out."""
+        """What every learner runs. Terms of coefficient 0 are left out, and (unless `strongest`) what rests in this step."""
         config, terms = self.now(stage, step, first, strongest, values)
         found = {}
-        for name in config["learners"]:
+        for name, learner in config["learners"].items():
             own = {n: t for n, t in terms.items() if t.learner == name and t.coef != 0}
+            if not strongest:
+                own = {n: t for n, t in own.items() if (step - first) % (learner.every * getattr(t, "every", 1)) == 0}
             found[name] = plan(name, own, config["adversaries"], self.frozen)
         return found
 
@@ -106,8 +117,12 @@ class Recipe:
         for name, copy in self.frozen.items():
             if copy.of not in self.config["learners"]:
                 raise unknown(f"frozen.{name}.of", "learner", copy.of, self.config["learners"])
+        for name in self.gates:
+            if name not in self.config["learners"]:
+                raise unknown("gates", "learner", name, self.config["learners"])
         for name, source in self.config["sources"].items():
             self._check_source(name, source, heads)
+            self._check_judges(name, source, heads)
         for path in (*self.schedules, *(path for stage in self.stages for path in stage.set)):
             if path.partition(".")[0] not in MOVING:
                 raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
@@ -161,6 +176,20 @@ class Recipe:
             raise ConfigError(
                 f"sources.{name}.advantage: {type(source.advantage).__name__} needs a critic; add a learner with head: value."
             )
+
+    def _check_judges(self, name: str, source: Any, heads: Mapping[str, str]) -> None:
+        """Rewards that a learner gives need that learner, or a frozen copy of it, with a score."""
+        known = {**heads, **{copy: heads.get(spec.of, "") for copy, spec in self.frozen.items()}}
+        for number, reward in enumerate(getattr(source, "rewards", ())):
+            judge = getattr(reward, "learner", None)
+            if judge is None:
+                continue
+            if judge not in known:
+                raise unknown(f"sources.{name}.rewards.{number}.learner", "learner", judge, known)
+            if known[judge] != "score":
+                raise ConfigError(
+                    f"sources.{name}.rewards.{number}.learner: '{judge}' has head '{known[judge]}', and a reward needs head: score."
+                )
 
 
 def learners_of(model: str | Learner | None, learners: Mapping[str, Learner] | None) -> dict[str, Learner]:

@@ -92,6 +92,30 @@ class Follow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A learner rests while the running mean of `metric` is above `above` or below `below`, at most `max_skips` steps in a row.
+
+    It still reads its rows (one forward, no update), so its own metrics stay fresh: `judge/accuracy` is then the accuracy on rows that
+    it has not been trained on. A discriminator that is far ahead teaches nothing but noise; one that is behind should not be obeyed.
+    """
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    max_skips: int = 10
+    smoothing: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.above is None and self.below is None:
+            raise ConfigError("gates: a gate needs a bound; give above or below.")
+        if self.max_skips < 1 or not 0 <= self.smoothing < 1:
+            raise ConfigError(f"gates: max_skips is {self.max_skips} and smoothing {self.smoothing}; at least 1, and in [0, 1).")
+
+    def closed(self, mean: float) -> bool:
+        return (self.above is not None and mean > self.above) or (self.below is not None and mean < self.below)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Until:
     """A stage may end early: once the running mean of `metric` has reached `above` (or sunk to `below`)."""
 
@@ -118,12 +142,16 @@ class Stage:
 
 class Timeline:
     """Where in its stages a run stands. A stage whose `until` was met is shorter than it might have been. `values`: numbers that
-    follow a metric, by their path."""
+    follow a metric, by their path. `skips`: how long each gated learner has been resting."""
 
-    def __init__(self, stages: Sequence[Stage], schedules: Mapping[str, Ramp | Follow] | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], schedules: Mapping[str, Ramp | Follow] | None = None, gates: Mapping[str, Gate] | None = None
+    ) -> None:
         self.stages = list(stages)
         self.followers = {path: s for path, s in (schedules or {}).items() if isinstance(s, Follow)}
         self.values = {path: follow.start for path, follow in self.followers.items()}
+        self.gates = dict(gates or {})
+        self.skips = dict.fromkeys(self.gates, 0)
         self.lengths: dict[int, int] = {}  # of stages that ended early
         self.means: dict[str, float] = {}
 
@@ -146,6 +174,9 @@ class Timeline:
             if follow.metric in logs:
                 mean = self._mean(path, follow.smoothing, logs[follow.metric])
                 self.values[path] = follow.moved(self.values[path], mean)
+        for name, gate in self.gates.items():
+            if gate.metric in logs:
+                self._mean(f"gates.{name}/{gate.metric}", gate.smoothing, logs[gate.metric])
         number, first = self.place(step - 1)
         until = self.stages[number].until
         if until is None or until.metric not in logs:
@@ -154,15 +185,27 @@ class Timeline:
         if step - first >= until.after and until.met(mean):
             self.lengths[number] = step - first
 
+    def rests(self, learner: str) -> bool:
+        """Whether a learner sits this step out; counts it."""
+        gate = self.gates.get(learner)
+        if gate is None:
+            return False
+        mean = self.means.get(f"gates.{learner}/{gate.metric}")
+        resting = mean is not None and gate.closed(mean) and self.skips[learner] < gate.max_skips
+        self.skips[learner] = self.skips[learner] + 1 if resting else 0
+        return resting
+
     def _mean(self, key: str, smoothing: float, value: float) -> float:
         self.means[key] = smoothing * self.means.get(key, value) + (1 - smoothing) * value
         return self.means[key]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lengths": dict(self.lengths), "means": dict(self.means), "values": dict(self.values)}
+        kept: dict[str, dict[Any, Any]] = {"lengths": self.lengths, "means": self.means, "values": self.values, "skips": self.skips}
+        return {name: dict(values) for name, values in kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.lengths, self.means, self.values = dict(state["lengths"]), dict(state["means"]), dict(state["values"])
+        self.skips |= state.get("skips", {})
 
 
 def replaced(tree: Any, path: str, value: Any, where: str = "") -> Any:

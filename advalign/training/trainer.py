@@ -23,16 +23,15 @@ from advalign.engine.plan import Plan
 from advalign.errors import ConfigError
 from advalign.models import Network, load
 from advalign.models.load import borrow, lender_of, lenders_first
-from advalign.models.load import frozen as frozen_copy
 from advalign.protocols import Adversary, Source, Term
 from advalign.rollout.hf import HF
 from advalign.training import checkpoint, evaluate
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs
-from advalign.training.context import RunContext
+from advalign.training.context import Copies, RunContext
 from advalign.training.logs import Bar, Log
 from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
-from advalign.training.schedule import Follow, Ramp, Stage, Timeline
-from advalign.types import FeedbackRows, PairRows, RolloutRows
+from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
+from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows
 
 
 class Trainer:
@@ -50,6 +49,7 @@ class Trainer:
         evaluations: Mapping[str, evaluate.Evaluation] | None = None,
         schedules: Mapping[str, Ramp | Follow] | None = None,
         stages: Sequence[Stage] = (),
+        gates: Mapping[str, Gate] | None = None,
         rollout: Any = None,
         args: TrainingArguments | None = None,
         callbacks: Sequence[Any] = (),
@@ -67,8 +67,9 @@ class Trainer:
             frozen=dict(frozen or {}),
             schedules=dict(schedules or {}),
             stages=list(stages) or [Stage(steps=self.args.max_steps, name="train")],
+            gates=dict(gates or {}),
         )
-        self.timeline = Timeline(self.recipe.stages, self.recipe.schedules)
+        self.timeline = Timeline(self.recipe.stages, self.recipe.schedules, self.recipe.gates)
         self.evaluations, self.callbacks, self.step = dict(evaluations or {}), list(callbacks), 0
         self.engine = rollout or HF()
         self._given = dict(networks or {})
@@ -121,8 +122,8 @@ class Trainer:
             network = networks[name].to(self.accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps)
         self.context.learners = self.learners
-        self.frozen: dict[str, Network] = {}
-        self.annotator = Annotator(self.learners, self.frozen, self._all_reduce, args.token_budget)
+        self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
+        self.annotator = Annotator(self.learners, self.copies.networks, self._all_reduce, args.token_budget)
         # Started in order of need, so that a source may take hold of another one.
         for name in ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
@@ -133,11 +134,13 @@ class Trainer:
         """Sampled ids are never re-tokenised: whoever trains on a rollout must read the sampler's ids."""
         for name, term in self.config["objectives"].items():
             source = self.config["sources"][term.source]
-            if getattr(source, "learner", term.learner) != term.learner:
-                mine, theirs = (self.learners[n].network.encoder.tokenizer.get_vocab() for n in (term.learner, source.learner))
+            sampler = getattr(source, "learner", term.learner)
+            sampler = self.recipe.frozen[sampler].of if sampler in self.recipe.frozen else sampler
+            if sampler != term.learner and source.yields in (RolloutRows, DemoRows):
+                mine, theirs = (self.context.encoder(n).tokenizer.get_vocab() for n in (term.learner, sampler))
                 if mine != theirs:
                     raise ConfigError(
-                        f"objectives.{name}: learner '{term.learner}' and the sampler '{source.learner}' have different tokenizers; "
+                        f"objectives.{name}: learner '{term.learner}' and the sampler '{sampler}' have different tokenizers; "
                         "rollouts are never re-tokenised, so they must share one."
                     )
 
@@ -162,8 +165,10 @@ class Trainer:
                 stage = self.stage
                 followed = {f"schedules/{path}": value for path, value in self.timeline.values.items()}
                 logs: dict[str, Any] = {"stage": stage.name} | followed | self.training_step()
-                self.timeline.observe(self.step, logs)
-                if self.args.eval_steps and (self.step % self.args.eval_steps == 0 or self.timeline.finished(self.step)):
+                due = bool(self.args.eval_steps) and self.step % self.args.eval_steps == 0
+                logs |= self.evaluate() if due else {}
+                self.timeline.observe(self.step, logs)  # a stage may end by what was just evaluated
+                if self.args.eval_steps and not due and self.timeline.finished(self.step):
                     logs |= self.evaluate()
                 history.append({"step": self.step, **logs})
                 if log is not None:
@@ -191,10 +196,12 @@ class Trainer:
                 logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
         annotated: dict[str, Any] = {}
         for name, p in plans.items():
-            for repeat in range(config["learners"][name].updates):
+            rests = self.timeline.rests(name)
+            logs |= {f"{name}/rests": float(rests)} if name in self.recipe.gates else {}
+            for repeat in range(1 if rests else config["learners"][name].updates):
                 rows = {s: self._rows(s, name, repeat, config, annotated, logs) for s in p.sources}
-                logs |= self._updates(name, p, rows, config["learners"][name], repeat)
-            self._average(name)
+                logs |= self._updates(name, p, rows, config["learners"][name], repeat, train=not rests)
+            self.copies.average(name)
             self.learners[name].scheduler.step()
         self.step += 1
         return logs
@@ -212,7 +219,9 @@ class Trainer:
     ) -> Any:
         if source in annotated and config["sources"][source].yields is RolloutRows:
             return annotated[source]
-        rows = self.context.sources[source].rows(self._items(source, repeat), self.learners[learner].network.encoder)
+        items, runtime = self._items(source, repeat), self.context.sources[source]
+        logs |= {f"{source}/{k}": v for k, v in getattr(runtime, "notes", {}).items()}
+        rows = runtime.rows(items, self.learners[learner].network.encoder)
         readers = [t for t in self._now()[1].values() if t.source == source]
         needed = self.annotator.needs(config["sources"][source], readers, config["learners"])
         if isinstance(rows, RolloutRows):
@@ -226,39 +235,38 @@ class Trainer:
             rows = annotate_feedback(rows, needed, policy=own, reference=frozen, all_reduce=self._all_reduce, budget=self.args.token_budget)
         return rows
 
-    def _updates(self, name: str, p: Plan, rows: Mapping[str, Any], spec: Learner, repeat: int) -> dict[str, float]:
+    def _updates(self, name: str, p: Plan, rows: Mapping[str, Any], spec: Learner, repeat: int, train: bool) -> dict[str, float]:
         means: dict[str, list[float]] = {}
         self.learners[name].set_learning_rate(spec.learning_rate)
         measure = bool(self.args.measure_every) and self.step % self.args.measure_every == 0
-        for epoch in range(spec.epochs):
+        for epoch in range(spec.epochs if train else 1):
             splits = {s: split_groups(r, spec.minibatches) for s, r in rows.items()}
             for number in range(spec.minibatches):
                 chosen = {s: r.index(splits[s][number]) for s, r in rows.items() if len(splits[s][number])}
                 key = (self.args.seed, "update", name, self.step, repeat, epoch, number)
-                logs = self.learners[name].update(p, chosen, self.frozen, budget=self.args.token_budget, key=key, measure=measure)
+                budget = self.args.token_budget
+                logs = self.learners[name].update(p, chosen, self.frozen, budget=budget, key=key, measure=measure, train=train)
                 for k, v in logs.items():
                     means.setdefault(k, []).append(v)
         return {k: sum(v) / len(v) for k, v in means.items()}
 
     # --------------------------------------------------------------------------------------------- frozen copies
 
+    @property
+    def frozen(self) -> dict[str, Network]:
+        """The frozen copies that exist by now."""
+        return self.copies.networks
+
     def _freeze(self, plans: Mapping[str, Plan], terms: Any) -> None:
+        """Copies that this step reads; sources make those that only they name when they ask for them."""
+        self.copies.refresh(self.step)
         wanted = {v for p in plans.values() for component in p.components for v in component if v in self.recipe.frozen}
         penalised = {n for n, s in self.config["sources"].items() if getattr(s, "kl", None) is not None}
         if any("ref_logprobs" in t.columns or t.source in penalised for t in terms):
             wanted.add("reference")
         wanted |= {n for n, f in self.recipe.frozen.items() if f.ema is not None}
-        for name in sorted(wanted - set(self.frozen)):
-            copy = self.recipe.frozen[name]
-            self.frozen[name] = frozen_copy(self.learners[copy.of].network, moving=copy.ema is not None)
-
-    @torch.no_grad()
-    def _average(self, learner: str) -> None:
-        for name, copy in self.recipe.frozen.items():
-            if copy.of == learner and copy.ema is not None:
-                pairs = zip(self.frozen[name].parameters(), self.learners[learner].network.parameters(), strict=True)
-                for mean, now in pairs:
-                    mean.lerp_(now.detach(), 1 - copy.ema)
+        for name in sorted(wanted):
+            self.copies.get(name)
 
     # ------------------------------------------------------------------------------------- evaluate, save, resume
 
@@ -287,6 +295,7 @@ class Trainer:
             "timeline": self.timeline.state_dict(),
             "learners": {n: r.state_dict() for n, r in self.learners.items()},
             "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
+            "copies": dict(self.copies.versions),
             "annotator": self.annotator.states,
             "random": torch.get_rng_state(),
         }
@@ -296,7 +305,8 @@ class Trainer:
 
     def _described(self) -> dict[str, str]:
         """What a resumed run must share with the one that was interrupted. Lengths of stages may grow."""
-        more = {"frozen": self.recipe.frozen, "schedules": self.recipe.schedules, "args": {"seed": self.args.seed}}
+        more = {"frozen": self.recipe.frozen, "schedules": self.recipe.schedules, "gates": self.recipe.gates}
+        more |= {"args": {"seed": self.args.seed}}  # type: ignore[dict-item]
         return checkpoint.described(self.config | more)
 
     def load_checkpoint(self, path: Path) -> None:
@@ -309,10 +319,9 @@ class Trainer:
         for name, runtime in self.learners.items():
             checkpoint.read_network(path, f"learner.{name}", runtime.network)
             runtime.load_state_dict(state["learners"][name])
-        for name, copy in self.recipe.frozen.items():
-            if (path / f"frozen.{name}.safetensors").exists():
-                self.frozen[name] = frozen_copy(self.learners[copy.of].network, moving=copy.ema is not None)
-                checkpoint.read_network(path, f"frozen.{name}", self.frozen[name])
+        for name, version in state["copies"].items():
+            checkpoint.read_network(path, f"frozen.{name}", self.copies.get(name))
+            self.copies.versions[name] = version
         for name, source in self.context.sources.items():
             source.load_state_dict(state["sources"][name])
         self.annotator.states |= state["annotator"]

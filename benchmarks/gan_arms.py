@@ -1,0 +1,99 @@
+"""The arms of benchmarks/gan.py: what each changes in configs/gan/constraints.yaml after the two warm-up stages.
+
+Every arm starts from the same warmed-up policy of its seed, and those with a judge from the same judge. `policy` terms train the policy,
+`judge` terms the judge; arms without a judge term keep it as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TASK = "task:constraints"
+JUDGED = {"policy": {"kind": "grpo", "source": "write"}}
+JUDGE = {"judge": {"kind": "discriminate", "learner": "judge", "source": "verdicts"}}
+PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """`terms` of the last stage; `values` by dotted path; `more` sections to add. `trained`: whether the discriminator learns on."""
+
+    label: str
+    terms: Mapping[str, Any]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        return "judge" in self.terms
+
+
+def pairs(limit: int, seed: int, differ: str) -> dict[str, Any]:
+    return {"kind": "pairs", "data": TASK, "limit": limit, "seed": seed, "batch_size": 16, "differ": differ}
+
+
+def preference(kind: str, source: str, **more: Any) -> dict[str, Any]:
+    return {"prefer": {"kind": kind, "source": source, **more}}
+
+
+REFERENCE = {"frozen": {"reference": {"of": "policy"}}}
+SLOW = {"learners.policy.learning_rate": 1e-4}  # preference losses at the policy's own rate ruin it within a few dozen steps
+
+ARMS: dict[str, Arm] = {
+    "sft": Arm(label="SFT", terms={}),
+    "sft_longer": Arm(label="SFT, as many steps as the others", terms={"imitate": {"kind": "sft", "source": "demos"}}),
+    "dpo_responses": Arm(label="DPO, response pairs", terms=preference("dpo", "responses"), values=SLOW, more=REFERENCE),
+    "dpo_prompts": Arm(label="DPO, prompt pairs", terms=preference("dpo", "prompts"), values=SLOW, more=REFERENCE),
+    "kto": Arm(label="KTO", terms=preference("kto", "feedback"), values=SLOW, more=REFERENCE),
+    "ppo_reward_model": Arm(
+        label="PPO, frozen reward model",
+        terms={"policy": {"kind": "ppo", "source": "write"}, "value": {"kind": "value", "source": "write", "learner": "critic"}},
+        values={"sources.write.rewards": [{"kind": "learner", "learner": "rm"}], "sources.write.advantage": {"kind": "gae"}},
+    ),
+    "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
+    "gapo": Arm(label="GAPO", terms=JUDGED | JUDGE),
+    "gapo_generated_only": Arm(
+        label="GAPO without perturbed pairs", terms=JUDGED | JUDGE, values={"sources.verdicts.perturb": None, "sources.verdicts.swap": 0.0}
+    ),
+    "gapo_robust_policy": Arm(
+        label="GAPO + adversarial SFT",
+        terms=JUDGED | JUDGE | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
+        more={"adversaries": PGD},
+    ),
+    "gapo_robust_judge": Arm(
+        label="GAPO, discriminator trained under PGD too",
+        terms=JUDGED | JUDGE | {"robust": {"kind": "discriminate", "learner": "judge", "source": "verdicts", "view": "pgd"}},
+        more={"adversaries": PGD},
+    ),
+}
+
+# What may lift GAPO further, one change at a time (scarce design only).
+ABLATIONS: dict[str, Arm] = {
+    "gate": Arm(
+        label="+ balance gate",
+        terms=JUDGED | JUDGE,
+        more={"gates": {"judge": {"metric": "judge/accuracy/generated", "above": 0.9, "max_skips": 10}}},
+    ),
+    "ema": Arm(
+        label="+ averaged discriminator scores",
+        terms=JUDGED | JUDGE,
+        values={"sources.write.rewards": [{"kind": "learner", "learner": "slow"}]},
+        more={"frozen": {"slow": {"of": "judge", "ema": 0.9}}},
+    ),
+    "no_replay": Arm(label="- replay", terms=JUDGED | JUDGE, values={"sources.verdicts.replay": 0.0}),
+    "r1": Arm(
+        label="+ R1 on embeddings",
+        terms=JUDGED | JUDGE | {"r1": {"kind": "gradient_penalty", "learner": "judge", "source": "verdicts", "coef": 1.0, "every": 4}},
+    ),
+    "two_updates": Arm(label="+ two discriminator updates a step", terms=JUDGED | JUDGE, values={"learners.judge.updates": 2}),
+    "bradley_terry": Arm(label="Bradley-Terry instead of BCE", terms=JUDGED | {"judge": {**JUDGE["judge"], "loss": "bradley_terry"}}),
+    "override": Arm(label="+ verified texts are never negatives", terms=JUDGED | JUDGE, values={"sources.verdicts.override": True}),
+    "verifiable": Arm(
+        label="+ a verifiable reward, weight 1",
+        terms=JUDGED | JUDGE,
+        values={"sources.write.rewards": [{"kind": "learner", "learner": "judge"}, {"kind": "exact_answer", "weight": 1.0}]},
+    ),
+}
+EVERY = ARMS | ABLATIONS
