@@ -38,7 +38,7 @@ REAL, PERTURBED, GENERATED, CORRUPTED = range(4)
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
     """Rows labelled real (a demonstration), perturbed (the same text under a changed prompt it violates), corrupted (a changed text
-    under the same prompt) or generated.
+    under the same prompt) or generated. A column `rejected_prompt` (one, or a list) of the real data gives changed prompts.
 
     GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)). `batch_size` real
     rows per draw, as many perturbed ones where `perturb` names a task, as many corrupted ones where `corrupt` names ways to do it,
@@ -48,6 +48,7 @@ class Contrast:
     `bradley_terry` has both sides. `group_size` then bounds the generated rows per prompt.
     lengths: generated rows are paired with real ones whose length in `length_unit` differs by at most this, relative to the longer;
     real and generated rows without a partner leave the draw, so that length alone tells a discriminator nothing.
+    always: `sampled` is drawn even where no active objective reads it (a warm-up in which the discriminator meets the policy's texts).
     replay: this share of the generated rows comes from the last `replay_steps` steps: older ones would bias the game's fixed point.
     override: a generated text that its example verifies is never called fake.
     swap: this share of the perturbed rows takes the prompt of another demonstration, one that the text violates: every prompt then
@@ -64,6 +65,7 @@ class Contrast:
     group_size: int | None = None
     lengths: float | None = None
     length_unit: str = "words"
+    always: bool = False
     replay: float = 0.0
     replay_steps: int = 20
     override: bool = False
@@ -99,6 +101,7 @@ class _Runtime:
         self.config, self.context, self.name = config, context, name
         self.pool: list[tuple[int, list[tuple[str, str, bool]]]] = []  # (step, generated rows), oldest first
         self.notes: dict[str, float] = {}  # of the last draw, for the log
+        self._own: tuple[int, Sequence[RolloutGroup]] = (-1, [])
 
     def draw(self, step: int, repeat: int) -> list[Verdict]:
         rng = self.context.random("source", self.name, step, repeat)
@@ -123,7 +126,7 @@ class _Runtime:
 
     def _real(self, generated: Sequence[tuple[str, str, bool]], rng: random.Random) -> list[Example]:
         source = self.context.source(self.config.real)
-        if self.config.match == "none" or not self.context.drawn(self.config.sampled or ""):
+        if self.config.match == "none" or not generated:
             return list(source.sample(self.config.batch_size, rng))
         known: dict[str, list[Example]] = {}
         for example in source.examples:
@@ -150,8 +153,11 @@ class _Runtime:
         return found
 
     def _perturbed(self, example: Example, rng: random.Random) -> str | None:
-        """A prompt that the example's text violates; None where there is no way to find one."""
-        text = example.meta["response"]
+        """A prompt that the example's text violates: one that the data gives, one of another example, one that a task makes; None
+        where there is no way to find one."""
+        text, given = example.meta["response"], example.meta.get("rejected_prompt")
+        if given:
+            return given if isinstance(given, str) else str(rng.choice(list(given)))
         if self.config.swap and rng.random() < self.config.swap:
             others = self.context.source(self.config.real).sample(16, rng)
             for other in others:
@@ -162,7 +168,7 @@ class _Runtime:
     # -------------------------------------------------------------------------------------- the generated side
 
     def _generated(self, step: int, repeat: int, rng: random.Random) -> list[tuple[str, str, bool]]:
-        groups: Sequence[RolloutGroup] | None = self.context.drawn(self.config.sampled) if self.config.sampled else None
+        groups = self._drawn(step)
         if groups is None:
             return []
         kept = [[(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups]
@@ -179,6 +185,17 @@ class _Runtime:
         number = self.config.batch_size if self.config.lengths is None else 4 * self.config.batch_size  # some will find no partner
         recalled = min(round(self.config.replay * number), len(old))
         return rng.sample(old, recalled) + rng.sample(fresh, min(number - recalled, len(fresh)))
+
+    def _drawn(self, step: int) -> Sequence[RolloutGroup] | None:
+        """What the policy wrote in this step, if anybody asked for it."""
+        if self.config.sampled is None:
+            return None
+        found: Sequence[RolloutGroup] | None = self.context.drawn(self.config.sampled)
+        if found is not None or not self.config.always:
+            return found
+        if self._own[0] != step:  # once a step, however often this is drawn
+            self._own = (step, self.context.source(self.config.sampled).draw(step, 0))
+        return self._own[1]
 
     def _right(self, example: Example, text: str) -> bool:
         return self.config.override and example.verify is not None and example.verify(text) >= 1

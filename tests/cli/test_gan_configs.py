@@ -1,0 +1,107 @@
+"""configs/gan: every file builds without loading anything and prints the sum its header states; every one runs, made small."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from advalign import config, plugins
+
+ROOT = Path(plugins.__file__).parents[1]
+FILES = sorted((ROOT / "configs" / "gan").glob("*.yaml"))
+RUN = "gapo gad spin apo gail airl prism constraints".split()
+WORDS = {"kind": "words", "data": "task:constraints"}
+
+
+def described(name):
+    return config.read(ROOT / "configs" / "gan" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_builds_and_loads_nothing(path, monkeypatch):
+    monkeypatch.setattr("advalign.training.trainer.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("advalign.data.examples", lambda *a, **k: pytest.fail("data were read"))
+    assert " loss = 1 " in config.trainer(config.read(path)).formula()
+
+
+@pytest.mark.parametrize("name", [n for n in RUN if n != "constraints"])
+def test_header_names_the_paper_and_every_term(name):
+    """The header tells the stages as one line per learner; every term of the file stands there, with its coefficient where it is not 1."""
+    path = ROOT / "configs" / "gan" / f"{name}.yaml"
+    header = path.read_text(encoding="utf-8").split("learners:")[0]
+    assert re.match(r"# [^\n]*\(arXiv:\d{4}\.\d{5}\)", header)
+    assert f"#   advalign train configs/gan/{name}.yaml\n" in header
+    lines = dict(re.findall(r"^#   (\w+) +loss = (.*)$", header, re.MULTILINE))
+    found = described(name)
+    for term in found["objectives"].values():
+        said = lines[term.get("learner", "policy")]
+        assert f"{term['kind']}({term['source']}" in said
+        if term.get("coef", 1) != 1:
+            assert f"{term['coef']:g} {term['kind']}({term['source']}" in said
+
+
+def small(name):
+    """Untrained models of two layers, the constraints task for data, two steps of the last stage; everything else as it is."""
+    found = copy.deepcopy(described(name))
+    for role, learner in found["learners"].items():
+        reads = role == "judge" and name in ("gapo", "gail", "airl", "constraints")
+        learner |= {"model": "scratch:encoder-tiny?hidden_size=32" if reads else "scratch:tiny-gpt2?n_embd=32", "tokenizer": WORDS}
+        learner |= {"max_length": 32, "minibatches": 1, "warmup_steps": 0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+        learner["options"] = {k: v for k, v in learner.get("options", {}).items() if k == "pooling"}
+    for source in found["sources"].values():
+        source |= {"data": "task:constraints", "limit": 12} if "data" in source else {}
+        source |= {key: value for key, value in (("batch_size", 4), ("group_size", 3), ("collect", 4)) if key in source}
+        source |= {"sampling": {"max_new_tokens": 6}} if "sampling" in source else {}
+        for reward in source.get("rewards", ()):
+            reward |= {"kind": "exact_answer"} if reward["kind"] == "math" else {}  # a task verifies itself
+    for copy_ in found.get("frozen", {}).values():
+        copy_ |= {"refresh": 1} if "refresh" in copy_ else {}
+    if "stages" in found:
+        found["stages"] = [found["stages"][-1] | {"steps": 2}]
+    found["evaluations"] = {}
+    found["args"] = {"max_steps": 2, "token_budget": 1024}
+    return found
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_two_steps(name):
+    trainer = config.trainer(small(name))
+    trainer.start()
+    before = {n: [p.detach().clone() for p in r.network.parameters()] for n, r in trainer.learners.items()}
+    log = trainer.train(progress=False)[-1]
+    active = trainer.recipe.now(trainer.recipe.stages[-1], 0, 0)[1]
+    for term in active:
+        assert torch.isfinite(torch.tensor(log[f"{term}/loss"])), term
+    for learner in {t.learner for t in active.values()}:
+        moved = zip(before[learner], trainer.learners[learner].network.parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in moved), learner
+
+
+def test_in_gad_every_prompt_has_both_sides():
+    """The warm-up too: the student is sampled although no policy objective reads it."""
+    found = small("gad")
+    found["stages"] = [described("gad")["stages"][0] | {"steps": 1}]
+    trainer = config.trainer(found)
+    trainer.start()
+    log = trainer.training_step()
+    assert "judge/accuracy/generated" in log
+    runtime = trainer.context.sources["verdicts"]
+    items = runtime.draw(1, 0)
+    for group in {i.group for i in items}:
+        assert {i.kind for i in items if i.group == group} == {0, 2}
+
+
+def test_airl_takes_the_density_of_the_policy_off_every_score():
+    trainer = config.trainer(small("airl"))
+    trainer.start()
+    trainer.training_step()
+    runtime = trainer.context.sources["verdicts"]
+    items = trainer.context.items["verdicts"]
+    texts = [i.text for i in items], [i.finished for i in items]
+    # Taken before the policy moved, so they differ from those of now, and the new ones of the same draw are those of now.
+    again = runtime._offset(items)
+    assert [i.offset for i in again] == trainer.context.logprobs("policy", [i.prompt for i in items], *texts)
+    rows = runtime.rows(again, trainer.learners["judge"].network.encoder)
+    assert rows.offset.tolist() == pytest.approx([i.offset for i in again], rel=1e-6)
