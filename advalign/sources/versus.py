@@ -66,7 +66,7 @@ class _Runtime:
         if config.history:
             self.past = [*self.past, fresh][-config.history_draws :]
         lengths = [len(group.rollouts[0].response_ids) for _, group in fresh]
-        self.logs = {"pairs": float(len(fresh)), "completions/mean_length": sum(lengths) / max(len(lengths), 1)}
+        self.logs = {"num_pairs": float(len(fresh)), "completions/mean_length": sum(lengths) / max(len(lengths), 1)}
         return fresh + rng.sample(old, recalled)
 
     def _played(self, number: int, rng: Any, step: int, repeat: int) -> list[Pair]:

@@ -102,6 +102,21 @@ class Recipe:
         parts += [f"{path} {schedule}" for path, schedule in self.schedules.items()]
         return "\n".join(parts)
 
+    def notes(self) -> list[str]:
+        """What is allowed and yet probably not meant, one sentence each."""
+        found = []
+        trained = {t.learner for t in self.config["objectives"].values()}
+        for name, source in self.config["sources"].items():
+            named: set[str] = {reward.learner for reward in getattr(source, "rewards", ()) if hasattr(reward, "learner")}
+            judges = {self.frozen[j].of if j in self.frozen and self.frozen[j].ema else j for j in named}
+            advantage = getattr(source, "advantage", None)
+            if judges & trained and getattr(advantage, "scale", "none") != "none" and getattr(advantage, "floor", 1.0) < 0.1:
+                found.append(
+                    f"sources.{name}.advantage divides by the spread of a reward that trains: near the fixed point that spread is the "
+                    "judge's error; consider scale: none, or a floor near 1."
+                )
+        return found
+
     # ------------------------------------------------------------------------------------------ refused at start
 
     def check(self, heads: Mapping[str, str]) -> None:

@@ -46,7 +46,7 @@ class Trainer:
         objectives: Mapping[str, Term],
         adversaries: Mapping[str, Adversary] | None = None,
         frozen: Mapping[str, Frozen] | None = None,
-        evaluations: Mapping[str, evaluate.Evaluation] | None = None,
+        evaluations: Mapping[str, evaluate.Evaluation | evaluate.Verdicts] | None = None,
         schedules: Mapping[str, Ramp | Follow] | None = None,
         stages: Sequence[Stage] = (),
         gates: Mapping[str, Gate] | None = None,
@@ -102,6 +102,21 @@ class Trainer:
     def formula(self) -> str:
         """The losses of every stage, as text; loads nothing."""
         return self.recipe.formula()
+
+    def notes(self) -> list[str]:
+        """What is allowed and yet probably not meant: of the configuration, and once models are loaded, of their sizes."""
+        found = self.recipe.notes()
+        judges = {r.learner for s in self.config["sources"].values() for r in getattr(s, "rewards", ()) if hasattr(r, "learner")}
+        sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
+        for name, source in self.config["sources"].items():
+            policy = getattr(source, "learner", None)
+            for judge in sorted(judges & set(sizes)):
+                if policy in sizes and sizes[judge] > sizes[policy] and source.yields is RolloutRows:
+                    found.append(
+                        f"learners.{judge} has {sizes[judge]:,} parameters and judges '{policy}' of sources.{name} with {sizes[policy]:,}: a "
+                        "judge larger than what it judges was found to teach it worse (GAD, arXiv:2511.10643)."
+                    )
+        return found
 
     def _now(self) -> tuple[dict[str, Any], dict[str, Term]]:
         return self.recipe.now(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)

@@ -80,6 +80,16 @@ def test_a_stage_ends_on_an_evaluation():
     assert "held/nll" in history[3]
 
 
+def test_notes_on_what_is_probably_not_meant():
+    trainer = game(sources={"chat": chat(), "write": write(advantage=Group()), "verdicts": Contrast(real="chat", sampled="write")})
+    assert [note.split(" ")[0] for note in trainer.notes()] == ["sources.write.advantage"]
+    assert game(sources={"chat": chat(), "write": write(advantage=Group(floor=1.0)), "verdicts": Contrast(real="chat")}).notes() == []
+    trainer.start()
+    small, large = (sum(p.numel() for p in trainer.learners[n].network.parameters()) for n in ("policy", "judge"))
+    assert large > small
+    assert f"learners.judge has {large:,} parameters and judges 'policy' of sources.write with {small:,}" in trainer.notes()[1]
+
+
 # ------------------------------------------------------------------------------------------------- frozen copies
 
 

@@ -1,0 +1,88 @@
+"""The tables and plots of benchmarks/gan.py and benchmarks/gan_failures.py, for benchmarks/tables.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DESIGNS = {"scarce": "60 demonstrations", "rich": "400 demonstrations"}
+MEASURES = ("compliance", "unique", "entropy", "pass@8")
+
+
+def gan(found: Mapping[str, Any]) -> str:
+    """Both designs, and the ablation of the first."""
+    parts = [
+        f"**Writing under constraints, judged by a discriminator** (`{found['command']}`; mean ± standard deviation over seeds; 90 "
+        "combinations never trained on, 8 answers each; all arms start from the same weights of their seed and make the same number "
+        "of steps; entropy in nats per token)."
+    ]
+    for design, told in DESIGNS.items():
+        if design in found:
+            arms = {name: arm for name, arm in found[design].items() if not arm["ablation"]}
+            parts += ["", f"{design.capitalize()}: {told}.", "", *_arms(arms)]
+    ablation = {name: arm for name, arm in found.get("scarce", {}).items() if arm["ablation"]}
+    if ablation:
+        parts += ["", "What moves GAPO, one change at a time (scarce):", "", *_ablation(ablation, found["scarce"]["gapo"])]
+    return "\n".join([*parts, "", f"{found['cpu_hours']:.2f} CPU-hours."])
+
+
+def _arms(arms: Mapping[str, Any]) -> list[str]:
+    head = "| arm | seeds | compliance | unique | entropy | pass@8 | GAPO − arm, compliance | GAPO − arm, unique |"
+    rows = [head, "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for arm in sorted(arms.values(), key=lambda a: -a["compliance"]["mean"]):
+        gaps = [interval(arm["gapo_minus_this"][m]) if "gapo_minus_this" in arm else "" for m in ("compliance", "unique")]
+        label = f"**{arm['label']}**" if arm["trained_judge"] else arm["label"]
+        rows.append(f"| {label} | {len(arm['seeds'])} | {' | '.join(spread(arm[m]) for m in MEASURES)} | {' | '.join(gaps)} |")
+    return [*rows, "", "Bold: the discriminator goes on learning. Differences are paired over seeds, with a bootstrap interval of 95 %."]
+
+
+def _ablation(arms: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    rows = ["| change | seeds | compliance | unique | entropy | minus GAPO, compliance |", "|---|---:|---:|---:|---:|---:|"]
+    rows.append(f"| GAPO | {len(base['seeds'])} | {' | '.join(spread(base[m]) for m in MEASURES[:3])} | |")
+    for arm in sorted(arms.values(), key=lambda a: -a["minus_gapo"]["compliance"]["difference"]):
+        cells = " | ".join(spread(arm[m]) for m in MEASURES[:3])
+        rows.append(f"| {arm['label']} | {len(arm['seeds'])} | {cells} | {interval(arm['minus_gapo']['compliance'])} |")
+    return [*rows, "", "A difference is taken over the seeds that both have."]
+
+
+def gan_failures(found: Mapping[str, Any]) -> str:
+    """Length leak and the games that fail."""
+    rows = [
+        f"**Failures, and what cures them** (`{found['command']}`; {len(found['seeds'])} seeds; constraints toy, 60 demonstrations).",
+        "",
+        "Length leak: nothing but their length tells real texts (4 to 8 words) from the policy's (2 to 6). Accuracy is that of a "
+        "discriminator trained for 150 steps while the policy stands still, on rows it had not seen; lengths are in tokens, with the end.",
+        "",
+        "| control | discriminator accuracy | length before | length after 150 steps |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, arm in found["leak"].items():
+        cells = [spread(arm[key]) for key in ("warm_judge_accuracy", "length_before", "length_after")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    rows += ["", "The game, at its last steps:", "", "| run | compliance | unique | entropy | reward | saturation | judge rests |"]
+    rows += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for name, arm in found["games"].items():
+        keys = ("compliance", "unique", "entropy", "reward", "saturation", "rests")
+        rows.append(f"| {name} | {' | '.join(spread(arm['last'][k]) if k in arm['last'] else '' for k in keys)} |")
+    return "\n".join([*rows, "", f"{found['cpu_hours']:.2f} CPU-hours."])
+
+
+def spread(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.3f}" + (f" ± {value['sd']:.3f}" if value["sd"] is not None else "")
+
+
+def interval(value: Mapping[str, float]) -> str:
+    return f"{value['difference']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def front(found: Mapping[str, Any], design: str, drawing: Any) -> str:
+    """Diversity against compliance; the line joins what none beats in both."""
+    arms = {name: arm for name, arm in found[design].items() if not arm["ablation"]}
+    series = {arm["label"]: (arm["unique"]["mean"], arm["compliance"]["mean"]) for arm in arms.values()}
+    return str(drawing.points(series, x_label="unique answers", y_label="held-out compliance", key=f"gan_{design}"))
+
+
+def curve(found: Mapping[str, Any], names: tuple[str, ...], metric: str, drawing: Any) -> str:
+    """One metric of several games over the steps."""
+    series = {name: list(zip(*found["games"][name]["curves"][metric], strict=True)) for name in names if name in found["games"]}
+    return str(drawing.lines(series, x_label="steps", y_label=metric.replace("_", " "), key=f"failures_{metric}"))
