@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TASK = "task:constraints"
-JUDGED = {"policy": {"kind": "grpo", "source": "write"}}
+ALONE = {"policy": {"kind": "grpo", "source": "write"}}
+ANCHOR = {"anchor": {"kind": "sft", "source": "demos", "coef": 0.3}}
+JUDGED = ALONE | ANCHOR  # a reward, and imitation beside it
 JUDGE = {"judge": {"kind": "discriminate", "learner": "judge", "source": "verdicts"}}
 PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
 
@@ -49,7 +51,7 @@ ARMS: dict[str, Arm] = {
     "kto": Arm(label="KTO", terms=preference("kto", "feedback"), values=SLOW, more=REFERENCE),
     "ppo_reward_model": Arm(
         label="PPO, frozen reward model",
-        terms={"policy": {"kind": "ppo", "source": "write"}, "value": {"kind": "value", "source": "write", "learner": "critic"}},
+        terms={"policy": {"kind": "ppo", "source": "write"}, "value": {"kind": "value", "source": "write", "learner": "critic"}} | ANCHOR,
         values={"sources.write.rewards": [{"kind": "learner", "learner": "rm"}], "sources.write.advantage": {"kind": "gae"}},
     ),
     "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
@@ -71,6 +73,8 @@ ARMS: dict[str, Arm] = {
 
 # What may lift GAPO further, one change at a time (scarce design only).
 ABLATIONS: dict[str, Arm] = {
+    "alone": Arm(label="- imitation beside the reward", terms=ALONE | JUDGE),
+    "frozen_alone": Arm(label="frozen discriminator, no imitation beside it", terms=ALONE),
     "gate": Arm(
         label="+ balance gate",
         terms=JUDGED | JUDGE,

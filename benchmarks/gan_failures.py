@@ -22,14 +22,14 @@ from typing import Any
 import gan
 import torch
 from common import about, cpu_hours, mean_sd, once, save
-from gan_arms import JUDGE, JUDGED
+from gan_arms import ALONE, JUDGE, JUDGED
 
 from advalign import config as configuration
 from advalign.tasks.constraints import WORDS
 from advalign.training.logs import read
 
 OUT = Path("out/bench/gan_failures")
-SEEDS = (0, 1)
+SEEDS = (10, 11)
 EVERY = 50
 CURVES = {
     "compliance": "heldout/accuracy", "unique": "heldout/unique", "entropy": "heldout/entropy", "distinct_2": "heldout/distinct_2",
@@ -47,8 +47,9 @@ GAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # t
     "overpowered": (JUDGED | JUDGE, STRONG, {}),
     "overpowered + gate": (JUDGED | JUDGE, STRONG, {"gates": GATE}),
     "overpowered + bounded score": (JUDGED | JUDGE, STRONG | {"sources.write.rewards": SCORED}, {}),
-    "fast, frozen": (JUDGED, FAST, {}),
-    "fast, trained": (JUDGED | JUDGE, FAST, {}),
+    "fast, frozen": (ALONE, FAST, {}),
+    "fast, trained": (ALONE | JUDGE, FAST, {}),
+    "fast, trained, with imitation": (JUDGED | JUDGE, FAST, {}),
 }
 
 

@@ -1,5 +1,5 @@
-"""GAD (arXiv:2511.10643): a student learns from a teacher's texts alone. A discriminator compares, prompt by prompt, what the teacher wrote with
-what the student writes, and its score is the student's reward.
+"""GAD (arXiv:2511.10643): a student learns from a teacher's texts alone. A discriminator compares, prompt by prompt, what the teacher
+wrote with what the student writes, and its score is the student's reward.
 
 The teacher here is a procedure that writes under constraints; give any data with a prompt and a response column instead.
 """

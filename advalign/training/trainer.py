@@ -113,8 +113,8 @@ class Trainer:
             for judge in sorted(judges & set(sizes)):
                 if policy in sizes and sizes[judge] > sizes[policy] and source.yields is RolloutRows:
                     found.append(
-                        f"learners.{judge} has {sizes[judge]:,} parameters and judges '{policy}' of sources.{name} with {sizes[policy]:,}: a "
-                        "judge larger than what it judges was found to teach it worse (GAD, arXiv:2511.10643)."
+                        f"learners.{judge} has {sizes[judge]:,} parameters and judges '{policy}' of sources.{name} with {sizes[policy]:,}: "
+                        "a judge larger than what it judges was found to teach it worse (GAD, arXiv:2511.10643)."
                     )
         return found
 
