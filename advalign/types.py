@@ -93,13 +93,15 @@ class FeedbackRows(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRows(Rows):
-    """`labels`: class index, or for discriminators 1 = real, 0 = not. `kind` (discriminators): index into KINDS."""
+    """`labels`: class index, or for discriminators 1 = real, 0 = not. `kind` (discriminators): index into KINDS; `offset`: what is
+    taken off a score before it is judged (AIRL: log-probability of the text under the policy)."""
 
-    KINDS = ("real", "perturbed", "generated")
+    KINDS = ("real", "perturbed", "generated", "corrupted")
 
     tokens: Tokens
     labels: Int[Tensor, "B"]
     kind: Int[Tensor, "B"] | None = None
+    offset: Float[Tensor, "B"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +131,16 @@ class RolloutRows(Rows):
 class Outputs(Rows):
     """What one forward gave, only as far as an objective declared the need (the field names are the needs).
     `distribution`: hidden states that predict token t, and the head: two-view divergences are computed from them in
-    chunks, so that no B x T x V tensor is stored. `hidden`: {site: "B T D"}, not shifted; the need "hidden:layer:3" asks for one."""
+    chunks, so that no B x T x V tensor is stored. `hidden`: {site: "B T D"}, not shifted; the need "hidden:layer:3" asks for one.
+    `token_scores[t]`: the score head at token t, not shifted, zero at padding. `score_gradients`: of each row's score with respect to
+    the input embeddings it was computed from, edits included; part of the graph."""
 
     logprobs: Float[Tensor, "B T"] | None = None
     entropy: Float[Tensor, "B T"] | None = None
     values: Float[Tensor, "B T"] | None = None
     scores: Float[Tensor, "B"] | None = None
+    token_scores: Float[Tensor, "B T"] | None = None
+    score_gradients: Float[Tensor, "B T D"] | None = None
     class_logits: Float[Tensor, "B C"] | None = None
     distribution: Distribution | None = None
     hidden: Mapping[str, Float[Tensor, "B T D"]] | None = None
@@ -150,7 +156,7 @@ class Outputs(Rows):
             wide = (slice(None), slice(None), *[None] * (x.ndim - 2))
             return x.gather(1, index[wide].expand(*index.shape, *x.shape[2:])).masked_fill(gone[wide], 0)
 
-        columns = {n: getattr(self, n) for n in ("logprobs", "entropy", "values")}
+        columns = {n: getattr(self, n) for n in ("logprobs", "entropy", "values", "token_scores", "score_gradients")}
         new: dict[str, Any] = {n: back(x) for n, x in columns.items() if x is not None}
         if self.distribution is not None:
             new["distribution"] = replace(self.distribution, hidden=back(self.distribution.hidden))
@@ -236,7 +242,8 @@ class Example:
 
 @dataclass(kw_only=True)
 class Rollout:
-    """One sampled response: the sampler's own ids (never re-tokenised), their log-probabilities, their text."""
+    """One sampled response: the sampler's own ids (never re-tokenised), their log-probabilities, their text. `rewards`: one number per
+    reward; `token_rewards`: those that were given token by token, weighted and summed over rewards, one per id."""
 
     response_ids: list[int]
     sampler_logprobs: list[float]
@@ -246,6 +253,7 @@ class Rollout:
     rewards: list[float] = field(default_factory=list)
     reward_versions: list[int] = field(default_factory=list)
     offpolicy: bool = False
+    token_rewards: list[float] | None = None
 
 
 @dataclass(kw_only=True)

@@ -89,7 +89,7 @@ ABLATIONS: dict[str, Arm] = {
     "no_replay": Arm(label="- replay", terms=JUDGED | JUDGE, values={"sources.verdicts.replay": 0.0}),
     "r1": Arm(
         label="+ R1 on embeddings",
-        terms=JUDGED | JUDGE | {"r1": {"kind": "gradient_penalty", "learner": "judge", "source": "verdicts", "coef": 1.0, "every": 4}},
+        terms=JUDGED | JUDGE | {"r1": {"kind": "gradient_penalty", "learner": "judge", "source": "verdicts", "coef": 1e-3, "every": 4}},
     ),
     "two_updates": Arm(label="+ two discriminator updates a step", terms=JUDGED | JUDGE, values={"learners.judge.updates": 2}),
     "bradley_terry": Arm(label="Bradley-Terry instead of BCE", terms=JUDGED | {"judge": {**JUDGE["judge"], "loss": "bradley_terry"}}),

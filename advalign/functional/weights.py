@@ -54,6 +54,14 @@ def matched(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Ten
     return Weights(values, values.sum())
 
 
+def by_side(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Weights:
+    """A group with real and with other rows weighs 1, half of it for each side, however many rows the sides have; others weigh zero."""
+    real = labels == 1
+    fellows = (group[:, None] == group[None]) & (real[:, None] == real[None]) & counted[None]
+    values = opponents(labels, group, counted).any(1).double() / (2 * fellows.sum(1).clamp(min=1))
+    return Weights(values, values.sum())
+
+
 def opponents(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Bool[Tensor, "B B"]:
     """Which rows meet: of one group, both counted, exactly one of the two real."""
     real = labels == 1

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from advalign.errors import unknown
 from advalign.functional import logprobs as lp
-from advalign.models import adapters
+from advalign.models import adapters, heads
 from advalign.models.encode import Encoder
-from advalign.models.perturb import applied, captured, edited
+from advalign.models.perturb import applied, captured, edited, twice_differentiable
 from advalign.types import Distribution, Edit, Outputs, Tokens
 
 HEADS = ("policy", "classifier", "score", "value")
@@ -33,14 +33,23 @@ class Network(nn.Module):
     row) or "value" (one number per token). `num_forwards` and `num_rows` count what passed through. `source`: the name
     its base was loaded from; `shares_base`: only adapter and head are its own (`models/adapters.py`)."""
 
-    def __init__(self, model: nn.Module, encoder: Encoder, head: str, *, pooling: str = "last") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: Encoder,
+        head: str,
+        *,
+        pooling: str = "last",
+        head_dropout: float = 0.0,
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
         if head not in HEADS:
             raise unknown("head", "head", head, HEADS)
         self.model: Any = model
         self.encoder = encoder
         self.head = head
-        self.pooling = pooling
+        self.pooling, self.head_dropout, self.spectral_norm = pooling, head_dropout, spectral_norm
         self.source: str | None = None
         self.shares_base = False
         self.num_forwards = 0
@@ -53,6 +62,9 @@ class Network(nn.Module):
             # Created here, so it must follow a model that already lives elsewhere or in another precision.
             first = next(model.parameters())
             self.scalar.to(device=first.device, dtype=first.dtype)
+            self.dropout = nn.Dropout(head_dropout) if head_dropout else nn.Identity()
+            if spectral_norm:
+                heads.normalize(self.scalar)
 
     @property
     def backbone(self) -> nn.Module:
@@ -97,8 +109,16 @@ class Network(nn.Module):
         rows = tokens if here.tokens is None else here.tokens
         embeddings = applied(self.model.get_input_embeddings()(rows.ids), here)
         sites = [need.partition(":")[2] for need in sorted(needs) if need.startswith("hidden:")]
-        with edited(self.backbone, edits), captured(self.backbone, sites) as hidden:
+        sloped = "score_gradients" in needs
+        if sloped and not embeddings.requires_grad:
+            embeddings = embeddings.detach().requires_grad_()
+        with edited(self.backbone, edits), captured(self.backbone, sites) as hidden, twice_differentiable(sloped):
             outputs = self._outputs(self._inputs(rows, embeddings), rows, needs, temperature)
+            if sloped:
+                assert outputs.scores is not None, f"head '{self.head}' has no scores"
+                # A score depends on its own row alone, so the gradient of their sum is that of each.
+                (slopes,) = torch.autograd.grad(outputs.scores.sum(), embeddings, create_graph=True)
+                outputs = replace(outputs, score_gradients=slopes)
         if sites:
             hidden |= {"embedding": embeddings} if "embedding" in sites else {}
             outputs = replace(outputs, hidden=hidden)
@@ -113,8 +133,13 @@ class Network(nn.Module):
         if self.head == "classifier":
             return Outputs(class_logits=self.model.score(self._pool(hidden, tokens.mask)))
         if self.head == "score":
-            return Outputs(scores=self.scalar(self._pool(hidden, tokens.mask)).squeeze(-1))
-        return Outputs(values=_shift(self.scalar(hidden).squeeze(-1)) * tokens.target)
+            scores = self._scalar(self._pool(hidden, tokens.mask))
+            each = self._scalar(hidden).masked_fill(~tokens.mask, 0) if "token_scores" in needs else None
+            return Outputs(scores=scores, token_scores=each)
+        return Outputs(values=_shift(self._scalar(hidden)) * tokens.target)
+
+    def _scalar(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
+        return self.scalar(self.dropout(hidden)).squeeze(-1)
 
     def _inputs(self, tokens: Tokens, embeddings: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": tokens.mask.long()}
@@ -171,6 +196,7 @@ class Network(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         facts = {"head": self.head, "pooling": self.pooling, "max_length": self.encoder.max_length}
         facts |= {"bidirectional": self.encoder.bidirectional}
+        facts |= {name: getattr(self, name) for name in ("head_dropout", "spectral_norm") if getattr(self, name)}
         if adapters.has_adapter(self.model) and not merged:
             facts |= adapters.save(self, path, facts)
         else:

@@ -1,4 +1,4 @@
-"""Two-view divergences of next-token distributions, and log(1 - p) of tokens, without storing a B x T x V tensor.
+"""Two-view divergences of next-token distributions, and log(1 - p) of tokens, without storing a B x T x V tensor; scalar heads.
 
 d_t = D(p(. | y_<t) || q(. | y_<t)): logits are made from hidden states `chunk` target tokens at a time, under
 non-reentrant checkpointing, and made again in backward. (Ours; the divergences are those of `functional.divergence`.)
@@ -6,7 +6,8 @@ non-reentrant checkpointing, and made again in backward. (Ours; the divergences 
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from advalign.errors import unknown
@@ -44,6 +45,18 @@ def odds(distribution: Distribution, tokens: Tokens, *, chunk: int = 512) -> tup
     columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
     zeros = torch.zeros(target.shape, dtype=columns[0].dtype, device=target.device)
     return zeros.masked_scatter(target, columns[0]), zeros.masked_scatter(target, columns[1])
+
+
+class _UnitNorm(nn.Module):
+    """w / ||w||: the spectral norm of a matrix with one row is its length, so no power iteration is needed, nor its buffers."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / weight.norm()
+
+
+def normalize(scalar: nn.Linear) -> None:
+    """Spectral normalisation of a scalar head, W / sigma(W)   (arXiv:1802.05957, eq. 8): it is 1-Lipschitz in what it reads."""
+    parametrize.register_parametrization(scalar, "weight", _UnitNorm())
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ModelSpec:
     """Abstract: what has to be known to load a model. `tokenizer`: an id, or {kind: words|characters|bpe, data: ...}
     for a model from scratch. `options`: pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing,
-    dropout, seed, lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base)."""
+    dropout, seed, lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar
+    head (score, value) head_dropout and spectral_norm."""
 
     model: str
     head: str = "policy"
@@ -39,8 +40,9 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "dropout", "seed", "lora", "adapter")
-BORROWED = ("pooling", "gradient_checkpointing", "seed", "lora", "adapter")  # what a learner may set on another one's base
+SCALAR = ("head_dropout", "spectral_norm")  # of the head of a score or a value
+OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "dropout", "seed", "lora", "adapter", *SCALAR)
+BORROWED = ("pooling", "gradient_checkpointing", "seed", "lora", "adapter", *SCALAR)  # what a learner may set on another one's base
 LEARNER = "learner:"
 
 
@@ -119,7 +121,7 @@ def borrow(lender: Network, spec: ModelSpec, where: str, seed: int = 0) -> Netwo
     )
     with torch.random.fork_rng():
         torch.manual_seed(int(options["seed"]))
-        network = Network(tree, encoder, spec.head, pooling=options.get("pooling") or lender.pooling)
+        network = Network(tree, encoder, spec.head, pooling=options.get("pooling") or lender.pooling, **_scalar(spec.head, {}, options))
         network.source = lender.source
         network.model.gradient_checkpointing_disable()
         adapters.freeze(network)
@@ -208,7 +210,25 @@ def _build(
     if words.pad_token is None and words.eos_token is None:
         raise ConfigError(f"{model}: its tokenizer has neither a padding nor an end-of-sequence token; set one of them.")
     pooling = options.get("pooling") or facts.get("pooling") or ("mean" if both_ways else "last")
-    return Network(body, Encoder(words, max_length=length, bidirectional=both_ways), head, pooling=pooling)
+    encoder = Encoder(words, max_length=length, bidirectional=both_ways)
+    return Network(body, encoder, head, pooling=pooling, **_scalar(head, facts, options))
+
+
+def _scalar(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a scalar head; those its folder, or that of its adapter, remembers, unless others are given."""
+    facts = _facts(Path(options["adapter"]).expanduser()) if options.get("adapter") else facts
+    if head not in ("score", "value"):
+        for name in SCALAR:
+            if options.get(name):
+                raise ConfigError(f"model.options.{name}: it belongs to the scalar head of a score or a value, and head is '{head}'.")
+        return {}
+    known = {"head_dropout": 0.0, "spectral_norm": False} | {k: v for k, v in (*facts.items(), *options.items()) if k in SCALAR}
+    rate, norm = known["head_dropout"], known["spectral_norm"]
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ConfigError(f"model.options.head_dropout: got {rate}, a rate from 0 up to, but not including, 1.")
+    if not isinstance(norm, bool):
+        raise ConfigError(f"model.options.spectral_norm: got {norm}, either true or false.")
+    return {"head_dropout": float(rate), "spectral_norm": norm}
 
 
 def _tokenizer_from(given: Any, texts: Iterable[str], bidirectional: bool) -> Any:
@@ -233,7 +253,13 @@ def _finish(network: Network, options: Mapping[str, Any]) -> Network:
 
 def _load_scalar(network: Network, folder: Path) -> None:
     if (folder / "scalar_head.safetensors").exists() and network.head in ("score", "value"):
-        network.scalar.load_state_dict(load_file(folder / "scalar_head.safetensors"))
+        state = load_file(folder / "scalar_head.safetensors")
+        if set(state) != set(network.scalar.state_dict()):
+            given = network.spectral_norm
+            raise ConfigError(
+                f"model.options.spectral_norm: {given} given, but the head in {folder} was trained the other way; leave it out."
+            )
+        network.scalar.load_state_dict(state)
 
 
 def _facts(folder: Path | None) -> dict[str, Any]:

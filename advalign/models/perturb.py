@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advalign.errors import ConfigError
 from advalign.types import Edit
@@ -155,21 +156,45 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
 
 
 def as_it_was(network: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What a checkpoint wants as `context_fn`: the recomputation sees training and evaluation modes as they are now, for a
-    backward may come after dropout has been switched on again (random states alone do not bring back that it was off)."""
-    return nullcontext(), _modes([(m, m.training) for m in network.modules()])
+    """What a checkpoint wants as `context_fn`: the recomputation sees training and evaluation modes, and the attention kernels allowed,
+    as they are now, for a backward may come after dropout has been switched on again (random states alone do not bring back that it
+    was off), and outside `twice_differentiable`."""
+    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], _plain_attention())
+
+
+class _Modes(AbstractContextManager[None]):
+    """Entered once per recomputation: a second derivative needs two."""
+
+    def __init__(self, wanted: list[tuple[nn.Module, bool]], plain: bool) -> None:
+        self.wanted, self.plain = wanted, plain
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        for module, before in [(m, m.training) for m, training in self.wanted if m.training != training]:
+            module.training = not before
+            stack.callback(setattr, module, "training", before)
+        if self.plain:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self.entered.append(stack)
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.pop().close()
+
+
+def _plain_attention() -> bool:
+    fused = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
+    return torch.backends.cuda.math_sdp_enabled() and not any(fused)
 
 
 @contextmanager
-def _modes(wanted: list[tuple[nn.Module, bool]]) -> Iterator[None]:
-    changed = [(m, m.training) for m, training in wanted if m.training != training]
-    for module, before in changed:
-        module.training = not before
-    try:
+def twice_differentiable(enabled: bool = True) -> Iterator[None]:
+    """Fused attention has no second derivative: inside, attention is plain matrix products, and gradients are on."""
+    if not enabled:
         yield
-    finally:
-        for module, before in changed:
-            module.training = before
+        return
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -2,19 +2,23 @@
 
 bce:            -(1 - e) log D - e log(1 - D) if real, -log(1 - D) if not    (arXiv:1406.2661, eq. 1; e: arXiv:1606.03498, section 3.4)
 hinge:          max(0, 1 - s) if real, max(0, 1 + s) if not                  (arXiv:1705.02894)
+least_squares:  (s - 1)^2 / 2 if real, (s + 1)^2 / 2 if not                  (arXiv:1611.04076, eq. 2)
+wasserstein:    -s if real, s if not; bound its slope (gradient_penalty)     (arXiv:1701.07875, eq. 3)
 bradley_terry:  -log sigmoid(s_real - s_other), every pair in one group      (GAD, arXiv:2511.10643)
+relativistic:   -log sigmoid of the lead over the mean of the other side    (RaGAN, arXiv:1807.00734)
 
-Differences: GAPO (the source of perturbed negatives) has no smoothing; one-sided e = 0.1 is our default, because it bounds scores and
-keeps q = p as the only fixed point. GAD pairs one reference with the rollouts of its prompt; we pair every real row with every other row
-of its group. Bradley-Terry is written per row, so that weights stay per row: a row's loss is its mean over opponents, its weight half
-their number, the count the number of pairs. A group must then stay whole within a micro-batch: `bundle` says so. Rows without an opponent
-do not count.
+plus score_l2 s^2 (PRISM, arXiv:2604.28123). Differences: GAPO (the source of perturbed negatives) has no smoothing; one-sided e = 0.1 is
+our default, because it bounds scores and keeps q = p as the only fixed point. GAD pairs one reference with the rollouts of its prompt; we
+pair every real row with every other row of its group. Bradley-Terry is written per row: a row's loss is its mean over opponents, its weight
+half their number, the count the number of pairs. The relativistic means are over the group, the paper's over the batch, so that no split
+into micro-batches changes them. Both need groups whole within a micro-batch: `bundle` says so. Rows without an opponent do not count there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,63 +29,111 @@ from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Discriminate"]
 
-LOSSES = ("bce", "hinge", "bradley_terry")
+ALONE = ("bce", "hinge", "least_squares", "wasserstein")
+COMPARED = ("bradley_terry", "relativistic")  # with the other side of the row's group
+LEVELS = ("sequence", "token")
 SATURATED = 8.0  # |s| beyond which sigmoid(s) leaves a gradient below 3.4e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminate(Term):
-    """Real against perturbed and generated rows: -log D(real) - log(1 - D(other))."""
+    """Real against perturbed and generated rows: -log D(real) - log(1 - D(other)).
+
+    level: one score per row ("sequence"), or one per token of the text ("token"), then a row's loss is the mean over its tokens.
+    Rows with an `offset` are told apart by s - offset (AIRL, arXiv:1710.11248: offset = log pi(text | prompt)).
+    """
 
     learner: str = "judge"
     loss: str = "bce"
     label_smoothing: float = 0.1
+    score_l2: float = 0.0
+    level: str = "sequence"
 
     rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise unknown("objectives.discriminate.loss", "loss", self.loss, LOSSES)
+        if self.loss not in ALONE + COMPARED:
+            raise unknown("objectives.discriminate.loss", "loss", self.loss, ALONE + COMPARED)
+        if self.level not in LEVELS:
+            raise unknown("objectives.discriminate.level", "level", self.level, LEVELS)
+        if self.level == "token" and self.loss in COMPARED:
+            known = ", ".join(ALONE)
+            raise ConfigError(f"objectives.discriminate.level: '{self.loss}' compares whole rows, so it has no level 'token'; use {known}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"objectives.discriminate.label_smoothing: got {self.label_smoothing}, must be at least 0 and below 0.5.")
+        if self.score_l2 < 0:
+            raise ConfigError(f"objectives.discriminate.score_l2: got {self.score_l2}, must be at least 0.")
 
     @property
     def bundle(self) -> str:
         """What must not be split over micro-batches: "row", or "group"."""
-        return "group" if self.loss == "bradley_terry" else "row"
+        return "group" if self.loss in COMPARED else "row"
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:
-        return {self.view: frozenset({"scores"})}
+        return {self.view: frozenset({"token_scores" if self.level == "token" else "scores"})}
 
     def weights(self, rows: LabelRows) -> Weights:
-        counted = rows.tokens.mask.any(1)
+        counted, by_token = self._counted(rows), weights.sequence(rows.tokens.target)
         if self.loss == "bradley_terry":
             return weights.matched(rows.labels, rows.tokens.group, counted)
-        return weights.rows(counted)
+        per_row = weights.rows(counted)
+        if self.loss == "relativistic":
+            per_row = weights.by_side(rows.labels, rows.tokens.group, counted)
+        elif self.loss == "wasserstein":  # else a constant added to every score would pay
+            per_row = weights.by_side(rows.labels, torch.zeros_like(rows.tokens.group), counted)
+        return per_row if self.level == "sequence" else replace(per_row, values=per_row.values[:, None] * by_token.values)
 
     def losses(self, rows: LabelRows, views: Mapping[str, Outputs]) -> Losses:
-        scores = views[self.view].scores
-        assert scores is not None
-        counted = rows.tokens.mask.any(1)
-        right = (scores.detach() * gan.signs(rows.labels) > 0).to(scores.dtype)
+        raw, labels = self._scores(rows, views[self.view])
+        logits = raw
+        if rows.offset is not None:
+            if self.level == "token":
+                raise ConfigError("objectives.discriminate.level: rows with an offset are judged whole; use level: sequence.")
+            logits = raw - rows.offset.to(raw.dtype)
+        right = logits.detach() * gan.signs(labels) > 0
         if self.loss == "bradley_terry":
-            losses, right = gan.bradley_terry(scores, rows.labels, rows.tokens.group, counted)
-        elif self.loss == "hinge":
-            losses = gan.hinge(scores, rows.labels)
+            values, right = gan.bradley_terry(logits, labels, rows.tokens.group, self._counted(rows))
+        elif self.loss == "relativistic":
+            values, lead = gan.relativistic(logits, labels, rows.tokens.group, self._counted(rows))
+            right = lead.detach() > 0
+        elif self.loss == "bce":
+            values = gan.bce(logits, labels, label_smoothing=self.label_smoothing)
         else:
-            losses = gan.bce(scores, rows.labels, label_smoothing=self.label_smoothing)
-        return Losses(losses, self._metrics(rows, scores.detach(), right))
+            values = {"hinge": gan.hinge, "least_squares": gan.least_squares, "wasserstein": gan.wasserstein}[self.loss](logits, labels)
+        if self.score_l2:
+            values = values + self.score_l2 * raw.square()
+        return Losses(values, self._metrics(rows, logits.detach(), labels, right.to(logits.dtype)))
 
-    def _metrics(self, rows: LabelRows, scores: Float[Tensor, "B"], right: Float[Tensor, "B"]) -> dict[str, tuple[Tensor, Tensor]]:
-        each = rows.tokens.mask.any(1).to(scores.dtype)
-        judged = self.weights(rows).values.to(scores.dtype)
+    def _counted(self, rows: LabelRows) -> Tensor:
+        return (rows.tokens.target if self.level == "token" else rows.tokens.mask).any(1)
+
+    def _scores(self, rows: LabelRows, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """What is judged, and the label of each: "B", or by token "B T", zero off target."""
+        if self.level == "sequence":
+            assert outputs.scores is not None
+            return outputs.scores, rows.labels
+        assert outputs.token_scores is not None
+        scores = torch.where(rows.tokens.target, outputs.token_scores, 0.0)
+        return scores, rows.labels[:, None].expand(scores.shape)
+
+    def _metrics(
+        self, rows: LabelRows, scores: Float[Tensor, "*S"], labels: Tensor, right: Float[Tensor, "*S"]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        by_token, column = weights.sequence(rows.tokens.target).values, (-1, *[1] * (scores.ndim - 1))
+        each = (by_token if self.level == "token" else self._counted(rows)).to(scores.dtype)
+        real = (rows.labels == 1).reshape(column)
         metrics = {
-            "accuracy": (right, judged),
-            "margin": (scores * gan.signs(rows.labels), each),
+            "margin": (scores * gan.signs(labels), each),
             "saturation": ((scores.abs() > SATURATED).to(scores.dtype), each),
+            "score/real": (scores, each * real),
+            "score/other": (scores, each * ~real),
         }
+        if self.loss == "wasserstein":  # the zero of its scores means nothing
+            return metrics
+        judged = self.weights(rows).values.to(scores.dtype)
+        metrics["accuracy"] = (right, judged)
         if rows.kind is not None:
-            for index, name in enumerate(LabelRows.KINDS):
-                metrics[f"accuracy/{name}"] = (right, judged * (rows.kind == index))
+            kind = rows.kind.reshape(column)
+            metrics |= {f"accuracy/{name}": (right, judged * (kind == index)) for index, name in enumerate(LabelRows.KINDS)}
         return metrics

@@ -147,7 +147,11 @@ class _Runtime:
         return replace(rows, offpolicy=torch.zeros(len(rows.rewards), dtype=torch.bool))  # the gate let none of them in
 
     def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
+        return self.stream.state_dict() | {"rewards": [s.state_dict() if hasattr(s, "state_dict") else {} for s in self.scorers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
+        scorers: Sequence[Any] = self.scorers
+        for scorer, found in zip(scorers, state.get("rewards", [{}] * len(scorers)), strict=True):
+            if found:
+                scorer.load_state_dict(found)

@@ -17,7 +17,8 @@ MOVING = ("objectives", "adversaries", "learners")  # what a stage or a schedule
 
 # What a forward can give, by the head that gives it.
 HEAD_OF = {
-    "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "scores": "score", "class_logits": "classifier",
+    "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
+    "scores": "score", "token_scores": "score", "score_gradients": "score",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from advalign.objectives.dft import DFT
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.dpo import DPO
 from advalign.objectives.gmpo import GMPO
+from advalign.objectives.gradient_penalty import GradientPenalty
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.gspo import GSPO
 from advalign.objectives.ipo import IPO
@@ -79,6 +80,10 @@ TABLE = [
     Target(source="s", view="pgd", wanted="chosen", away_weight=0.5),
     CircuitBreaker(source="s", role="retain", layers=(0, 2), where="response"),
     *(Discriminate(source="s", loss=loss, view=view) for loss, view in (("hinge", "clean"), ("bradley_terry", "pgd"))),
+    *(Discriminate(source="s", loss=loss, score_l2=0.1) for loss in ("relativistic", "wasserstein", "least_squares")),
+    *(Discriminate(source="s", loss=loss, level="token", score_l2=0.1) for loss in ("bce", "wasserstein")),
+    GradientPenalty(source="s", view="pgd", of="all", target=1.0, every=1),
+    GradientPenalty(source="s", of="other", target=3.0, one_sided=True),
 ]
 
 
@@ -130,7 +135,7 @@ def outputs(term: Term) -> tuple[dict[str, Outputs], dict[tuple[str, str], torch
     leaves: dict[tuple[str, str], torch.Tensor] = {}
     for i, (view, names) in enumerate(sorted(term.reads.items())):
         for j, name in enumerate(sorted(names)):
-            wide = name == "distribution" or name.startswith("hidden:")
+            wide = name in ("distribution", "score_gradients") or name.startswith("hidden:")
             shape = (B, T, D) if wide else {"scores": (B,), "class_logits": (B, V)}.get(name, (B, T))
             x = random(*shape, seed=30 + 10 * i + j)
             leaves[view, name] = (-x.abs() if name == "logprobs" else x).requires_grad_()
@@ -276,7 +281,8 @@ def test_padding_and_whatever_lies_off_target_change_nothing(term):
     for key, x in leaves.items():
         x = x.detach()
         if x.shape[:2] == (B, T):
-            known = rows.tokens.mask if key[1].startswith("hidden:") else target  # a block has an output at every real token
+            # A block has an output at every real token, and a score a slope.
+            known = rows.tokens.mask if key[1].startswith("hidden:") or key[1] == "score_gradients" else target
             x = torch.where(known.reshape(B, T, *[1] * (x.ndim - 2)), x, torch.nan)
             x = torch.cat([x, torch.full((B, 3, *x.shape[2:]), torch.nan, dtype=x.dtype)], 1)
         moved[key] = x.requires_grad_()

@@ -12,6 +12,10 @@ P, Q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.
 EVERYTHING = torch.ones(6, dtype=torch.bool)
 
 
+def random(number):
+    return torch.randn(number, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
 def slope(loss):
     """Gradient of the expected loss with respect to the scores of three outcomes, drawn from P (real) and Q (other)."""
 
@@ -45,6 +49,98 @@ def test_one_sided_smoothing_moves_the_optimum_but_not_the_fixed_point():
 def test_hinge_by_hand():
     scores, labels = torch.tensor([0.5, 2.0, 0.5, -2.0]), torch.tensor([1, 1, 0, 0])
     assert gan.hinge(scores, labels).tolist() == [0.5, 0.0, 1.5, 0.0]
+
+
+def test_least_squares_optimum_is_bounded_and_its_sign_is_that_of_the_log_ratio():
+    # d/ds [p (s - 1)^2 + q (s + 1)^2] / 2 = p (s - 1) + q (s + 1) = 0  =>  s = (p - q) / (p + q)
+    best = (P - Q) / (P + Q)
+    at = slope(lambda s, y: (torch.cat([P, Q]) * gan.least_squares(s, y)).sum())
+    assert float(at(best).abs().max()) < 1e-15
+    torch.testing.assert_close(best, torch.tanh((P / Q).log() / 2), rtol=0, atol=1e-15)
+    assert gan.least_squares(torch.tensor([3.0, 3.0]), torch.tensor([1, 0])).tolist() == [2.0, 8.0]
+
+
+def test_wasserstein_is_half_the_difference_of_means_however_many_rows_a_side_has():
+    scores, labels = random(7), torch.tensor([1, 0, 0, 1, 0, 0, 0])
+    w = weights.by_side(labels, torch.zeros(7, dtype=torch.long), torch.ones(7, dtype=torch.bool))
+
+    def loss(s):
+        return float((w.values / w.count * gan.wasserstein(s, labels)).sum())
+
+    assert loss(scores) == pytest.approx(float(scores[labels == 0].mean() - scores[labels == 1].mean()) / 2, abs=1e-15)
+    assert loss(scores + 100) == pytest.approx(loss(scores), abs=1e-12)  # else the bias of the head would run away
+
+
+def test_sides_weigh_the_same_in_every_group():
+    labels, group = torch.tensor([1, 0, 0, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 2])
+    w = weights.by_side(labels, group, EVERYTHING)
+    assert w.values.tolist() == [1 / 2, 1 / 4, 1 / 4, 1 / 2, 1 / 2, 0]  # row 5 is alone
+    assert float(w.count) == 2
+    gone = torch.tensor([True, True, False, True, False, True])
+    assert weights.by_side(labels, group, gone).values.tolist() == [1 / 2, 1 / 2, 0, 0, 0, 0]
+
+
+def test_relativistic_is_the_loop_over_groups_and_blind_to_a_constant_per_group():
+    scores, labels, group = random(6), torch.tensor([1, 0, 0, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 1, 2])
+    losses, lead = gan.relativistic(scores, labels, group, EVERYTHING)
+    s = scores.tolist()
+    # group 0: real row 0 against the mean of 1 and 2; each of these against row 0. Group 1: rows 3 and 4. Row 5 is alone.
+    want = [s[0] - (s[1] + s[2]) / 2, s[0] - s[1], s[0] - s[2], s[3] - s[4], s[3] - s[4], 0.0]
+    assert lead.tolist() == pytest.approx(want, abs=1e-15)
+    assert losses.tolist() == pytest.approx([*(math.log1p(math.exp(-x)) for x in want[:5]), 0.0], abs=1e-15)
+    shifted, _ = gan.relativistic(scores + torch.tensor([3.0, -5.0, 2.0])[group], labels, group, EVERYTHING)
+    torch.testing.assert_close(shifted, losses, rtol=0, atol=1e-14)
+    # With one row on each side it is Bradley-Terry.
+    pairs = gan.bradley_terry(scores[3:5], labels[3:5], group[3:5], EVERYTHING[:2])[0]
+    torch.testing.assert_close(losses[3:5], pairs, rtol=0, atol=1e-15)
+
+
+def test_relativistic_gradient_is_the_one_derived_by_hand_and_vanishes_where_both_sides_are_alike():
+    # L = [E_p softplus(m_q - s) + E_q softplus(s - m_p)] / 2, m_p = E_p s, m_q = E_q s. With a = sigmoid(m_q - s), b = sigmoid(s - m_p):
+    # 2 dL/ds(x) = -p a + q E_p[a] + q b - p E_q[b]. Ten rows a side stand for P = (5, 3, 2) / 10 and Q = (2, 2, 6) / 10.
+    def rows(distribution):
+        return torch.arange(3).repeat_interleave((10 * distribution).round().long())
+
+    def gradient(s, q):
+        s = s.clone().requires_grad_()
+        labels, group = torch.tensor([1] * 10 + [0] * 10), torch.zeros(20, dtype=torch.long)
+        everything = torch.ones(20, dtype=torch.bool)
+        w = weights.by_side(labels, group, everything)
+        losses, _ = gan.relativistic(s[torch.cat([rows(P), rows(q)])], labels, group, everything)
+        return torch.autograd.grad((w.values / w.count * losses).sum(), s)[0]
+
+    s = random(3)
+    a, b = ((Q * s).sum() - s).sigmoid(), (s - (P * s).sum()).sigmoid()
+    derived = (-P * a + Q * (P * a).sum() + Q * b - P * (Q * b).sum()) / 2
+    torch.testing.assert_close(gradient(s, Q), derived, rtol=0, atol=1e-15)
+    constant = torch.full((3,), 1.7, dtype=torch.float64)
+    assert float(gradient(constant, P).abs().max()) < 1e-15
+    assert float(gradient(constant, Q).abs().max()) > 0.1
+
+
+def test_slope_penalties_by_hand():
+    # Row 0: |(3, 0, 4)| = 5 over its two tokens, the third is padding; row 1: zero.
+    slopes = torch.zeros(2, 3, 2, dtype=torch.float64)
+    slopes[0, 0, 0], slopes[0, 1, 1], slopes[0, 2] = 3.0, 4.0, 100.0
+    slopes.requires_grad_()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    squares = gan.squared_norms(slopes, mask)
+    assert squares.tolist() == [25.0, 0.0]
+    for options, values in [
+        ({"target": 0.0}, [12.5, 0.0]),
+        ({"target": 1.0}, [16.0, 1.0]),
+        ({"target": 1.0, "one_sided": True}, [16.0, 0.0]),
+        ({"target": 7.0}, [4.0, 49.0]),
+        ({"target": 7.0, "one_sided": True}, [0.0, 0.0]),
+    ]:
+        got = gan.slope_penalty(squares, **options)
+        assert got.tolist() == pytest.approx(values, abs=1e-12)
+        (g,) = torch.autograd.grad(got.sum(), slopes, retain_graph=True)
+        assert bool(g.isfinite().all())  # the norm has no derivative at 0
+        assert float(g[0, 2].abs().sum()) == 0.0
+    # d (|g| - 1)^2 = 2 (|g| - 1) g / |g|: at |g| = 5 that is 8/5 g
+    (g,) = torch.autograd.grad(gan.slope_penalty(squares, target=1.0).sum(), slopes)
+    torch.testing.assert_close(g[0, :2], 1.6 * slopes[0, :2].detach(), rtol=0, atol=1e-14)
 
 
 def test_bradley_terry_sums_to_the_loop_over_pairs():

@@ -1,0 +1,66 @@
+"""Embeddings between two rows of one group: where WGAN-GP asks for slopes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.adversaries import _deltas
+from advalign.adversaries._ballless import Ballless
+from advalign.errors import ConfigError
+from advalign.functional import balls
+from advalign.protocols import Ground
+from advalign.types import Edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(Ballless):
+    """e + u (e' - e), u ~ U(0, 1), e' the embeddings of another row of the group   (WGAN-GP, arXiv:1704.00028, algorithm 1).
+
+    With `gradient_penalty` on this view it is WGAN-GP. Differences: the paper pairs real with generated at random over the batch; here
+    the other row is drawn from the row's own group, whichever its label, so where a group is one real and one other row it is exactly a
+    line between the two. Texts differ in length: tokens beyond the shorter one stay as they are. Rows alone in their group stay too.
+    It does not look at the model's losses and has no radius. Groups must stay whole within a micro-batch (`gradient_penalty` sees to it).
+    """
+
+    family: ClassVar[str] = "interpolation"
+
+    steps: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        balls.check(self.threat, "interpolate")
+        if self.share != "row":
+            raise ConfigError(f"interpolate.share: '{self.share}' given; each row has a partner of its own, so only 'row'.")
+
+    @property
+    def does(self) -> tuple[str, ...]:
+        """What `advalign show` says in the place of a ball and its radius."""
+        return ("towards another row of the group",)
+
+    def start(self, ground: Ground) -> Float[Tensor, "N T D"]:
+        tokens = ground.tokens
+        assert tokens is not None
+        assert ground.network is not None
+        draws = [torch.rand(2, generator=g, device=g.device, dtype=torch.float64).tolist() for g in ground.generators]
+        group = tokens.group.tolist()
+        partner, share = list(range(len(group))), torch.zeros(len(group), dtype=torch.float64)
+        for row, (which, how_far) in enumerate(draws):
+            others = [other for other in range(len(group)) if group[other] == group[row] and other != row]
+            if others:
+                partner[row], share[row] = others[int(which * len(others))], how_far
+        with torch.no_grad():
+            here = ground.network.model.get_input_embeddings()(tokens.ids).to(_deltas.precision(ground))
+        common = ground.allowed & tokens.mask & tokens.mask[partner]
+        return balls.masked(share.to(here)[:, None, None] * (here[partner] - here), common)
+
+    def ask(self, state: Float[Tensor, "N T D"]) -> dict[str, Edit]:
+        return {"embedding": Edit(state)}
+
+    def tell(self, state: Float[Tensor, "N T D"], losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> Float[Tensor, "N T D"]:
+        return state
+
+
+__all__ = ["Interpolate"]

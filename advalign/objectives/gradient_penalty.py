@@ -1,0 +1,75 @@
+"""A bound on how fast a discriminator's score s may change with what it reads: g = ds / d(input embeddings), over a row's real tokens.
+
+target 0:    ||g||^2 / 2, so coef is gamma                      (R1 on real rows, R2 on others: arXiv:1801.04406, eq. 9)
+target c:    (||g|| - c)^2                                      (WGAN-GP, arXiv:1704.00028, eq. 3, with c = 1 on interpolated rows)
+one_sided:   max(0, ||g|| - c)^2                                (WGAN-LP, arXiv:1709.08894)
+every k:     in every k-th step, times k                        (lazy, arXiv:1912.04958, section 3.1, with k = 16)
+
+Differences: images are replaced by embeddings, which train; the penalty's whole gradient is taken, also through them. The norm is over
+all real tokens of the row, prompt included, and grows with the length of a row whose every token matters. The unit is score per embedding
+length, so gamma and c belong to a model. On view `interpolate` (or any adversary's) it is g at the edited embeddings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from advalign.errors import ConfigError, unknown
+from advalign.functional import gan, weights
+from advalign.protocols import Term
+from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
+
+__all__ = ["GradientPenalty"]
+
+ROWS = ("real", "other", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPenalty(Term):
+    """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
+
+    learner: str = "judge"
+    of: str = "real"  # `on` would be a truth value in YAML
+    target: float = 0.0
+    one_sided: bool = False
+    every: int = 16
+
+    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+
+    def __post_init__(self) -> None:
+        if self.of not in ROWS:
+            raise unknown("objectives.gradient_penalty.of", "kind of rows", self.of, ROWS)
+        if self.target < 0:
+            raise ConfigError(f"objectives.gradient_penalty.target: got {self.target}, must be at least 0.")
+        if self.one_sided and not self.target:
+            raise ConfigError("objectives.gradient_penalty.one_sided: a norm is never below a target of 0; give a target, such as 1.")
+        if self.every < 1:
+            raise ConfigError(f"objectives.gradient_penalty.every: got {self.every}, must be at least 1 step.")
+
+    @property
+    def bundle(self) -> str:
+        """An adversary may look at the other rows of a group (`interpolate`)."""
+        return "row" if self.view == "clean" else "group"
+
+    @property
+    def reads(self) -> Mapping[str, frozenset[str]]:
+        return {self.view: frozenset({"score_gradients"})}
+
+    def weights(self, rows: LabelRows) -> Weights:
+        return weights.rows(self._counted(rows))
+
+    def losses(self, rows: LabelRows, views: Mapping[str, Outputs]) -> Losses:
+        slopes = views[self.view].score_gradients
+        assert slopes is not None
+        squares = gan.squared_norms(slopes, rows.tokens.mask)
+        values = gan.slope_penalty(squares, target=self.target, one_sided=self.one_sided)
+        each = self._counted(rows).to(squares.dtype)
+        return Losses(self.every * values, {"slope": (squares.detach().sqrt(), each)})
+
+    def _counted(self, rows: LabelRows) -> Bool[Tensor, "B"]:
+        wanted = {"real": rows.labels == 1, "other": rows.labels != 1, "all": torch.ones_like(rows.labels, dtype=torch.bool)}[self.of]
+        return wanted & rows.tokens.mask.any(1)

@@ -1,0 +1,321 @@
+"""A discriminator as a learner: levels and offsets of its loss, gradient penalties against closed forms and finite differences, rows
+between two others, and that it and the policy whose base it borrows leave each other alone."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from made import TEXTS, learner, network, update
+from torch import nn
+
+from advalign.adversaries.interpolate import Interpolate
+from advalign.adversaries.pgd import PGD
+from advalign.engine import views
+from advalign.errors import ConfigError
+from advalign.models import ModelSpec, Network, adapters, load
+from advalign.models.encode import pad
+from advalign.models.load import borrow
+from advalign.objectives.discriminate import Discriminate
+from advalign.objectives.gradient_penalty import GradientPenalty
+from advalign.objectives.sft import SFT
+from advalign.types import DemoRows, LabelRows, Outputs
+
+GPT2 = "scratch:tiny-gpt2?n_embd=32"
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn"]}
+
+
+def judge(model=GPT2, **options):
+    return network("score", model=model, options=options)
+
+
+def verdicts(net):
+    """Two prompts: one real and two others, one real and one other; lengths differ."""
+    prompts, texts = ["a b :", "a b :", "a b :", "c :", "c :"], ["d e", "f g h i", "k", "a", "b c d e"]
+    tokens = net.encoder.verdicts(prompts, texts, [True, True, False, True, True], [0, 0, 0, 1, 1])
+    return LabelRows(tokens=tokens, labels=torch.tensor([1, 0, 0, 1, 0]), kind=torch.tensor([0, 1, 2, 0, 2]))
+
+
+def total(term, rows, outputs):
+    w = term.weights(rows)
+    return (w.values / w.count * term.losses(rows, {term.view: outputs}).values).sum()
+
+
+# ------------------------------------------------------------------------------------------------ levels and offsets
+
+
+def bare(lengths, labels, prompt=2):
+    """Rows of so many target tokens behind a prompt."""
+    tokens = pad([[1] * (prompt + n) for n in lengths], [prompt] * len(lengths), 0, [0] * len(lengths))
+    return LabelRows(tokens=tokens, labels=torch.tensor(labels), kind=torch.tensor(labels).logical_not().long())
+
+
+def test_by_token_a_row_counts_once_however_long_it_is():
+    rows, generator = bare([1, 4, 2], [1, 0, 1]), torch.Generator().manual_seed(0)
+    scores = torch.randn(rows.tokens.ids.shape, generator=generator, dtype=torch.float64)
+    term = Discriminate(source="s", level="token", label_smoothing=0.0)
+    loop = 0.0
+    for row, (n, label) in enumerate([(1, 1), (4, 0), (2, 1)]):
+        each = [math.log1p(math.exp(-s if label else s)) for s in scores[row, 2 : 2 + n].tolist()]
+        loop += sum(each) / n / 3
+    assert float(total(term, rows, Outputs(token_scores=scores))) == pytest.approx(loop, abs=1e-14)
+    metrics = term.losses(rows, {"clean": Outputs(token_scores=scores)}).metrics
+    right = [((scores[row, 2 : 2 + n] > 0) == bool(label)).double().mean() for row, (n, label) in enumerate([(1, 1), (4, 0), (2, 1)])]
+    values, each = metrics["accuracy"]
+    assert float((values * each).sum() / each.sum()) == pytest.approx(float(sum(right)) / 3, abs=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["bce", "hinge", "least_squares", "wasserstein"])
+def test_where_every_token_has_the_row_s_score_both_levels_agree(loss):
+    rows = bare([1, 4, 2], [1, 0, 1])
+    scores = torch.tensor([0.3, -0.8, 1.2], dtype=torch.float64)
+    by_row = total(Discriminate(source="s", loss=loss, score_l2=0.1), rows, Outputs(scores=scores))
+    by_token = total(
+        Discriminate(source="s", loss=loss, score_l2=0.1, level="token"),
+        rows,
+        Outputs(token_scores=scores[:, None].expand(rows.tokens.ids.shape)),
+    )
+    assert float(by_row) == pytest.approx(float(by_token), abs=1e-14)
+
+
+def test_with_the_policy_s_logprobs_as_offset_the_best_score_is_the_log_probability_of_real_text():
+    # AIRL: the logit is f - log q. At f = log p it is log p/q, the optimum of bce; ten rows a side stand for p and q.
+    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    outcome = torch.cat([torch.arange(3).repeat_interleave((10 * d).round().long()) for d in (p, q)])
+    rows = bare([1] * 20, [1] * 10 + [0] * 10)
+    with_offset = LabelRows(tokens=rows.tokens, labels=rows.labels, offset=q.log()[outcome])
+    term = Discriminate(source="s", label_smoothing=0.0)
+
+    def gradient(rows, at):
+        f = at.clone().requires_grad_()
+        return torch.autograd.grad(total(term, rows, Outputs(scores=f[outcome])), f)[0]
+
+    assert float(gradient(with_offset, p.log()).abs().max()) < 1e-16
+    assert float(gradient(rows, p.log()).abs().max()) > 0.05
+    assert float(gradient(rows, (p / q).log()).abs().max()) < 1e-16
+    with pytest.raises(ConfigError, match=r"objectives\.discriminate\.level: rows with an offset"):
+        Discriminate(source="s", level="token").losses(with_offset, {"clean": Outputs(token_scores=torch.zeros(20, 3).double())})
+
+
+def test_score_l2_adds_the_mean_square_of_the_scores():
+    rows, scores = bare([1, 4, 2], [1, 0, 1]), torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
+    apart = [float(total(Discriminate(source="s", score_l2=l2), rows, Outputs(scores=scores))) for l2 in (0.0, 0.5)]
+    assert apart[1] - apart[0] == pytest.approx(0.5 * (9 + 1 + 4) / 3, abs=1e-14)
+
+
+def test_pairs_are_not_compared_token_by_token():
+    for loss in ("bradley_terry", "relativistic"):
+        with pytest.raises(ConfigError, match=rf"level: '{loss}' compares whole rows.*use bce, hinge, least_squares, wasserstein"):
+            Discriminate(source="s", loss=loss, level="token")
+
+
+# ------------------------------------------------------------------------------------------------ gradient penalties
+
+
+class Copying(nn.Module):
+    """A backbone that gives back its inputs, so that a score pooled by the mean is linear in the embeddings."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, words, dim):
+        super().__init__()
+        self.embeddings = nn.Embedding(words, dim)
+        self.config = SimpleNamespace(hidden_size=dim)
+
+    @property
+    def base_model(self):
+        return self
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(self, inputs_embeds, **_):
+        return SimpleNamespace(last_hidden_state=inputs_embeds)
+
+
+def linear():
+    encoder = load(GPT2, tokenizer={"kind": "words"}, texts=TEXTS, max_length=32, dtype="float64").encoder
+    net = Network(Copying(len(encoder.tokenizer), 5).double(), encoder, "score", pooling="mean")
+    net.scalar.weight.data.copy_(torch.tensor([[1.0, -2.0, 0.5, 3.0, -1.0]]))
+    return net
+
+
+@pytest.mark.parametrize("view", ["clean", "mid"])
+def test_the_slope_of_a_linear_score_is_its_weight_over_the_root_of_the_length(view):
+    # s = w . mean_t e_t: ds/de_t = w / n at each of n tokens, so |g|^2 = |w|^2 / n, at every point; |w|^2 = 1 + 4 + 1/4 + 9 + 1 = 15.25.
+    net = linear()
+    rows = verdicts(net)
+    n, square = rows.tokens.lengths.double(), 15.25
+    for term, want, by_w in [
+        # R1 on the two real rows, and its gradient with respect to w: every / n w, averaged
+        (GradientPenalty(source="v", view=view, learner="policy"), 16 * (square / n[[0, 3]] / 2).mean(), 16 * (1 / n[[0, 3]]).mean()),
+        # (|g| - 1)^2 on all rows; d/dw = 2 (|g| - 1) / (|g| n) w
+        (
+            GradientPenalty(source="v", view=view, learner="policy", of="all", target=1.0, every=1),
+            (((square / n).sqrt() - 1) ** 2).mean(),
+            (2 * (1 - (n / square).sqrt()) / n).mean(),
+        ),
+    ]:
+        found, logs = update(learner(net), {"gp": term}, {"v": rows}, {"mid": Interpolate()}, budget=1000)
+        assert logs["gp/loss"] == pytest.approx(float(want), rel=1e-13)
+        torch.testing.assert_close(net.scalar.weight.grad, by_w * net.scalar.weight.detach(), rtol=1e-13, atol=0)
+        others = found.norm().square() - net.scalar.weight.grad.norm().square()
+        assert abs(float(others)) < 1e-20  # neither the bias nor the embeddings change a slope here
+    assert logs["gp/slope"] == pytest.approx(float((square / n).sqrt().mean()), rel=1e-13)
+
+
+@pytest.mark.parametrize("model", [GPT2, "scratch:encoder-tiny?hidden_size=32"])
+def test_the_gradient_of_a_penalty_is_the_measured_one(model):
+    net = judge(model)
+    for p in net.parameters():
+        p.data.mul_(3)  # far from linear
+    rows = verdicts(net)
+    terms = {
+        "judge": Discriminate(source="v", learner="policy", loss="relativistic"),
+        "gp": GradientPenalty(source="v", learner="policy", of="all", target=0.5, every=1, coef=2.0),
+    }
+    found, logs = update(learner(net), terms, {"v": rows})
+    generator = torch.Generator().manual_seed(3)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in net.parameters()]
+
+    def loss(step):
+        with torch.no_grad():
+            for p, d in zip(net.parameters(), direction, strict=True):
+                p.add_(step * d)
+        values = update(learner(net), terms, {"v": rows})[1]
+        with torch.no_grad():
+            for p, d in zip(net.parameters(), direction, strict=True):
+                p.sub_(step * d)
+        return values["judge/loss"] + 2 * values["gp/loss"]
+
+    measured = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    assert measured == pytest.approx(float(found @ torch.cat([d.flatten() for d in direction])), rel=1e-5)
+    assert logs["gp/slope"] > 0.05
+
+
+def test_penalty_and_loss_share_one_forward_and_no_split_changes_them():
+    net = judge()
+    rows = verdicts(net)
+    terms = {
+        "judge": Discriminate(source="v", learner="policy", loss="relativistic"),
+        "gp": GradientPenalty(source="v", learner="policy"),
+        "mid": GradientPenalty(source="v", learner="policy", view="mid", of="all", target=1.0, every=1),
+    }
+    before = net.num_forwards
+    whole, logs = update(learner(net), terms, {"v": rows}, {"mid": Interpolate()})
+    assert net.num_forwards - before == 2  # the clean view and the one in between
+    split, other = update(learner(net), terms, {"v": rows}, {"mid": Interpolate()}, budget=int(rows.tokens.lengths.max()) * 3)
+    assert net.num_forwards - before == 2 + 2 * 2  # one per group
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
+    assert {k: v for k, v in other.items() if k != "policy/learning_rate"} == pytest.approx(
+        {k: v for k, v in logs.items() if k != "policy/learning_rate"}, abs=1e-10
+    )
+
+
+def test_rows_of_another_source_beside_them_do_not_change_a_slope():
+    net = judge()
+    rows = verdicts(net)
+    alone, _ = update(learner(net), {"gp": GradientPenalty(source="v", learner="policy")}, {"v": rows})
+    terms = {"gp": GradientPenalty(source="v", learner="policy"), "zero": Discriminate(source="w", learner="policy", coef=1e-30)}
+    beside, _ = update(learner(net), terms, {"v": rows, "w": verdicts(net)})
+    torch.testing.assert_close(beside, alone, rtol=0, atol=1e-12)
+
+
+def test_an_adversary_can_climb_a_penalty():
+    net = judge()
+    for p in net.parameters():
+        p.data.mul_(3)
+    terms = {"gp": GradientPenalty(source="v", learner="policy", view="pgd", of="all", every=1)}
+    _, logs = update(learner(net), terms, {"v": verdicts(net)}, {"pgd": PGD(radius=0.5, steps=3)})
+    assert logs["pgd/gain"] > 0.01 * logs["pgd/loss_start"] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"of": "fake"}, {"target": -1.0}, {"one_sided": True}, {"every": 0}])
+def test_a_penalty_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(ConfigError, match=rf"objectives\.gradient_penalty\.{next(iter(wrong))}"):
+        GradientPenalty(source="s", **wrong)
+
+
+# ---------------------------------------------------------------------------------------------------- between two rows
+
+
+def between(net, tokens, key=("k",)):
+    """The edit of every row."""
+    adversary = Interpolate()
+    where = views.ground(net, adversary, "mid", tokens, [("v", tokens)], key)
+    return adversary.ask(adversary.start(where))["embedding"].add
+
+
+def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
+    net = judge()
+    rows = verdicts(net)
+    tokens, delta = rows.tokens, between(net, rows.tokens)
+    here = net.model.get_input_embeddings()(tokens.ids).detach()
+    for row, others in [(0, (1, 2)), (1, (0, 2)), (2, (0, 1)), (3, (4,)), (4, (3,))]:
+        fits = []
+        for other in others:
+            way = here[other] - here[row]
+            common = (tokens.mask[row] & tokens.mask[other])[:, None].double()
+            share = float((delta[row] * way).sum() / (common * way * way).sum())
+            fits.append(0 < share < 1 and torch.allclose(delta[row], share * common * way, rtol=0, atol=1e-14))
+        assert fits.count(True) == 1, row
+    assert delta.abs().sum((1, 2)).min() > 0
+
+
+def test_a_row_alone_stays_where_it_is_and_order_does_not_matter():
+    net = judge()
+    tokens = verdicts(net).tokens
+    delta = between(net, tokens)
+    for numbers in ([3, 4], [0, 1, 2]):
+        part = tokens.index(torch.tensor(numbers)).fit(tokens.ids.shape[1])
+        torch.testing.assert_close(between(net, part), delta[numbers], rtol=0, atol=0)
+    alone = tokens.index(torch.tensor([0, 3]))
+    assert float(between(net, alone).abs().max()) == 0.0
+    assert not torch.equal(between(net, tokens, key=("other",)), delta)
+
+
+def test_one_row_one_partner():
+    with pytest.raises(ConfigError, match=r"interpolate\.share"):
+        Interpolate(share="group", where="prompt")
+
+
+# --------------------------------------------------------------------------------------------- one base, two sides
+
+
+def pair():
+    """A policy with an adapter, and a judge with adapter and head of its own on the same base; both away from zero."""
+    policy = network("policy", options={"lora": LORA})
+    judge = borrow(policy, ModelSpec(model="learner:policy", head="score", options={"lora": LORA}, dtype="float64"), "learners.judge")
+    for net in (policy, judge):
+        for p in net.parameters():
+            if p.requires_grad:
+                p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype) * 0.1)
+    return policy, judge
+
+
+def test_neither_side_s_backward_reaches_the_other():
+    policy, judge = pair()
+    shared = {p.data_ptr() for n, p in policy.named_parameters() if not adapters.owns(policy, n)}
+    assert shared == {p.data_ptr() for n, p in judge.named_parameters() if not adapters.owns(judge, n)}
+    terms = {"judge": Discriminate(source="v", learner="policy"), "gp": GradientPenalty(source="v", learner="policy")}
+    update(learner(judge), terms, {"v": verdicts(judge)})
+    assert all(p.grad is None for p in policy.parameters())
+    assert all(p.grad is not None for p in judge.parameters() if p.requires_grad)
+    kept = [p.grad.clone() for p in judge.parameters() if p.requires_grad]
+    demos = DemoRows(tokens=policy.encoder.demos(["a b :", "c :"], ["d e", "f"]))
+    update(learner(policy), {"sft": SFT(source="d")}, {"d": demos})
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
+    assert all(torch.equal(p.grad, g) for p, g in zip((p for p in judge.parameters() if p.requires_grad), kept, strict=True))
+
+
+def test_the_same_text_called_real_and_generated_has_one_score():
+    _, judge = pair()
+    tokens = judge.encoder.verdicts(["a b :"] * 2 + ["c :"] * 2, ["d e", "d e", "f g h", "f g h"], [True] * 4, [0, 0, 1, 1])
+    rows = LabelRows(tokens=tokens, labels=torch.tensor([1, 0, 1, 0]), kind=torch.tensor([0, 2, 0, 2]))
+    scores = judge(rows.tokens, {"scores"}).scores.detach()
+    assert torch.equal(scores[0::2], scores[1::2])
+    assert scores[0] != scores[2]
+    # So their comparison is a tie, and the margin nothing.
+    logs = update(learner(judge), {"judge": Discriminate(source="v", learner="policy", loss="relativistic")}, {"v": rows})[1]
+    assert logs["judge/loss"] == pytest.approx(math.log(2), abs=1e-15)
+    assert logs["judge/margin"] == 0.0
