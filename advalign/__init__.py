@@ -19,6 +19,7 @@ _NAMES = {
     "Dynamic": "advalign.sources._options",
     "Evaluation": "advalign.training.evaluate",
     "Frozen": "advalign.training.recipe",
+    "Gate": "advalign.training.schedule",
     "KLPenalty": "advalign.sources._options",
     "Learner": "advalign.engine.learner",
     "Follow": "advalign.training.schedule",
@@ -29,6 +30,7 @@ _NAMES = {
     "Trainer": "advalign.training.trainer",
     "TrainingArguments": "advalign.training.recipe",
     "Until": "advalign.training.schedule",
+    "Verdicts": "advalign.training.judged",
     "load": "advalign.models.load",
 }
 __all__ = [*sorted(_NAMES), "__version__"]

@@ -34,6 +34,9 @@ def train(
     described = configuration.read(config, overrides or [])
     trainer = configuration.trainer(_smoke(described) if smoke else described)
     _say(trainer.formula())
+    trainer.start()
+    for note in trainer.notes():
+        _say(f"note: {note}")
     history = trainer.train(resume=resume)
     if history:
         numbers = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
@@ -47,6 +50,8 @@ def show(config: Config, overrides: Overrides = None) -> None:
     """Print the loss of a configuration as a formula, with its forwards, before a run. Loads no model."""
     trainer = configuration.trainer(configuration.read(config, overrides or []))
     _say(trainer.formula())
+    for note in trainer.notes():
+        _say(f"note: {note}")
     for name, source in trainer.config["sources"].items():
         rows = [f"{key} {getattr(source, key)}" for key in ("batch_size", "group_size", "limit") if getattr(source, key, None)]
         _say(f"source {name}: {', '.join([plugins.kind_of(type(source)), *rows])}")
@@ -68,6 +73,7 @@ def evaluate(
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
     self_check: Annotated[bool, typer.Option(help="Also check that the gradient attack's number means something.")] = False,
     transfer: Annotated[list[str] | None, typer.Option(help="With --self-check: another model whose edits are tried; repeatable.")] = None,
+    temperatures: Annotated[str | None, typer.Option(help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")] = None,
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
     from advalign.evaluation.suite import Suite
@@ -88,6 +94,13 @@ def evaluate(
     if output is not None:
         result.html(output / "report.html")
         _say(f"written to {output / 'report.html'}")
+    if temperatures is not None:
+        from advalign.evaluation import diversity
+
+        curve = diversity.of_suite(loaded, network, diversity.numbers(temperatures))
+        _say(curve.markdown())
+        if output is not None:
+            _say(f"written to {curve.write(output / 'quality_diversity.html')}")
 
 
 @app.command()
@@ -139,7 +152,9 @@ def _smoke(described: dict[str, Any]) -> dict[str, Any]:
         if source.get("kind") == "rejection":  # two steps of training reach no threshold
             source |= {"collect": 2, "threshold": None}
     for evaluation in small.get("evaluations", {}).values():
-        evaluation["number"] = 2
+        evaluation["number"] = 4 if evaluation.get("probe") else 2
+        if evaluation.get("probe"):
+            evaluation["probe"]["steps"] = 2
     return small
 
 

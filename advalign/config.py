@@ -23,9 +23,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from advalign import plugins, protocols
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, unknown
+from advalign.training.evaluate import KINDS as EVALUATIONS
 from advalign.training.evaluate import Evaluation
 from advalign.training.recipe import Frozen, TrainingArguments
-from advalign.training.schedule import Follow, Ramp, Stage
+from advalign.training.schedule import Follow, Gate, Ramp, Stage
 from advalign.training.trainer import Trainer
 
 # Annotations of plugin fields -> the room whose kinds may stand there.
@@ -49,6 +50,7 @@ SECTIONS: dict[str, tuple[str, Any]] = {  # section -> (one | mapping | list, wh
     "evaluations": ("mapping", Evaluation),
     "schedules": ("mapping", Ramp),
     "stages": ("list", Stage),
+    "gates": ("mapping", Gate),
     "rollout": ("one", protocols.RolloutEngine),
     "args": ("one", TrainingArguments),
 }
@@ -121,6 +123,12 @@ def build(what: Any, value: Any, where: str) -> Any:
         return _dataclass(plugins.resolve(ROOM_OF[what], str(given.pop("kind")), where), given, where)
     if what is Ramp and "metric" in value:
         what = Follow
+    if what is Evaluation and isinstance(value, Mapping) and "kind" in value:
+        value = dict(value)
+        kind = str(value.pop("kind"))
+        if kind not in EVALUATIONS:
+            raise unknown(where, "kind of evaluations", kind, EVALUATIONS)
+        what = EVALUATIONS[kind]
     return _dataclass(what, _expect(value, Mapping, where), where)
 
 

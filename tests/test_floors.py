@@ -27,6 +27,7 @@ OPTIONAL = {
     "vllm": ("rollout.vllm",),
     "peft": ("models.adapters",),
     "math_verify": ("rewards._symbolic",),
+    "nltk": ("evaluation.diversity", "attacks._textattack_support", "attacks._textattack_seams"),
 }
 
 # Helpers that may import their optional package at module level, because nobody imports them at module level.

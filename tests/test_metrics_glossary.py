@@ -46,7 +46,8 @@ sources:
   best: {kind: rejection, data: *task, rewards: [exact_answer], group_size: 2, batch_size: 2, collect: 2, sampling: *short}
   chat: {kind: demos, data: *task, batch_size: *four, limit: 12}
   taste: {kind: pairs, data: *task, batch_size: 2, limit: 6}
-  verdicts: {kind: contrast, real: chat, sampled: play, perturb: constraints, batch_size: *four}
+  verdicts: {kind: contrast, real: chat, sampled: play, perturb: constraints, batch_size: *four, lengths: 0.9, corrupt: [drop]}
+  own: {kind: versus, real: chat, batch_size: 2, sampling: *short}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 1}
 frozen: {reference: {of: policy}}
@@ -61,9 +62,13 @@ objectives:
   prefer: {kind: dpo, source: taste}
   value: {kind: value, source: play}
   judge: {kind: discriminate, learner: judge, source: verdicts}
+  spin: {kind: dpo, source: own}
+gates: {judge: {metric: judge/accuracy, above: 0.99}}
 evaluations:
   heldout: &held {data: *task, number: 3, samples: 3, sampling: *short, verifier: {kind: learner, learner: judge}}
   ood: {<<: *held, split: ood}
+  judged: &judged {kind: verdicts, data: *task, number: 4, perturb: constraints}
+  probed: {<<: *judged, sampler: policy, sampling: *short, probe: {learning_rate: 1.0e-3, steps: 2}}
 args: {max_steps: 2, eval_steps: 1, measure_every: 1}
 """
 
@@ -73,7 +78,7 @@ def pattern(entry: str, names: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
     text = re.escape(entry)
     for slot in SLOTS:
         text = text.replace(f"<{slot}>", f"(?:{'|'.join(map(re.escape, names[slot])) or '(?!)'})")
-    text = text.replace("<reward>", f"(?:{'|'.join(plugins.kinds('rewards'))})").replace("<kind>", "(?:real|perturbed|generated)")
+    text = text.replace("<reward>", f"(?:{'|'.join(plugins.kinds('rewards'))})").replace("<kind>", "(?:real|perturbed|generated|corrupted)")
     return re.compile(text.replace("<k>", "[0-9]+"))
 
 
@@ -125,7 +130,7 @@ def test_every_entry_is_written_somewhere_in_the_package():
 def test_every_line_has_all_its_cells():
     rows = [line for line in PAGE.splitlines() if line.startswith("|")]
     heads = [line for line in rows if line.startswith("| name")]
-    assert len(heads) == 4
+    assert len(heads) == 5
     for line in rows:
         cells = len(re.findall(r"(?<!\\)\|", line)) - 1
         assert cells in (5, 6), line

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -82,6 +83,28 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
+def auc(positive: Float[Tensor, "P"], negative: Float[Tensor, "N"]) -> float:
+    """P(a positive score is above a negative one), a tie counting half: the Mann-Whitney U over P N; nan where there is no pair."""
+    number, total = len(positive), len(positive) * len(negative)
+    if not total:
+        return math.nan
+    ranks = rankdata(torch.cat([positive, negative]).numpy())
+    return float((ranks[:number].sum() - number * (number + 1) / 2) / total)
+
+
+def calibration_error(probabilities: Float[Tensor, "B"], labels: Float[Tensor, "B"], weights: Float[Tensor, "B"], *, bins: int) -> float:
+    """sum_b m_b |mean probability of bin b - share of positives in it|, bins of equal mass   (arXiv:1904.01685, section 3).
+
+    m_b is the share of the weights in the bin. Equal probabilities are never parted, so the order of the rows does not matter: they
+    fall where the middle of their mass does. Noise alone makes it positive: few rows per bin read as miscalibration.
+    """
+    values, index = probabilities.unique(return_inverse=True)
+    mass = torch.zeros_like(values).index_add(0, index, weights / weights.sum())
+    place = ((mass.cumsum(0) - mass / 2) * bins).long().clamp(max=bins - 1)[index]
+    gap = (probabilities - labels) * weights / weights.sum()
+    return float(gap.new_zeros(bins).index_add(0, place, gap).abs().sum())
+
+
 def entropy_curve(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "K"]:
     """Mean entropy of the k-th response token over the responses that have one."""
     place = target.long().cumsum(1)[target] - 1
@@ -91,6 +114,6 @@ def entropy_curve(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) ->
 
 
 __all__ = [
-    "accuracy", "best_of_k", "constant", "distinct_n", "entropy_curve", "maj_at_k", "majority", "pass_at_k", "powers_of_two",
-    "unique_fraction",
+    "accuracy", "auc", "best_of_k", "calibration_error", "constant", "distinct_n", "entropy_curve", "maj_at_k", "majority", "pass_at_k",
+    "powers_of_two", "unique_fraction",
 ]  # fmt: skip

@@ -13,11 +13,13 @@ import torch
 from advalign import data as loading
 from advalign.engine import micro as mb
 from advalign.errors import ConfigError, RewardError, unknown
-from advalign.evaluation import utility
+from advalign.evaluation import diversity, utility
 from advalign.models import Network
 from advalign.protocols import Context, Reward
 from advalign.rewards import _answers
 from advalign.rewards.exact_answer import ExactAnswer
+from advalign.training import judged
+from advalign.training.judged import Verdicts
 from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
 
 RIGHT = 1 - 1e-9  # a verified score from which a response counts as solved
@@ -29,7 +31,9 @@ class Evaluation:
 
     `accuracy` the mean verified score; `pass@k` and, of k > 1, `maj@k` for k = 1, 2, 4, ... n; `best_of@k/accuracy` if a
     `verifier`, any reward, picks one of k; `unique` the fraction of distinct texts per prompt; `entropy` in nats per token,
-    and at the k-th token; `completions/...` lengths; `nll` of the reference response where there is one. A classifier: `accuracy`.
+    and at the k-th token; `distinct_1`, `distinct_2` of words, `coverage` of the references' word pairs and, with `self_bleu` (its
+    largest order; needs advalign[diversity]), `self_bleu`; `completions/...` lengths; `nll` of the reference response where there is
+    one. A classifier: `accuracy`.
     """
 
     data: Any
@@ -41,6 +45,7 @@ class Evaluation:
     learner: str = "policy"
     columns: Mapping[str, str] | None = None
     seed: int = 0
+    self_bleu: int = 0
 
     def __post_init__(self) -> None:
         for name in ("number", "samples"):
@@ -48,17 +53,26 @@ class Evaluation:
                 raise ConfigError(f"evaluations: {name} is {getattr(self, name)}; it must be at least 1.")
 
 
-def check(evaluations: Mapping[str, Evaluation], learners: Mapping[str, Any]) -> None:
-    """Refused before anything is loaded: an evaluation or a verifier of a learner that is not there."""
+KINDS = {"answers": Evaluation, "verdicts": Verdicts}  # the `kind` of an entry; without one: answers
+
+
+def check(evaluations: Mapping[str, Evaluation | Verdicts], learners: Mapping[str, Any]) -> None:
+    """Refused before anything is loaded: an evaluation, a verifier or a sampler of a learner that is not there."""
     for name, evaluation in evaluations.items():
-        asked = {"learner": evaluation.learner, "verifier.learner": getattr(evaluation.verifier, "learner", None)}
+        asked = {"learner": evaluation.learner, "verifier.learner": getattr(getattr(evaluation, "verifier", None), "learner", None)}
         for place, learner in asked.items():
             if learner is not None and learner not in learners:
                 raise unknown(f"evaluations.{name}.{place}", "learner", learner, learners)
+        if isinstance(evaluation, Verdicts):
+            judged.check(name, evaluation, learners)
+        elif evaluation.self_bleu:
+            diversity.check(f"evaluations.{name}.self_bleu")
 
 
-def run(evaluation: Evaluation, network: Network, engine: Any, budget: int, context: Context | None = None) -> dict[str, float]:
+def run(evaluation: Evaluation | Verdicts, network: Network, engine: Any, budget: int, context: Context | None = None) -> dict[str, float]:
     """Numbers of one evaluation; the same examples and the same sampling stream every time."""
+    if isinstance(evaluation, Verdicts):
+        return judged.run(evaluation, network, engine, budget, context)
     examples = loading.examples(
         evaluation.data, columns=evaluation.columns, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed
     )
@@ -67,9 +81,9 @@ def run(evaluation: Evaluation, network: Network, engine: Any, budget: int, cont
     generator = torch.Generator().manual_seed(evaluation.seed)
     groups = engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
     logs = verified(groups, evaluation.verifier, context)
-    logs["unique"] = utility.unique_fraction([[r.text for r in g.rollouts] for g in groups])
-    logs |= lengths(groups) | entropy(network, groups, budget)
     responses = _references(evaluation, examples)
+    logs |= diversity.of_groups(groups, references=responses, order=evaluation.self_bleu)
+    logs |= lengths(groups) | entropy(network, groups, budget)
     return logs if responses is None else logs | {"nll": nll(network, examples, responses, budget)}
 
 
@@ -124,7 +138,8 @@ def entropy(network: Network, groups: Sequence[RolloutGroup], budget: int) -> di
 
 def _scores(reward: Any, groups: Sequence[RolloutGroup], context: Context | None) -> list[list[float]]:
     """One row per prompt."""
-    scores = [float(s) for s in reward.start(context)(groups)]
+    given = reward.start(context)(groups)  # a reward on tokens counts as its sum
+    scores = [float(sum(s)) if isinstance(s, Sequence) else float(s) for s in given]
     number = sum(len(g.rollouts) for g in groups)
     if len(scores) != number:
         raise RewardError(f"evaluations: {type(reward).__name__} gave {len(scores)} scores for {number} responses.")

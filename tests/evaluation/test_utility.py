@@ -183,3 +183,61 @@ def test_unique_and_distinct_by_hand():
     # Pairs: (a b) (b a) (a b) and (a b): 2 distinct of 4.
     assert utility.distinct_n(["a b a b", "a b", "a"], 2) == 0.5
     assert math.isnan(utility.distinct_n(["a", ""], 2))
+
+
+# ------------------------------------------------------------------------------------------------ areas, calibration
+
+
+def test_the_area_is_the_share_of_pairs_in_order():
+    generator = torch.Generator().manual_seed(0)
+    for sizes in ((1, 1), (3, 5), (8, 2)):
+        # Of five values, so that there are ties.
+        a, b = (torch.randint(0, 5, (n,), generator=generator).double() for n in sizes)
+        pairs = [(x > y) + (x == y) / 2 for x in a.tolist() for y in b.tolist()]
+        assert utility.auc(a, b) == pytest.approx(sum(pairs) / len(pairs), abs=1e-15)
+        assert utility.auc(a, b) == pytest.approx(1 - utility.auc(b, a), abs=1e-15)
+        assert utility.auc((2 * a).exp(), (2 * b).exp()) == utility.auc(a, b)
+    assert math.isnan(utility.auc(a, b[:0]))
+
+
+def calibration(probabilities, labels, weights=None, bins=2):
+    p, y = (torch.tensor(x, dtype=torch.float64) for x in (probabilities, labels))
+    return utility.calibration_error(p, y, torch.ones_like(p) if weights is None else torch.tensor(weights).double(), bins=bins)
+
+
+def test_calibration_by_hand():
+    # Two bins of two: {.1, .3} with no positive, off by .2; {.6, .8} with one of two, off by .2.
+    assert calibration([0.1, 0.3, 0.6, 0.8], [0, 0, 1, 0]) == pytest.approx(0.2)
+    # One bin: mean .45 against 1/4.
+    assert calibration([0.1, 0.3, 0.6, 0.8], [0, 0, 1, 0], bins=1) == pytest.approx(0.2)
+    assert calibration([0.1, 0.3, 0.6, 0.8], [1, 0, 0, 0], bins=1) == pytest.approx(0.2)
+    # The mean is right and both halves are wrong: .2 said where 1/2 is, .8 said where 1/2 is.
+    assert calibration([0.2, 0.2, 0.8, 0.8], [0, 1, 0, 1], bins=1) == pytest.approx(0)
+    assert calibration([0.2, 0.2, 0.8, 0.8], [0, 1, 0, 1], bins=2) == pytest.approx(0.3)
+    # Calibrated exactly: 1/4 of four and 3/4 of four.
+    assert calibration([0.25] * 4 + [0.75] * 4, [1, 0, 0, 0, 1, 1, 1, 0]) == pytest.approx(0)
+
+
+def test_a_constant_is_off_by_its_distance_to_the_share_of_positives_however_many_bins_there_are():
+    for bins in (1, 3, 10):
+        assert calibration([0.7] * 8, [1, 0] * 4, bins=bins) == pytest.approx(0.2)
+
+
+def test_calibration_does_not_depend_on_order_and_weights_are_repetitions():
+    generator = torch.Generator().manual_seed(0)
+    p = (torch.randint(0, 6, (20,), generator=generator).double() / 6).tolist()  # with ties
+    y = torch.randint(0, 2, (20,), generator=generator).double().tolist()
+    w = torch.randint(1, 4, (20,), generator=generator).tolist()
+    whole = calibration(p, y, w, bins=4)
+    order = torch.randperm(20, generator=generator).tolist()
+    assert calibration(*([column[i] for i in order] for column in (p, y, w)), bins=4) == pytest.approx(whole, abs=1e-15)
+    repeated = [[x for x, n in zip(column, w, strict=True) for _ in range(n)] for column in (p, y)]
+    assert calibration(*repeated, bins=4) == pytest.approx(whole, abs=1e-15)
+
+
+def test_bins_have_equal_mass():
+    # Distinct values: the bins are the quarters of the sorted rows, as cut by hand.
+    p = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).sort().values
+    y = (torch.rand(20, generator=torch.Generator().manual_seed(2)) < 0.5).double()
+    quarters = [abs(float(a.mean() - b.mean())) / 4 for a, b in zip(p.chunk(4), y.chunk(4), strict=True)]
+    assert calibration(p.tolist(), y.tolist(), bins=4) == pytest.approx(sum(quarters), abs=1e-15)

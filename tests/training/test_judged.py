@@ -1,0 +1,262 @@
+"""A discriminator on held-out rows: numbers by hand, discriminators whose verdicts are known, and fresh ones that can or cannot learn."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from games import DATA, SHORT, game, judge, policy, same, weights
+
+from advalign import TrainingArguments, config
+from advalign.errors import ConfigError
+from advalign.tasks.constraints import Constraints
+from advalign.training import judged
+from advalign.training.judged import Probe, Verdicts
+from advalign.types import Rollout, RolloutGroup
+
+# ------------------------------------------------------------------------------------------------------- by hand
+
+#                     real        perturbed    generated, two per example
+SCORES = torch.tensor([2.0, -1.0, -3.0, -1.0, 1.0, -2.0, 0.0, 9.0], dtype=torch.float64)
+KIND = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
+EXAMPLE = torch.tensor([0, 1, 0, 1, 0, 0, 1, 1])
+
+
+def test_every_number_by_hand():
+    logs = judged.judged(SCORES, KIND, EXAMPLE, bins=1)
+    # Real: 2 is right, -1 wrong. Perturbed: both below 0. Generated: 1 and 9 wrong, -2 right, 0 half.
+    kinds = {"real": 1 / 2, "perturbed": 1, "generated": 1.5 / 4}
+    assert {k: logs[f"accuracy/{k}"] for k in kinds} == kinds
+    assert logs["accuracy"] == pytest.approx((1 / 2 + (1 + 1.5 / 4) / 2) / 2)
+    # Real {2, -1} above perturbed {-3, -1}: three of four pairs, the fourth a tie. Above generated {1, -2, 0, 9}: 2 beats three,
+    # -1 beats one: 4 of 8.
+    assert logs["auc/perturbed"] == 3.5 / 4
+    assert logs["auc/generated"] == 4 / 8
+    assert logs["auc"] == (3.5 / 4 + 4 / 8) / 2
+    # Inside an example. Perturbed: 2 > -3, -1 = -1. Generated: 2 > 1, 2 > -2, -1 < 0, -1 < 9.
+    assert logs["pair_accuracy/perturbed"] == 1.5 / 2
+    assert logs["pair_accuracy/generated"] == 2 / 4
+    assert logs["pair_accuracy"] == (1.5 / 2 + 2 / 4) / 2
+    # Signed scores. Real mean 1/2; perturbed mean 2; generated mean -2.
+    assert logs["margin"] == pytest.approx((1 / 2 + (2 - 2) / 2) / 2)
+    assert logs["saturation"] == 1 / 8  # only 9 is beyond 8
+    # One bin: |mean sigmoid, every kind weighing a third, - 1/3|.
+    d = SCORES.sigmoid()
+    assert logs["ece"] == pytest.approx(abs(float(d[:2].mean() + d[2:4].mean() + d[4:].mean()) / 3 - 1 / 3))
+
+
+def test_more_samples_of_the_same_change_nothing_but_counts_of_rows():
+    again = torch.tensor([*range(8), *range(4, 8)])
+    first, more = (judged.judged(SCORES[i], KIND[i], EXAMPLE[i], bins=3) for i in (torch.arange(8), again))
+    assert {k: v for k, v in more.items() if k != "saturation"} == pytest.approx({k: v for k, v in first.items() if k != "saturation"})
+
+
+def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
+    first = judged.judged(SCORES, KIND, EXAMPLE, bins=3)
+    for seed in range(3):
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+        assert judged.judged(SCORES[order], KIND[order], EXAMPLE[order], bins=3) == pytest.approx(first)
+    # What Bradley-Terry leaves open: a constant. Areas, pairs and (real and others having equal weight) the margin do not see it.
+    moved = judged.judged(SCORES - 4, KIND, EXAMPLE, bins=3)
+    free = [k for k in first if k.startswith(("auc", "pair_accuracy", "margin"))]
+    assert len(free) == 7
+    assert {k: moved[k] for k in free} == pytest.approx({k: first[k] for k in free})
+    assert moved["accuracy"] != first["accuracy"]
+
+
+def test_correlations_by_hand():
+    lengths = torch.tensor([1.0, 1.0, 50.0, 60.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    logs = judged.correlations(3 * lengths.log() + 1, lengths, KIND)
+    assert logs == pytest.approx({"corr_length": 1.0, "corr_length/generated": 1.0})
+    # Real texts are short and liked, generated ones long and disliked, all alike inside their kind but for two: score and log length are
+    # (1, 0) (1, 0) (0, 1) (0, 1) (1, 1) (0, 1) in units: r = cov / (std std) over these six; inside generated ones length is constant.
+    s = torch.tensor([1.0, 1, 0, 0, 0, 0, 1, 0], dtype=torch.float64)
+    long = torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2], dtype=torch.float64)
+    logs = judged.correlations(s, long, KIND)
+    # mean s = 1/2, mean l = 2/3 (in units of log 2): cov = 1/6 - 1/3 = -1/6; var s = 1/4, var l = 2/9: r = -1/6 / sqrt(1/18) = -1/sqrt 2
+    assert logs == {"corr_length": pytest.approx(-(2**-0.5))}
+
+
+# ------------------------------------------------------------------------------- discriminators whose verdict is known
+
+
+class Texts:
+    """An engine that answers with prepared texts: `answer(example, i)` is the i-th response to an example."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def sync(self, network, version):
+        pass
+
+    def generate(self, network, examples, n, sampling, generator):
+        groups = []
+        for e in examples:
+            texts = [self.answer(e, i) for i in range(n)]
+            ids = network.encoder.responses(texts)
+            rollouts = [
+                Rollout(response_ids=r, sampler_logprobs=[0.0] * len(r), text=t, finished=True) for r, t in zip(ids, texts, strict=True)
+            ]
+            groups.append(RolloutGroup(example=e, prompt_ids=network.encoder.prompt(e.prompt), rollouts=rollouts))
+        return groups
+
+
+def another(example, i):
+    """A further demonstration of the same example: real, but for its name."""
+    return Constraints().demonstrate(example, random.Random(f"{i}/{example.prompt}"))
+
+
+def whole(**fields):
+    given = {"data": DATA, "number": 12, "perturb": Constraints(), "sampler": "policy", "samples": 3, "sampling": SHORT}
+    return Verdicts(**{**given, **fields})
+
+
+def evaluated(evaluation, engine=None, **sections):
+    return {k.removeprefix("held/"): v for k, v in game(evaluations={"held": evaluation}, rollout=engine, **sections).evaluate().items()}
+
+
+def test_who_knows_the_rule_is_right_and_who_knows_nothing_is_a_coin(monkeypatch):
+    def right(prompt, text):
+        """The rule, read off the prompt: "length 4 with pink without gold :", with an inserted slot perhaps."""
+        words, slots = text.split(), prompt.split()[2:-1]
+        held = [(word in words) == (slot == "with") for slot, word in zip(slots[::2], slots[1::2], strict=True)]
+        return len(words) == int(prompt.split()[1]) and all(held)
+
+    def knows(network, prompts, texts, finished, budget):
+        return [4.0 if right(p, t) else -4.0 for p, t in zip(prompts, texts, strict=True)]
+
+    monkeypatch.setattr(judged, "scores", knows)
+    engine = Texts(lambda e, i: "red red red red red red red red red")
+    logs = evaluated(whole(), engine)
+    for name in ("accuracy", "auc", "pair_accuracy"):
+        for suffix in ("", "/perturbed", "/generated"):
+            assert logs[name + suffix] == 1
+    assert logs["margin"] == 4
+    # Responses that are right cannot be told by the rule: a coin on those, still all of the perturbed ones.
+    logs = evaluated(whole(), Texts(another))
+    assert (logs["pair_accuracy/generated"], logs["pair_accuracy/perturbed"]) == (1 / 2, 1)
+    assert (logs["accuracy/generated"], logs["accuracy/perturbed"], logs["accuracy"]) == (0, 1, (1 + 1 / 2) / 2)
+    # One that is always sure of the same is a coin too, whatever that is and however many samples there are.
+    for constant in (-5.0, 0.0, 5.0):
+        monkeypatch.setattr(judged, "scores", lambda network, prompts, *rest, c=constant: [c] * len(prompts))
+        logs = evaluated(whole(), engine)
+        assert (logs["accuracy"], logs["auc"], logs["pair_accuracy"], logs["margin"]) == (1 / 2, 1 / 2, 1 / 2, 0)
+
+
+def test_one_that_scores_length_is_told_apart(monkeypatch):
+    monkeypatch.setattr(judged, "scores", lambda network, prompts, texts, *rest: [float(len(t.split())) for t in texts])
+    logs = evaluated(whole(), Texts(lambda e, i: " ".join(["red"] * (2 * i + 2))))
+    assert logs["corr_length"] > 0.9
+    assert logs["corr_length/generated"] > 0.9
+
+
+def test_rows_are_the_same_every_time_and_perturbed_prompts_are_violated():
+    trainer = game(evaluations={})
+    trainer.start()
+    first, again = (judged.held_out(whole(), trainer.engine, trainer.context) for _ in range(2))
+    assert first == again
+    assert [row[3] for row in first] == [0] * 12 + [1] * 12 + [2] * 36
+    assert [row[1] for row in first[:12]] == [row[1] for row in first[12:24]]  # the same text
+    assert all(a[0] != b[0] for a, b in zip(first[:12], first[12:24], strict=True))  # under another prompt
+    assert {row[0] for row in first[24:]} == {row[0] for row in first[:12]}
+    other = judged.held_out(whole(seed=1), trainer.engine, trainer.context)
+    assert {row[0] for row in other[:12]} != {row[0] for row in first[:12]}
+
+
+# --------------------------------------------------------------------------------------------------- the fresh one
+
+
+def test_a_probe_finds_what_can_be_told_and_only_that():
+    probe = Probe(learning_rate=3e-3, steps=40)
+    fields = {"number": 24, "samples": 1, "perturb": None, "probe": probe}
+    # The policy says one word over and over, which no demonstration does: any discriminator can learn that.
+    easy = evaluated(whole(**fields), Texts(lambda e, i: "red red red red red"))
+    assert easy["probe/train_accuracy"] == 1
+    assert easy["probe/accuracy"] == 1
+    # Other demonstrations of the same prompts. What is learned on one half is then memory, and worth nothing on the other: 24 rows,
+    # each right with 1/2, are 0.83 or more together in 1 of 1000 cases.
+    hard = evaluated(whole(**fields), Texts(another))
+    assert hard["probe/accuracy"] < 0.8
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own model", "adapter on the policy's base"])
+def test_a_fresh_one_is_described_like_the_learner_and_shares_no_trained_weight(shared):
+    pytest.importorskip("peft") if shared else None
+    lora = {"lora": {"r": 2, "target_modules": ["c_attn"]}}
+    learners = {"policy": policy(options=lora), "judge": judge(model="learner:policy", options=lora)} if shared else {}
+    trainer = game(args=TrainingArguments(max_steps=1), **({"learners": learners} if shared else {}))
+    trainer.start()
+    old = trainer.learners["judge"].network
+    with torch.no_grad():
+        for p in old.parameters():
+            if p.requires_grad:
+                p.fill_(7.0)
+    new = judged.fresh(trainer.context, "judge", seed=0)
+    trained = [n for n, p in new.named_parameters() if p.requires_grad]
+    assert trained == [n for n, p in old.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(float((new.get_parameter(n).detach() - 7).abs().max()) > 1 for n in trained)
+    assert (new.pooling, new.encoder.bidirectional) == (old.pooling, old.encoder.bidirectional)
+    row = [("length 3 with red without blue :", "red green red", True, 0, 0)]
+    assert new.encoder.verdicts(*[[x] for x in row[0][:3]]).ids.tolist() == old.encoder.verdicts(*[[x] for x in row[0][:3]]).ids.tolist()
+
+
+def test_an_evaluation_leaves_the_run_as_it_was():
+    trainer = game(evaluations={"held": whole(number=4, probe=Probe(learning_rate=1e-3, steps=2))})
+    trainer.start()
+    networks = [runtime.network for runtime in trainer.learners.values()]
+    for network in networks:
+        network.train()
+    before, state = [weights(n) for n in networks], torch.get_rng_state()
+    first = trainer.evaluate()
+    assert trainer.evaluate() == first
+    assert all(same(a, weights(n)) for a, n in zip(before, networks, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(n.training for n in networks)
+    kinds = ("", "/perturbed", "/generated")
+    wanted = {f"held/{a}{b}" for a, b in itertools.product(("accuracy", "auc", "pair_accuracy"), kinds)}
+    wanted |= {f"held/{n}" for n in ("accuracy/real", "ece", "margin", "saturation", "probe/accuracy", "probe/train_accuracy")}
+    assert wanted <= set(first)
+    assert set(first) - wanted <= {"held/corr_length", "held/corr_length/generated"}
+
+
+# ------------------------------------------------------------------------------------------- configured, and refused
+
+
+def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
+    from advalign import Evaluation
+
+    described = {
+        "judged": {"kind": "verdicts", "data": DATA, "perturb": "constraints", "sampler": "policy", "probe": {"learning_rate": 1e-3}},
+        "plain": {"data": DATA, "samples": 2},
+        "same": {"kind": "answers", "data": DATA, "samples": 2},
+    }
+    built = config.sections({"evaluations": described})["evaluations"]
+    assert built["judged"] == Verdicts(data=DATA, perturb=Constraints(), sampler="policy", probe=Probe(learning_rate=1e-3))
+    assert built["plain"] == built["same"] == Evaluation(data=DATA, samples=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"kind": "verdict"},
+            r"evaluations\.held: no kind of evaluations 'verdict'\. Known: answers, verdicts\. Did you mean 'verdicts'\?",
+        ),
+        ({"kind": "verdicts"}, r"evaluations\.held: evaluations: verdicts on real rows alone say nothing"),
+        ({"kind": "verdicts", "sampler": "policy", "samples": 0}, r"samples is 0; it must be at least 1"),
+        ({"kind": "verdicts", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
+        ({"kind": "verdicts", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
+        ({"kind": "verdicts", "sampler": "policy", "probe": {"steps": 3}}, r"evaluations\.held\.probe: Probe needs learning_rate"),
+    ],
+)
+def test_refused_with_a_sentence(fields, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        config.sections({"evaluations": {"held": {"data": DATA, **fields}}})
+
+
+def test_refused_where_a_learner_is_missing_or_is_no_scorer():
+    with pytest.raises(ConfigError, match=r"evaluations\.held\.sampler: no learner 'polcy'\. Known: judge, policy\."):
+        game(evaluations={"held": whole(sampler="polcy")})
+    with pytest.raises(ConfigError, match=r"learner 'policy' is a policy; use head: score"):
+        evaluated(whole(learner="policy"))
