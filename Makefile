@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost tables clean
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-stories bench-self-play bench-gan bench-gan-failures tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -82,9 +82,25 @@ bench-adv-rl: export OMP_NUM_THREADS := 1
 bench-adv-rl: $(READY)  ## GRPO with and without an adversarial view; writes benchmarks/results/adv_rl.json
 	$(BIN)/python benchmarks/adv_rl.py
 
+bench-gan: export OMP_NUM_THREADS := 1
+bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json
+	$(BIN)/python benchmarks/gan.py
+
+bench-gan-failures: export OMP_NUM_THREADS := 1
+bench-gan-failures: $(READY)  ## how a game fails and what helps, about half a CPU-hour; writes benchmarks/results/gan_failures.json
+	$(BIN)/python benchmarks/gan_failures.py
+
 bench-adv-cost: export OMP_NUM_THREADS := 1
 bench-adv-cost: $(READY)  ## what a step of each adversarial method costs; writes benchmarks/results/adv_cost.json
 	$(BIN)/python benchmarks/adv_cost.py
+
+bench-self-play: export OMP_NUM_THREADS := 1
+bench-self-play: $(READY)  ## GRPO against random, chosen and learned distractions; writes benchmarks/results/self_play.json
+	$(BIN)/python benchmarks/self_play.py
+
+bench-stories: export OMP_NUM_THREADS := 1
+bench-stories: $(READY)  ## GAPO and GAD on sentences of TinyStories; writes benchmarks/results/stories.json
+	$(BIN)/python benchmarks/stories.py
 
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py
