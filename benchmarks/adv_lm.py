@@ -256,7 +256,7 @@ def main() -> None:
     spent = [one for found in runs.values() for one in found]
     save(
         "benchmarks/results/adv_lm.json",
-        about("make bench-adv-lm")
+        about("make bench-adv-lm" if seeds == SEEDS else f"python benchmarks/adv_lm.py --seeds {len(seeds)}")
         | {"seeds": seeds, "radii": RADII, "refusal": REFUSAL, "opening": OPENING, "cpu_hours": cpu_hours(spent)}
         | {"arms": {arm: summary(found, runs["sft"]) for arm, found in runs.items()}}
         | {"cat_minus_unattacked": {name: minus(runs["cat"], runs["unattacked"], name) for name in spent[0]["violated"]}},

@@ -17,6 +17,7 @@ weights are fixed, both radii are shown. The setting (cards, SFT steps, draws) w
 
     python benchmarks/adv_rl.py               two seeds; resumable run by run; writes benchmarks/results/adv_rl.json
     python benchmarks/adv_rl.py --seeds 3     one more
+    python benchmarks/adv_rl.py --seeds 1 --only grpo,"robust 0.1"      these arms alone, without the timing
 """
 
 from __future__ import annotations
@@ -217,22 +218,25 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", default="", help="arms, separated by commas, `grpo` among them; nothing is timed")
     args = parser.parse_args()
     torch.set_num_threads(1)
     hands, seeds = held_out(), SEEDS[: args.seeds]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("start", *ARMS)}
+    arms = args.only.split(",") if args.only else list(ARMS)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("start", *arms)}
     for seed in seeds:
         for name in runs:
             folder = OUT / f"{name}-{seed}"
             runs[name].append(once(OUT / f"{folder.name}.json", lambda n=name, s=seed, f=folder: run(n, s, f, hands)))
-    cost = once(OUT / "cost.json", lambda: side_by_side(seeds[0]))
+    timed = [] if args.only else [once(OUT / "cost.json", lambda: side_by_side(seeds[0]))]
+    command = f'python benchmarks/adv_rl.py --seeds {len(seeds)} --only "{args.only}"' if args.only else "make bench-adv-rl"
     bases = [once(OUT / f"base-{seed}.json", dict) for seed in seeds]
-    spent = [*bases, cost, *(r for found in runs.values() for r in found)]
+    spent = [*bases, *timed, *(r for found in runs.values() for r in found)]
     save(
         "benchmarks/results/adv_rl.json",
-        about("make bench-adv-rl")
+        about(command)
         | {"config": CONFIG, "seeds": list(seeds), "draws": DRAWS, "radii": RADII}
-        | {"prompts": {kind: len(asked) for kind, asked in hands.items()}, "cost": {arm: cost[arm] for arm in ARMS}}
+        | {"prompts": {kind: len(asked) for kind, asked in hands.items()}, "cost": {arm: cost[arm] for cost in timed for arm in arms}}
         | {"arms": summary(runs), "cpu_hours": cpu_hours(spent)},
     )
 

@@ -30,9 +30,6 @@ def adv_rl(found: Mapping[str, Any]) -> str:
         "",
         *_cost(found["cost"], found["arms"]),
         "",
-        "CPU seconds of a draw: sampling and eight updates, the arms taking turns in one process, median. Forwards: of the trainer, per "
-        "update (old log-probabilities of a draw spread over its updates); inner steps, which also go backward to the delta, counted once.",
-        "",
         f"{found['cpu_hours']:.2f} CPU-hours.",
     ]
     return "\n".join(parts)
@@ -57,8 +54,19 @@ def _differences(arms: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
 
 
 def _cost(cost: Mapping[str, Any], arms: Mapping[str, Any]) -> list[str]:
-    rows = ["| arm | CPU s per draw | forwards per update | reward, first tenth | last tenth |", "|---|---:|---:|---:|---:|"]
-    for name, spent in cost.items():
-        first, last = (arms[name][key]["mean"] for key in ("first_rewards", "last_rewards"))
-        rows.append(f"| {name} | {spent['cpu_seconds_per_draw']:.2f} | {spent['forwards_per_update']:.2f} | {first:.3f} | {last:.3f} |")
+    """The reward in training; and what an arm costs, where it was timed."""
+    head = ["arm", "reward, first tenth", "last tenth", *(["CPU s per draw", "forwards per update"] if cost else [])]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, arm in arms.items():
+        if "first_rewards" in arm:
+            cells = [name, *(f"{arm[key]['mean']:.3f}" for key in ("first_rewards", "last_rewards"))]
+            cells += [f"{cost[name]['cpu_seconds_per_draw']:.2f}", f"{cost[name]['forwards_per_update']:.2f}"] if cost else []
+            rows.append(f"| {' | '.join(cells)} |")
+    if cost:
+        rows += [
+            "",
+            "CPU seconds of a draw: sampling and eight updates, the arms taking turns in one process, median. Forwards: of the trainer, "
+            "per update (old log-probabilities of a draw spread over its updates); inner steps, which also go backward to the delta, "
+            "counted once.",
+        ]
     return rows

@@ -72,6 +72,9 @@ def spread(value: Mapping[str, Any]) -> str:
 
 
 def interval(value: Mapping[str, float]) -> str:
+    """One seed has no interval."""
+    if value["n"] < 2:
+        return f"{value['difference']:+.3f}"
     return f"{value['difference']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 

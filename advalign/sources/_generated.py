@@ -47,7 +47,8 @@ class Generated:
 @dataclass(frozen=True, kw_only=True)
 class LengthMatched:
     """Abstract base. lengths: generated rows are paired with real ones whose length in `length_unit` differs by at most this, relative
-    to the longer; rows without a partner leave the draw, so that length alone tells a discriminator nothing."""
+    to the longer; rows without a partner leave the draw, so that length alone tells a discriminator nothing. Where none has one the
+    nearest pair stays, so that a run goes on."""
 
     lengths: float | None = None
     length_unit: str = "words"
@@ -70,6 +71,9 @@ class LengthMatched:
             other = self.length(free[best][1])
             if abs(other - own) <= self.lengths * max(other, own):
                 pairs.append((example, free.pop(best)))
+        if not pairs:
+            both = [(e, row) for e in real for row in generated if not by_prompt or row[0] == e.prompt]
+            pairs = [min(both, key=lambda p: abs(self.length(p[0].meta["response"]) - self.length(p[1][1])))] if both else []
         return [example for example, _ in pairs], [row for _, row in pairs]
 
 

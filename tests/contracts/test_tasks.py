@@ -6,24 +6,32 @@ from fractions import Fraction
 from itertools import combinations_with_replacement, permutations, product
 
 import pytest
+from corpus import RANKS, sentences
 
 from advalign import plugins
 from advalign.errors import ConfigError
-from advalign.tasks import Arithmetic, Constraints, GeneralPoints
+from advalign.tasks import Arithmetic, Constraints, GeneralPoints, Sentences
 
 TASKS = plugins.all("tasks")
 SPLITS = ("train", "test", "ood")
 MANY = 10**6  # more than any of these spaces holds, so that whole splits are compared
 
 
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """The task with its defaults; one that asks for data gets a small corpus."""
+    given = {"data": sentences(tmp_path_factory.mktemp("corpus")), "ranks": RANKS}
+    return lambda cls, **fields: cls(**fields, **(given if cls is Sentences else {}))
+
+
 def small(cls):
-    """The task on a space that can be listed whole."""
-    return cls(**{"Arithmetic": {"digits": 1, "operations": "+-*"}, "GeneralPoints": {"cards": 3}}.get(cls.__name__, {}))
+    """Fields that make a space which can be listed whole."""
+    return {"Arithmetic": {"digits": 1, "operations": "+-*"}, "GeneralPoints": {"cards": 3}}.get(cls.__name__, {})
 
 
 @pytest.mark.parametrize("cls", TASKS)
-def test_splits_never_share_a_prompt_whatever_the_generator(cls):
-    task = small(cls)
+def test_splits_never_share_a_prompt_whatever_the_generator(cls, make):
+    task = make(cls, **small(cls))
     first = {split: {e.prompt for e in task.examples(split, MANY, random.Random(0))} for split in SPLITS}
     other = {split: {e.prompt for e in task.examples(split, MANY, random.Random(1))} for split in SPLITS}
     assert all(first.values())
@@ -34,8 +42,8 @@ def test_splits_never_share_a_prompt_whatever_the_generator(cls):
 
 @pytest.mark.parametrize("cls", TASKS)
 @pytest.mark.parametrize("split", SPLITS)
-def test_demonstrations_are_right_and_perturbations_are_violated_yet_possible(cls, split):
-    task, rng = cls(), random.Random(0)
+def test_demonstrations_are_right_and_perturbations_are_violated_yet_possible(cls, split, make):
+    task, rng = make(cls), random.Random(0)
     examples = task.examples(split, 30, rng)
     assert len(examples) == len({e.prompt for e in examples}) == len({e.id for e in examples}) == 30
     everything = {e.prompt for e in task.examples(split, MANY, rng)} if cls is not Arithmetic else None
@@ -54,8 +62,8 @@ def test_demonstrations_are_right_and_perturbations_are_violated_yet_possible(cl
 
 @pytest.mark.parametrize("cls", TASKS)
 @pytest.mark.parametrize("text", ["", "nonsense", "red " * 300, "1 + 1", "9" * 5000, "(" * 10_000, "٣ + ٤", "\x00", "=", "\n" * 50])
-def test_any_text_is_scored_quickly_and_can_be_perturbed_against(cls, text):
-    task, rng = cls(), random.Random(0)
+def test_any_text_is_scored_quickly_and_can_be_perturbed_against(cls, text, make):
+    task, rng = make(cls), random.Random(0)
     example = task.examples("train", 1, rng)[0]
     begin = time.perf_counter()
     assert example.verify(text) == 0
@@ -64,9 +72,9 @@ def test_any_text_is_scored_quickly_and_can_be_perturbed_against(cls, text):
 
 
 @pytest.mark.parametrize("cls", TASKS)
-def test_the_generator_handed_in_decides_everything(cls):
+def test_the_generator_handed_in_decides_everything(cls, make):
     def transcript(seed):
-        task, rng = cls(), random.Random(seed)
+        task, rng = make(cls), random.Random(seed)
         examples = task.examples("train", 5, rng)
         texts = [task.demonstrate(e, rng) for e in examples]
         return [(e.prompt, t, task.perturb(e, t, rng).prompt) for e, t in zip(examples, texts, strict=True)]
@@ -75,8 +83,8 @@ def test_the_generator_handed_in_decides_everything(cls):
 
 
 @pytest.mark.parametrize("cls", TASKS)
-def test_the_vocabulary_covers_prompts_and_responses(cls):
-    task, rng = cls(), random.Random(0)
+def test_the_vocabulary_covers_prompts_and_responses(cls, make):
+    task, rng = make(cls), random.Random(0)
     letters = set(" ".join(task.vocabulary()))
     words = {word for text in task.vocabulary() for word in text.split()}
     for split in SPLITS:
@@ -89,9 +97,9 @@ def test_the_vocabulary_covers_prompts_and_responses(cls):
 
 
 @pytest.mark.parametrize("cls", TASKS)
-def test_an_unknown_split_is_refused_with_the_nearest(cls):
+def test_an_unknown_split_is_refused_with_the_nearest(cls, make):
     with pytest.raises(ConfigError, match="Did you mean 'test'"):
-        cls().examples("tset", 1, random.Random(0))
+        make(cls).examples("tset", 1, random.Random(0))
 
 
 # ------------------------------------------------------------------------------------------------------- arithmetic

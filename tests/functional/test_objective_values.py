@@ -189,17 +189,23 @@ def judged() -> tuple[LabelRows, Outputs]:
 
 
 def test_discriminate_metrics():
-    # right: rows 0 (1 > 0) and 1 (-9 < 0); wrong: 2 and 3. margin: (1 + 9 - 2 - 1) / 4
+    # right: rows 0 (1 > 0) and 1 (-9 < 0); wrong: 2 and 3. margin: (1 + 9 - 2 - 1) / 4. Nobody is corrupted.
     rows, seen = judged()
     found = Discriminate(source="s").losses(rows, {"clean": seen})
-    assert {name: mean(found, name) for name in found.metrics} == {
-        "accuracy": 0.5,
-        "margin": 1.75,
-        "saturation": 0.25,
-        "accuracy/real": 0.5,
-        "accuracy/perturbed": 1.0,
-        "accuracy/generated": 0.0,
-    }
+    assert {name: mean(found, name) for name in found.metrics} == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "margin": 1.75,
+            "saturation": 0.25,
+            "score/real": 0.0,  # (1 - 1) / 2
+            "score/other": -3.5,  # (-9 + 2) / 2
+            "accuracy/real": 0.5,
+            "accuracy/perturbed": 1.0,
+            "accuracy/generated": 0.0,
+            "accuracy/corrupted": math.nan,
+        },
+        nan_ok=True,
+    )
 
 
 def test_discriminate_bce_and_its_smoothing():

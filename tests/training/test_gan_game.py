@@ -274,6 +274,13 @@ def test_length_matched_pairs():
     assert sorted(len(i.text.split()) for i in loose if i.kind == GENERATED) in ([4, 5, 6, 6], [5, 6, 6])
 
 
+def test_where_no_length_fits_the_nearest_pair_stays():
+    real = [demo("q", "r r r r"), demo("q2", "r r r r r r")]
+    context = Drawn(real, [group("p", "g", "g g")])
+    items = Contrast(real="r", sampled="s", lengths=0.0).start(context, "v").draw(0, 0)
+    assert [len(i.text.split()) for i in items] == [4, 2]
+
+
 def test_corrupted_texts_are_wrong_and_one_change_away():
     task = Constraints()
     examples = task.examples("train", 40, random.Random(0))

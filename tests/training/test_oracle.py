@@ -51,7 +51,7 @@ class Draws:
         items = trainer.context.items
         demos = [(e.prompt, e.meta["response"]) for e in items["chat"]]
         groups = [(g.prompt_ids, g.example.prompt, [(r.response_ids, r.text, r.finished) for r in g.rollouts]) for g in items["write"]]
-        verdicts = [(prompt, text, finished, kind == 0) for prompt, text, finished, kind, _ in items["verdicts"]]
+        verdicts = [(v.prompt, v.text, v.finished, v.kind == 0) for v in items["verdicts"]]
         self.seen.append((demos, groups, verdicts))
 
 

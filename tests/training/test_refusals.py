@@ -123,7 +123,7 @@ IN_THE_RUN = {
     "reward of nobody": (
         lambda: game(sources={"write": write(rewards=[Judged(learner="jugde")])}, objectives={"policy": GRPO(source="write")}),
         ConfigError,
-        r"learners: no learner 'jugde'. Known: judge, policy. Did you mean 'judge'\?",
+        r"sources.write.rewards.0.learner: no learner 'jugde'. Known: judge, policy. Did you mean 'judge'\?",
     ),
     "reward that throws": (
         lambda: rewarded(lambda completions: 1 / 0),

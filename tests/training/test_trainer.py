@@ -243,7 +243,8 @@ def test_evaluations_callbacks_and_gradient_measures(tmp_path):
     history = imitation(**more, args=args, callbacks=[watch]).train(progress=False)
     per_length = [f"held/completions/{name}" for name in ("clipped_ratio", "max_length", "mean_length", "min_length")]
     curve = [f"held/entropy/token_{k}" for k in (1, 2, 4)]  # nearly every response of an untrained model takes all four tokens
-    names = ["held/accuracy", *per_length, "held/entropy", *curve, *(f"held/{n}" for n in ("maj@2", "nll", "pass@1", "pass@2", "unique"))]
+    others = ("accuracy", "coverage", "distinct_1", "distinct_2", "entropy", "maj@2", "nll", "pass@1", "pass@2", "unique", "unique/overall")
+    names = sorted([*per_length, *curve, *(f"held/{n}" for n in others)])
     assert watch.events == [
         ("step", 1), ("evaluate", 2, names), ("step", 2), ("save", "checkpoint-2"), ("evaluate", 3, names), ("step", 3),
     ]  # fmt: skip

@@ -1,0 +1,86 @@
+"""What benchmarks/stories.py found, arm by arm, for benchmarks/results/stories.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common import about, cpu_hours, mean_sd, paired, save
+from stories_arms import ARMS, DISTILLED
+from stories_models import MODELS, Run
+
+RATES = ("compliance", "words", "length", "sentence", "unique", "self_bleu", "num_words")
+LABELS = {"gapo": {name: arm.label for name, arm in ARMS.items()}, "gad": {name: label for name, (label, _) in DISTILLED.items()}}
+
+
+def collect(seeds: int) -> None:
+    """Differences are paired over prompts, each averaged over the seeds that both arms have."""
+    result: dict[str, Any] = about("make bench-stories") | {"seeds": list(range(seeds))}
+    everything = []
+    for family, labels in LABELS.items():  # others are compared with the arm that has the name of the family
+        runs = {name: found for name in labels if (found := finished(family, name, seeds))}
+        everything += [run for found in runs.values() for run in found.values()]
+        if runs:
+            result[family] = {
+                name: {"label": labels[name]} | row(found) | gap(runs.get(family), found, name != family) for name, found in runs.items()
+            }
+    result |= {name: row(found) for name, found in {"teacher": finished("gad", "teacher", 1), "real": lone("real")}.items() if found}
+    models = {name: found[0] for name in (*MODELS, *(f"{name}-asked" for name in MODELS)) if (found := lone(name))}
+    result["models"] = {name: {k: found[k] for k in ("parameters", "train_nll")} for name, found in models.items()}
+    result["cpu_hours"] = cpu_hours([*everything, *models.values(), *finished("gad", "teacher", 1).values()])
+    where = Run.out() / "result.json" if Run.smoke else "benchmarks/results/stories.json"
+    save(where, result)
+
+
+def finished(family: str, name: str, seeds: int) -> dict[int, dict[str, Any]]:
+    files = {seed: Run.out() / f"{family}-{name}-{seed}.json" for seed in range(seeds)}
+    return {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items() if file.exists()}
+
+
+def lone(name: str) -> dict[int, dict[str, Any]]:
+    file = Run.out() / f"{name}.json"
+    return {0: json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
+
+
+def row(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Every measure over seeds; a prompt without a value leaves its mean."""
+    runs = [run["by_prompt"] for run in found.values()]
+    values: dict[str, Any] = {"seeds": list(found), "cpu_seconds": [run.get("cpu_seconds") for run in found.values()]}
+    values |= {name: mean_sd([mean(run[name]) for run in runs]) for name in RATES if any(v is not None for v in runs[0][name])}
+    for name in ("nll", "teacher_nll"):
+        if name in runs[0]:
+            values[name.replace("nll", "perplexity")] = mean_sd([perplexity(run[name]) for run in runs])
+    judge = [run.get("judge", {}) for run in found.values()]
+    values["judge"] = {key: mean_sd([j[key] for j in judge]) for key in sorted(set.intersection(*map(set, judge)))}
+    return values | {"said": next(iter(found.values()))["said"]}
+
+
+def gap(first: Mapping[int, Any] | None, other: Mapping[int, Any], compared: bool) -> dict[str, Any]:
+    """The first arm minus this one."""
+    both = sorted(set(first or {}) & set(other))
+    if not compared or first is None or not both:
+        return {}
+    found = {}
+    for name in RATES:
+        sides = [[run[s]["by_prompt"][name] for s in both] for run in (first, other)]
+        found[name] = paired(*(averaged(side) for side in sides))
+    sides = [[[a / b if b else math.nan for a, b in run[s]["by_prompt"]["nll"]] for s in both] for run in (first, other)]
+    found["nll"] = paired(*(averaged(side) for side in sides))
+    return {"minus_this": found}
+
+
+def averaged(runs: Sequence[Sequence[float | None]]) -> list[float]:
+    """Prompt by prompt, over seeds; nothing said counts as 0."""
+    return [sum(v or 0.0 for v in values) / len(values) for values in zip(*runs, strict=True)]
+
+
+def perplexity(pairs: Sequence[Sequence[float]]) -> float:
+    """exp of the mean of -log p over all tokens."""
+    return math.exp(sum(a for a, _ in pairs) / max(sum(b for _, b in pairs), 1))
+
+
+def mean(values: Sequence[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known)
