@@ -1,4 +1,4 @@
-"""`advalign train | eval | attack | show | list`."""
+"""`advalign train | eval | attack | compare | show | list`."""
 
 from __future__ import annotations
 
@@ -69,20 +69,34 @@ def list_(room: Annotated[str, typer.Argument(help=", ".join(plugins.ROOMS))]) -
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")],
     suite: Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")],
-    output: Annotated[Path | None, typer.Option(help="Where results.jsonl and report.html go; a killed run continues there.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the suite's: a file, a hub id or task:<name>.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results.jsonl and report.html go.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with what a killed run left in --output, or begin again.")] = True,
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the work (on a CPU).")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="A file that keeps a classifier's answers for later attacks and runs.")] = None,
+    fail_below: Annotated[float | None, typer.Option(help="Exit 1 if accuracy in the worst case is below, or means nothing.")] = None,
+    export: Annotated[str | None, typer.Option(help="Also write the results for another tool: garak or inspect.")] = None,
     self_check: Annotated[bool, typer.Option(help="Also check that the gradient attack's number means something.")] = False,
     transfer: Annotated[list[str] | None, typer.Option(help="With --self-check: another model whose edits are tried; repeatable.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")] = None,
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
-    from advalign.evaluation.suite import Suite
-
     if transfer and not self_check:
         raise ConfigError("eval: --transfer was given without --self-check, which is what reads it; add --self-check.")
-    loaded, network = Suite.load(suite), _network(model, learner)
+    if export is not None and output is None:
+        raise ConfigError("eval: --export was given without --output, the folder it is written to; add --output.")
+    if export is not None:
+        from advalign.evaluation.export import STYLES
+
+        if export not in STYLES:
+            raise unknown("eval --export", "style", export, STYLES)
+    loaded, network = _suite(suite, data), _network(model, learner)
     others = [_network(path, learner) for path in transfer or []]
-    result = loaded.run(network, output_dir=output)
+    if not resume and output is not None:
+        for name in ("suite.json", "results.jsonl", "timings.jsonl", "certified.jsonl"):
+            (output / name).unlink(missing_ok=True)
+    result = loaded.run(network, output_dir=output, progress=True, workers=workers, cache=cache)
     if self_check:
         from advalign.evaluation import selfcheck
 
@@ -94,13 +108,17 @@ def evaluate(
     if output is not None:
         result.html(output / "report.html")
         _say(f"written to {output / 'report.html'}")
-    if temperatures is not None:
-        from advalign.evaluation import diversity
+        if export is not None:
+            from advalign.evaluation.export import write
 
-        curve = diversity.of_suite(loaded, network, diversity.numbers(temperatures))
-        _say(curve.markdown())
-        if output is not None:
-            _say(f"written to {curve.write(output / 'quality_diversity.html')}")
+            _say(f"written to {write(result, export, output / f'{export}.jsonl')}")
+    if temperatures is not None:
+        _diversity(loaded, network, temperatures, output)
+    reasons = result.fails(fail_below) if fail_below is not None else []
+    for reason in reasons:
+        _say(f"fail: {reason}")
+    if reasons:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -110,16 +128,72 @@ def attack(
     kind: Annotated[str, typer.Option(help="An attack: see advalign list attacks.")] = "embedding",
     label: Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")] = None,
     answer: Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What the attacker wants to hear (generators): success is an answer that begins so.")
+    ] = None,
     options: Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")] = None,
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
 ) -> None:
     """Attack one text and print what the harness found."""
     from advalign.evaluation.suite import Suite
 
-    row = {"prompt": text, "label": label, "answer": answer}
+    if answer is not None and target is not None:
+        raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
+    row: dict[str, Any] = {"prompt": text, "label": label, "answer": answer}
+    if target is not None:
+        row["meta"] = {"response": target}
     chosen = {"kind": kind} | configuration.dotted(options or [])
-    suite = Suite.load({"data": [{k: v for k, v in row.items() if v is not None}], "attacks": {kind: chosen}, "examples": 1})
-    _say(suite.run(_network(model, learner)).markdown())
+    described: dict[str, Any] = {"data": [{k: v for k, v in row.items() if v is not None}], "attacks": {kind: chosen}, "examples": 1}
+    if target is not None:
+        described["judge"] = {"kind": "prefix", "text": target}
+    _say(Suite.load(described).run(_network(model, learner), progress=True).markdown())
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A folder that eval --output wrote; with --suite, a model.")],
+    second: Annotated[str, typer.Argument(help="The other one; differences are second minus first.")],
+    suite: Annotated[Path | None, typer.Option(help="Run this suite on both models first.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the suite's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where compare.html goes, and with --suite the results of both.")] = None,
+) -> None:
+    """Two models under the same attacks on the same examples: paired differences, intervals, McNemar's test."""
+    from advalign.evaluation import compare as comparing
+
+    if suite is None:
+        if data is not None:
+            raise ConfigError(
+                "compare: --data was given without --suite, which is what reads it; add --suite, or give two folders of results."
+            )
+        found = comparing.folders(first, second)
+    else:
+        loaded = _suite(suite, data)
+        runs = []
+        for name, model in (("first", first), ("second", second)):
+            folder = None if output is None else output / name
+            runs.append(loaded.run(_network(model, None), output_dir=folder, progress=True).results)
+        found = comparing.results(
+            runs[0], runs[1], (Path(first).name, Path(second).name) if Path(first).name != Path(second).name else (first, second)
+        )
+    _say(found.markdown())
+    if output is not None:
+        _say(f"written to {found.report().write(output / 'compare.html')}")
+
+
+def _suite(path: Path, data: str | None) -> Any:
+    from advalign.evaluation.suite import Suite
+
+    loaded = Suite.load(path)
+    return loaded if data is None else replace(loaded, data=data)
+
+
+def _diversity(suite: Any, network: Any, temperatures: str, output: Path | None) -> None:
+    from advalign.evaluation import diversity
+
+    curve = diversity.of_suite(suite, network, diversity.numbers(temperatures))
+    _say(curve.markdown())
+    if output is not None:
+        _say(f"written to {curve.write(output / 'quality_diversity.html')}")
 
 
 def _network(model: str, learner: str | None) -> Any:

@@ -14,7 +14,7 @@ from functools import cache
 
 from advalign.errors import ConfigError, unknown
 
-ROOMS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks")
+ROOMS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
 
 
 def kinds(room: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from advalign.errors import ConfigError
 from advalign.types import (
     Budget,
     Edit,
@@ -283,6 +284,36 @@ class Attack(Protocol):
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]: ...
 
 
+# -------------------------------------------------------------------------------------------------- judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessor:
+    """Abstract base of every judge of answers, with what is known of its own errors.
+
+    sensitivity: P(it reads a violation | it is one); specificity: P(it reads none | there is none); labelled: how many violations and
+    how many others these were measured on. They are carried into the intervals of a report; 1 and 1 claim a judge without error.
+    """
+
+    sensitivity: float = 1.0
+    specificity: float = 1.0
+    labelled: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        rates = (self.sensitivity, self.specificity)
+        if not all(0 <= rate <= 1 for rate in rates) or sum(rates) <= 1:
+            raise ConfigError(
+                f"judge: sensitivity {rates[0]:g} and specificity {rates[1]:g} given; both are in [0, 1], and a judge whose two rates "
+                "do not sum to more than 1 says nothing."
+            )
+        if self.labelled is not None and (len(self.labelled) != 2 or min(self.labelled) < 1):
+            raise ConfigError(f"judge.labelled: {self.labelled} given; the number of labelled violations and of labelled others is needed.")
+
+    def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
+        """What scores answers: 1 as it should be, 0 a violation, between them by degree, nan: it cannot tell."""
+        raise NotImplementedError
+
+
 class Callback(Protocol):
     def on_step(self, trainer: Any, logs: Mapping[str, float]) -> None: ...
     def on_evaluate(self, trainer: Any, logs: Mapping[str, float]) -> None: ...
@@ -290,6 +321,6 @@ class Callback(Protocol):
 
 
 __all__ = [
-    "Adversary", "AdvantageEstimator", "Attack", "Callback", "Context", "Ground", "Int", "Perturber", "Reward",
+    "Adversary", "AdvantageEstimator", "Assessor", "Attack", "Callback", "Context", "Ground", "Int", "Perturber", "Reward",
     "RolloutEngine", "Source", "SourceRuntime", "Target", "Task", "Term",
 ]  # fmt: skip

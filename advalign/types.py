@@ -287,20 +287,31 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What an attack found: a text, or an edit of hidden states for the example's own text."""
+    """What an attack found: a text, or an edit of hidden states for the example's own text.
+
+    attempts: several texts instead of one; the example is broken if any of them breaks it. forced: the beginning of the response
+    that was put into a generator's mouth; what it adds is judged. queries: what the attack says it spent on this very example.
+    """
 
     text: str | None = None
     edits: Mapping[str, Tensor] | None = None
     note: str = ""
+    attempts: tuple[str, ...] = ()
+    forced: str | None = None
+    queries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """The harness's verdict. status: succeeded | failed | skipped (wrong before) | over_budget | error."""
+    """The harness's verdict. status: succeeded | failed | skipped (wrong before) | over_budget | undetermined (the judge could not
+    tell) | error. Of `attempts` texts that were judged, `broken` broke the example; one attempt is the rule. `spent`: what of the
+    target's meter fell on this example, queries apart; like seconds it depends on the batch, and is no part of the verdict."""
 
     example: str
     attack: str
     status: str
+    attempts: int = 1
+    broken: int = 0
     queries: int = 0
     seconds: float = 0.0
     distance: float = 0.0
@@ -308,3 +319,4 @@ class AttackResult:
     after: str = ""
     note: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)

@@ -23,7 +23,7 @@ FLOORS = {
 
 # Heavy or optional, and where alone they may be imported (a private helper belongs to its plugin).
 OPTIONAL = {
-    "textattack": ("attacks.textattack", "attacks._textattack_support", "attacks._textattack_seams"),
+    "textattack": ("attacks.textattack", "attacks._textattack_support", "attacks._textattack_seams", "attacks._textattack_stand_ins"),
     "vllm": ("rollout.vllm",),
     "peft": ("models.adapters",),
     "math_verify": ("rewards._symbolic",),
@@ -31,7 +31,7 @@ OPTIONAL = {
 }
 
 # Helpers that may import their optional package at module level, because nobody imports them at module level.
-LATE = {"attacks._textattack_seams"}
+LATE = {"attacks._textattack_seams", "attacks._textattack_stand_ins"}
 
 
 def modules() -> dict[str, str]:
@@ -70,7 +70,7 @@ def violations(name: str, source: str, known: set[str]) -> list[str]:
         top = target.partition(".")[0]
         if top in OPTIONAL and name not in OPTIONAL[top]:
             wrong.append(f"{name} imports {target}, which only {OPTIONAL[top][0]} may")
-        elif at_top and (target.removeprefix("advalign.") in LATE or (top in OPTIONAL and name not in LATE)):
+        elif at_top and name not in LATE and (target.removeprefix("advalign.") in LATE or top in OPTIONAL):
             wrong.append(f"{name} imports {target} at module level")
         if top != "advalign":
             continue

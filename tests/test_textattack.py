@@ -296,7 +296,7 @@ def test_every_recipe_of_the_installed_version_is_run_or_refused() -> None:
     ("given", "says"),
     [
         ({"recipe": "deepwordbg"}, r"no recipe 'deepwordbg'\. Known: .*Did you mean 'deepwordbug'\?"),
-        ({"recipe": "a2t"}, "gradient"),
+        ({"recipe": "a2t"}, "needs `lexicon` and `encoder`"),
         ({"recipe": "Kuleshov2017"}, "GPT-2"),
         ({"recipe": "pwws"}, "needs `synonyms`"),
         ({"recipe": "textfooler"}, "needs `lexicon` and `encoder`"),

@@ -38,6 +38,12 @@ class Places:
         assert place is not None
         return place
 
+    def anchor(self, prompt: str, suffix: Suffix) -> int:
+        """The position of any suffix's first token. One suffix may be found too far back, where it begins like what the template puts
+        behind it; the place that several have in common is the right one."""
+        others = [s for i in range(self.size) if i not in set(self.closed) for s in [(i,)]][:32]
+        return min(self.find(prompt, s) for s in (suffix, *self.surviving(prompt, others)))
+
     def first(self, prompt: str, initial: str, length: int, rng: random.Random) -> Suffix:
         """The tokens of `initial`, again and again up to `length`; where that does not survive, random tokens that do."""
         ids = self.encoder.tokenizer(self._spaced(initial), add_special_tokens=False)["input_ids"]

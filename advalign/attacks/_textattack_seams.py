@@ -1,7 +1,7 @@
-"""The seams of TextAttack 0.3.11: our victim, and offline stand-ins for what its recipes would download.
+"""The seams of TextAttack 0.3.11: our victim, and how a recipe is built and run on it.
 
 Imported by `_textattack_support.load` only, which makes the import of textattack clean. A recipe is built unmodified, by its own
-`build`; while it is built, the names of its module that would download something are replaced by those below.
+`build`; while it is built, the names of its module that would download something are replaced by those of `_textattack_stand_ins`.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import time
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import textattack
@@ -22,17 +22,17 @@ import transformers
 from jaxtyping import Float
 from textattack.constraints.grammaticality import PartOfSpeech
 from textattack.constraints.pre_transformation import InputColumnModification
-from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
 from textattack.goal_function_results import GoalFunctionResultStatus
 from textattack.goal_functions import UntargetedClassification
 from textattack.models.wrappers import ModelWrapper
-from textattack.shared import AbstractWordEmbedding, AttackedText, WordEmbedding
-from textattack.transformations import WordSwapMaskedLM
-from textattack.transformations.word_swaps import WordSwap, WordSwapHomoglyphSwap
+from textattack.shared import AttackedText, WordEmbedding
 from torch import Tensor
 
 from advalign.attacks import _textattack_support as support
+from advalign.attacks._gradients import embedding_gradients
+from advalign.attacks._textattack_stand_ins import Encoder, HomoglyphSwap, Substitutes, SynonymSwap, Tags, masked_swap, tagged, unpad
 from advalign.errors import ConfigError
+from advalign.types import Example
 
 SUCCEEDED, MAXIMIZING = GoalFunctionResultStatus.SUCCEEDED, GoalFunctionResultStatus.MAXIMIZING
 SKIPPED = GoalFunctionResultStatus.SKIPPED
@@ -53,7 +53,10 @@ class Victim(ModelWrapper):
     """A target as TextAttack's model: texts in, probabilities out. Padding and batching are the target's matter."""
 
     def __init__(self, target: Any) -> None:
-        self.model, self.num_sent, self.deadline = target, 0, math.inf
+        self.model, self.num_sent, self.deadline, self.queries = target, 0, math.inf, math.inf
+        network = getattr(target, "network", None)
+        # A2T asks how many words the model can read.
+        self.max_length = 512 if network is None else network.encoder.max_length
 
     def __call__(self, text_input_list: Sequence[Any]) -> Float[Tensor, "B C"]:
         if time.monotonic() > self.deadline:
@@ -65,121 +68,21 @@ class Victim(ModelWrapper):
         # TextAttack takes rows that sum to 1 (to 1e-6) for probabilities and puts others through a softmax: leave it no choice.
         return torch.softmax(logits.detach().cpu().double(), dim=-1)
 
+    def get_grad(self, text_input: Any) -> dict[str, Any]:
+        """Gradient of the predicted class's loss with respect to the embeddings: one forward, without dropout or padding.
 
-class Substitutes(AbstractWordEmbedding):
-    """A lexicon as a word embedding: neighbours are the listed ones, in their order, and are within every distance; others without."""
+        TextAttack's own wrapper pads to 512 tokens, runs two forwards and switches dropout on, so that its ranking is random."""
+        if self.num_sent >= self.queries:
+            raise OutOfBudget
+        self.num_sent += 1
+        text, pair = text_input if isinstance(text_input, tuple) else (text_input, None)
+        (gradient,), tokens = embedding_gradients(self.model, [Example(prompt=text, pair=pair)], "attacks.textattack.recipe")
+        return {"ids": tokens.ids, "gradient": gradient.float().cpu().numpy()}
 
-    def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
-        self._words = words
-        self._names = list(dict.fromkeys([*words, *(w for near in words.values() for w in near)]))
-        self._index = {word: i for i, word in enumerate(self._names)}
-
-    def _name(self, index: str | int) -> str:
-        return index if isinstance(index, str) else self._names[index]
-
-    def _near(self, a: str | int, b: str | int) -> bool:
-        one, other = self._name(a), self._name(b)
-        return one == other or other in self._words.get(one, ()) or one in self._words.get(other, ())
-
-    def __getitem__(self, index: str | int) -> None:
-        return None
-
-    def get_mse_dist(self, a: str | int, b: str | int) -> float:
-        return 0.0 if self._near(a, b) else math.inf
-
-    def get_cos_sim(self, a: str | int, b: str | int) -> float:
-        return 1.0 if self._near(a, b) else 0.0
-
-    def word2index(self, word: str) -> int:
-        return self._index[word]
-
-    def index2word(self, index: int) -> str:
-        return self._names[index]
-
-    def nearest_neighbours(self, index: str | int, topn: int) -> list[int]:
-        return [self._index[w] for w in self._words.get(self._name(index), ())[:topn]]
-
-
-class SynonymSwap(WordSwap):
-    """WordNet's synonyms from a file: `WordSwapWordNet` without nltk's data."""
-
-    words: Mapping[str, Sequence[str]] = types.MappingProxyType({})
-
-    def __init__(self, language: str = "eng", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-
-    def _get_replacement_words(self, word: str) -> list[str]:
-        found = self.words.get(word) or self.words.get(word.lower(), ())
-        return [w.capitalize() if word[:1].isupper() and word[1:].islower() else w for w in found]
-
-
-class HomoglyphSwap(WordSwapHomoglyphSwap):
-    """The released wheel lacks the table of intentional homoglyphs: its own one-to-one table is used for both."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        try:
-            super().__init__(**kwargs)
-        except FileNotFoundError:
-            self.homos_intentional = {key: [value] for key, value in self.homos.items()}
-
-
-class Tags:
-    """Parts of speech by lookup: two words agree if they can be the same part of speech; an unknown word agrees with all."""
-
-    def __init__(self, tags: Mapping[str, frozenset[str]]) -> None:
-        self._tags = tags
-
-    def __call__(self, word: str) -> frozenset[str]:
-        word = word.lower()
-        for ending in ("", "s", "es", "d", "ed", "ing", "r", "er", "st", "est", "ly"):
-            if word.endswith(ending) and (found := self._tags.get(word[: len(word) - len(ending)])):
-                return found
-        return frozenset()
-
-    def constrain(self, constraint: Any) -> None:
-        """`constraint` (a PartOfSpeech) asks this table instead of a tagger."""
-        constraint._get_pos = lambda before, word, after: self(word)
-        constraint._can_replace_pos = functools.partial(self._agree, constraint.allow_verb_noun_swap)
-
-    @staticmethod
-    def _agree(verb_is_noun: bool, a: frozenset[str], b: frozenset[str]) -> bool:
-        swap = verb_is_noun and bool(a & {"n", "v"}) and bool(b & {"n", "v"})
-        return not a or not b or bool(a & b) or swap
-
-    def of_index(self, text: Any, index: int) -> str:
-        """One tag, as flair's tagger would say it (CLARE merges by it)."""
-        names = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}
-        found = self(text.words[index])
-        return next((name for letter, name in names.items() if letter in found), "X")
-
-
-@functools.lru_cache(maxsize=2)
-def _encoder(path: str) -> tuple[Any, Any]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    return tokenizer, transformers.AutoModel.from_pretrained(path).eval()
-
-
-class Encoder(SentenceEncoder):
-    """Mean of a transformer's last hidden states, in place of the Universal Sentence Encoder."""
-
-    path = ""
-    similarity: float | None = None
-
-    def __init__(self, threshold: float = 0.8, large: bool = False, metric: str = "angular", **kwargs: Any) -> None:
-        super().__init__(threshold=threshold if self.similarity is None else self.similarity, metric=metric, **kwargs)
-
-    @torch.no_grad()
-    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "B D"]:
-        tokenizer, model = _encoder(self.path)
-        unique = sorted(dict.fromkeys(sentences), key=len)
-        rows: dict[str, Tensor] = {}
-        for start in range(0, len(unique), 32):
-            part = unique[start : start + 32]
-            batch = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(model.device)
-            mask = batch["attention_mask"].unsqueeze(-1)
-            means = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            rows.update(zip(part, means, strict=True))
-        return torch.stack([rows[sentence] for sentence in sentences])
+    def _tokenize(self, inputs: Sequence[Any]) -> list[list[str]]:
+        tokenizer, length = self.model.network.encoder.tokenizer, self.max_length
+        rows = [x if isinstance(x, tuple) else (x,) for x in inputs]
+        return [tokenizer.convert_ids_to_tokens(tokenizer(*row, truncation=True, max_length=length)["input_ids"]) for row in rows]
 
 
 # ------------------------------------------------------------------------------------- building and running
@@ -197,6 +100,7 @@ def build(recipe: str, target: Any, resources: Mapping[str, Any], options: Mappi
         names = {name: value for name, value in _stand_ins(resources).items() if name in vars(module)}
         stack.enter_context(support.patched(module, **names))
         attack = cls.build(Victim(target), **options)
+    unpad(attack.transformation)
     attack.pre_transformation_constraints.append(InputColumnModification(["text", "pair"], {"pair"}))
     for constraint in attack.constraints:
         if isinstance(constraint, PartOfSpeech):
@@ -210,7 +114,7 @@ def _stand_ins(resources: Mapping[str, Any]) -> dict[str, Any]:
         found["WordSwapWordNet"] = type("SynonymSwap", (SynonymSwap,), {"words": resources["synonyms"]})
     if "encoder" in resources:
         named = {"path": resources["encoder"], "similarity": resources["similarity"]}
-        found["UniversalSentenceEncoder"] = type("Encoder", (Encoder,), named)
+        found["UniversalSentenceEncoder"] = found["SBERT"] = type("Encoder", (Encoder,), named)
     if "masked_lm" in resources:
         path = resources["masked_lm"]
         model = transformers.AutoModelForMaskedLM
@@ -219,12 +123,8 @@ def _stand_ins(resources: Mapping[str, Any]) -> dict[str, Any]:
             AutoModelForCausalLM=types.SimpleNamespace(from_pretrained=lambda name: model.from_pretrained(path)),
             AutoTokenizer=types.SimpleNamespace(from_pretrained=lambda name: transformers.AutoTokenizer.from_pretrained(path)),
         )
-        found["WordSwapMaskedLM"] = functools.partial(_masked_swap, path)
+        found["WordSwapMaskedLM"] = functools.partial(masked_swap, path)
     return found
-
-
-def _masked_swap(path: str, **kwargs: Any) -> Any:
-    return WordSwapMaskedLM(**{"masked_language_model": path, **kwargs})
 
 
 def _untargeted(victim: Any, allow_skip: bool = True, target_class: int | None = None) -> Any:
@@ -246,15 +146,9 @@ def _give_tags(constraint: Any, tags: Mapping[str, frozenset[str]] | None) -> No
         ) from None
 
 
-@contextlib.contextmanager
-def tagged(tags: Mapping[str, frozenset[str]] | None) -> Iterator[None]:
-    """Inside, TextAttack's texts look parts of speech up instead of asking flair."""
-    if tags is None:
-        yield
-        return
-    table = Tags(tags)
-    with support.patched(AttackedText, pos_of_word_index=lambda text, index: table.of_index(text, index)):
-        yield
+def offline(resources: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Inside, parts of speech and named entities are looked up."""
+    return tagged(resources.get("tags"), resources.get("entities"))
 
 
 def run(attack: Any, text: str, pair: str | None, label: int, queries: float, seconds: float) -> tuple[Any, int]:
@@ -262,7 +156,7 @@ def run(attack: Any, text: str, pair: str | None, label: int, queries: float, se
     was sent counts here. Raises OutOfBudget when the search wants more than is left."""
     goal, victim = attack.goal_function, attack.goal_function.model
     attack.clear_cache()
-    victim.num_sent, victim.deadline = 0, time.monotonic() + seconds
+    victim.num_sent, victim.deadline, victim.queries = 0, time.monotonic() + seconds, queries
     goal.query_budget = queries
     attack.search_method.get_goal_results = _counted(goal, victim, queries)
     given = AttackedText(text if pair is None else OrderedDict(text=text, pair=pair))

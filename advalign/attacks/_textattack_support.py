@@ -187,11 +187,7 @@ def check(argument: str, given: str | None) -> None:
 @lru_cache(maxsize=4)
 def lexicon(argument: str, given: str) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, frozenset[str]]]:
     """({word: substitutes}, {word: parts of speech}) of a JSON object: word -> list, or word -> {n, v, a, r: list}."""
-    path = _file(argument, given)
-    content = path.read_bytes()
-    table = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    if not isinstance(table, dict):
-        raise ConfigError(f"attacks.textattack.{argument}: {path} holds a JSON {type(table).__name__}; an object word -> words is needed.")
+    table = _table(argument, given)
     words, tags = {}, {}
     for word, entry in table.items():
         by_tag = entry if isinstance(entry, dict) else {"": entry}
@@ -199,6 +195,23 @@ def lexicon(argument: str, given: str) -> tuple[Mapping[str, tuple[str, ...]], M
         words[word] = tuple(dict.fromkeys(w for ws in by_tag.values() for w in ws if w != word))
         tags[word] = frozenset(by_tag) - {""}
     return words, tags
+
+
+def entities(argument: str, given: str) -> Mapping[str, str]:
+    """{word: type of named entity} of a JSON object."""
+    table = _table(argument, given)
+    if wrong := next((word for word, kind in table.items() if not isinstance(kind, str)), None):
+        raise ConfigError(f"attacks.textattack.{argument}: '{wrong}' has no type of named entity; 'checklist' reads word -> PER or LOC.")
+    return table
+
+
+def _table(argument: str, given: str) -> dict[str, Any]:
+    path = _file(argument, given)
+    content = path.read_bytes()
+    table = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    if not isinstance(table, dict):
+        raise ConfigError(f"attacks.textattack.{argument}: {path} holds a JSON {type(table).__name__}; an object word -> words is needed.")
+    return table
 
 
 def stopwords(given: str | None) -> frozenset[str]:
@@ -215,12 +228,12 @@ def _file(argument: str, given: str) -> Path:
     return path
 
 
-def model_path(given: str) -> str:
+def model_path(given: str, where: str = "attacks.textattack") -> str:
     """A folder or hub id for `from_pretrained`; `package:module/folder` is the folder of an installed package."""
     if not given.startswith("package:"):
         return given
     module, _, inside = given.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ConfigError(f"attacks.textattack: '{given}' needs the package '{module}', which is not installed.")
+        raise ConfigError(f"{where}: '{given}' needs the package '{module}', which is not installed.")
     return str(Path(spec.origin).parent / inside)

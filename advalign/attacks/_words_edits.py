@@ -128,3 +128,19 @@ def respelled(word: str, changes: Sequence[Change], number: int, rng: random.Ran
         if new.strip() and new != word and len(found) < number:
             found.setdefault(new)
     return list(found)
+
+
+@lru_cache(maxsize=100_000)
+def apart(a: str, b: str) -> int:
+    """Levenshtein's distance, in characters."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+def cost(word: str) -> int:
+    """A word that was cut in two is two changes."""
+    return max(1, len(word.split()))

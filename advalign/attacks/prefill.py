@@ -15,9 +15,8 @@ class Prefill:
     (priming, arXiv:2312.12321; prefilling, arXiv:2404.02151; k tokens of a harmful answer, arXiv:2406.05946).
 
     y* is `text` where one is given ("sure, here is"), else the example's reference response; `tokens` = k, None: all of it.
-    Ours: only what the model adds is judged, so a forced word never counts as the model's. `answers` is the attack itself, for any
-    template. `propose` hands the harness the prompt with the start behind it, which is the same ids where the encoder has no chat
-    template; where it is not the same it is refused.
+    Ours: only what the model adds is judged, so a forced word never counts as the model's. The start is written behind the prompt in its
+    template, where the assistant's turn begins.
     """
 
     tokens: int | None = 8
@@ -26,6 +25,7 @@ class Prefill:
 
     access: ClassVar[str] = "text"
     head: ClassVar[str] = "policy"
+    asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if (self.tokens is not None and self.tokens < 1) or self.batch_size < 1:
@@ -43,11 +43,12 @@ class Prefill:
         return list(target.continue_forced(examples, self.starts(target.network.encoder, examples), max_new_tokens))
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """One text per example: prompt and start. The model is not asked."""
+        """The forced beginning of each example's response. The model is not asked."""
         if target.network.head != self.head:
             raise ConfigError(f"attacks.prefill: a response is begun for a language model; this one has head '{target.network.head}'.")
         encoder = target.network.encoder
-        return [_joined(encoder, e, start) for e, start in zip(examples, self.starts(encoder, examples), strict=True)]
+        texts = [encoder.decode(start) for start in self.starts(encoder, examples)]
+        return [Proposal(forced=text, queries=1, note=f"forced: {text}") for text in texts]
 
 
 def _wanted(example: Example) -> str:
@@ -55,19 +56,6 @@ def _wanted(example: Example) -> str:
     if wanted is None:
         raise ConfigError(f"attacks.prefill: example '{example.id}' has no reference response; give it an answer, or the attack a text.")
     return str(wanted)
-
-
-def _joined(encoder: Any, example: Example, start: Sequence[int]) -> Proposal:
-    """The text whose ids are those of the prompt and the start, with or without a space between them."""
-    forced, wanted = encoder.decode(start), [*encoder.prompt(example.prompt), *start]
-    for space in ("", " "):
-        text = f"{example.prompt}{space}{forced}"
-        if encoder.prompt(text) == wanted:
-            return Proposal(text=text, note=f"forced: {forced}")
-    raise ConfigError(
-        f"attacks.prefill: example '{example.id}': '{forced}' behind the prompt is not what the model reads as the beginning of its "
-        "response (a chat template, or tokens that merge); use `answers`, which forces the ids."
-    )
 
 
 __all__ = ["Prefill"]

@@ -27,17 +27,17 @@ RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "bae": ("BAEGarg2019", ("masked_lm", "encoder")),
     "bert-attack": ("BERTAttackLi2020", ("masked_lm", "encoder")),
     "clare": ("CLARE2020", ("masked_lm", "encoder", "synonyms")),
+    "a2t": ("A2TYoo2021", ("lexicon", "encoder")),
+    "checklist": ("CheckList2020", ()),
 }
 
 # Recipes this adapter refuses, and why.
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "a2t": ("A2TYoo2021", "it ranks words by the victim's gradient; the attack 'embedding' uses gradients"),
     "hotflip": ("HotFlipEbrahimi2017", "it needs the gradient of a word-level LSTM"),
     "alzantot": ("GeneticAlgorithmAlzantot2018", "it needs Google's 1-billion-word language model; 'iga' is the genetic search without it"),
     "faster-alzantot": ("FasterGeneticAlgorithmJia2019", "it needs a downloaded language model; 'iga' is the genetic search without it"),
     "kuleshov": ("Kuleshov2017", "it needs skip-thought vectors and GPT-2"),
     "pso": ("PSOZang2020", "it needs HowNet; 'leap' is a particle swarm over synonyms"),
-    "checklist": ("CheckList2020", "it needs flair's tagger of named entities"),
     "morpheus": ("MorpheusTan2020", "its victim maps text to text"),
     "seq2sick": ("Seq2SickCheng2018BlackBox", "its victim maps text to text"),
     "french": ("FrenchRecipe", "it needs flair's French tagger of named entities"),
@@ -51,13 +51,16 @@ class TextAttack:
     """max over edited texts x' of 1 - p(y | x'), by a recipe of TextAttack (arXiv:2005.05909), e.g. DeepWordBug (arXiv:1801.04354).
 
     recipe: a name of `RECIPES`, or TextAttack's own class name; it is built unmodified, `options` go to its `build`.
-    lexicon: JSON of word -> substitutes, in place of counter-fitted vectors. synonyms: JSON of word -> {n, v, a, r: words},
-    in place of WordNet and of a part-of-speech tagger. stopwords: text file, in place of our list.
+    lexicon: JSON of word -> substitutes, in place of counter-fitted vectors; for checklist JSON of word -> PER or LOC, in place of
+    flair's tagger of named entities (without it: capitalised words on TextAttack's own lists of names and of places).
+    synonyms: JSON of word -> {n, v, a, r: words}, in place of WordNet and of a part-of-speech tagger. stopwords: text file, in
+    place of our list.
     encoder: sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder; the
     recipe's threshold was tuned for that one: `similarity` replaces it. masked_lm: masked language model, in place of BERT.
 
     Ours differs: nothing is downloaded; only texts sent to the target are queries (TextAttack also counts cache hits); each
-    example has its own random stream, so that results do not depend on order. In a pair only the prompt is edited.
+    example has its own random stream, so that results do not depend on order. In a pair only the prompt is edited. a2t asks for
+    one gradient per example: dropout off, no padding, one forward (`access` is "gradients" then).
     """
 
     recipe: str = "deepwordbug"
@@ -84,6 +87,8 @@ class TextAttack:
             )
         for name in ("lexicon", "synonyms", "stopwords"):
             support.check(name, getattr(self, name))
+        if self._kind == "a2t":
+            object.__setattr__(self, "access", "gradients")
 
     @property
     def _kind(self) -> str:
@@ -103,13 +108,15 @@ class TextAttack:
         stream = rng.getrandbits(64)
         seams, resources = support.load(), self._resources()
         options = {"goal_function_type": "targeted_classification", **self.options} if self._kind == "bad-characters" else self.options
-        with support.generators(stream), seams.tagged(resources.get("tags")):
+        with support.generators(stream), seams.offline(resources):
             attack = seams.build(RECIPES[self._kind][0], target, resources, options)
             return [_attack(seams, attack, example, budget, stream) for example in examples]
 
     def _resources(self) -> dict[str, Any]:
         found: dict[str, Any] = {"stopwords": support.stopwords(self.stopwords), "similarity": self.similarity}
-        if self.lexicon is not None:
+        if self.lexicon is not None and self._kind == "checklist":
+            found["entities"] = support.entities("lexicon", self.lexicon)
+        elif self.lexicon is not None:
             found["lexicon"], _ = support.lexicon("lexicon", self.lexicon)
         if self.synonyms is not None:
             found["synonyms"], tags = support.lexicon("synonyms", self.synonyms)

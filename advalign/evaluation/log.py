@@ -1,6 +1,7 @@
 """results.jsonl: one line per attack and example, in a fixed order, appended chunk by chunk; so the file says where to go on.
 
-Wall-clock times would make two runs of one suite differ, so they stand in timings.jsonl, line by line beside the results.
+Wall-clock times, forwards and answers out of the cache would make two runs of one suite differ, so they stand in timings.jsonl, line
+by line beside the results.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ class Log:
             return
         # Times first: a kill between the two leaves a time without a result, never the reverse.
         with (self._folder / "timings.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"attack": r.attack, "example": r.example, "seconds": r.seconds}) + "\n" for r in results))
+            lines = [{"attack": r.attack, "example": r.example, "seconds": r.seconds, "spent": dict(r.spent)} for r in results]
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
         with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(_line(r) for r in results))
 
@@ -56,7 +58,8 @@ class Log:
         times = _whole_lines(self._folder / "timings.jsonl")
         expected = [name for chunk in chunks for name in chunk][:keep]
         for line, time, who in zip(lines, times, expected, strict=False):
-            found = AttackResult(**json.loads(line), seconds=json.loads(time)["seconds"])
+            cost = json.loads(time)
+            found = AttackResult(**json.loads(line), seconds=cost["seconds"], spent=cost.get("spent", {}))
             assert (found.attack, found.example) == who
             self.results.append(found)
         for name, kept in (("results", lines), ("timings", times)):
@@ -69,6 +72,16 @@ def fingerprint(suite: Any, network: Any, examples: Sequence[Example]) -> str:
     for e in examples:
         digest.update(repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response"))).encode())
     digest.update(network.head.encode())
+    digest.update(model_mark(network).encode())
+    return digest.hexdigest()
+
+
+def model_mark(network: Any) -> str:
+    """A hash of every weight, and of the words its tokenizer knows."""
+    digest = hashlib.sha256(network.head.encode())
+    tokenizer = getattr(getattr(network, "encoder", None), "tokenizer", None)
+    if tokenizer is not None:
+        digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -77,7 +90,7 @@ def fingerprint(suite: Any, network: Any, examples: Sequence[Example]) -> str:
 
 def _line(result: AttackResult) -> str:
     values = asdict(result)
-    del values["seconds"]
+    del values["seconds"], values["spent"]
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
@@ -89,4 +102,4 @@ def _whole_lines(path: Path) -> list[str]:
     return [line + "\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-__all__ = ["Log", "fingerprint"]
+__all__ = ["Log", "fingerprint", "model_mark"]

@@ -1,5 +1,6 @@
 """One self-contained page: prose, headline numbers, tables that sort on a click, plots. The same content as Markdown."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -74,6 +75,15 @@ class Report:
         names = list(dict.fromkeys(k for g in groups for k in g))
         return self._add(_titled(title, note, _table(names, groups)), kind="figure", title=title, note=note, svg=svg)
 
+    def changes(self, rows: Sequence[Mapping[str, str]], *, title: str = "", note: str = "") -> Self:
+        """Texts and what became of them: {attack, text, changed, before, after} per row; the differences are marked word by word."""
+        shown = []
+        for row in rows:
+            parts = difference(row["text"], row["changed"]) if row.get("changed") else [("same", row["text"])]
+            shown.append({**{name: row.get(name, "") for name in ("attack", "before", "after")}, "parts": parts})
+        lines = [_marked(row) for row in shown]
+        return self._add(_titled(title, note, "\n".join(lines)), kind="changes", title=title, note=note, rows=shown)
+
     def html(self) -> str:
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -112,6 +122,30 @@ def show(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
+
+
+def difference(first: str, second: str) -> list[tuple[str, str]]:
+    """[("same" | "gone" | "new", words)] in reading order."""
+    a, b = first.split(), second.split()
+    parts: list[tuple[str, str]] = []
+    for what, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if what == "equal":
+            parts.append(("same", " ".join(a[i:j])))
+            continue
+        parts += [("gone", " ".join(a[i:j]))] if j > i else []
+        parts += [("new", " ".join(b[k:m]))] if m > k else []
+    return parts
+
+
+def _marked(row: Mapping[str, Any]) -> str:
+    signs = {"same": ("", ""), "gone": ("~~", "~~"), "new": ("**", "**")}
+    text = " ".join(f"{signs[what][0]}{words}{signs[what][1]}" for what, words in row["parts"])
+    return f"* {row['attack']}: {text} ({_oneline(row['before'])} → {_oneline(row['after'])})"
+
+
+def _oneline(text: str, limit: int = 300) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def _points(curve: Sequence[Sequence[float]], x_label: str, limit: int = 8) -> dict[str, float]:
@@ -156,4 +190,4 @@ def _version() -> str:
         return ""
 
 
-__all__ = ["Report", "show"]
+__all__ = ["Report", "difference", "show"]

@@ -9,38 +9,42 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from advalign.evaluation.checks import NOTE as CHECKS
-from advalign.evaluation.checks import Check, rows_of
+import torch
+
+from advalign.evaluation import page
+from advalign.evaluation.benign import OverRefusal
+from advalign.evaluation.checks import Check
+from advalign.evaluation.harness import Arm
 from advalign.evaluation.judge import Verdict
 from advalign.evaluation.report import Report
-from advalign.functional.intervals import wilson
+from advalign.functional import intervals
+from advalign.protocols import Assessor
 from advalign.types import AttackResult
 
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One attack, at one radius where it has one."""
-
-    name: str
-    attack: str
-    radius: float | None = None
+CLOSED = ("error", "undetermined")  # what nobody can count as right or wrong
+LABELS = page.LABELS
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteResult:
     """`clean`: utility on all `num_clean` examples; `before`: the clean verdicts of those that were attacked. `certified`: a row
-    per certificate and size, of the same examples. `checks`: self-checks of the attack (`selfcheck.of_suite`)."""
+    per certificate and size, of the same examples. `checks`: self-checks of the attack (`selfcheck.of_suite`). `failures`: what makes
+    the numbers worthless (constant, refusing or meaningless answers). `benign`: what the model refused without reason. `seen`: attacks
+    that training knew. `judge`: who read a generator's answers; its own errors are carried into the corrected rates."""
 
     head: str
     arms: Sequence[Arm]
     clean: Mapping[str, float]
     num_clean: int
-    flags: Sequence[str]
+    failures: Sequence[str]
     before: Mapping[str, Verdict]
     prompts: Mapping[str, str]
     results: Sequence[AttackResult]
     certified: Sequence[Mapping[str, Any]] = ()
     checks: Sequence[Check] = ()
+    benign: OverRefusal | None = None
+    seen: Sequence[str] = ()
+    judge: Assessor | None = None
 
     def of(self, arm: str) -> list[AttackResult]:
         return [r for r in self.results if r.attack == arm]
@@ -52,25 +56,71 @@ class SuiteResult:
 
     def row(self, arm: Arm) -> dict[str, Any]:
         """One line of the table. Accuracy under attack counts a wrong example as wrong and an attack over its budget as failed;
-        attacks that crashed leave the denominator and are shown."""
+        attacks that crashed and answers that could not be judged leave the denominator and are shown."""
         found = self.of(arm.name)
         count = Counter(r.status for r in found)
-        robust, judged = count["failed"] + count["over_budget"], len(found) - count["error"]
-        low, high = wilson(robust, judged)
+        robust, told = count["failed"] + count["over_budget"], len(found) - sum(count[name] for name in CLOSED)
+        low, high = intervals.wilson(robust, told)
         tried = robust + count["succeeded"]
         row: dict[str, Any] = {"attack": arm.attack, "radius": arm.radius, "clean": self.clean_subset}
-        row |= {"accuracy under attack": robust / judged if judged else math.nan, "low": low, "high": high}
+        row |= {"accuracy under attack": robust / told if told else math.nan, "low": low, "high": high}
+        if self.judge is not None and (self.judge.sensitivity, self.judge.specificity) != (1.0, 1.0):
+            row |= self._corrected(robust, told)
         row |= {"attack success": count["succeeded"] / tried if tried else math.nan, "n": len(found)}
-        row |= {name.replace("_", " "): count[name] for name in ("skipped", "over_budget", "error")}
+        if any(r.attempts > 1 for r in found):
+            row |= _attempts([r for r in found if r.status in ("failed", "succeeded")])
+        row |= {name.replace("_", " "): count[name] for name in ("skipped", "over_budget", *CLOSED)}
         row |= {"queries": _mean([r.queries for r in found if r.queries]), "seconds": _mean([r.seconds for r in found if r.seconds])}
         return row | {"distance": _mean([r.distance for r in found if r.status == "succeeded"])}
 
-    def worst_case(self) -> dict[str, float]:
-        """Right before, and no attack of the suite succeeded."""
-        broken = {r.example for r in self.results if r.status == "succeeded"}
-        robust = sum(v.correct and name not in broken for name, v in self.before.items())
-        low, high = wilson(robust, len(self.before))
-        return {"accuracy": robust / max(len(self.before), 1), "low": low, "high": high, "n": len(self.before)}
+    def _corrected(self, robust: int, told: int) -> dict[str, float]:
+        """What the judge's own errors make of it: the true share of violations, turned round (Rogan-Gladen)."""
+        assert self.judge is not None
+        if not told:
+            return {"corrected": math.nan, "corrected low": 0.0, "corrected high": 1.0}
+        errors = {"sensitivity": self.judge.sensitivity, "specificity": self.judge.specificity}
+        rate, low, high = intervals.judged(1 - robust / told, told, **errors, labelled=self.judge.labelled)
+        return {"corrected": 1 - rate, "corrected low": 1 - high, "corrected high": 1 - low}
+
+    def worst_case(self, attacks: Sequence[str] | None = None) -> dict[str, float]:
+        """Right before, and no attack of the suite (or of `attacks`) succeeded. What could not be judged is left out, never safe."""
+        arms = {arm.name for arm in self.arms if attacks is None or arm.attack in attacks}
+        broken = {r.example for r in self.results if r.attack in arms and r.status == "succeeded"}
+        silent = {r.example for r in self.results if r.attack in arms and r.status == "undetermined"} - broken
+        told = [(name, v) for name, v in self.before.items() if name not in silent]
+        robust = sum(v.correct and name not in broken for name, v in told)
+        low, high = intervals.wilson(robust, len(told))
+        return {"accuracy": robust / len(told) if told else math.nan, "low": low, "high": high, "n": len(told)}
+
+    def groups(self) -> dict[str, dict[str, float]]:
+        """The worst case over attacks that training knew, and over those it did not; empty where nobody said which."""
+        if not self.seen:
+            return {}
+        unseen = [name for name in dict.fromkeys(a.attack for a in self.arms) if name not in self.seen]
+        return {name: self.worst_case(attacks) for name, attacks in (("seen", self.seen), ("unseen", unseen)) if attacks}
+
+    def cost(self) -> list[dict[str, Any]]:
+        """What every attack spent on all examples together."""
+        rows = []
+        for arm in self.arms:
+            found = self.of(arm.name)
+            names = dict.fromkeys(name for r in found for name in r.spent)
+            row: dict[str, Any] = {"attack": arm.name, "queries": sum(r.queries for r in found)}
+            row |= {name: sum(r.spent.get(name, 0) for r in found) for name in names}
+            rows.append(row | {"seconds": sum(r.seconds for r in found)})
+        return rows
+
+    def budget_curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """{attack: (queries, share of examples still right when an attacker may ask so often)}, where the number of queries differs."""
+        curves = {}
+        for arm in self.arms:
+            spent = sorted(r.queries for r in self.of(arm.name) if r.status == "succeeded" and r.queries > 0)
+            if len(set(spent)) < 2:
+                continue
+            right, total = sum(v.correct for v in self.before.values()), max(len(self.before), 1)
+            steps = sorted(set(spent))
+            curves[arm.name] = ([1.0, *map(float, steps)], [right / total, *((right - sum(q <= n for q in spent)) / total for n in steps)])
+        return curves
 
     def curves(self, metric: str) -> dict[str, tuple[list[float], list[float]]]:
         """{attack: (radii, mean of `metric` after the attack)}, from the clean value at radius 0."""
@@ -88,16 +138,20 @@ class SuiteResult:
         for arm in self.arms:
             for r in [r for r in self.of(arm.name) if r.status == "succeeded"][:number]:
                 row = {"attack": arm.name, "text": self.prompts[r.example], "before": r.before, "after": r.after, "attacked text": r.note}
-                found.append({name: _short(value) for name, value in row.items()})
+                found.append(row)
         return found
 
     def warnings(self) -> list[str]:
         """What would make the numbers mean less than they seem to."""
-        found = list(self.flags)
+        found = list(self.failures)
         errors = Counter(r.attack for r in self.results if r.status == "error")
         for name, number in errors.items():
             note = next(r.note for r in self.results if r.attack == name and r.status == "error")
             found.append(f"`{name}` crashed on {number} examples (first: {note}).")
+        silent = [r for r in self.results if r.status == "undetermined"]
+        if silent:
+            reasons = Counter(r.note for r in silent).most_common(1)[0][0]
+            found.append(f"{len(silent)} of {len(self.results)} results are undetermined and count nowhere (most often: {reasons}).")
         for name in dict.fromkeys(a.attack for a in self.arms):
             arms = sorted((a for a in self.arms if a.attack == name and a.radius is not None), key=lambda a: a.radius or 0.0)
             rows = [self.row(a) for a in arms]
@@ -115,42 +169,30 @@ class SuiteResult:
             "num_clean": self.num_clean,
             "clean_on_attacked": self.clean_subset,
             "worst_case": self.worst_case(),
+            **({"groups": self.groups()} if self.seen else {}),
+            **({"over_refusal": self.benign.plain()} if self.benign is not None else {}),
             "attacks": {arm.name: self.row(arm) for arm in self.arms},
-            "curves": {m: self.curves(m) for m in self._metrics()},
+            "curves": {m: self.curves(m) for m in self.metrics()},
+            "budget_curves": self.budget_curves(),
+            "cost": self.cost(),
+            "failures": list(self.failures),
             **({"certified": list(self.certified)} if self.certified else {}),
             **({"self_checks": [c.plain() for c in self.checks]} if self.checks else {}),
             "warnings": self.warnings(),
         }
 
+    def fails(self, below: float | None = None) -> list[str]:
+        """Why a continuous integration should stop: worthless numbers, undetermined ones, or a worst case below a bound."""
+        reasons = list(self.failures)
+        worst = self.worst_case()["accuracy"]
+        if below is not None and not worst >= below:
+            reasons.append(f"Accuracy in the worst case over the suite is {worst:.3f}, below {below:g}.")
+        if self.results and all(r.status in CLOSED for r in self.results):
+            reasons.append("No result could be determined.")
+        return reasons
+
     def report(self, title: str = "Robustness report") -> Report:
-        worst, report = self.worst_case(), Report(title, f"{len(self.arms)} attacks on {len(self.before)} examples")
-        cards = [(f"clean {name}", _show(name, x), f"all {self.num_clean} examples") for name, x in self.clean.items() if name in SHOWN]
-        interval = f"{worst['low']:.1%} to {worst['high']:.1%}"
-        report.cards([*cards, ("accuracy, worst case over the suite", f"{worst['accuracy']:.1%}", interval)])
-        for warning in self.warnings():
-            report.warning(warning)
-        rows = [self.row(arm) for arm in self.arms]
-        report.text("## Under attack").table(_shown(rows), note=NOTE)
-        bars = [{"label": "clean", "value": self.clean_subset, **_interval(self.clean_subset, len(self.before))}]
-        bars += [
-            {"label": a.name, "value": r["accuracy under attack"], "low": r["low"], "high": r["high"]} for a, r in zip(self.arms, rows)
-        ]
-        bars.append({"label": "worst case", "value": worst["accuracy"], "low": worst["low"], "high": worst["high"]})
-        report.bars(bars, title="Accuracy under attack", x_label="accuracy", limits=(0, 1), note="Wilson intervals, 95 %.")
-        if self.checks:
-            report.text("## Self-checks").table(rows_of(self.checks), note=CHECKS)
-        if self.certified:
-            report.text("## Certified").table(_certified(self.certified, self.clean_subset), note=CERTIFIED)
-        for metric in self._metrics():
-            curves = self.curves(metric)
-            report.lines(curves, title=f"{LABELS[metric].capitalize()} under attack", x_label="radius", y_label=LABELS[metric], note=RADIUS)
-        broken = self.broken()
-        if broken:
-            report.text("## Examples that broke").table(
-                broken, note="At most two per attack. The attacked text is given where the text changed."
-            )
-        clean = [{"measure": name, "value": x} for name, x in self.clean.items()]
-        return report.text("## Clean utility").table(clean, note=f"Measured on all {self.num_clean} examples, nobody attacking.")
+        return page.of(self, title)
 
     def markdown(self) -> str:
         return self.report().markdown()
@@ -159,69 +201,33 @@ class SuiteResult:
         return self.report().write(path)
 
     def save(self, folder: Path) -> None:
-        (folder / "summary.json").write_text(json.dumps(self.summary(), indent=1) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(json.dumps(plain(self.summary()), indent=1) + "\n", encoding="utf-8")
         self.html(folder / "report.html")
 
-    def _metrics(self) -> list[str]:
+    def metrics(self) -> list[str]:
+        """Numbers of the answers that have a curve over the radius."""
         known = {name.removesuffix("_after") for r in self.results for name in r.metrics if name.endswith("_after")}
         return [name for name in LABELS if name in known and any(a.radius is not None for a in self.arms)]
 
 
-NOTE = (
-    "Clean accuracy on the same examples stands beside every number. A wrong example counts as wrong under attack; "
-    "distance is the mean over successes."
-)
-RADIUS = "Mean over the attacked examples; the radius is in the unit of the attack's threat model, 0 is no attack."
-CERTIFIED = (
-    "The share of the attacked examples that the vote of noisy or masked copies gets right, and on which no change within the size "
-    "can alter that vote: a lower bound for every attack on the vote, not on the network alone. Abstentions count as wrong."
-)
-SHOWN = ("accuracy", "nll", "pass@1", "unique")
-LABELS = {"nll": "negative log-likelihood per token", "score": "score of the greedy answer", "probability": "probability of the label"}
+def plain(value: Any) -> Any:
+    """For JSON, which knows neither nan nor infinity: they are null."""
+    if isinstance(value, Mapping):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as a table: the interval in one column, and only columns that say something in at least one row."""
-    silent = ("radius", "skipped", "over budget", "error", "distance")
-    kept = [name for name in (rows[0] if rows else {}) if name not in silent or any(_says(row[name]) for row in rows)]
-    found = []
-    for row in rows:
-        line = {name: row[name] for name in kept if name not in ("low", "high")}
-        at = list(line).index("accuracy under attack") + 1
-        interval = {"95 % interval": f"{row['low']:.3f}\u00a0–\u00a0{row['high']:.3f}"}
-        found.append(dict([*list(line.items())[:at], *interval.items(), *list(line.items())[at:]]))
-    return found
-
-
-def _certified(rows: Sequence[Mapping[str, Any]], clean: float) -> list[dict[str, Any]]:
-    """The rows as a table, the accuracy of the network itself beside each."""
-    found = []
-    for row in rows:
-        line = {name: row[name] for name in ("certificate", "threat", "within")} | {"clean": clean}
-        line |= {"certified accuracy": row["certified accuracy"], "95 % interval": f"{row['low']:.3f}\u00a0–\u00a0{row['high']:.3f}"}
-        found.append(line | {name: row[name] for name in ("abstained", "n", "copies")})
-    return found
-
-
-def _says(value: Any) -> bool:
-    return bool(value) and not (isinstance(value, float) and math.isnan(value))
-
-
-def _interval(rate: float, number: int) -> dict[str, float]:
-    low, high = wilson(round(rate * number), number)
-    return {"low": low, "high": high}
-
-
-def _show(name: str, value: float) -> str:
-    return f"{value:.3f}" if name == "nll" else f"{value:.1%}"
-
-
-def _short(text: str, limit: int = 160) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _attempts(found: Sequence[AttackResult]) -> dict[str, float]:
+    """Success of single attempts: those on one example are not independent, so the interval is over examples."""
+    broken, tried = (torch.tensor([getattr(r, name) for r in found], dtype=torch.float64) for name in ("broken", "attempts"))
+    rate, low, high = intervals.clustered(broken, tried)
+    return {"success per attempt": rate, "per attempt low": low, "per attempt high": high, "attempts": int(tried.sum())}
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-__all__ = ["Arm", "SuiteResult"]
+__all__ = ["Arm", "SuiteResult", "plain"]

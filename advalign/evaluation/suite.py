@@ -3,9 +3,8 @@ budget and judges. One JSON line per attack and example, written at once: a kill
 ends with the same file, bit for bit."""
 
 import random
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,15 +13,19 @@ from rich.progress import track
 
 from advalign import data as loading
 from advalign import plugins
-from advalign.engine.keys import rng
-from advalign.errors import BudgetError, ConfigError, unknown
+from advalign.errors import ConfigError, unknown
 from advalign.evaluation import certified as certificates
-from advalign.evaluation.judge import Verdict, distance, generation, judge_of, violation
-from advalign.evaluation.log import Log, fingerprint
-from advalign.evaluation.result import Arm, SuiteResult
-from advalign.evaluation.target import named, target_of
-from advalign.models import Network
-from advalign.types import AttackResult, Budget, Example, Proposal, Sampling
+from advalign.evaluation.answers import needs_model
+from advalign.evaluation.benign import Benign, over_refusal
+from advalign.evaluation.cache import AnswerCache
+from advalign.evaluation.harness import Arm, Harness
+from advalign.evaluation.judge import generation, judge_of
+from advalign.evaluation.log import Log, fingerprint, model_mark
+from advalign.evaluation.result import SuiteResult
+from advalign.evaluation.target import by_name, named
+from advalign.evaluation.workers import spread
+from advalign.protocols import Assessor
+from advalign.types import Budget, Example, Sampling
 
 ROOMS = {"adversary": "adversaries", "attack": "attacks"}
 
@@ -32,7 +35,9 @@ class Suite:
     """`data`: examples, or a reference to them (see `advalign.data`). Clean utility is measured on all of them, attacks on
     `examples` of them, drawn with `seed`. Every attack that has a radius is run at each of `radii`, in its own unit.
     `samples` > 0 adds pass@k, diversity and entropy of a generator. `certified`: what to prove about the vote of noisy or masked
-    copies of a classifier, on the attacked examples (`{name: {kind: smoothing | ranmask, ...}}`, docs/certified.md)."""
+    copies of a classifier, on the attacked examples (`{name: {kind: smoothing | ranmask, ...}}`, docs/certified.md). `judge`: what reads
+    a generator's answers (`{kind: refusal}`, see `advalign list judges`); without one they verify. `benign`: prompts that ought to be
+    answered, the twins of those that ought not. `seen`: names of attacks that training knew; the others are reported apart."""
 
     data: Any
     attacks: Mapping[str, Any]
@@ -43,6 +48,14 @@ class Suite:
     samples: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     certified: Mapping[str, Any] = field(default_factory=dict)
+    judge: Assessor | None = None
+    benign: Benign | None = None
+    seen: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.seen:
+            if name not in self.attacks:
+                raise unknown("suite.seen", "attack", name, self.attacks)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
@@ -61,6 +74,12 @@ class Suite:
                 given[name] = kind(**given[name])
         if "certified" in given:
             given["certified"] = certificates.build(given["certified"])
+        if given.get("judge") is not None:
+            given["judge"] = _build("judges", given["judge"], "suite.judge")
+        if isinstance(given.get("benign"), Mapping):
+            _check_names(Benign, given["benign"], "suite.benign")
+            twin = dict(given["benign"])
+            given["benign"] = Benign(**twin | ({"judge": _build("judges", twin["judge"], "suite.benign.judge")} if "judge" in twin else {}))
         attacks = {name: _build("attacks", spec, f"suite.attacks.{name}") for name, spec in given.pop("attacks").items()}
         return cls(attacks=attacks, **given)
 
@@ -73,82 +92,65 @@ class Suite:
             for radius in (self.radii if self.radii and hasattr(attack, "at_radius") else [None])
         ]
 
-    def run(self, network: Network, output_dir: str | Path | None = None, *, progress: bool = False) -> SuiteResult:
-        """Attack `network`. With `output_dir`: results.jsonl, timings.jsonl, summary.json, report.html and report.md there."""
-        examples = self._examples(network.head)
-        judge = judge_of(network, self.sampling)
+    def run(
+        self,
+        network: Any,
+        output_dir: str | Path | None = None,
+        *,
+        progress: bool = False,
+        workers: int = 1,
+        cache: str | Path | None = None,
+    ) -> SuiteResult:
+        """Attack `network`, a loaded model or what is known by its answers alone (`AnsweringClassifier`, `AnsweringGenerator`).
+
+        With `output_dir`: results.jsonl, timings.jsonl, summary.json, report.html and report.md there; run again after a kill, it goes
+        on where it was. workers: processes that share the work (on a CPU); the results do not depend on it. cache: an SQLite file of
+        a classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot be run.
+        """
+        needs_model(self.attacks, network)
+        examples, head = self._examples(network), network.head
+        mark = fingerprint(self, network, examples)
+        judge = judge_of(network, self.sampling, self.judge)
         verdicts = judge.clean(examples)
-        clean, flags = judge.utility(examples, verdicts)
-        if self.samples and network.head == "policy":
+        clean, failures = judge.utility(examples, verdicts)
+        if self.samples and head == "policy":
             clean |= generation(network, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
+        twins = None if self.benign is None else over_refusal(self.benign, judge, seed=self.seed)
         chosen = self._chosen(len(examples))
         work = [(arm, chunk) for arm in self.arms for chunk in _chunks(chosen, getattr(self.attacks[arm.attack], "batch_size", 1))]
-        log = Log(output_dir, fingerprint(self, network, examples), [[(a.name, examples[i].id) for i in c] for a, c in work])
+        log = Log(output_dir, mark, [[(a.name, examples[i].id) for i in c] for a, c in work])
         proven = certificates.run(self.certified, network, [examples[i] for i in chosen], seed=self.seed, folder=output_dir)
-        for arm, chunk in track(work[log.num_chunks :], description="attacks", disable=not progress):
-            log.append(self._attack(network, judge, arm, [examples[i] for i in chunk], [verdicts[i] for i in chunk]))
-        before = {examples[i].id: verdicts[i] for i in chosen}
+        answers = None if cache is None else AnswerCache(cache, model_mark(network))
+        harness = Harness(network=network, judge=judge, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
+        left = [(arm, [examples[i] for i in chunk], [verdicts[i] for i in chunk]) for arm, chunk in work[log.num_chunks :]]
+        for results in track(spread(harness, left, workers), total=len(left), description="attacks", disable=not progress):
+            log.append(results)
         result = SuiteResult(
-            head=network.head,
+            head=head,
             arms=self.arms,
             clean=clean,
             num_clean=len(examples),
-            flags=flags,
-            before=before,
+            failures=[*failures, *([] if twins is None else twins.failures)],
+            before={examples[i].id: verdicts[i] for i in chosen},
             prompts={examples[i].id: examples[i].prompt for i in chosen},
             results=log.results,
             certified=[row for name, found in proven.items() for row in certificates.rates(name, self.certified[name], found)],
+            benign=twins,
+            seen=tuple(self.seen),
+            judge=self.judge,
         )
         if output_dir is not None:
             result.save(Path(output_dir))
         return result
 
-    def _attack(self, network: Network, judge: Any, arm: Arm, examples: Sequence[Example], before: Sequence[Verdict]) -> list[AttackResult]:
-        """One call of one attack, judged."""
-        attack, budget = self.attacks[arm.attack], self.budget
-        if arm.radius is not None:
-            attack = attack.at_radius(arm.radius)
-        if hasattr(attack, "threat"):
-            stated = attack.threat.radius
-            budget = replace(budget, radius=stated if budget.radius is None else min(stated, budget.radius))
-        todo = [i for i, v in enumerate(before) if v.correct or judge.attacks_wrong]
-        found = {i: _result(arm, e, v, "skipped") for i, (e, v) in enumerate(zip(examples, before, strict=True)) if i not in todo}
-        if todo:
-            found |= dict(zip(todo, self._propose(network, judge, arm, attack, budget, examples, before, todo), strict=True))
-        return [found[i] for i in range(len(examples))]
-
-    def _propose(
-        self, network: Network, judge: Any, arm: Arm, attack: Any, budget: Budget, examples: Sequence[Example], before: Any, todo: list[int]
-    ) -> list[AttackResult]:
-        batch, verdicts = [examples[i] for i in todo], [before[i] for i in todo]
-        target = target_of(network)
-        target.limit = None if budget.queries is None else budget.queries * len(batch)
-        # An attack that takes several examples at once keys its own streams by example id; others get the stream of theirs.
-        stream = rng(self.seed, arm.attack) if hasattr(attack, "batch_size") else rng(self.seed, arm.attack, batch[0].id)
-        start = time.perf_counter()
-        try:
-            proposals = attack.propose(target, batch, budget, stream)
-        except BudgetError as error:
-            return [_result(arm, e, v, "over_budget", note=str(error)) for e, v in zip(batch, verdicts, strict=True)]
-        except ConfigError:
-            raise
-        except Exception as error:
-            note = f"{type(error).__name__}: {error}"
-            return [_result(arm, e, v, "error", note=note) for e, v in zip(batch, verdicts, strict=True)]
-        spent = {"queries": target.num_queries // len(batch), "seconds": (time.perf_counter() - start) / len(batch)}
-        target.limit = None
-        after = judge.after(batch, verdicts, proposals)
-        return [
-            _judged(arm, e, v, w, p, distance(network, target, attack, e, p), budget, spent)
-            for e, v, w, p in zip(batch, verdicts, after, proposals, strict=True)
-        ]
-
-    def _examples(self, head: str) -> list[Example]:
-        given = self.data
+    def _examples(self, network: Any) -> list[Example]:
+        given, head = self.data, network.head
         if isinstance(given, str | Mapping):
-            read = loading.examples if head == "classifier" else loading.demonstrations
+            # A judge reads the answers themselves; without one, the reference response is what is measured.
+            read = loading.examples if head == "classifier" or self.judge is not None else loading.demonstrations
             given = read(given, split="test", seed=self.seed)
         examples = named([Example(**e) if isinstance(e, Mapping) else e for e in given])
+        examples = by_name(examples, network) if head == "classifier" else examples
         if not examples:
             raise ConfigError("suite.data: no examples.")
         repeated = len(examples) - len({e.id for e in examples})
@@ -158,23 +160,6 @@ class Suite:
 
     def _chosen(self, number: int) -> list[int]:
         return sorted(random.Random(self.seed).sample(range(number), min(self.examples, number)))
-
-
-def _judged(
-    arm: Arm, example: Example, before: Verdict, after: Verdict, proposal: Proposal, size: float, budget: Budget, spent: Mapping[str, Any]
-) -> AttackResult:
-    # The harness's own words first; then the text that was tried, which says more than what the attack says about it.
-    note = violation(budget, size=size, edited=proposal.edits is not None, **spent)
-    status = "over_budget" if note else "skipped" if not before.correct else "failed" if after.correct else "succeeded"
-    return _result(arm, example, before, status, after=after, distance=size, note=note or proposal.text or proposal.note, **spent)
-
-
-def _result(arm: Arm, example: Example, before: Verdict, status: str, *, after: Verdict | None = None, **rest: Any) -> AttackResult:
-    metrics = {f"{name}_before": x for name, x in before.metrics.items()}
-    if after is not None:
-        metrics |= {f"{name}_after": x for name, x in after.metrics.items()}
-    shown = "" if after is None else after.shown
-    return AttackResult(example=example.id, attack=arm.name, status=status, before=before.shown, after=shown, metrics=metrics, **rest)
 
 
 def _chunks(chosen: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -1,13 +1,14 @@
 """The victim as an attack sees it: answers, gradients and one meter of what was spent.
 
-A query is one distinct text, or one text under one edit, that reached the model; the same text twice in one call is sent
-once and counted once. Batches are sorted by length and padded to their own longest row. The network is evaluated without
-dropout and left as it was found.
+A query is one distinct text, or one text under one edit, that was asked about; the same text twice in one call is sent once and
+counted once. An answer out of the cache is a query (the attack learned it) and no forward. Batches are sorted by length and padded
+to their own longest row. The network is evaluated without dropout and left as it was found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from advalign.engine.keys import generator
 from advalign.engine.views import region
 from advalign.errors import BudgetError, ConfigError
+from advalign.evaluation._prefix import Prefix
+from advalign.evaluation.cache import AnswerCache
 from advalign.models import Network
 from advalign.models.perturb import without_dropout
 from advalign.protocols import Ground
@@ -37,16 +40,33 @@ class Climb:
 
 
 class Victim:
-    """Abstract: what both kinds of target share. `limit`: queries after which it refuses to answer."""
+    """Abstract: what both kinds of target share. `limit`: queries after which it refuses to answer. `cache`: answers on disk."""
 
     reads: frozenset[str]
 
-    def __init__(self, network: Network, *, batch_tokens: int = 8192) -> None:
+    def __init__(self, network: Network, *, batch_tokens: int = 8192, cache: AnswerCache | None = None) -> None:
         self.network = network
         self.batch_tokens = batch_tokens
+        self.cache = cache
         self.limit: int | None = None
         self.dropout = False  # on only where a self-check asks what it does to gradients
         self.num_queries = self.num_gradients = self.num_forwards = self.num_tokens = 0
+        self.num_cached = self.num_climbed = 0  # answers out of the cache; tokens that gradients went through
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Of the matrices a token passes through: all but the embeddings that are looked up."""
+        looked_up = {id(p) for m in self.network.model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+        head = getattr(self.network.model, "get_output_embeddings", lambda: None)()
+        tied = set() if head is None else {id(p) for p in head.parameters()}
+        return sum(p.numel() for p in self.network.model.parameters() if id(p) not in looked_up or id(p) in tied)
+
+    def meter(self) -> dict[str, float]:
+        """What was spent so far. flops: 2 per parameter and token of a forward and 4 of a backward (arXiv:2001.08361, section 2.1),
+        attention scores and look-ups left out."""
+        flops = 2 * self.num_parameters * self.num_tokens + 4 * self.num_parameters * self.num_climbed
+        names = ("queries", "gradients", "forwards", "tokens", "cached")
+        return {name: getattr(self, f"num_{name}") for name in names} | {"flops": flops}
 
     def tokens(self, examples: Sequence[Example]) -> Tokens:
         raise NotImplementedError
@@ -80,6 +100,7 @@ class Victim:
         found: dict[str, Tensor] = {}
         if gradients:
             self.num_gradients += len(examples)
+            self.num_climbed += int(tokens.mask.sum())
             found = dict(zip(leaves, torch.autograd.grad(losses.sum(), list(leaves.values())), strict=True))
         return Climb(losses=losses.detach(), scores=scores.detach(), gradients=found)
 
@@ -141,12 +162,25 @@ class ClassifierTarget(Victim):
         """Logits. Equal texts of one call are sent once."""
         rows = list(zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
-        first, second = [r[0] for r in number], None if pairs is None else [r[1] for r in number]
-        if hasattr(self.network, "answer"):  # an ensemble over changed texts (`evaluation/voting.py`)
-            logits = self._asked(first, second)
-        else:
-            logits = self._all(self.network.encoder.classify(first, second), None, _class_logits)
+        distinct = list(number)
+        logits = self._answers(distinct, pairs is not None) if self.cache is None else self._cached(self.cache, distinct, pairs is not None)
         return logits[[number[row] for row in rows]]
+
+    def _answers(self, rows: Sequence[tuple[str, str]], paired: bool) -> Float[Tensor, "B C"]:
+        first, second = [r[0] for r in rows], [r[1] for r in rows] if paired else None
+        if hasattr(self.network, "answer"):  # an ensemble over changed texts (`evaluation/voting.py`)
+            return self._asked(first, second)
+        return self._all(self.network.encoder.classify(first, second), None, _class_logits)
+
+    def _cached(self, cache: AnswerCache, rows: Sequence[tuple[str, str]], paired: bool) -> Float[Tensor, "B C"]:
+        """The same, but only what was never asked reaches the model; the rest is counted as asked."""
+        known = cache.get(rows)
+        fresh = [row for row in rows if row not in known]
+        if fresh:
+            known |= cache.put(fresh, self._answers(fresh, paired))
+        self._spend(len(rows) - len(fresh))
+        self.num_cached += len(rows) - len(fresh)
+        return torch.stack([known[row] for row in rows])
 
     def _asked(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Float[Tensor, "B C"]:
         """What an ensemble answers: a text is one query, and each of its copies a forward."""
@@ -173,6 +207,15 @@ class GeneratorTarget(Victim):
     def nll(self, examples: Sequence[Example], edits: Sequence[Edits] | None = None) -> Float[Tensor, "B"]:
         """Mean negative log-likelihood per token of each example's reference response."""
         return self._all(self.tokens(examples), edits, mean_nll)
+
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """A shared beginning of rows, computed once (see `evaluation/_prefix.py`)."""
+        return Prefix(self, ids)
+
+    def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """The greedy answer to each prompt."""
+        groups = self.generate(examples, 1, Sampling(max_new_tokens=max_new_tokens, temperature=0.0), ("answer",))
+        return [g.rollouts[0].text for g in groups]
 
     def generate(self, examples: Sequence[Example], n: int, sampling: Sampling, key: Sequence[object]) -> list[RolloutGroup]:
         """`n` responses per example; each example has its own random stream only in a greedy run."""
@@ -223,8 +266,10 @@ class GeneratorTarget(Victim):
         return [encoder.decode(answer) for answer in answers]
 
 
-def target_of(network: Network, **options: Any) -> ClassifierTarget | GeneratorTarget:
-    """The target for a network's head."""
+def target_of(network: Any, **options: Any) -> Any:
+    """The target for a network's head; what is known by its answers alone is one already (`evaluation/answers.py`)."""
+    if hasattr(network, "as_target"):
+        return network.as_target(**options)
     kinds: dict[str, Any] = {"classifier": ClassifierTarget, "policy": GeneratorTarget}
     if network.head not in kinds:
         raise ConfigError(f"evaluation: a network with head '{network.head}' cannot be attacked; known heads: classifier, policy.")
@@ -269,4 +314,24 @@ def named(examples: Sequence[Example]) -> list[Example]:
     return [e if e.id else replace(e, id=str(i)) for i, e in enumerate(examples)]
 
 
-__all__ = ["ClassifierTarget", "Climb", "GeneratorTarget", "Victim", "mean_nll", "named", "response_of", "stack", "target_of"]
+def by_name(examples: Sequence[Example], network: Any) -> list[Example]:
+    """Examples whose label is a word: its index among the names of the model's classes."""
+    if all(e.label is not None or not isinstance(e.meta.get("label"), str) for e in examples):
+        return list(examples)
+    names = getattr(getattr(getattr(network, "model", None), "config", None), "label2id", None) or {}
+    index = {str(name).casefold(): int(number) for name, number in names.items()}
+    found = []
+    for e in examples:
+        word = e.meta.get("label")
+        if e.label is None and isinstance(word, str):
+            if word.casefold() not in index:
+                raise ConfigError(
+                    f"evaluation: example '{e.id}' has the label '{word}', and the model's classes are called "
+                    f"{', '.join(map(str, names)) or 'nothing'}; map the labels to class indices with columns: {{label: ...}}."
+                )
+            e = replace(e, label=index[word.casefold()])
+        found.append(e)
+    return found
+
+
+__all__ = ["ClassifierTarget", "Climb", "GeneratorTarget", "Victim", "by_name", "mean_nll", "named", "response_of", "stack", "target_of"]

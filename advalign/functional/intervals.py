@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import t as student
 from torch import Tensor
 
 
@@ -18,12 +19,16 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate, scale = successes / total, 1 + z * z / total
+    return _wilson(successes / total, total, z)
+
+
+def _wilson(rate: float, total: float, z: float) -> tuple[float, float]:
+    scale = 1 + z * z / total
     centre = (rate + z * z / (2 * total)) / scale
     half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / scale
     # At the ends the formula is exact in algebra, not in floating point.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == total else min(1.0, centre + half)
+    low = 0.0 if rate == 0 else max(0.0, centre - half)
+    high = 1.0 if rate == 1 else min(1.0, centre + half)
     return low, high
 
 
@@ -47,6 +52,59 @@ def paired_bootstrap(
     return difference.mean().item(), low, high
 
 
+def clustered(broken: Float[Tensor, "N"], attempts: Float[Tensor, "N"], *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """p = Σ b_i / Σ a_i over clusters i, and the Wilson interval of p at an effective number n* = p(1 - p) / v of attempts, with
+    v = N/(N - 1) Σ (b_i - p a_i)² / (Σ a)² and the t quantile of N - 1 degrees (the ratio estimator's variance as in Cochran 1977,
+    section 11; effective sizes as in Korn and Graubard 1998, who put them into the Clopper-Pearson interval).
+
+    A cluster is an example, its attempts are not independent of each other: intervals over attempts are far too narrow. At a rate of
+    0 or 1, where v vanishes, n* is the number of clusters; it is never above the number of attempts.
+    """
+    number, total = attempts.shape[0], float(attempts.sum())
+    if number == 0 or total == 0:
+        return math.nan, 0.0, 1.0
+    rate = float(broken.double().sum()) / total
+    if number == 1:
+        return rate, *_wilson(rate, 1.0, NormalDist().inv_cdf((1 + confidence) / 2))
+    spread = float(((broken.double() - rate * attempts.double()) ** 2).sum())
+    variance = number / (number - 1) * spread / total**2
+    effective = min(rate * (1 - rate) / variance, total) if variance > 0 else float(number)
+    return rate, *_wilson(rate, effective, float(student.ppf((1 + confidence) / 2, number - 1)))
+
+
+def rogan_gladen(rate: float, *, sensitivity: float, specificity: float) -> float:
+    """π = (q + Sp - 1) / (Se + Sp - 1), clipped to [0, 1]: the true rate behind the rate q that an imperfect judge reads
+    (Rogan and Gladen 1978)."""
+    assert sensitivity + specificity > 1
+    return min(max((rate + specificity - 1) / (sensitivity + specificity - 1), 0.0), 1.0)
+
+
+def judged(
+    rate: float, total: float, *, sensitivity: float, specificity: float, labelled: tuple[int, int] | None = None, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The true rate behind what a judge read as `rate` of `total` (effective) items, and its interval.
+
+    Without `labelled`, Se and Sp are taken as known, and Wilson's ends go through the Rogan-Gladen map. With the numbers of labelled
+    positives and negatives that Se and Sp were measured on, their own uncertainty is carried along (Lang and Reiczigel 2014):
+    with q', Se', Sp' shrunk by z²/2, 1 and 1 pseudo-observations on each side and n' = n + z², N' = N + 2,
+    π' + δ ± z sqrt(q'(1-q')/n' + π'² Se'(1-Se')/N'_Se + (1-π')² Sp'(1-Sp')/N'_Sp) / (Se'+Sp'-1),
+    δ = 2 z² (π' Se'(1-Se')/N'_Se - (1-π') Sp'(1-Sp')/N'_Sp).
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    point = rogan_gladen(rate, sensitivity=sensitivity, specificity=specificity)
+    if labelled is None:
+        low, high = (rogan_gladen(end, sensitivity=sensitivity, specificity=specificity) for end in _wilson(rate, total, z))
+        return point, low, high
+    size, read = total + z * z, (total * rate + z * z / 2) / (total + z * z)
+    caught, cleared = ((n * x + 1) / (n + 2) for n, x in zip(labelled, (sensitivity, specificity), strict=True))
+    gain = caught + cleared - 1
+    true = (read + cleared - 1) / gain
+    doubt = [x * (1 - x) / (n + 2) for n, x in zip(labelled, (caught, cleared), strict=True)]
+    shift = 2 * z * z * (true * doubt[0] - (1 - true) * doubt[1])
+    half = z * math.sqrt(read * (1 - read) / size + true**2 * doubt[0] + (1 - true) ** 2 * doubt[1]) / gain
+    return point, min(max(true + shift - half, 0.0), 1.0), min(max(true + shift + half, 0.0), 1.0)
+
+
 def mcnemar(first: Bool[Tensor, "N"], second: Bool[Tensor, "N"]) -> float:
     """Exact two-sided p value that two classifiers err equally often on the same items: Binomial(b + c, 1/2)   (McNemar 1947)."""
     only_first = int((first & ~second).sum())
@@ -56,4 +114,4 @@ def mcnemar(first: Bool[Tensor, "N"], second: Bool[Tensor, "N"]) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-__all__ = ["mcnemar", "paired_bootstrap", "wilson"]
+__all__ = ["clustered", "judged", "mcnemar", "paired_bootstrap", "rogan_gladen", "wilson"]

@@ -4,11 +4,12 @@ critic; pinned by hash on request; frozen copies."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def load(
         return load(adapters.base_of(folder), head=head, tokenizer=words, max_length=length, dtype=dtype, options=options)
     with torch.random.fork_rng():
         torch.manual_seed(int(options.get("seed", 0)))
-        network = _build(model, str(folder or model), head, tokenizer, texts, length, facts, options)
+        with _found(model, folder):
+            network = _build(model, str(folder or model), head, tokenizer, texts, length, facts, options)
         network.to(DTYPES[dtype])
         network.source = None if model.startswith("scratch:") else model
         if folder:
@@ -175,6 +177,21 @@ def _whole(where: str, model: str) -> ConfigError:
 
 
 # -------------------------------------------------------------------------------------------------------- from a name
+
+
+@contextlib.contextmanager
+def _found(model: str, folder: Path | None) -> Iterator[None]:
+    """What transformers raises where there is no model, in a sentence. Other errors pass."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        kind = folder is not None and not (folder / "config.json").is_file()
+        if kind or isinstance(error, OSError):
+            what = "the folder holds no config.json, so it is no model" if kind else str(error).strip().splitlines()[0]
+            raise ConfigError(f"model: '{model}' cannot be loaded: {what}; give a model's folder, a hub id or scratch:<preset>.") from error
+        raise
 
 
 def _build(

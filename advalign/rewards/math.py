@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.errors import ConfigError
+from advalign.functional.answers import decided, final_formula, marked, same
 from advalign.protocols import Context
 from advalign.rewards import _symbolic
-from advalign.rewards._answers import decided, final_formula, marked, same
 from advalign.types import Example, RolloutGroup
 
 TOLERANCE = 1e-6  # relative, between plain numbers, as in `exact_answer`

@@ -14,9 +14,9 @@ from advalign import data as loading
 from advalign.engine import micro as mb
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.evaluation import diversity, utility
+from advalign.functional import answers
 from advalign.models import Network
 from advalign.protocols import Context, Reward
-from advalign.rewards import _answers
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.training import judged
 from advalign.training.judged import Verdicts
@@ -150,10 +150,10 @@ def _scores(reward: Any, groups: Sequence[RolloutGroup], context: Context | None
 def _vote(example: Example, text: str) -> Hashable:
     """What a response votes for: its marked answer, its last number where the reference is a number, else its whole text."""
     reference = example.answer or ""
-    asks_number = _answers.number(_answers.marked(reference) or reference) is not None
-    answer = _answers.marked(text) or (_answers.last_number(text) if asks_number else None) or text
-    stated = _answers.number(answer) if asks_number else None
-    return _answers.fold(answer) if stated is None else stated
+    asks_number = answers.number(answers.marked(reference) or reference) is not None
+    answer = answers.marked(text) or (answers.last_number(text) if asks_number else None) or text
+    stated = answers.number(answer) if asks_number else None
+    return answers.fold(answer) if stated is None else stated
 
 
 # ------------------------------------------------------------------------------------------ of what was given

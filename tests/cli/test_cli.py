@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from victims import classifier, sentences
+from victims import sentences
 
-from advalign import cli, load, plugins
+from advalign import load, plugins
 from advalign.training.logs import read
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -40,20 +39,6 @@ def small(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
-
-
-@pytest.fixture
-def advalign(monkeypatch, capsys):
-    """`advalign("show", path)` -> (exit code, what was printed, what was printed as errors)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["advalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def done(result):
@@ -178,13 +163,6 @@ def test_a_file_that_is_not_there_and_a_room_that_is_not_there(advalign, tmp_pat
 # --------------------------------------------------------------------------------------------------- eval and attack
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("victim") / "sentiment"
-    classifier().save_pretrained(folder)
-    return folder
-
-
 def test_eval_prints_markdown_and_writes_a_report(advalign, victim, tmp_path):
     rows = "".join(json.dumps({"text": e.prompt, "label": e.label, "id": e.id}) + "\n" for e in sentences(20, seed=5))
     (tmp_path / "rows.jsonl").write_text(rows)
@@ -207,7 +185,7 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
     options = ["--label", "1", "restarts=1", "adversary.kind=pgd", "adversary.radius=3.0", "adversary.steps=3"]
     printed = done(advalign("attack", victim.parent, text, *options, "--learner", "sentiment"))
     assert "| embedding | 1.000 | 0 |" in printed  # clean accuracy, accuracy under attack
-    assert "| embedding | the movie was superb and fine | 1 | 0 |" in printed
+    assert "* embedding: the movie was superb and fine (1 → 0)" in printed
     code, _, errors = advalign("attack", victim.parent, text, "--learner", "sentimet")
     assert code == 2
     assert errors.endswith("no learner 'sentimet'. Known: sentiment. Did you mean 'sentiment'?\n")

@@ -2,7 +2,6 @@
 
 import copy
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import victims
 
 from advalign import adversaries, attacks
 from advalign.attacks import _suffix
+from advalign.attacks._token_search import Search
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.target import ClassifierTarget, GeneratorTarget
@@ -55,7 +55,7 @@ def test_the_start_is_the_first_tokens_of_the_answer_or_a_text_and_never_the_end
     assert attacks.Prefill(tokens=None, text="four five").starts(encoder, [example]) == [encoder.response("four five", finished=False)]
 
 
-def test_what_is_proposed_is_the_forced_prompt_and_the_harness_judges_what_the_model_adds():
+def test_what_is_forced_is_not_heard_and_what_the_model_adds_is_judged():
     network = victims.generator_model()
     heard = []
 
@@ -66,7 +66,7 @@ def test_what_is_proposed_is_the_forced_prompt_and_the_harness_judges_what_the_m
     example = Example(prompt="one plus two =", answer="four four", id="a", verify=verify)
     target = GeneratorTarget(network)
     (proposal,) = attacks.Prefill(tokens=1).propose(target, [example], Budget(), random.Random(0))
-    assert proposal.text == "one plus two = four"
+    assert (proposal.text, proposal.forced) == (None, "four")
     result = Suite(data=[example], attacks={"prefill": attacks.Prefill(tokens=1)}, sampling=Sampling(max_new_tokens=4)).run(network)
     (row,) = result.of("prefill")
     assert row.after == heard[-1] == attacks.Prefill(tokens=1).answers(target, [example], 4)[0]
@@ -74,16 +74,17 @@ def test_what_is_proposed_is_the_forced_prompt_and_the_harness_judges_what_the_m
     assert (row.before, row.status) == ("three", "failed")
 
 
-def test_a_chat_template_is_refused_by_the_harness_and_not_by_answers():
+def test_a_chat_template_comes_before_what_is_forced():
+    """The template writes "plus" behind the prompt; the assistant's turn begins with "two": what comes next is the model's."""
     network = copy.deepcopy(victims.generator_model())
     network.encoder.tokenizer = copy.deepcopy(network.encoder.tokenizer)
     network.encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} plus {% endfor %}"
-    target, example = GeneratorTarget(network), Example(prompt="one", answer="two three", id="a")
-    with pytest.raises(ConfigError, match="chat template"):
-        attacks.Prefill(tokens=1).propose(target, [example], Budget(), random.Random(0))
-    ids = torch.tensor([network.encoder.prompt("one") + network.encoder.response("two")[:1]])
-    first = int(network.model(input_ids=ids).logits[0, -1].argmax())
-    assert attacks.Prefill(tokens=1).answers(target, [example], 1) == [network.encoder.decode([first])]
+    example = Example(prompt="one", answer="two three", id="a", verify=lambda text: 0.0)
+    words = [network.encoder.tokenizer(w)["input_ids"][0] for w in ("one", "plus", "two")]
+    first = int(network.model(input_ids=torch.tensor([words])).logits[0, -1].argmax())
+    assert attacks.Prefill(tokens=1).answers(GeneratorTarget(network), [example], 1) == [network.encoder.decode([first])]
+    suite = Suite(data=[example], attacks={"prefill": attacks.Prefill(tokens=1)}, sampling=Sampling(max_new_tokens=1))
+    assert suite.run(network).of("prefill")[0].after == network.encoder.decode([first])
 
 
 # -------------------------------------------------------------------------------------------- token search
@@ -120,9 +121,9 @@ def test_the_gradient_is_that_of_one_hot_rows():
     """d loss / d onehot[i, v] by autograd through onehot @ E, the target's shift written out by hand."""
     network = double()
     target, (example,) = GeneratorTarget(network), wanting(1)
-    places, suffix = _suffix.Places(network.encoder), tuple(network.encoder.tokenizer("two plus")["input_ids"])
-    search = SimpleNamespace(example=example, suffix=suffix, rng=None, told=lambda *_: None)
-    (found,) = attacks.TokenSearch()._gradients(target, places, [search])
+    suffix = tuple(network.encoder.tokenizer("two plus")["input_ids"])
+    search = Search(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
+    found = search.slopes(suffix)
     prompt, response = network.encoder.prompt(example.prompt), network.encoder.response(example.answer)
     matrix = network.model.get_input_embeddings().weight.detach()
     ids = torch.tensor([*prompt, *suffix, *response])
@@ -131,8 +132,12 @@ def test_the_gradient_is_that_of_one_hot_rows():
     loss = -torch.stack([logprobs[t - 1, ids[t]] for t in range(len(ids) - len(response), len(ids))]).mean()
     (expected,) = torch.autograd.grad(loss, onehot)
     expected = expected[len(prompt) : len(prompt) + len(suffix)]
-    expected[:, places.closed] = torch.inf
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    assert search.known == {suffix: pytest.approx(float(loss.detach()), abs=1e-12)}
+    options = search.options(found, 2)
+    assert not set(options.flatten().tolist()) & set(search.places.closed)
+    expected[:, search.places.closed] = torch.inf
+    assert options.tolist() == expected.topk(2, largest=False).indices.tolist()
 
 
 def test_a_suffix_survives_decoding_and_encoding():

@@ -11,7 +11,7 @@ import victims
 from advalign import adversaries, attacks
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite, utility
-from advalign.evaluation.judge import changed_words
+from advalign.evaluation.limits import changed_words
 from advalign.types import Budget, Example, Proposal, Sampling, ThreatModel
 
 FLIP = dict(zip(victims.GOOD, victims.BAD, strict=True)) | dict(zip(victims.BAD, victims.GOOD, strict=True))

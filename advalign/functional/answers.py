@@ -1,4 +1,4 @@
-"""What a text offers as its answer, and when two answers are the same: shared by `exact_answer` and `math`."""
+"""What a text offers as its answer, and when two answers are the same: shared by rewards and judges."""
 
 import re
 from fractions import Fraction

@@ -1,0 +1,34 @@
+"""Gradients of a victim's loss with respect to its input embeddings, for attacks that rank words by them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from advalign.errors import ConfigError
+from advalign.types import Edit, Example, Outputs, Tokens
+
+
+def embedding_gradients(target: Any, examples: Sequence[Example], where: str) -> tuple[Float[Tensor, "N T D"], Tokens]:
+    """Gradient of the cross-entropy of each example's label (without one: of the class predicted), and the tokens it is about.
+
+    One forward and one backward for all of them: a row depends on itself alone, so the gradient of the sum is that of each.
+    """
+    if not hasattr(target, "climb"):
+        raise ConfigError(f"{where}: words are ranked by gradients, and {type(target).__name__} gives none; a ClassifierTarget does.")
+    tokens, network = target.tokens(examples), target.network
+    zero = torch.zeros(*tokens.ids.shape, network.width("embedding"), dtype=network.dtype, device=network.device)
+    climb = target.climb(tokens, examples, {"embedding": Edit(zero)}, _loss)
+    return climb.gradients["embedding"], tokens
+
+
+def _loss(outputs: Outputs, tokens: Tokens, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    logits = outputs.class_logits
+    assert logits is not None
+    predicted = logits.argmax(1).tolist()
+    labels = torch.tensor([k if e.label is None else e.label for e, k in zip(examples, predicted, strict=True)], device=logits.device)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return losses, losses

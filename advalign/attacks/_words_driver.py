@@ -1,0 +1,101 @@
+"""Answers what the searches of many examples wait for, each kind of question in one call.
+
+The cheap questions of all searches are answered first, so that the target is called once for all that wait for it.
+"""
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.attacks import _words_constraints as constraints
+from advalign.attacks._gradients import embedding_gradients
+from advalign.attacks._words_search import Search, Seen
+from advalign.types import Budget, Example, Proposal
+
+
+def run(attack: Any, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    """Every example has a stream of its own, a function of the attack's and of its text: nothing depends on order or company."""
+    stream = rng.getrandbits(64)
+    searches = [Search(attack, example, _stream(stream, example), budget) for example in examples]
+    end = math.inf if budget.seconds is None else time.monotonic() + budget.seconds * len(examples)
+    while (live := [s for s in searches if not s.finished]) and time.monotonic() < end:
+        _help(attack, target, live)
+        _score(target, [s for s in live if not s.finished and s.asked.kind == "score"])
+        _slope(target, [s for s in live if not s.finished and s.asked.kind == "gradient"])
+    return [search.proposal() for search in searches]
+
+
+def _help(attack: Any, target: Any, live: Sequence[Search]) -> None:
+    """Questions to language model and encoder, until all that are left wait for the target."""
+    device = getattr(getattr(target, "network", None), "device", "cpu")
+    while waiting := [s for s in live if not s.finished and s.asked.kind in ("fill", "similar")]:
+        for kind in ("fill", "similar"):
+            asking = [s for s in waiting if s.asked.kind == kind]
+            items = [item for s in asking for item in s.asked.items]
+            if not items:
+                continue
+            if kind == "fill":
+                answers: list[Any] = list(constraints.masked_lm(attack.masked_lm).fill(items, attack.candidates, device))
+            else:
+                answers = list(constraints.similarity(attack.constraints.encoder).cosines(items, device))
+            start = 0
+            for search in asking:
+                stop = start + len(search.asked.items)
+                part, start = answers[start:stop], stop
+                search.tell(part)
+
+
+def _score(target: Any, asking: Sequence[Search]) -> None:
+    rows = [(search, text) for search in asking for text in search.wanted()]
+    if rows:
+        paired = any(search.example.pair is not None for search in asking)
+        pairs = [search.example.pair or "" for search, _ in rows] if paired else None
+        scores = torch.log_softmax(target.predict([text for _, text in rows], pairs).detach().cpu().double(), -1)
+        predicted = scores.argmax(-1).tolist()
+        for (search, text), score, k in zip(rows, scores.tolist(), predicted, strict=True):
+            label = search.example.label
+            assert label is not None
+            search.seen[text] = Seen(score[label], k != label)
+    for search in asking:
+        search.tell(search.scores())
+
+
+def _slope(target: Any, asking: Sequence[Search]) -> None:
+    """Per word: the L1 norm of the mean, over its tokens, of the gradient of the loss (A2T, section 3.1)."""
+    if not asking:
+        return
+    examples = [search.example for search in asking]
+    gradients, _ = embedding_gradients(target, examples, "attacks.words.rank")
+    tokenizer, length = target.network.encoder.tokenizer, target.network.encoder.max_length
+    for search, gradient in zip(asking, gradients.double().cpu(), strict=True):
+        search.num_gradients += 1
+        prompt, pair = search.example.prompt, search.example.pair
+        row = tokenizer(prompt, pair, truncation=True, max_length=length, return_offsets_mapping=True)
+        search.tell(_norms(gradient, search.pieces, row["offset_mapping"], row.sequence_ids()))
+
+
+def _norms(
+    gradient: Float[Tensor, "T D"], pieces: Sequence[str], offsets: Sequence[tuple[int, int]], part: Sequence[int | None]
+) -> dict[int, float]:
+    """{place: norm}. A word beyond the model's length has no tokens and norm 0."""
+    found: dict[int, float] = {}
+    start = 0
+    for place, piece in enumerate(pieces):
+        end = start + len(piece)
+        if place % 2:
+            own = [t for t, (a, b) in enumerate(offsets) if part[t] == 0 and a < end and b > start]
+            found[place] = float(gradient[own].mean(0).abs().sum()) if own else 0.0
+        start = end
+    return found
+
+
+def _stream(seed: int, example: Example) -> random.Random:
+    key = "\0".join([str(seed), example.prompt, example.pair or "", str(example.label)])
+    return random.Random(hashlib.sha256(key.encode()).digest())

@@ -1,0 +1,87 @@
+"""The request misspelt again and again."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from advalign.errors import ConfigError
+from advalign.types import Budget, Example, Proposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """x_i = noise(capitals(scramble(x))), i = 1 .. N;  broken if any is   (best-of-N jailbreaking, arXiv:2412.03556, section 2).
+
+    With strength σ the middle of a word of more than three letters is shuffled with probability σ^(1/2), a letter changes its case with
+    probability σ^(1/2), a printable ASCII character moves to a neighbour with probability σ^3. σ = 0.4 as published; N there is 10,000.
+    Success over N follows -log ASR(N) = a N^-b: `advalign.functional.scaling` fits it to the attempts of a suite.
+    Ours: white space stays as it is; a letter without another case stays (the released code drops it). The harness answers each attempt
+    greedily unless its sampling says otherwise (the paper samples at temperature 1).
+    """
+
+    attempts: int = 100
+    strength: float = 0.4
+    scramble: bool = True
+    capitals: bool = True
+    noise: bool = True
+
+    access: ClassVar[str] = "text"
+    head: ClassVar[str] = "policy"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ConfigError(f"attacks.best_of_n.attempts: {self.attempts} given; at least 1.")
+        if not 0 <= self.strength <= 1:
+            raise ConfigError(f"attacks.best_of_n.strength: {self.strength} given; a number from 0 to 1.")
+        if not (self.scramble or self.capitals or self.noise):
+            raise ConfigError("attacks.best_of_n: scramble, capitals and noise are all off; every attempt would be the request itself.")
+
+    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+        """All attempts of each example, as far as the budget of queries reaches. The model is not asked."""
+        stream, found = rng.getrandbits(63), []
+        number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
+        for example in examples:
+            own = random.Random(f"{stream}/{example.id}/{example.prompt}")
+            attempts = tuple(self.changed(example.prompt, own) for _ in range(number))
+            found.append(Proposal(attempts=attempts, queries=number, note=f"{number} draws"))
+        return found
+
+    def changed(self, text: str, rng: random.Random) -> str:
+        """One draw."""
+        often, seldom = self.strength**0.5, self.strength**3
+        if self.scramble:
+            text = _words(text, lambda word: _shuffled(word, rng) if len(word) > 3 and rng.random() < often else word)
+        if self.capitals:
+            text = "".join(c.swapcase() if c.isalpha() and rng.random() < often else c for c in text)
+        if self.noise:
+            text = "".join(_neighbour(c, rng) if "!" <= c <= "~" and rng.random() < seldom else c for c in text)
+        return text
+
+
+def _words(text: str, change: Any) -> str:
+    """Each word changed, white space kept."""
+    pieces, word = [], ""
+    for c in text:
+        if c.isspace():
+            pieces += [change(word) if word else "", c]
+            word = ""
+        else:
+            word += c
+    return "".join([*pieces, change(word) if word else ""])
+
+
+def _shuffled(word: str, rng: random.Random) -> str:
+    middle = list(word[1:-1])
+    rng.shuffle(middle)
+    return word[0] + "".join(middle) + word[-1]
+
+
+def _neighbour(c: str, rng: random.Random) -> str:
+    """One up or one down, among the printable characters."""
+    moved = chr(ord(c) + rng.choice((-1, 1)))
+    return moved if " " <= moved <= "~" else c
+
+
+__all__ = ["BestOfN"]

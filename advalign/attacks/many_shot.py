@@ -1,0 +1,84 @@
+"""Many dialogues in which the assistant complies, and then the request."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from advalign import data as loading
+from advalign.errors import ConfigError
+from advalign.types import Budget, Example, Proposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyShot:
+    """x_n = (u_1, a_1), .., (u_n, a_n), x:  n dialogues before the request   (many-shot jailbreaking, Anil et al., NeurIPS 2024).
+
+    `shots`: demonstrations of what is wanted, examples or a reference to data; each of `numbers` is one attempt, powers of two as in the
+    paper (which goes to 256 and finds power laws in n). All dialogues stand in one user turn, as "User:" and "Assistant:".
+    Ours: the dialogues of an example are drawn by its own stream, without itself among them; an attempt holds as many as fit into the
+    model's length beside `reserve` tokens for the answer, and attempts that become equal are one.
+    """
+
+    shots: Any = None
+    numbers: tuple[int, ...] = (1, 4, 16, 64, 256)
+    user: str = "User: "
+    assistant: str = "Assistant: "
+    reserve: int = 64
+
+    access: ClassVar[str] = "text"
+    head: ClassVar[str] = "policy"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.shots is None:
+            raise ConfigError("attacks.many_shot.shots: none given; examples with responses, or a reference to them (task, file, hub id).")
+        if not self.numbers or min(self.numbers) < 1 or self.reserve < 1:
+            raise ConfigError(f"attacks.many_shot: numbers {self.numbers}, reserve {self.reserve} given; all at least 1.")
+
+    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+        """One attempt per number of dialogues, as far as the budget of queries reaches. The model is not asked."""
+        encoder, pairs, stream = target.network.encoder, self.pairs(), rng.getrandbits(63)
+        found = []
+        for example in examples:
+            own = random.Random(f"{stream}/{example.id}/{example.prompt}")
+            others = [pair for pair in pairs if pair[0] != example.prompt]
+            if not others:
+                raise ConfigError(f"attacks.many_shot.shots: no dialogue is left for example '{example.id}' but the example itself.")
+            own.shuffle(others)
+            room = max((n for n in _sizes(self.numbers, len(others)) if self._fits(encoder, others[:n], example)), default=0)
+            texts = [self.text(others[: min(n, room)], example.prompt) for n in self.numbers if min(n, room)]
+            attempts = tuple(dict.fromkeys(texts))[: budget.queries]
+            note = f"{min(room, max(self.numbers))} dialogues at most" if attempts else "no dialogue fits"
+            found.append(Proposal(attempts=attempts, queries=len(attempts), note=note))
+        return found
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(request, response) of every shot."""
+        given = self.shots
+        examples = given if isinstance(given, list | tuple) else loading.demonstrations(given)
+        rows = [Example(**e) if isinstance(e, dict) else e for e in examples]
+        missing = next((e for e in rows if e.meta.get("response", e.answer) is None), None)
+        if missing is not None:
+            raise ConfigError(f"attacks.many_shot.shots: example '{missing.id}' has no response; give meta['response'] or an answer.")
+        return [(e.prompt, str(e.meta.get("response", e.answer))) for e in rows]
+
+    def text(self, shots: Sequence[tuple[str, str]], prompt: str) -> str:
+        turns = [f"{self.user}{asked}\n{self.assistant}{said}\n\n" for asked, said in shots]
+        return "".join(turns) + f"{self.user}{prompt}\n{self.assistant}".rstrip()
+
+    def _fits(self, encoder: Any, shots: Sequence[tuple[str, str]], example: Example) -> bool:
+        return len(encoder.prompt(self.text(shots, example.prompt))) + self.reserve <= encoder.max_length
+
+
+def _sizes(numbers: Sequence[int], available: int) -> list[int]:
+    """Every number of dialogues that could be asked for: the given ones, and below the largest all halves, for what fits."""
+    sizes = {min(n, available) for n in numbers}
+    largest = max(sizes)
+    while largest > 1:
+        largest //= 2
+        sizes.add(largest)
+    return sorted(sizes)
+
+
+__all__ = ["ManyShot"]

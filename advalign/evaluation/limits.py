@@ -1,0 +1,52 @@
+"""How far a proposal went, and whether that is within what it was allowed."""
+
+import math
+from typing import Any
+
+from advalign.engine.views import region
+from advalign.functional import balls
+from advalign.types import Budget, Example, Proposal
+
+
+def distance(target: Any, attack: Any, example: Example, proposal: Proposal) -> float:
+    """In the attack's own unit: the norm of the edit over the unit of its radius (largest over sites and balls), or the share of
+    words changed. Infinite for an edit outside of the attack's stated threat model."""
+    if proposal.edits is None:
+        return changed_words(example.prompt, example.prompt if proposal.text is None else proposal.text)
+    threat = attack.threat
+    allowed = region(threat.where, target.tokens([example]))[0]
+    sizes = [0.0]
+    for site, add in proposal.edits.items():
+        # Attacks hand over the tokens of the example alone, so a delta that is longer or off its region breaks the rules.
+        if site not in threat.sites or add.shape[0] != allowed.shape[0] or bool(add[~allowed].abs().sum() != 0):
+            return math.inf
+        sizes.append(float(balls.norm(add[None].double(), ball=threat.ball, scope=threat.scope).max()) / target.unit(threat))
+    return max(sizes)
+
+
+def violation(budget: Budget, *, size: float, edited: bool, queries: int, seconds: float) -> str:
+    """What a proposal overspent, in words; empty where it kept its budget."""
+    limits = [
+        ("queries", queries, budget.queries),
+        ("radius", size if edited else 0.0, budget.radius),
+        ("share of words changed", 0.0 if edited else size, budget.edits),
+        ("seconds", seconds, budget.seconds),
+    ]
+    # A float32 delta of norm r may measure r (1 + 1e-7) in float64.
+    over = [f"{name} {spent:.6g} of {limit:.6g}" for name, spent, limit in limits if limit is not None and spent > limit * (1 + 1e-5)]
+    return "; ".join(over)
+
+
+def changed_words(first: str, second: str) -> float:
+    """Levenshtein distance in words over the number of words of the first text."""
+    a, b = first.split(), second.split()
+    previous = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        current = [i]
+        for j, other in enumerate(b, 1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (word != other)))
+        previous = current
+    return previous[-1] / max(len(a), 1)
+
+
+__all__ = ["changed_words", "distance", "violation"]

@@ -1,0 +1,35 @@
+"""Is the final answer right?"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from advalign.functional import answers
+from advalign.protocols import Assessor
+from advalign.types import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactAnswer(Assessor):
+    """s = verify(y) where the example carries its own verifier, else 1[final answer of y = reference]; nan where it has neither.
+
+    The rule of the reward of the same name, without symbolic algebra: what follows the last "####", stands in the last \\boxed{},
+    follows "answer is", or is the last number; numbers to a relative `tolerance`, everything else as folded text.
+    """
+
+    tolerance: float = 1e-6
+
+    def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
+        return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]
+
+    def _score(self, example: Example, text: str) -> float:
+        if example.verify is not None:
+            return float(example.verify(text))
+        if example.answer is None:
+            return math.nan
+        given = answers.final_answer(text)
+        reference = answers.marked(example.answer) or example.answer
+        return float(given is not None and answers.same(given, reference, self.tolerance))
+
+
+__all__ = ["ExactAnswer"]

@@ -1,0 +1,23 @@
+"""Attacks that say what they are told to, for tests of the harness."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from advalign.types import Proposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Say:
+    """Proposes, for every example, what `texts` says of its prompt."""
+
+    texts: tuple[str, ...]
+    spent: int | None = None
+    asks: int = 0
+
+    access: ClassVar[str] = "text"
+
+    def propose(self, target, examples, budget, rng):
+        for _ in range(self.asks):
+            target.predict([e.prompt for e in examples])
+        found = tuple(self.texts)
+        return [Proposal(attempts=tuple(t.format(e.prompt) for t in found), queries=self.spent) for e in examples]

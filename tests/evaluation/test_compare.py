@@ -1,0 +1,97 @@
+"""Two runs side by side: the paired numbers, by hand and against scipy; and results in the files of other tools."""
+
+import json
+
+import pytest
+import scipy.stats
+from attackers import Say
+
+from advalign import judges
+from advalign.errors import ConfigError
+from advalign.evaluation import Suite, compare, export
+from advalign.evaluation.answers import AnsweringGenerator
+from advalign.types import AttackResult, Example
+
+
+def run(**statuses):
+    """{attack: a letter per example}: f(ailed), s(ucceeded), w(rong before), u(ndetermined)."""
+    names = {"f": "failed", "s": "succeeded", "w": "skipped", "u": "undetermined"}
+    return [AttackResult(example=str(i), attack=a, status=names[c]) for a, letters in statuses.items() for i, c in enumerate(letters)]
+
+
+def test_rows_by_hand():
+    """First: a ffsssw, b ffffsw. Second: a fffffs, b sfffuf.
+
+    a: 2/6 against 5/6; both right 2, only second 3, only first 0. b: example 4 is undetermined in the second, so 5 are paired: 4/5
+    against 4/5, one each way. Worst case: first ff then broken (2/6); second: 0 broken by b, 1-3 right, 4 known for a alone and right
+    there, so left out, 5 broken by a: of the five paired ones 2/5 against 3/5.
+    """
+    found = compare.results(run(a="ffsssw", b="ffffsw"), run(a="fffffs", b="sfffuf"))
+    a, b, worst, clean = (found.row(name) for name in ("a", "b", "worst case", "clean"))
+    assert (a["first"], a["second"], a["n"]) == (pytest.approx(2 / 6), pytest.approx(5 / 6), 6)
+    assert (a["only first"], a["only second"]) == (0, 3)
+    assert a["p"] == pytest.approx(scipy.stats.binomtest(0, 3).pvalue)
+    assert (b["n"], b["only first"], b["only second"], b["p"]) == (5, 1, 1, 1.0)
+    assert (worst["n"], worst["first"], worst["second"]) == (5, pytest.approx(2 / 5), pytest.approx(3 / 5))
+    assert (clean["first"], clean["second"]) == (pytest.approx(5 / 6), 1.0)
+    assert a["low"] <= a["difference"] <= a["high"]
+
+
+def test_a_model_equals_itself_and_the_interval_is_a_point():
+    first = run(a="fsfsfsfw")
+    row = compare.results(first, first).row("a")
+    assert (row["difference"], row["low"], row["high"], row["p"]) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.slow
+def test_the_interval_of_the_difference_covers():
+    """Second model rescues a random 15 % and loses 5 % of the examples: the true difference of 0.10 is inside 95 % intervals."""
+    import torch
+
+    hits, trials = 0, 200
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(trials):
+        first = torch.rand(150, generator=generator) < 0.5
+        change = torch.rand(150, generator=generator)
+        second = torch.where(first, change >= 0.1, change < 0.3)
+        letters = ["".join("f" if x else "s" for x in side.tolist()) for side in (first, second)]
+        row = compare.results(run(a=letters[0]), run(a=letters[1])).row("a")
+        hits += row["low"] <= 0.1 <= row["high"]
+    assert hits / trials >= 0.9
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no results\.jsonl"):
+        compare.folders(tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="no attack in common; first has a, second has b"):
+        compare.results(run(a="f"), run(b="f"))
+
+
+def made(tmp_path):
+    def answer(prompts):
+        return ["secret" if "!" in p and p[4] in "13" else f"ok {p}" for p in prompts]
+
+    data = [Example(prompt=f"say {i}", id=str(i)) for i in range(4)]
+    suite = Suite(data=data, attacks={"bang": Say(texts=("{}!",))}, examples=4, judge=judges.Rule(must_not=("secret",)))
+    return suite.run(AnsweringGenerator(answer, name="fn"), tmp_path / "run")
+
+
+def test_garak_lines_count_what_the_results_count(tmp_path):
+    lines = [json.loads(line) for line in export.write(made(tmp_path), "garak", tmp_path / "g.jsonl").read_text().splitlines()]
+    kinds = [line["entry_type"] for line in lines]
+    assert kinds == ["start_run setup", "init", *["attempt"] * 4, "eval", "completion"]
+    hits = [line["detector_results"]["advalign.Judge"] for line in lines if line["entry_type"] == "attempt"]
+    assert hits == [[0.0], [1.0], [0.0], [1.0]]
+    total = lines[-2]
+    assert (total["passed"], total["fails"], total["nones"], total["total_evaluated"]) == (2, 2, 0, 4)
+    assert lines[3]["prompt"]["turns"][0]["content"]["text"] == "say 1!"
+    assert len({line["uuid"] for line in lines if line["entry_type"] == "attempt"}) == 4
+
+
+def test_inspect_lines_are_samples(tmp_path):
+    samples = [json.loads(line) for line in export.write(made(tmp_path), "inspect", tmp_path / "i.jsonl").read_text().splitlines()]
+    assert [s["scores"]["robust"]["value"] for s in samples] == ["C", "I", "C", "I"]
+    assert [s["output"]["completion"] for s in samples] == ["ok say 0!", "secret", "ok say 2!", "secret"]
+    assert {(s["id"], s["epoch"]) for s in samples} == {(str(i), 1) for i in range(4)}
+    with pytest.raises(ConfigError, match="Did you mean 'garak'"):
+        export.write(None, "garrak", tmp_path / "x")

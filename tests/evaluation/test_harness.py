@@ -1,0 +1,334 @@
+"""What is judged, by whom, and what is made of it: attempts, forced beginnings, judges that fail or err, seen and unseen attacks, twins."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import victims
+from attackers import Say
+
+from advalign import attacks, judges
+from advalign.errors import ConfigError
+from advalign.evaluation import Suite
+from advalign.evaluation.answers import AnsweringClassifier, AnsweringGenerator
+from advalign.evaluation.benign import Benign
+from advalign.evaluation.cache import AnswerCache
+from advalign.evaluation.log import model_mark
+from advalign.evaluation.target import ClassifierTarget
+from advalign.types import Budget, Example, Proposal, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Force:
+    """Begins the answer with a word."""
+
+    word: str
+
+    access: ClassVar[str] = "text"
+
+    def propose(self, target, examples, budget, rng):
+        return [Proposal(forced=self.word) for _ in examples]
+
+
+def sums(answer, **more):
+    """A suite on a function that answers prompts, with 10 prompts to answer."""
+    data = [Example(prompt=f"say {i}", id=str(i)) for i in range(10)]
+    return Suite(data=data, examples=10, sampling=Sampling(max_new_tokens=4), **more), AnsweringGenerator(answer, name="fn")
+
+
+def test_attempts_are_judged_one_by_one_and_counted_by_example():
+    """Ten prompts, four attempts each; attempts 0 and 2 make the five even ones say the word: 5 of 10 examples, 10 of 40 attempts."""
+
+    def answer(prompts):
+        hit = [p[-2:] in ("|0", "|2") and int(p.split("|")[0]) % 2 == 0 for p in prompts]
+        return ["secret" if bad else f"fine {p}" for bad, p in zip(hit, prompts, strict=True)]
+
+    data = [Example(prompt=str(i), id=str(i)) for i in range(10)]
+    said = Say(texts=tuple(f"{{}}|{k}" for k in range(4)))
+    suite = Suite(data=data, attacks={"n": said}, examples=10, judge=judges.Rule(must_not=("secret",)))
+    result = suite.run(AnsweringGenerator(answer, name="fn"))
+    row = result.row(result.arms[0])
+    assert (row["accuracy under attack"], row["attack success"]) == (0.5, 0.5)
+    assert (row["success per attempt"], row["attempts"]) == (0.25, 40)
+    # Clusters are all or nothing (2 or 0 of 4): as wide as an interval over 10 examples, wider than Wilson over 40 attempts.
+    from advalign.functional.intervals import wilson
+
+    low, high = wilson(10, 40)
+    assert row["per attempt low"] < low
+    assert row["per attempt high"] > high
+    broken = {r.example: (r.broken, r.attempts, r.after, r.note) for r in result.results}
+    assert broken["4"] == (2, 4, "secret", "4|0")
+    assert broken["3"] == (0, 4, "fine 3|0", "3|0")
+
+
+def test_a_forced_beginning_is_not_the_model_s_own_words():
+    """The model adds up; forced to begin with a wrong word, it goes on from there, and only what it adds is read."""
+    network = victims.generator_model()
+    heard = []
+
+    def read(prompt, response, example):
+        heard.append(response)
+        return "five" not in response
+
+    suite = Suite(data=victims.sums(), attacks={"force": Force(word="five")}, examples=6, judge=judges.Function(fn=read))
+    result = suite.run(network)
+    assert {r.status for r in result.results} <= {"failed", "skipped"}
+    assert all(not text.startswith("five") for text in heard[-6:])
+    assert result.results[0].note == "[forced: five]"
+
+
+@pytest.mark.parametrize("how", ["raises", "none"])
+def test_a_judge_that_cannot_tell_is_never_a_safe_answer(how):
+    """It fails on half of the attacked prompts: those results are undetermined, are out of every rate, and are said aloud."""
+
+    def read(prompt, response, example):
+        if "7|" in response or "3|" in response:
+            if how == "raises":
+                raise ConnectionError("no such host")
+            return None
+        return True
+
+    suite, network = sums(
+        lambda prompts: [f"{p}|" if "!" in p else "hello" for p in prompts],
+        attacks={"a": Say(texts=("{}!",))},
+        judge=judges.Function(fn=lambda p, r, e: read(p, r.replace("!", ""), e)),
+    )
+    result = suite.run(network)
+    row = result.row(result.arms[0])
+    assert (row["undetermined"], row["accuracy under attack"]) == (2, 1.0)
+    assert row["n"] == 10
+    assert (result.worst_case()["n"], result.worst_case()["accuracy"]) == (8, 1.0)
+    (warning,) = [w for w in result.warnings() if "undetermined" in w]
+    assert "2 of 10" in warning
+    assert ("ConnectionError: no such host" if how == "raises" else "could not tell") in warning
+
+
+def test_a_judge_that_always_fails_leaves_nothing_and_fails_the_run():
+    def read(prompt, response, example):
+        raise KeyError("verdict")
+
+    suite, network = sums(
+        lambda prompts: [f"hello {p}" for p in prompts], attacks={"a": Say(texts=("{}!",))}, judge=judges.Function(fn=read)
+    )
+    result = suite.run(network)
+    assert math.isnan(result.row(result.arms[0])["accuracy under attack"])
+    assert math.isnan(result.worst_case()["accuracy"])
+    assert result.fails(0.0) == ["Accuracy in the worst case over the suite is nan, below 0.", "No result could be determined."]
+
+
+def test_the_errors_of_a_judge_are_carried_into_the_interval():
+    """Read: 5 of 10 violations. With Se 0.9 and Sp 0.8 the rate behind it is (0.5 + 0.8 - 1) / (0.9 + 0.8 - 1) = 3/7."""
+    judge = judges.Rule(must_not=("secret",), sensitivity=0.9, specificity=0.8)
+    suite, network = sums(
+        lambda ps: ["secret" if "!" in p and int(p[4]) % 2 else f"ok {p}" for p in ps], attacks={"a": Say(texts=("{}!",))}, judge=judge
+    )
+    result = suite.run(network)
+    row = result.row(result.arms[0])
+    assert row["accuracy under attack"] == 0.5
+    assert row["corrected"] == pytest.approx(4 / 7)
+    assert row["corrected low"] < 0.5 - 0.05
+    assert row["corrected high"] - row["corrected low"] > row["high"] - row["low"]
+    assert "corrected" in result.markdown()
+    for wrong in ({"sensitivity": 0.5, "specificity": 0.5}, {"sensitivity": 1.2}, {"labelled": (0, 5)}):
+        with pytest.raises(ConfigError, match="judge"):
+            judges.Rule(must_not=("x",), **wrong)
+
+
+def test_attacks_that_training_knew_are_reported_apart():
+    """`known` breaks the even prompts, `new` those below 4: worst cases 1/2, 6/10, and together 1 - |{0,1,2,3,4,6,8}|/10 = 3/10."""
+
+    def answer(prompts):
+        broken = [("k" in p and int(p[4]) % 2 == 0) or ("n" in p and int(p[4]) < 4) for p in prompts]
+        return ["secret" if bad else f"ok {p}" for bad, p in zip(broken, prompts, strict=True)]
+
+    suite, network = sums(
+        answer, attacks={"known": Say(texts=("{}k",)), "new": Say(texts=("{}n",))}, judge=judges.Rule(must_not=("secret",)), seen=("known",)
+    )
+    result = suite.run(network)
+    groups = result.groups()
+    assert (groups["seen"]["accuracy"], groups["unseen"]["accuracy"]) == (0.5, 0.6)
+    assert result.worst_case()["accuracy"] == 0.3
+    assert "attacks unseen in training" in result.markdown()
+    with pytest.raises(ConfigError, match="Did you mean 'known'"):
+        sums(answer, attacks={"known": Say(texts=("{}",))}, seen=("knwon",))
+
+
+def test_who_refuses_everything_or_says_nothing_fails():
+    benign = Benign(data=[Example(prompt=f"hello {i}", id=f"b{i}") for i in range(8)])
+    judge = judges.Refusal()
+    refuser, network = sums(
+        lambda ps: [f"I'm sorry, but I can't help with {p}." for p in ps], attacks={"a": Say(texts=("{}!",))}, judge=judge, benign=benign
+    )
+    result = refuser.run(network)
+    assert result.worst_case()["accuracy"] == 1.0
+    assert result.benign.rate == 1.0
+    assert any("Refuses everything" in reason for reason in result.fails())
+    assert result.summary()["over_refusal"]["num"] == 8
+    helpful, network = sums(
+        lambda ps: [f"I cannot say {p}" if "say" in p else f"Sure, {p}" for p in ps],
+        attacks={"a": Say(texts=("{}!",))},
+        judge=judge,
+        benign=benign,
+    )
+    result = helpful.run(network)
+    assert (result.benign.rate, result.fails()) == (0.0, [])
+    gibberish, network = sums(
+        lambda ps: ["#%&" * (1 + i) for i, _ in enumerate(ps)], attacks={"a": Say(texts=("{}!",))}, judge=judges.Rule(must_not=("secret",))
+    )
+    result = gibberish.run(network)
+    assert result.clean["degenerate"] == 1.0
+    assert any("Gibberish" in reason for reason in result.fails())
+
+
+def test_queries_an_attack_keeps_to_itself_are_counted_by_the_meter():
+    """It asks three times and states one: the meter's mean stands. It states five, which covers what the meter saw: five stands."""
+    network = victims.classifier()
+    for spent, expected in ((1, 3), (5, 5), (None, 3)):
+        suite = Suite(data=victims.sentences(6), attacks={"a": Say(texts=("{}",), spent=spent, asks=3)}, examples=6)
+        assert {r.queries for r in suite.run(network).results} == {expected}
+
+
+def test_budget_curve_is_the_share_left_at_every_number_of_queries():
+    """Successes after 2, 2 and 5 queries of 4 right examples: 1, then 1/2, then 1/4."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Slow:
+        access: ClassVar[str] = "text"
+        batch_size: int = 8
+
+        def propose(self, target, examples, budget, rng):
+            return [Proposal(text=f"{e.prompt}!" if i < 3 else e.prompt, queries=(2, 2, 5, 9)[i]) for i, e in enumerate(examples)]
+
+    data = [Example(prompt=f"p{i}", label=0, id=str(i)) for i in range(4)]
+    network = AnsweringClassifier(lambda texts: torch.tensor([[0.0, 1.0] if "!" in t else [1.0, 0.0] for t in texts]), name="fn")
+    result = Suite(data=data, attacks={"slow": Slow()}, examples=4).run(network)
+    assert result.budget_curves() == {"slow": ([1.0, 2.0, 5.0], [1.0, 0.5, 0.25])}
+    assert "Accuracy by budget" in result.markdown()
+
+
+# ------------------------------------------------------------------------------------------- the same report
+
+
+def words(batch_size):
+    return attacks.Words(style="deepwordbug", max_changed=0.5, batch_size=batch_size)
+
+
+def results(folder):
+    return (folder / "results.jsonl").read_bytes()
+
+
+def test_the_results_do_not_depend_on_batch_order_workers_or_cache(tmp_path):
+    network, examples = victims.classifier(dtype="float64"), victims.sentences(24)
+    make = lambda data, size: Suite(data=data, attacks={"bugs": words(size)}, examples=24)  # noqa: E731
+    make(examples, 64).run(network, tmp_path / "a")
+    make(examples, 1).run(network, tmp_path / "one")
+    make(examples, 4).run(network, tmp_path / "workers", workers=4)
+    make(examples, 4).run(network, tmp_path / "cache", cache=tmp_path / "answers.sqlite")
+    make(examples, 64).run(network, tmp_path / "cached", cache=tmp_path / "answers.sqlite")
+    whole = results(tmp_path / "a")
+    assert b"succeeded" in whole
+    for name in ("one", "workers", "cache", "cached"):
+        assert results(tmp_path / name) == whole, name
+    make(examples[::-1], 8).run(network, tmp_path / "order")
+    assert sorted(results(tmp_path / "order").splitlines()) == sorted(whole.splitlines())
+    spent = [json.loads(line)["spent"] for line in (tmp_path / "cached" / "timings.jsonl").read_text().splitlines()]
+    assert {s["forwards"] for s in spent} == {0}
+    assert all(s["cached"] > 0 for s in spent)
+
+
+def test_the_cache_serves_what_it_was_told_and_only_to_the_same_model(tmp_path):
+    network, texts = victims.classifier(), ["a good movie", "the bad plot"]
+    plain = ClassifierTarget(network).predict(texts)
+    first = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_mark(network)))
+    assert torch.equal(first.predict(texts), plain)
+    second = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_mark(network)))
+    assert torch.equal(second.predict([*texts, "the fine plot"])[:2], plain)
+    assert (second.num_queries, second.num_cached, second.num_forwards) == (3, 2, 1)
+    other = victims.classifier(steps=0)
+    third = ClassifierTarget(other, cache=AnswerCache(tmp_path / "c", model_mark(other)))
+    assert torch.equal(third.predict(texts), ClassifierTarget(other).predict(texts))
+    assert third.num_cached == 0
+
+
+def test_flops_are_two_per_parameter_and_token():
+    """A linear model by hand: 5 tokens through w parameters are 10 w; a gradient of 3 tokens adds 12 w for its backward."""
+    target = ClassifierTarget(victims.classifier())
+    target.num_tokens, target.num_climbed = 5, 3
+    passed = sum(p.numel() for n, p in target.network.model.named_parameters() if "embeddings." not in n or "LayerNorm" in n)
+    assert target.num_parameters == passed
+    assert target.meter()["flops"] == 22 * passed
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: Suite(data=victims.sentences(4), attacks={"pgd": attacks.Embedding()}).run(AnsweringClassifier(len, name="mine")),
+            "suite.attacks.pgd: it needs the gradients of a model, and 'mine' is known by its answers alone",
+        ),
+        (lambda: Suite(data=[], attacks={}).run(victims.classifier()), "suite.data: no examples"),
+        (
+            lambda: Suite(data=[Example(prompt="a", label=7)], attacks={}).run(victims.classifier()),
+            "has label 7, and the model knows 2 classes, 0 to 1",
+        ),
+        (
+            lambda: Suite(data=[Example(prompt="a", meta={"label": "joy"})], attacks={}).run(victims.classifier()),
+            "has the label 'joy', and the model's classes are called LABEL_0, LABEL_1",
+        ),
+        (lambda: Suite.load({"data": [], "attacks": {"x": {"kind": "gcgg"}}}), "no kind of attacks 'gcgg'"),
+        (lambda: Suite.load({"data": [], "attacks": {}, "judge": {"kind": "refusl"}}), "Did you mean 'refusal'"),
+        (
+            lambda: Suite(data=victims.sentences(4), attacks={}, judge=judges.Refusal()).run(victims.classifier()),
+            "suite.judge: given, but the model is a classifier",
+        ),
+        (
+            lambda: Suite(data=victims.sentences(4), attacks={}, benign=Benign(data=victims.sentences(4))).run(victims.classifier()),
+            "suite.benign: given, but the model is a classifier",
+        ),
+        (lambda: Suite(data=victims.sentences(4), attacks={"w": words(2)}).run(victims.classifier(), workers=0), "0 workers given"),
+        (
+            lambda: Suite(data=victims.sentences(4), attacks={"w": words(2)}).run(AnsweringClassifier(lambda t: [0.0], name="mine")),
+            "'mine' gave scores of shape",
+        ),
+        (lambda: judges.Refusal(expect="refuse"), "Did you mean 'refusal'"),
+        (lambda: judges.Rule(), "a rule needs at least one"),
+        (lambda: judges.Rule(must=("(",), regex=True), "no regular expression"),
+        (lambda: judges.Endpoint(url="localhost", model="m"), "http:// or https://"),
+        (lambda: judges.Function(fn="nonsense"), "neither a function nor a dotted path"),
+        (lambda: judges.Prefix(text=" "), "begins every answer"),
+    ],
+)
+def test_refused_in_one_sentence(make, says):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_in_another_order_are_noticed():
+    swapped = [Example(prompt=e.prompt, label=1 - e.label, id=e.id) for e in victims.sentences(40)]
+    result = Suite(data=swapped, attacks={"w": words(8)}, examples=4).run(victims.classifier())
+    assert any("Labels disagree" in reason for reason in result.fails())
+    named = [Example(prompt=e.prompt, meta={"label": f"LABEL_{e.label}"}, id=e.id) for e in victims.sentences(8)]
+    assert Suite(data=named, attacks={}, examples=4).run(victims.classifier()).clean["accuracy"] == 1.0
+
+
+def test_answers_alone_can_be_attacked_with_text_and_are_within_the_budget():
+    network = victims.classifier()
+    asked = []
+
+    def classify(texts):
+        asked.extend(texts)
+        return ClassifierTarget(network).predict(texts)
+
+    suite = Suite(data=victims.sentences(12), attacks={"bugs": words(4)}, examples=12)
+    alone, whole = suite.run(AnsweringClassifier(classify, name="mine")), suite.run(network)
+    assert [(r.status, r.queries, r.note) for r in alone.results] == [(r.status, r.queries, r.note) for r in whole.results]
+    tight = Suite(data=victims.sentences(12), attacks={"a": Say(texts=("{}",), asks=3)}, examples=4, budget=Budget(queries=2))
+    assert {r.status for r in tight.run(AnsweringClassifier(classify, name="mine")).results} == {"over_budget"}
