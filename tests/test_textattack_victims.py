@@ -23,7 +23,7 @@ from advalign.types import Budget, Example
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("textattack") is None, reason="the extra 'textattack' is not installed")
 
-NAMED = Example(id="names", prompt="Robert Smith saw the bad dull movie in Paris in 2001", label=0)
+NAMED = Example(id="names", prompt="Robert Smith saw the bad dull movie in Chicago in 2001", label=0)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_neighbours_are_found_without_a_matrix(seams: Any) -> None:
 
 def test_hotflip_is_refused_by_name() -> None:
     """Fault 5: its own check admits recurrent networks only."""
-    with pytest.raises(ConfigError, match="hotflip.*LSTM"):
+    with pytest.raises(ConfigError, match=r"hotflip.*LSTM"):
         TextAttack(recipe="hotflip")
 
 
@@ -241,22 +241,21 @@ def test_names_and_places_by_rule_and_by_file(seams: Any, tmp_path: Path) -> Non
     def tags(text: str, table: dict[str, str] | None = None) -> list[str]:
         return [Entities(table).of_index(AttackedText(text), i).value for i in range(len(text.split()))]
 
-    # By rule: capitalised and on TextAttack's own lists; "the" is no name wherever it stands, and "paris" in lower case no place.
-    assert tags("The Robert Smith of Paris saw paris") == ["O", "B-PER", "E-PER", "O", "S-LOC", "O", "O"]
+    # By rule: capitalised and on TextAttack's own lists; "the" is no name wherever it stands, and "chicago" in lower case no place.
+    assert tags("The Robert Smith of Chicago saw chicago") == ["O", "B-PER", "E-PER", "O", "S-LOC", "O", "O"]
     assert tags("ann saw new york", {"ann": "PER", "new": "LOC", "york": "LOC"}) == ["S-PER", "O", "B-LOC", "E-LOC"]
     assert tags("a b c", dict.fromkeys("abc", "PER")) == ["B-PER", "I-PER", "E-PER"]
     with tagged(None, {"x": "LOC"}):
         assert AttackedText("x y").ner_of_word_index(0, "ner").value == "S-LOC"
     wrong = tmp_path / "entities.json"
     wrong.write_text('{"x": ["y"]}')
+    attack = TextAttack(recipe="checklist", lexicon=str(wrong))
     with pytest.raises(ConfigError, match="'x' has no type of named entity"):
-        TextAttack(recipe="checklist", lexicon=str(wrong)).propose(
-            ClassifierTarget(victims.classifier()), [NAMED], Budget(), random.Random(0)
-        )
+        attack.propose(ClassifierTarget(victims.classifier()), [NAMED], Budget(), random.Random(0))
 
 
 class Named:
-    """Class 1 iff the text names Paris or Robert: only another name or place changes its mind."""
+    """Class 1 iff the text names a word of `words`: only another name or place changes its mind."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -266,15 +265,10 @@ class Named:
 
 
 def test_checklist_changes_names_places_and_numbers_only() -> None:
-    for word in ("Robert", "Paris", "2001"):
-        (proposal,) = TextAttack(recipe="checklist").propose(
-            Named((word,)), [Example(prompt=NAMED.prompt, label=1)], Budget(), random.Random(0)
-        )
+    attack, example = TextAttack(recipe="checklist"), Example(prompt=NAMED.prompt, label=1)
+    for word in ("Robert", "Chicago", "2001"):
+        (proposal,) = attack.propose(Named((word,)), [example], Budget(), random.Random(0))
         assert proposal.text is not None, word
         assert word not in proposal.text
-        left = {"saw", "the", "bad", "dull", "movie", "in"}
-        assert left <= set(proposal.text.split())
-    (proposal,) = TextAttack(recipe="checklist").propose(
-        Named(("movie",)), [Example(prompt=NAMED.prompt, label=1)], Budget(), random.Random(0)
-    )
-    assert proposal.text is None
+        assert {"saw", "the", "bad", "dull", "movie", "in"} <= set(proposal.text.split())
+    assert attack.propose(Named(("movie",)), [example], Budget(), random.Random(0))[0].text is None

@@ -61,7 +61,7 @@ class Victim(ModelWrapper):
     def __call__(self, text_input_list: Sequence[Any]) -> Float[Tensor, "B C"]:
         if time.monotonic() > self.deadline:
             raise OutOfBudget
-        self.num_sent += len(text_input_list)
+        self.num_sent += len(set(text_input_list))  # a target sends equal texts of one call once
         paired = bool(text_input_list) and isinstance(text_input_list[0], tuple)
         texts = [item[0] if paired else item for item in text_input_list]
         logits = self.model.predict(texts, [item[1] for item in text_input_list] if paired else None)

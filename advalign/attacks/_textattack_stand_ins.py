@@ -158,7 +158,7 @@ class Entities:
             return self._types.get(word) or self._types.get(word.lower(), "")
         if not word[:1].isupper() or word.lower() in support.STOPWORDS:
             return ""
-        # Places first: Paris is a first name as well.
+        # Places first: many are names as well.
         known = (("LOC", NAMED_ENTITIES, ("country", "nationality", "city")), ("PER", PERSON_NAMES, ("first", "last")))
         name = word if word[1:].islower() else word.capitalize()
         return next((kind for kind, table, lists in known if any(name in _listed(tuple(table[x])) for x in lists)), "")

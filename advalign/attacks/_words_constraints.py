@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 import transformers
-from jaxtyping import Float
 from torch import Tensor
 
 from advalign.attacks._textattack_support import model_path

@@ -117,6 +117,25 @@ def constant(bench: Bench) -> Check:
     )
 
 
+def logits(bench: Bench) -> Check:
+    """Outputs of a classifier that are probabilities (or their logarithms) already: rows of its answers that sum to 1."""
+    probe = bench.probe
+    pairs = [e.pair or "" for e in probe.examples] if probe.examples[0].pair is not None else None
+    rows = probe.target.predict([e.prompt for e in probe.examples], pairs).double()
+    sums = {"softmax": rows.sum(1), "log-softmax": rows.exp().sum(1)}
+    shares = {name: ((x - 1).abs() < 1e-3).double().mean().item() for name, x in sums.items()}
+    proper = bool((rows >= 0).all()) and rows.shape[1] > 1
+    taken = (shares["softmax"] if proper else 0.0) > 0.99
+    return verdict(
+        "logits",
+        "fail" if taken else "pass",
+        {f"rows that are a {name}": share if name != "softmax" or proper else 0.0 for name, share in shares.items()},
+        "The model hands over logits (log-probabilities are as good: a softmax leaves them as they are).",
+        "The model returns probabilities where logits are expected: every softmax after it flattens the loss, so training and cross-entropy "
+        "attacks see gradients that vanish where the model is sure; return what goes into the softmax.",
+    )
+
+
 def gradients(bench: Bench) -> Check:
     """Examples whose gradient at delta = 0 is exactly zero, or not finite."""
     figures, status = {}, "pass"
@@ -209,6 +228,6 @@ def _inner(first: Edits, second: Edits) -> float:
 
 
 __all__ = [
-    "NOTE", "ORDER", "Bench", "Check", "constant", "degenerate", "first_order", "grade", "gradients", "outputs", "randomised", "rows_of",
+    "NOTE", "ORDER", "Bench", "Check", "constant", "degenerate", "first_order", "grade", "gradients", "logits", "outputs", "randomised", "rows_of",
     "switched_on", "verdict",
 ]  # fmt: skip

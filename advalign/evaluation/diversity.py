@@ -142,7 +142,7 @@ def of_suite(suite: Any, network: Network, temperatures: Sequence[float]) -> Rep
     if network.head != "policy":
         raise ConfigError(f"temperatures: a {network.head} samples nothing; quality and diversity are of a policy.")
     options: dict[str, Any] = {"sampling": suite.sampling, "seed": suite.seed, "order": 4 if installed() else 0}
-    rows = quality_diversity(network, suite._examples(network.head), temperatures, max(suite.samples, 2) if suite.samples else 8, **options)
+    rows = quality_diversity(network, suite._examples(network), temperatures, max(suite.samples, 2) if suite.samples else 8, **options)
     return plot(Report("Quality and diversity", "over sampling temperatures"), {"policy": rows})
 
 

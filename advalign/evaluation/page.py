@@ -105,13 +105,14 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     }
     headings = {"low": "95 % interval", "corrected low": "corrected, 95 %", "per attempt low": "per attempt, 95 %"}
     ends = [high for _, high in spans.values()]
+    kept = [name for name in kept if name != "seconds"]  # the table of costs has them
     found = []
     for row in rows:
         line: dict[str, Any] = {}
         for name in kept:
             if name in spans:
                 low, high = (row.get(end) for end in spans[name])
-                line[headings[name]] = None if low is None or high is None else f"{low:.3f}\u00a0–\u00a0{high:.3f}"
+                line[headings[name]] = None if low is None or high is None else f"{low:.3f}\u00a0–\u2060\u00a0{high:.3f}"
             elif name not in ends:
                 line[name] = row.get(name)
         found.append(line)

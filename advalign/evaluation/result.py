@@ -111,15 +111,15 @@ class SuiteResult:
         return rows
 
     def budget_curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """{attack: (queries, share of examples still right when an attacker may ask so often)}, where the number of queries differs."""
+        """{attack: (queries, share of examples still right when an attacker may ask so often)}, where the number of queries differs.
+        The budgets are 1, 2, 5, 10, 20, 50, ... up to the first that all successes fit in."""
         curves = {}
+        right, total = sum(v.correct for v in self.before.values()), max(len(self.before), 1)
         for arm in self.arms:
-            spent = sorted(r.queries for r in self.of(arm.name) if r.status == "succeeded" and r.queries > 0)
-            if len(set(spent)) < 2:
-                continue
-            right, total = sum(v.correct for v in self.before.values()), max(len(self.before), 1)
-            steps = sorted(set(spent))
-            curves[arm.name] = ([1.0, *map(float, steps)], [right / total, *((right - sum(q <= n for q in spent)) / total for n in steps)])
+            spent = [r.queries for r in self.of(arm.name) if r.status == "succeeded" and r.queries > 0]
+            if len(set(spent)) > 1:
+                budgets = _budgets(max(spent))
+                curves[arm.name] = (budgets, [(right - sum(q <= n for q in spent)) / total for n in budgets])
         return curves
 
     def curves(self, metric: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -217,6 +217,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _budgets(largest: int) -> list[float]:
+    found = [1.0]
+    while found[-1] < largest:
+        found.append(found[-1] * (2.5 if str(int(found[-1]))[0] == "2" else 2.0))
+    return found
 
 
 def _attempts(found: Sequence[AttackResult]) -> dict[str, float]:

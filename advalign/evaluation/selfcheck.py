@@ -31,6 +31,7 @@ from advalign.types import Example, ThreatModel
 CHECKS: dict[str, Callable[[Bench], Check]] = {
     "randomised": single.randomised,
     "constant": single.constant,
+    "logits": single.logits,
     "gradients": single.gradients,
     "first_order": single.first_order,
     "ordering": compare.ordering,
@@ -145,7 +146,7 @@ def of_suite(suite: Any, network: Any, **options: Any) -> list[Check]:
     threat = stepping[0].threat if stepping else None
     if threat is not None and suite.radii:
         threat = replace(threat, radius=sorted(suite.radii)[len(suite.radii) // 2])
-    return run(network, suite._examples(network.head), threat=threat, seed=suite.seed, **options)
+    return run(network, suite._examples(network), threat=threat, seed=suite.seed, **options)
 
 
 def training(folder: str | Path) -> list[Check]:
@@ -189,7 +190,9 @@ def to_json(checks: Sequence[Check]) -> str:
 
 def _chosen(classifies: bool, only: Sequence[str]) -> list[Callable[[Bench], Check]]:
     """The checks that apply to a head, or those of them that are named."""
-    applies = {name: check for name, check in CHECKS.items() if name not in (("outputs",) if classifies else ("constant", "loss"))}
+    applies = {
+        name: check for name, check in CHECKS.items() if name not in (("outputs",) if classifies else ("constant", "logits", "loss"))
+    }
     for name in only:
         if name not in applies:
             raise unknown("self-check.only", "check", name, applies)

@@ -15,7 +15,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation.limits import distance
 from advalign.evaluation.target import ClassifierTarget, GeneratorTarget, target_of
 from advalign.models import Network
-from advalign.types import Budget, Example, Outputs
+from advalign.types import Budget, Edit, Example, Outputs
 
 HAS_TEXTATTACK = importlib.util.find_spec("textattack") is not None
 OPTIONAL = {"textattack": pytest.mark.skipif(not HAS_TEXTATTACK, reason="the extra 'textattack' is not installed")}
@@ -99,6 +99,28 @@ def test_embedding_attack_is_exact_on_a_linear_model(loss, ball, dual):
     torch.testing.assert_close(after, clean - radius * network.w.detach().norm(p=dual), rtol=1e-4, atol=1e-5)
     for example, proposal in zip(examples, proposals, strict=True):
         assert distance(target, attack, example, proposal) == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize(("ball", "dual"), [("L2", 2.0), ("Linf", 1.0)])
+def test_in_float64_the_maximum_of_a_linear_model_is_reached_to_one_in_a_million(ball, dual):
+    network = Linear(victims.classifier(dtype="float64")).double()
+    target, examples = ClassifierTarget(network), [Example(prompt=e.prompt, label=1, id=e.id) for e in victims.sentences(5)]
+    attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.1, ball=ball, steps=20, step_size=1.0), restarts=1)
+    edits = [p.edits for p in attack.propose(target, examples, Budget(), random.Random(0))]
+    tokens = target.tokens(examples)
+    wide = torch.stack([torch.nn.functional.pad(e["embedding"], (0, 0, 0, tokens.ids.shape[1] - len(e["embedding"]))) for e in edits])
+    clean, after = (network(tokens, set(), e).class_logits[:, 1] for e in (None, {"embedding": Edit(wide)}))
+    expected = clean - 0.1 * network.mean_embedding_norm() * network.w.norm(p=dual)
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-6 * float(clean.detach().abs().max()))
+
+
+def test_signed_steps_without_a_ball_go_as_far_as_they_are_many():
+    """A ball far away: 7 steps of 0.01 along sign(-w) from zero, nothing projected. That is the unbounded attack on embeddings."""
+    network = Linear(victims.classifier(dtype="float64")).double()
+    far = {"radius": 1e4, "step_size": 1e-6, "relative_to": "absolute", "random_start": False}
+    attack = attacks.Embedding(adversary=adversaries.PGD(ball="Linf", steps=7, **far), restarts=1)
+    (proposal,) = attack.propose(ClassifierTarget(network), [Example(prompt="the movie", label=1, id="a")], Budget(), random.Random(0))
+    torch.testing.assert_close(proposal.edits["embedding"], (-0.07 * network.w.sign()).expand_as(proposal.edits["embedding"]).detach())
 
 
 def test_embedding_attack_beats_noise_which_beats_nothing():

@@ -224,6 +224,18 @@ def test_a_targeted_embedding_attack_is_judged_by_what_is_said():
     assert rates[0] == 0 < 0.5 < rates[1]
 
 
+@pytest.mark.parametrize("site", ["embedding", "layer:0"])
+def test_without_a_ball_everything_can_be_said(site):
+    """The canary: 100 signed steps that nothing projects make every prompt say the wanted word; a victim that resists is not attacked."""
+    network = victims.generator_model()
+    examples = [Example(prompt=e.prompt, answer="zero", id=e.id, verify=lambda t: float(t != "zero")) for e in victims.sums()[3:9]]
+    far = {"radius": 1e4, "step_size": 1e-6, "relative_to": "absolute", "random_start": False, "where": "prompt", "sites": (site,)}
+    attack = attacks.Embedding(adversary=adversaries.PGD(ball="Linf", steps=100, **far), restarts=1, goal="lower")
+    result = Suite(data=examples, attacks={"canary": attack}, sampling=Sampling(max_new_tokens=4)).run(network)
+    assert {r.status for r in result.of("canary")} <= {"succeeded", "skipped"}
+    assert sum(r.status == "succeeded" for r in result.of("canary")) >= 5
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 

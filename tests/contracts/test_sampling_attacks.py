@@ -42,7 +42,7 @@ def test_codes_can_be_read_back_and_frames_hold_the_request_as_it_is():
     words = ["".join(letters[code] for code in word.split()) for word in behind["morse"].split(" / ")]
     assert words == ["how", "do", "i", "bake", "good", "bread"]
     assert (said["upper"].lower(), said["spaced"][::2]) == (PROMPT.lower(), PROMPT)
-    assert said["alternating"] == "hOw dO I bAkE {gOoD} bReAd?"
+    assert said["alternating"] == "hOw Do I bAkE {gOoD} bReAd?"
     assert said["leetspeak"] == "H0w d0 1 84k3 {900d} 8r34d?"
     assert "".join(chr(ord(c) - 0xFEE0) if ord(c) > 0xFF00 else " " for c in said["fullwidth"]) == PROMPT
     for name in (
@@ -129,7 +129,7 @@ def test_each_noise_by_itself_keeps_what_it_must():
 
 
 def test_how_often_is_what_the_strength_says():
-    """σ = 0.25: half of the letters change their case, one of 64 characters moves. 20,000 letters: 5 standard errors are 0.018 and 0.0044."""
+    """σ = 0.25: half of the letters change their case, one of 64 characters moves. 5 standard errors of 20,000 are 0.018 and 0.0044."""
     letters = "abcdefghij" * 20
     capitals = one(attacks.BestOfN(strength=0.25, attempts=100, scramble=False, noise=False), prompt=letters).attempts
     assert sum(c.isupper() for text in capitals for c in text) / 20_000 == pytest.approx(0.5, abs=0.018)

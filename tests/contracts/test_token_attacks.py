@@ -87,17 +87,13 @@ def test_a_beam_as_wide_as_the_vocabulary_is_enumeration():
 
 
 def test_gradient_and_random_search_at_equal_forwards():
-    """Side by side, twelve seeds, 60 queries, length 3: neither may be far from the other here, and both are near the optimum."""
-    gaps = {}
-    for name in ("gcg", "random_search"):
-        found = []
-        for index, seed in itertools.product(range(3), range(4)):
-            losses = table(index, 3)
-            (best,) = SEARCHES[name](length=3).search(
-                GeneratorTarget(network()), [wanting()[index]], Budget(queries=60), random.Random(seed)
-            )
-            found.append((best.loss - min(losses.values())) / (losses[()] - min(losses.values())))
-        gaps[name] = sum(found) / len(found)
+    """Side by side, twelve runs of 60 queries, length 3: the share of the way from the bare prompt to the optimum that is left. With 512
+    suffixes neither is far from it."""
+    gaps = {"gcg": 0.0, "random_search": 0.0}
+    for name, index, seed in itertools.product(gaps, range(3), range(4)):
+        losses, target = table(index, 3), GeneratorTarget(network())
+        (best,) = SEARCHES[name](length=3).search(target, [wanting()[index]], Budget(queries=60), random.Random(seed))
+        gaps[name] += (best.loss - min(losses.values())) / (losses[()] - min(losses.values())) / 12
     assert all(gap < 0.2 for gap in gaps.values()), gaps
 
 

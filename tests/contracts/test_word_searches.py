@@ -182,10 +182,8 @@ ALL = ("greedy", "gain", "pwws", "beam", "population", "exhaustive")
 
 
 def named(name, path, **more):
-    given = {"lexicon": path, "max_changed": 0.4, **more}
-    return (
-        attacks.Exhaustive(**given) if name == "exhaustive" else searches(path, **{k: v for k, v in given.items() if k != "lexicon"})[name]
-    )
+    given = {"max_changed": 0.4, **more}
+    return attacks.Exhaustive(lexicon=path, **given) if name == "exhaustive" else searches(path, **given)[name]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -311,9 +309,12 @@ def test_similarity_is_to_the_original_or_to_the_text_before(lexicon, fake):
 
 def test_of_what_fools_the_model_the_most_similar_is_taken(lexicon, monkeypatch):
     near = {"good bad": 0.9, "bad bad": 0.81, "awful bad": 0.95, "dire bad": 0.5}
-    monkeypatch.setattr(
-        constraints, "similarity", lambda given: type("E", (), {"cosines": lambda s, pairs, d: [near[y] for _, y in pairs]})()
-    )
+
+    class Table:
+        def cosines(self, pairs, device):
+            return [near[text] for _, text in pairs]
+
+    monkeypatch.setattr(constraints, "similarity", lambda given: Table())
     table = {"good": ["bad", "awful", "dire"]}
     attack = attacks.Words(style="textfooler", lexicon=lexicon(table), max_changed=1.0, constraints={"encoder": "fake", "similarity": 0.8})
     (proposal,) = run(attack, [Example(prompt="good bad", label=1, id="x")], bag := Bag(bias=1.0))
@@ -385,8 +386,8 @@ def test_substitutes_in_context_depend_on_what_was_already_changed(lexicon, monk
 def test_ranking_by_gradient_is_one_query_and_one_gradient_for_all_words(lexicon):
     """The order is that of a loop: the L1 norm of the mean gradient over a word's tokens, by autograd on one row at a time."""
     network, examples = victims.classifier(dtype="float64"), victims.sentences(6)
-    table = lexicon({word: ["the"] for word in (*victims.GOOD, *victims.BAD, "movie", "plot", "acting")})
-    attack = attacks.Words(style="a2t", lexicon=table, max_changed=1.0)
+    table = {word: ["the"] for word in (*victims.GOOD, *victims.BAD, "movie", "plot", "acting")}
+    attack = attacks.Words(style="a2t", lexicon=lexicon(table), max_changed=1.0)
     assert (attack.access, attacks.Words.access) == ("gradients", "text")
     sent = {}
     for example in examples:
@@ -405,7 +406,7 @@ def test_ranking_by_gradient_is_one_query_and_one_gradient_for_all_words(lexicon
         norms = gradient[0].abs().sum(1)[1:-1] if tokens.ids.shape[1] == len(example.prompt.split()) + 2 else gradient[0].abs().sum(1)
         words = example.prompt.split()
         assert len(norms) == len(words)
-        order = sorted((i for i, w in enumerate(words) if w in json.load(open(table))), key=lambda i: -norms[i])
+        order = sorted((i for i, w in enumerate(words) if w in table), key=lambda i: -norms[i])
         first = [a != b for a, b in zip(words, sent[example.id][1].split(), strict=True)].index(True)
         assert first == order[0]
 

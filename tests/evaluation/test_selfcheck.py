@@ -60,6 +60,7 @@ MASKS = {
     # Slope 1 + 20 cos(5000 h): twenty times the true one, of a sign that turns every 0.0006.
     "shattered": lambda model, h, clean: model(h + 0.004 * torch.sin(5000 * h)),
     "constant": lambda model, h, clean: 0 * model(h) + torch.tensor([1.0, 0.0]),
+    "probabilities": lambda model, h, clean: model(h).softmax(1),
     # "Detects" an edit of more than 0.6 norms and answers as if there were none.
     "detector": lambda model, h, clean: model(torch.where((h - clean).norm(dim=2, keepdim=True) > 0.6 * UNIT, clean, h)),
 }
@@ -72,6 +73,7 @@ CASES = {
     "quantised": ({"gradients", "first_order", "ordering", "gradient_free", "radius", "unbounded"}, {"randomised", "constant"}),
     "shattered": ({"first_order", "gradient_free"}, {"randomised", "constant", "gradients"}),
     "constant": ({"constant", "gradients", "unbounded", "radius"}, {"randomised"}),
+    "probabilities": ({"logits"}, {"randomised", "constant"}),
     "detector": ({"radius"}, {"randomised", "constant", "gradients", "first_order", "ordering", "gradient_free"}),
 }
 
@@ -89,8 +91,8 @@ def checked(name):
 def test_a_healthy_classifier_passes_everything():
     found = checked("healthy")
     assert list(found) == [
-        "randomised", "constant", "gradients", "first_order", "ordering", "gradient_free", "converged", "dropout", "radius", "unbounded",
-        "loss",
+        "randomised", "constant", "logits", "gradients", "first_order", "ordering", "gradient_free", "converged", "dropout", "radius",
+        "unbounded", "loss",
     ]  # fmt: skip
     assert within("pass", found) == set(found)
 

@@ -7,7 +7,7 @@ import torch
 
 from advalign.functional import targeted
 
-# One candidate, two tokens of the response, three words. Softmax of (0, log 2, log 5) is (1, 2, 5) / 8; of (log 3, 0, 0) it is (3, 1, 1) / 5.
+# One candidate, two tokens, three words. The softmax of (0, log 2, log 5) is (1, 2, 5) / 8, that of (log 3, 0, 0) is (3, 1, 1) / 5.
 LOGITS = torch.tensor([[[0.0, math.log(2), math.log(5)], [math.log(3), 0.0, 0.0]]], dtype=torch.float64)
 IDS = torch.tensor([1, 0])
 
