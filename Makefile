@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-stories bench-self-play bench-gan bench-gan-failures tables clean
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -101,6 +101,10 @@ bench-self-play: $(READY)  ## GRPO against random, chosen and learned distractio
 bench-stories: export OMP_NUM_THREADS := 1
 bench-stories: $(READY)  ## GAPO and GAD on sentences of TinyStories; writes benchmarks/results/stories.json
 	$(BIN)/python benchmarks/stories.py
+
+bench-gcg: export OMP_NUM_THREADS := 1
+bench-gcg: $(READY)  ## searches for a suffix beside nanoGCG (pip install --no-deps nanogcg==0.3.0); writes benchmarks/results/gcg.json
+	$(BIN)/python benchmarks/gcg.py
 
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py

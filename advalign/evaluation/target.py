@@ -212,6 +212,10 @@ class GeneratorTarget(Victim):
         """A shared beginning of rows, computed once (see `evaluation/_prefix.py`)."""
         return Prefix(self, ids)
 
+    def fits(self, prompt: str) -> bool:
+        """Whether the context has room for the prompt and a token after it."""
+        return len(self.network.encoder.prompt(prompt)) < self.network.encoder.max_length
+
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """The greedy answer to each prompt."""
         groups = self.generate(examples, 1, Sampling(max_new_tokens=max_new_tokens, temperature=0.0), ("answer",))

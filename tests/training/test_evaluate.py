@@ -139,8 +139,8 @@ def test_a_verifier_in_a_configuration():
     text = {"data": "task:arithmetic", "samples": 8, "verifier": {"kind": "learner", "learner": "judge", "form": "probability"}}
     built = config.sections({"evaluations": {"held": text}})["evaluations"]["held"]
     assert built.verifier == Judged(learner="judge", form="probability")
-    page = (Path(evaluate.__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    shown = config.sections(yaml.safe_load(re.findall(r"^## During training\n\n((?:    .*\n)+)", page, re.MULTILINE)[0]))
+    page = (Path(evaluate.__file__).parents[2] / "docs" / "evaluation_in_training.md").read_text(encoding="utf-8")
+    shown = config.sections(yaml.safe_load(re.findall(r"^## A policy\n\n((?:    .*\n)+)", page, re.MULTILINE)[0]))
     assert [e.split for e in shown["evaluations"].values()] == ["test", "ood"]
     assert shown["evaluations"]["ood"].verifier == Judged(learner="judge")
 
