@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg tables clean
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -82,6 +82,10 @@ bench-adv-rl: export OMP_NUM_THREADS := 1
 bench-adv-rl: $(READY)  ## GRPO with and without an adversarial view; writes benchmarks/results/adv_rl.json
 	$(BIN)/python benchmarks/adv_rl.py
 
+bench-evaluation: export OMP_NUM_THREADS := 1
+bench-evaluation: $(READY)  ## the full suites on plain and adversarially trained models; writes benchmarks/results/evaluation.json
+	$(BIN)/python benchmarks/evaluation.py
+
 bench-gan: export OMP_NUM_THREADS := 1
 bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json
 	$(BIN)/python benchmarks/gan.py
@@ -105,6 +109,10 @@ bench-stories: $(READY)  ## GAPO and GAD on sentences of TinyStories; writes ben
 bench-gcg: export OMP_NUM_THREADS := 1
 bench-gcg: $(READY)  ## searches for a suffix beside nanoGCG (pip install --no-deps nanogcg==0.3.0); writes benchmarks/results/gcg.json
 	$(BIN)/python benchmarks/gcg.py
+
+bench-suites: export OMP_NUM_THREADS := 1
+bench-suites: $(READY)  ## own word attacks against TextAttack's, about 20 CPU-minutes; writes benchmarks/results/suites.json
+	$(BIN)/python benchmarks/suites.py
 
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py

@@ -18,6 +18,7 @@ import tables_gan
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
+from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
@@ -111,6 +112,10 @@ def plots() -> None:
         (Path("docs/images") / "adv_front.svg").write_text(drawing.alone(front(drawing)), encoding="utf-8")
     for name, svg in gan_plots(drawing).items():
         (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
+    if (RESULTS / "evaluation.json").exists():
+        whole = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
+        for group in (name for name in TITLES if name in whole):
+            (Path("docs/images") / f"evaluation_{group}.svg").write_text(evaluation_bars(whole[group]), encoding="utf-8")
     arms = json.loads((RESULTS / "rl.json").read_text(encoding="utf-8"))["arms"]
     shown = ("reinforce", "ppo", "grpo", "dapo", "gspo", "sapo", "cispo", "nsr", "psr", "luffy")
     for key, name, label in (("sums/reward", "rl_reward", "mean reward"), ("sums/sampled_entropy", "rl_entropy", "nats per token")):
@@ -178,6 +183,7 @@ def filled(text: str) -> str:
         "self_play": self_play,
         "stories": stories,
         "gcg": gcg,
+        "evaluation": evaluation,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
     }.items():
