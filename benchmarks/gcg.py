@@ -42,7 +42,8 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 SEARCHES: dict[str, Any] = {
     "tokens": attacks.TokenSearch(length=LENGTH, steps=10_000, candidates=WIDTH, top=TOP, initial="x"),
     "gcg": attacks.GCG(length=LENGTH, steps=10_000, candidates=WIDTH, top=TOP, initial="x"),
-    "random_search": attacks.RandomSearch(length=LENGTH, steps=100_000, candidates=1, initial="x"),
+    "gcg_16": attacks.GCG(length=LENGTH, steps=10_000, candidates=16, top=TOP, initial="x"),
+    "random_search": attacks.RandomSearch(length=LENGTH, steps=100_000, candidates=4, initial="x"),
     "beast": attacks.Beast(length=LENGTH, beams=12, branches=12),
 }
 TRIED: dict[str, Any] = {
@@ -138,7 +139,7 @@ def nano(network: Network, case: Example, seed: int) -> dict[str, Any]:
     return {"loss": best, "retyped": again, "forwards": trace[-1][0], "trace": trace}
 
 
-def cost(network: Network, rounds: int = 5, width: int = 128) -> dict[str, Any]:
+def cost(network: Network, rounds: int = 3, width: int = 128) -> dict[str, Any]:
     """CPU seconds per candidate behind 150 tokens: scoring alone, and whole steps (gradient, proposals, tokenising, scoring)."""
     case = example(network.encoder, 0, prompt_tokens=150)
     target = GeneratorTarget(network)
@@ -214,7 +215,10 @@ def curve(trace: Sequence[Sequence[float]], budgets: Sequence[int]) -> list[floa
 def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Losses over seeds, at several budgets, and the difference to nanoGCG, paired over seeds."""
     budgets = [96, 192, 384, 768, FORWARDS]
-    found: dict[str, Any] = {"budgets": budgets}
+    found: dict[str, Any] = {
+        "budgets": budgets,
+        "bare": mean_sd([row["trace"][0][1] for row in runs["tokens"]]) if "tokens" in runs else None,
+    }
     for name, rows in runs.items():
         curves = [curve(row["trace"], budgets) for row in rows]
         found[name] = {

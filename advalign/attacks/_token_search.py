@@ -7,14 +7,15 @@ and encoding (`_suffix.Places`). Every example is searched by itself with a stre
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign import plugins
 from advalign.attacks._suffix import Places, Suffix
 from advalign.errors import BudgetError, ConfigError, unknown
 from advalign.functional import targeted
@@ -27,9 +28,7 @@ OMEGA = 1.0  # of mellowmax; nanoGCG's default
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What is sought. objective: the response's mean negative log-likelihood ("nll"), its first token's ("first"), the mellowmax over its
-    tokens' ("mellowmax"), or the mean hinge of their margins ("margin", 0 where greedy decoding says the response). goal: "lower" it, or
-    "raise" it."""
+    """What is sought; the names are explained at `SuffixSearch`."""
 
     length: int
     initial: str = "!"
@@ -196,35 +195,58 @@ class Search:
             self.best, self.best_suffix = loss, suffix
 
 
-def refuse_other_heads(where: str, target: Any) -> None:
-    if target.network.head != "policy":
-        raise ConfigError(f"attacks.{where}: a suffix is sought for a language model; this one has head '{target.network.head}'.")
+@dataclass(frozen=True, kw_only=True)
+class SuffixSearch:
+    """Abstract: a suffix of at most `length` tokens that brings the reference response about, or keeps it away.
 
+    objective: the response's mean negative log-likelihood ("nll"), its first token's ("first"), the mellowmax over its tokens'
+    ("mellowmax"), or the mean hinge of their margins ("margin", after f_6 of arXiv:1608.04644). goal "raise" climbs it instead.
+    """
 
-def each(
-    where: str, target: Any, examples: Sequence[Example], aim: Aim, budget: Budget, rng: random.Random, drive: Callable[[Search], None]
-) -> list[Found]:
-    """One search per example. The bare prompt is scored first and is a candidate like any other."""
-    refuse_other_heads(where, target)
-    stream, found = rng.getrandbits(63), []
-    for example in examples:
-        search = Search(target, [example], aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
-        if search.left >= 2:
-            if search.prompts[0].before:  # else nothing stands before the response
-                search.score([()])
-            drive(search)
-        found.append(search.found() if search.queries else _nothing())
-    return found
+    length: int = 20
+    objective: str = "nll"
+    goal: str = "lower"
 
+    head: ClassVar[str] = "policy"
 
-def check(where: str, attack: Any, *counts: str) -> None:
-    """Refuses counts below 1 and names that do not exist."""
-    for name in counts:
-        if getattr(attack, name) < 1:
-            raise ConfigError(f"attacks.{where}.{name}: {getattr(attack, name)} given; at least 1.")
-    for name, known in (("objective", OBJECTIVES), ("goal", GOALS)):
-        if getattr(attack, name, known[0]) not in known:
-            raise unknown(f"attacks.{where}.{name}", name, getattr(attack, name), known)
+    @property
+    def aim(self) -> Aim:
+        return Aim(length=self.length, initial=getattr(self, "initial", "!"), objective=self.objective, goal=self.goal)
+
+    def drive(self, search: Search) -> None:
+        """Moves until the steps or the budget are used up."""
+        raise NotImplementedError
+
+    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Found]:
+        """What was found and what it cost, example by example. The bare prompt is scored first and is a candidate like any other."""
+        self.refuse_other_heads(target)
+        stream, found = rng.getrandbits(63), []
+        for example in examples:
+            search = Search(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
+            if search.left >= 2:
+                if search.prompts[0].before:  # else nothing stands before the response
+                    search.score([()])
+                self.drive(search)
+            found.append(search.found() if search.queries else NOTHING)
+        return found
+
+    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+        """One text per example, as far as the budget reaches."""
+        return [found.proposal(self.aim) for found in self.search(target, examples, budget, rng)]
+
+    def check(self, *counts: str) -> None:
+        """Refuses counts below 1 and names that do not exist."""
+        for name in ("length", *counts):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"attacks.{plugins.kind_of(type(self))}.{name}: {getattr(self, name)} given; at least 1.")
+        for name, known in (("objective", OBJECTIVES), ("goal", GOALS)):
+            if getattr(self, name) not in known:
+                raise unknown(f"attacks.{plugins.kind_of(type(self))}.{name}", name, getattr(self, name), known)
+
+    def refuse_other_heads(self, target: Any) -> None:
+        if target.network.head != self.head:
+            kind = plugins.kind_of(type(self))
+            raise ConfigError(f"attacks.{kind}: a suffix is sought for a language model; this one has head '{target.network.head}'.")
 
 
 def wanted(example: Example) -> str:
@@ -236,8 +258,6 @@ def wanted(example: Example) -> str:
     return str(response)
 
 
-def _nothing() -> Found:
-    return Found(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
+NOTHING = Found(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
 
-
-__all__ = ["GOALS", "OBJECTIVES", "Aim", "Found", "Search", "check", "each", "refuse_other_heads", "wanted"]
+__all__ = ["GOALS", "OBJECTIVES", "Aim", "Found", "Search", "SuffixSearch", "wanted"]

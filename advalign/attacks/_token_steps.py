@@ -1,5 +1,6 @@
 """How a search moves: by gradient, at random, or along what the language model would write."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -59,24 +60,27 @@ def spread(search: Search, *, steps: int, candidates: int, top: int) -> None:
 
 
 def wander(search: Search, *, steps: int, candidates: int, span: int, contiguous: bool) -> None:
-    """`steps` times: `candidates` copies of the best suffix with up to `span` tokens redrawn, taken where better."""
-    search.score([search.start])
+    """`steps` times: `candidates` copies of the current suffix with up to `span` tokens redrawn; it moves where one is better. The bare
+    prompt, which may be better still, is no place to start from."""
+    current = search.start
+    loss = search.score([current]).get(current, math.inf)
     for _ in range(steps):
         if search.over:
             return
-        current = search.best_suffix or search.start  # the bare prompt has nothing to change
-        number = scheduled(search, span)
-        drawn = [redrawn(current, number, search.open, search.rng, contiguous) for _ in range(candidates)]
-        search.score(drawn)
+        number = scheduled(search, loss, span)
+        scored = search.score([redrawn(current, number, search.open, search.rng, contiguous) for _ in range(candidates)])
+        best = min(scored, key=lambda s: scored[s], default=current)
+        if scored.get(best, math.inf) < loss:
+            current, loss = best, scored[best]
 
 
-def scheduled(search: Search, span: int) -> int:
+def scheduled(search: Search, loss: float, span: int) -> int:
     """How many tokens change at once: span, span // 2, span // 4 where the wanted token's probability is at most 0.01, at most 0.1,
     above; a random number where the loss is no log-probability."""
     if search.aim.objective == "margin":
         return search.rng.randint(1, span)
-    # Raised losses are negated, and a negated loss of -x stands for a probability of exp(-x) all the same.
-    chance = torch.tensor(-abs(search.best)).exp().item()
+    # Raised losses are negated: -x stands for a probability of exp(-x) as x does.
+    chance = math.exp(-abs(loss))
     return max(1, span if chance <= 0.01 else span // 2 if chance <= 0.1 else span // 4)
 
 

@@ -1,17 +1,14 @@
 """A suffix found by trying: what every search by gradient has to beat at equal forwards."""
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.attacks import _token_search as searching
 from advalign.attacks._token_steps import wander
-from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSearch:
+class RandomSearch(searching.SuffixSearch):
     """s ← s' where L(x + s') < L(x + s),  s' = s with up to `span` neighbouring tokens redrawn uniformly
     (random search on a suffix, arXiv:2404.02151, section 3).
 
@@ -27,31 +24,16 @@ class RandomSearch:
     candidates: int = 1
     span: int = 4
     contiguous: bool = True
-    objective: str = "nll"
     initial: str = "!"
-    goal: str = "lower"
 
     access: ClassVar[str] = "logprobs"
-    head: ClassVar[str] = "policy"
 
     def __post_init__(self) -> None:
-        searching.check("random_search", self, "length", "steps", "candidates", "span")
+        self.check("steps", "candidates", "span")
 
-    @property
-    def aim(self) -> searching.Aim:
-        return searching.Aim(length=self.length, initial=self.initial, objective=self.objective, goal=self.goal)
-
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[searching.Found]:
-        """What was found and what it cost, example by example."""
-
-        def drive(search: searching.Search) -> None:
-            wander(search, steps=self.steps, candidates=self.candidates, span=self.span, contiguous=self.contiguous)
-
-        return searching.each("random_search", target, examples, self.aim, budget, rng, drive)
-
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """One text per example; a step costs its candidates."""
-        return [found.proposal(self.aim) for found in self.search(target, examples, budget, rng)]
+    def drive(self, search: searching.Search) -> None:
+        """A step costs its candidates."""
+        wander(search, steps=self.steps, candidates=self.candidates, span=self.span, contiguous=self.contiguous)
 
 
 __all__ = ["RandomSearch"]

@@ -1,17 +1,14 @@
 """A suffix found token by token, by gradient proposals that are evaluated exactly: as published first."""
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.attacks import _token_search as searching
 from advalign.attacks._token_steps import descend
-from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSearch:
+class TokenSearch(searching.SuffixSearch):
     """s ← argmin over b of L(x + s^(b)),  s^(b) = s with s_i := v,  i uniform,  v uniform in top-k of -∇_{e_{s_i}} L
     (greedy coordinate gradient, arXiv:2307.15043, algorithm 1).
 
@@ -21,38 +18,23 @@ class TokenSearch:
     the bare prompt among them.
     Ours: a suffix must survive decoding and encoding (the paper's code filters by length); a suffix that was scored before is not sent
     again; each example has a stream of its own, so results depend neither on `batch_size` nor on company. What came later (momentum,
-    a buffer, other objectives) is kind `gcg`.
+    a buffer) is kind `gcg`.
     """
 
-    length: int = 20
     steps: int = 500
     candidates: int = 512
     top: int = 256
     initial: str = "!"
-    goal: str = "lower"
     batch_size: int = 16
 
     access: ClassVar[str] = "gradients"
-    head: ClassVar[str] = "policy"
 
     def __post_init__(self) -> None:
-        searching.check("tokens", self, "length", "steps", "candidates", "top", "batch_size")
+        self.check("steps", "candidates", "top", "batch_size")
 
-    @property
-    def aim(self) -> searching.Aim:
-        return searching.Aim(length=self.length, initial=self.initial, goal=self.goal)
-
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[searching.Found]:
-        """What was found and what it cost, example by example."""
-
-        def drive(search: searching.Search) -> None:
-            descend(search, steps=self.steps, candidates=self.candidates, top=self.top)
-
-        return searching.each("tokens", target, examples, self.aim, budget, rng, drive)
-
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """One text per example; a step costs one gradient and its candidates, as far as the budget reaches."""
-        return [found.proposal(self.aim) for found in self.search(target, examples, budget, rng)]
+    def drive(self, search: searching.Search) -> None:
+        """A step costs one gradient and its candidates."""
+        descend(search, steps=self.steps, candidates=self.candidates, top=self.top)
 
 
 __all__ = ["TokenSearch"]

@@ -160,8 +160,7 @@ def test_random_changes_are_as_many_as_the_schedule_says_and_neighbours():
     """-log p: 5 nats is p = 0.0067 (span), 3 nats 0.0498 (half), 1 nat 0.37 (a quarter)."""
     search = Search(GeneratorTarget(network()), wanting(1), Aim(length=8), Budget(), random.Random(0))
     for loss, number in ((5.0, 4), (3.0, 2), (1.0, 1)):
-        search.best = loss
-        assert steps.scheduled(search, 4) == number
+        assert steps.scheduled(search, loss, 4) == number
     rng, suffix = random.Random(0), tuple(range(100, 108))
     for _ in range(50):
         changed = [i for i, (a, b) in enumerate(zip(suffix, steps.redrawn(suffix, 3, (1, 2), rng, True), strict=True)) if a != b]
@@ -169,6 +168,21 @@ def test_random_changes_are_as_many_as_the_schedule_says_and_neighbours():
     scattered = [steps.redrawn(suffix, 3, (1, 2), rng, False) for _ in range(50)]
     assert {sum(a != b for a, b in zip(suffix, s, strict=True)) for s in scattered} == {3}
     assert any(s[0] != 100 and s[-1] != 107 for s in scattered)
+
+
+def test_random_search_climbs_though_the_bare_prompt_is_better(monkeypatch):
+    """The right answer is likeliest without a suffix; every step still starts from the best suffix so far."""
+    example = Example(prompt="one plus two =", answer="three", id="a")
+    search = Search(GeneratorTarget(network()), [example], Aim(length=6), Budget(), random.Random(0))
+    starts, drawn = [], steps.redrawn
+    monkeypatch.setattr(
+        steps, "redrawn", lambda s, *rest: starts.append((s, min(v for k, v in search.known.items() if k))) or drawn(s, *rest)
+    )
+    bare = search.score([()])[()]
+    steps.wander(search, steps=40, candidates=1, span=2, contiguous=True)
+    assert search.best == bare
+    assert [search.known[s] for s, _ in starts] == [best for _, best in starts]
+    assert len({s for s, _ in starts}) > 3
 
 
 def test_a_suffix_that_begins_like_the_template_s_end_does_not_mislead():

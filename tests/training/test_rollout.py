@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from advalign.errors import BudgetError
-from advalign.models import load
-from advalign.rollout.hf import HF, sample
+from advalign.models import Network, load
+from advalign.rollout import _cache
+from advalign.rollout.hf import HF, LEAVE, sample
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Sampling
 
@@ -128,7 +130,7 @@ LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
 )
 def test_the_distribution_that_is_sampled(sampling, expected, generator):
     number = 20_000
-    chosen, logprobs = sample(LOGITS.expand(number, 4), sampling, generator)
+    chosen, logprobs = sample(LOGITS.expand(number, 4), sampling, torch.rand(number, generator=generator, dtype=torch.float64))
     counts = torch.bincount(chosen, minlength=4)
     for token, p in enumerate(expected):
         # Five standard deviations of a binomial; exactly none where the probability is zero.
@@ -136,3 +138,80 @@ def test_the_distribution_that_is_sampled(sampling, expected, generator):
     # What is returned is the log-probability before the nucleus is cut.
     uncut = LOGITS if sampling.temperature in (0.0, 1.0) else (LOGITS / sampling.temperature).log_softmax(0)
     assert torch.allclose(logprobs, uncut[chosen], atol=1e-12)
+
+
+def test_a_draw_is_the_token_whose_share_of_the_interval_it_falls_into():
+    """Cumulative 0.5, 0.8, 0.95, 1: a token never has a share of nothing, not even at the ends."""
+    draws = torch.tensor([0.0, 0.499, 0.5, 0.799, 0.8, 0.951, 1 - 2**-53], dtype=torch.float64)
+    chosen, _ = sample(LOGITS.expand(7, 4), Sampling(), draws)
+    assert chosen.tolist() == [0, 0, 1, 1, 2, 3, 3]
+    gap = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf], dtype=torch.float64)
+    chosen, _ = sample(gap.expand(3, 5), Sampling(), torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
+    assert chosen.tolist() == [1, 3, 3]
+
+
+def windowed():
+    """A model that attends to its last four tokens: its cache forgets."""
+    like = network("scratch:tiny?hidden_size=32")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    ids = {"vocab_size": len(like.encoder.tokenizer), "pad_token_id": 0, "eos_token_id": like.encoder.eos_id, "bos_token_id": None}
+    config = MistralConfig(sliding_window=4, max_position_embeddings=32, **sizes, **ids)
+    net = Network(AutoModelForCausalLM.from_config(config), like.encoder, "policy").to(torch.float64)
+    for p in net.parameters():
+        p.data.mul_(3.0)
+    return net
+
+
+@pytest.mark.parametrize("model", [*MODELS, "windowed"])
+def test_who_shares_a_batch_and_a_prompt_changes_no_response(model, monkeypatch):
+    """Prompts read once per group, rows that leave, batches of 3 and of 512, and every response decoded alone: the same tokens."""
+    net = windowed() if model == "windowed" else network(model)
+    ids = lambda groups: [[r.response_ids for r in g.rollouts] for g in groups]  # noqa: E731
+    sampling = Sampling(max_new_tokens=12)
+    together = ids(generate(net, PROMPTS, 6, sampling))
+    assert len({len(r) for g in together for r in g}) > 3  # some left early
+    assert ids(generate(net, PROMPTS, 6, sampling, max_rows=3)) == together
+    assert ids(generate(net, PROMPTS, 6, sampling, max_rows=1)) == together
+    monkeypatch.setattr(_cache, "divisible", lambda cache: False)
+    assert ids(generate(net, PROMPTS, 6, sampling)) == together
+
+
+def test_a_prompt_is_read_once_and_finished_rows_leave():
+    """4 prompts, 8 responses each: the first forward has 4 rows, the second 32, and the batch shrinks as responses end."""
+    net, seen = network("scratch:tiny-gpt2?n_embd=32"), []
+    net.backbone.register_forward_pre_hook(lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    groups = generate(net, PROMPTS, 8, Sampling(max_new_tokens=16))
+    width = max(len(g.prompt_ids) for g in groups)
+    assert seen[:2] == [(4, width), (32, 1)]
+    rows = [shape[0] for shape in seen[1:]]
+    assert rows == sorted(rows, reverse=True)
+    lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
+    for step, present in enumerate(rows, 1):
+        needed = sum(length > step for length in lengths)
+        assert needed <= present <= needed / (1 - LEAVE) + 1e-9 or present == 32
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_greedy_is_transformers_own(model):
+    net = network(model)
+    prompt = net.encoder.prompt(PROMPTS[3])
+    ends = {"pad_token_id": net.encoder.pad_id, "eos_token_id": net.encoder.eos_id}
+    expected = net.model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, **ends)
+    (group,) = generate(net, [PROMPTS[3]], 1, Sampling(max_new_tokens=8, temperature=0.0))
+    assert [*prompt, *group.rollouts[0].response_ids] == expected[0].tolist()
+
+
+def test_the_cache_grows_in_place_and_keeps_what_it_held():
+    """Three tokens, then one at a time into the same buffer, beyond the room it was given; rows are chosen and repeated."""
+    layer = _cache.Growing(2)
+    keys = [torch.randn(2, 1, n, 3, dtype=torch.float64) for n in (3, 1, 1, 1)]
+    for i, k in enumerate(keys):
+        before = None if layer._buffers is None else layer._buffers[0].data_ptr()
+        got, _ = layer.update(k, -k)
+        assert torch.equal(got, torch.cat(keys[: i + 1], 2))
+        assert torch.equal(layer.values, -got)
+        assert i in (0, 3) or layer._buffers[0].data_ptr() == before  # the fourth no longer fits
+    layer.batch_select_indices(torch.tensor([1, 0, 1]))
+    assert torch.equal(layer.keys, torch.cat(keys, 2)[[1, 0, 1]])
+    assert layer.get_seq_length() == 6
