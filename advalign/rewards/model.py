@@ -60,8 +60,6 @@ class Model:
         try:
             network = load(self.model, head=None if ours else "classifier", max_length=self.max_length, dtype=self.dtype)
         except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(f"{AT}.model: cannot load '{self.model}' ({str(error).strip().splitlines()[0]}).") from error
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return _checked(network, self.model).requires_grad_(False).to(device)

@@ -3,16 +3,20 @@
 import itertools
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import victims
+import yaml
 from torch.nn import functional as F
 
 from advalign import attacks
 from advalign.attacks import _words_constraints as constraints
 from advalign.attacks import _words_edits as spelling
 from advalign.errors import ConfigError
+from advalign.evaluation import Suite
 from advalign.evaluation.target import ClassifierTarget
 from advalign.types import Budget, Example
 
@@ -452,3 +456,12 @@ def test_sixteen_in_flight_need_a_quarter_of_the_forwards():
 def test_nonsense_is_refused(cls, bad, match):
     with pytest.raises(ConfigError, match=match):
         cls(**bad)
+
+
+@pytest.mark.parametrize("kind", ["words", "beam", "population", "exhaustive"])
+def test_the_configuration_on_its_page_builds_in_a_suite(kind):
+    page = Path(attacks.__file__).parents[2] / "docs" / "algorithms" / f"{kind}.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    built = [a for block in blocks for a in Suite.load({"data": [{"prompt": "x", "label": 0}], **yaml.safe_load(block)}).attacks.values()]
+    assert {type(attack).__name__.lower() for attack in built} == {kind}
+    assert all(isinstance(attack.constraints, constraints.Constraints) for attack in built)

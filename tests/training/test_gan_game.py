@@ -417,6 +417,10 @@ def test_logprobs_are_those_of_the_sampler():
     trainer = game()
     trainer.start()
     examples = [Example(prompt="length 3 with red without blue :")]
-    rollout = trainer.context.generate("policy", examples, 1, SHORT, ("here",))[0].rollouts[0]
-    found = trainer.context.logprobs("policy", [examples[0].prompt], [rollout.text], [rollout.finished])
-    assert found == pytest.approx([sum(rollout.sampler_logprobs)], abs=1e-9)
+    encoder = trainer.context.encoder("policy")
+    drawn = trainer.context.generate("policy", examples, 16, SHORT, ("here",))[0].rollouts
+    # An untrained policy also writes special tokens, which are no text.
+    kept = [r for r in drawn if encoder.responses([r.text], [r.finished])[0] == r.response_ids]
+    assert len(kept) > 2
+    found = trainer.context.logprobs("policy", [examples[0].prompt] * len(kept), [r.text for r in kept], [r.finished for r in kept])
+    assert found == pytest.approx([sum(r.sampler_logprobs) for r in kept], abs=1e-9)
