@@ -8,7 +8,8 @@ from typing import Any
 NAMES = {
     "nanogcg": "nanoGCG 0.3.0",
     "tokens": "[tokens](../algorithms/tokens.md): plain GCG",
-    "gcg": "[gcg](../algorithms/gcg.md): momentum and buffer",
+    "gcg": "[gcg](../algorithms/gcg.md): with momentum",
+    "gcg_16": "the same, 16 candidates per step",
     "random_search": "[random_search](../algorithms/random_search.md)",
     "beast": "[beast](../algorithms/beast.md)",
 }
@@ -27,8 +28,9 @@ def gcg(found: Mapping[str, Any]) -> str:
         rows.append(f"| {shown} | {' | '.join(cells)} | {row['cpu_seconds']['mean']:.1f} |")
     return "\n".join(
         [
-            f"**Best loss (nats per token) at equal forwards** (`make bench-gcg`; {settings['seeds']} seeds, mean ± standard deviation, the "
-            f"difference paired over seeds with its 95 % interval; suffixes of {settings['length']} tokens, {settings['width']} candidates "
+            f"**Best loss (nats per token) at equal forwards** (`make bench-gcg`; {settings['seeds']} seeds, mean ± standard deviation, "
+            "the difference paired over seeds with its 95 % interval; "
+            f"bare prompts {searches['bare']['mean']:.3f}; suffixes of {settings['length']} tokens, {settings['width']} candidates "
             f"per step from the top {settings['top']}; a Llama of {found['parameters'] / 1e6:.1f} million parameters that has read "
             f"{found['training']['tokens']:,} tokens of stories; CPU seconds of one search, one thread of a shared machine).",
             "",
@@ -60,6 +62,6 @@ def _cost(cost: Mapping[str, Any]) -> list[str]:
         "|---|---:|",
         *rows,
         "",
-        f"Scoring is {scoring:.1f} times as fast as nanoGCG's, a whole search {whole:.1f} times. The largest difference between a loss with "
-        f"and without the cache is {cost['errors']['cached']:.1e} nats.",
+        f"Scoring is {scoring:.1f} times as fast as nanoGCG's, a whole search {whole:.1f} times. The largest difference between a loss "
+        f"with and without the cache is {cost['errors']['cached']:.1e} nats.",
     ]

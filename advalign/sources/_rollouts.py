@@ -54,6 +54,9 @@ def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Se
         judged = torch.tensor([s for s in scores if not math.isnan(s)], dtype=torch.float64)
         if judged.numel():
             logs |= {f"rewards/{label}/mean": float(judged.mean()), f"rewards/{label}/std": _std(judged)}
+            lengths = [max(len(r.response_ids), 1) for r, s in zip(rollouts, scores, strict=True) if not math.isnan(s)]
+            leak = _correlation(judged, torch.tensor(lengths, dtype=torch.float64).log())
+            logs |= {} if math.isnan(leak) else {f"rewards/{label}/corr_length": leak}
     return logs
 
 
@@ -78,6 +81,13 @@ def labels(rewards: Sequence[Reward]) -> list[str]:
     """One name per reward: its kind, numbered from the second of a kind on."""
     kinds = [kind_of(type(r)) for r in rewards]
     return [kind if kind not in kinds[:i] else f"{kind}_{kinds[:i].count(kind) + 1}" for i, kind in enumerate(kinds)]
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Pearson's r; nan where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if x.numel() > 2 and scale > 1e-12 else math.nan
 
 
 def _std(x: torch.Tensor) -> float:

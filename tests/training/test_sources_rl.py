@@ -25,6 +25,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
 from advalign.rewards.function import Function
 from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.length import Length
 from advalign.sources import _rollouts
 from advalign.sources.rejection import Rejection
 from advalign.sources.replay import Replay
@@ -635,3 +636,16 @@ def test_every_source_has_its_section_and_what_is_shown_there_builds():
         shown |= {plugins.kind_of(type(s)) for s in config.sections(yaml.safe_load(block))["sources"].values()}
     headings = set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
     assert headings == shown == set(plugins.kinds("sources"))
+
+
+def test_a_reward_that_follows_the_length_shows_in_the_log():
+    """Rewards a + b log(length) have r = 1, minus that r = -1; one that does not vary has none. By hand: lengths 1, e, e², here 1, 2, 4
+    (logs 0, 1, 2 times log 2) with rewards 0, 1, 0: covariance 0."""
+
+    def group(lengths):
+        rollouts = [Rollout(response_ids=[3] * n, sampler_logprobs=[0.0] * n, text="x", finished=True) for n in lengths]
+        return [RolloutGroup(example=Example(prompt="p"), prompt_ids=[1], rollouts=rollouts)]
+
+    for given, expected in (([0.0, 1.0, 2.0], 1.0), ([3.0, 2.0, 1.0], -1.0), ([0.0, 1.0, 0.0], 0.0), ([1.0, 1.0, 1.0], None)):
+        logs = _rollouts.score(group([1, 2, 4]), [Length(target=1)], [lambda groups, given=given: given], "write")
+        assert logs.get("rewards/length/corr_length") == (None if expected is None else pytest.approx(expected, abs=1e-12))
