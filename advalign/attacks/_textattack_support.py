@@ -59,6 +59,7 @@ def load() -> Any:
             if importlib.util.find_spec("textattack") is None:
                 raise ConfigError(f"attacks.textattack: the package textattack is not installed. {HELP}")
             stack.enter_context(generators(0))
+            stack.enter_context(_environment())  # transformers 4 imports scikit-learn, which sets KMP_ variables
             for name in ("transformers", "datasets", "huggingface_hub", "nltk"):  # before the caches point elsewhere
                 importlib.import_module(name)
             stack.enter_context(_environment(TA_CACHE_DIR=stack.enter_context(tempfile.TemporaryDirectory())))

@@ -139,6 +139,7 @@ class Recipe:
         for name, source in self.config["sources"].items():
             self._check_source(name, source, heads)
             self._check_judges(name, source, heads)
+            self._check_players(name, source, heads)
         for path in (*self.schedules, *(path for stage in self.stages for path in stage.set)):
             if path.partition(".")[0] not in MOVING:
                 raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
@@ -192,6 +193,19 @@ class Recipe:
             raise ConfigError(
                 f"sources.{name}.advantage: {type(source.advantage).__name__} needs a critic; add a learner with head: value."
             )
+
+    def _check_players(self, name: str, source: Any, heads: Mapping[str, str]) -> None:
+        """Who writes responses for a source is a learner, or a frozen copy of one, that can."""
+        known = {**heads, **{copy: heads.get(spec.of, "") for copy, spec in self.frozen.items()}}
+        players = {place: getattr(source, place) for place in ("learner", "defender") if isinstance(getattr(source, place, None), str)}
+        opponents = getattr(source, "opponents", None)
+        for side in ("attackers", "defenders"):
+            players |= {f"opponents.{side}": other for other in getattr(opponents, side, ())}
+        for place, player in players.items():
+            if player not in known:
+                raise unknown(f"sources.{name}.{place}", "learner", player, known)
+            if known[player] != "policy":
+                raise ConfigError(f"sources.{name}.{place}: '{player}' has head '{known[player]}', and who samples needs head: policy.")
 
     def _check_judges(self, name: str, source: Any, heads: Mapping[str, str]) -> None:
         """Rewards that a learner gives need that learner, or a frozen copy of it, with a score."""

@@ -392,6 +392,21 @@ def test_a_game_resumes_bit_for_bit(tmp_path):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"opponents": {"attackers": {"slwo": 0.5}}}, r"sources\.duel\.opponents\.attackers: no learner 'slwo'\. .*Did you mean 'slow'\?"),
+        ({"opponents": {"defenders": {"odl": 0.5}}}, r"sources\.duel\.opponents\.defenders: no learner 'odl'\. .*Did you mean 'old'\?"),
+        ({"defender": "polcy"}, r"sources\.duel\.defender: no learner 'polcy'\. .*Did you mean 'policy'\?"),
+    ],
+)
+def test_players_that_do_not_exist_are_refused_before_anything_is_loaded(change, sentence):
+    found = described(steps=1)
+    found["sources"]["duel"] |= change
+    with pytest.raises(ConfigError, match=rf"^{sentence}$"):
+        config.trainer(found)
+
+
 def test_one_network_may_play_both_sides():
     found = described(steps=1)
     del found["learners"]["attacker"], found["frozen"]
