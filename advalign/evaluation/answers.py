@@ -68,7 +68,7 @@ class AnsweredTarget:
 
 
 class AnsweredClassifierTarget(AnsweredTarget):
-    def __init__(self, network: Answers, *, batch_tokens: int = 0, cache: AnswerCache | None = None) -> None:
+    def __init__(self, network: Answers, *, batch_tokens: int | None = None, cache: AnswerCache | None = None) -> None:
         super().__init__(network)
         self.cache = cache
 

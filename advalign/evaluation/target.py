@@ -26,6 +26,10 @@ from advalign.protocols import Ground
 from advalign.rollout.hf import HF
 from advalign.types import Edit, Example, Outputs, RolloutGroup, Sampling, ThreatModel, Tokens, fit
 
+TOKENS = 8192  # padded tokens of one forward
+# A classifier on a processor: what leaves its cache takes longer (benchmarks/suites.py).
+CACHED_TOKENS = 512
+
 Edits = Mapping[str, Tensor]  # {site: "T D"} of one example, T its own number of tokens
 LossOf = Callable[[Outputs, Tokens, Sequence[Example]], tuple[Tensor, Tensor]]
 
@@ -44,14 +48,17 @@ class Victim:
 
     reads: frozenset[str]
 
-    def __init__(self, network: Network, *, batch_tokens: int = 8192, cache: AnswerCache | None = None) -> None:
+    def __init__(self, network: Network, *, batch_tokens: int | None = None, cache: AnswerCache | None = None) -> None:
         self.network = network
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or self._fitting()
         self.cache = cache
         self.limit: int | None = None
         self.dropout = False  # on only where a self-check asks what it does to gradients
         self.num_queries = self.num_gradients = self.num_forwards = self.num_tokens = 0
         self.num_cached = self.num_climbed = 0  # answers out of the cache; tokens that gradients went through
+
+    def _fitting(self) -> int:
+        return CACHED_TOKENS if self.network.head == "classifier" and self.network.device.type == "cpu" else TOKENS
 
     @cached_property
     def num_parameters(self) -> int:
