@@ -27,6 +27,7 @@ class BestOfN:
     noise: bool = True
 
     access: ClassVar[str] = "text"
+    draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
     head: ClassVar[str] = "policy"
     asks: ClassVar[bool] = False
 

@@ -36,6 +36,7 @@ class Learned:
     temperature: float = 1.0
 
     access: ClassVar[str] = "text"
+    draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
     head: ClassVar[str] = "policy"
     asks: ClassVar[bool] = False
 

@@ -6,4 +6,6 @@ from advalign.evaluation.result import SuiteResult
 from advalign.evaluation.suite import Suite
 from advalign.evaluation.target import ClassifierTarget, GeneratorTarget, target_of
 
-__all__ = ["AnsweringClassifier", "AnsweringGenerator", "ClassifierTarget", "GeneratorTarget", "Report", "Suite", "SuiteResult", "target_of"]
+__all__ = [
+    "AnsweringClassifier", "AnsweringGenerator", "ClassifierTarget", "GeneratorTarget", "Report", "Suite", "SuiteResult", "target_of",
+]  # fmt: skip

@@ -131,8 +131,8 @@ def logits(bench: Bench) -> Check:
         "fail" if taken else "pass",
         {f"rows that are a {name}": share if name != "softmax" or proper else 0.0 for name, share in shares.items()},
         "The model hands over logits (log-probabilities are as good: a softmax leaves them as they are).",
-        "The model returns probabilities where logits are expected: every softmax after it flattens the loss, so training and cross-entropy "
-        "attacks see gradients that vanish where the model is sure; return what goes into the softmax.",
+        "The model returns probabilities where logits are expected: every softmax after it flattens the loss, so training and "
+        "cross-entropy attacks see gradients that vanish where the model is sure; return what goes into the softmax.",
     )
 
 
@@ -228,6 +228,6 @@ def _inner(first: Edits, second: Edits) -> float:
 
 
 __all__ = [
-    "NOTE", "ORDER", "Bench", "Check", "constant", "degenerate", "first_order", "grade", "gradients", "logits", "outputs", "randomised", "rows_of",
-    "switched_on", "verdict",
+    "NOTE", "ORDER", "Bench", "Check", "constant", "degenerate", "first_order", "grade", "gradients", "logits", "outputs", "randomised",
+    "rows_of", "switched_on", "verdict",
 ]  # fmt: skip

@@ -17,11 +17,12 @@ from advalign.types import AttackResult, Budget, Example, Proposal
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One attack, at one radius where it has one."""
+    """One attack, at one radius where it has one. `draws`: its attempts are drawn alike, so that more of them can be thought of."""
 
     name: str
     attack: str
     radius: float | None = None
+    draws: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ CERTIFIED = (
 )
 CORRECTED = "Corrected: the accuracy behind what a judge of the stated sensitivity and specificity reads."
 ATTEMPTS = "Success per attempt: attempts on one example are not independent, so its interval is over examples."
+DRAWS = "Chance that one of n attempts breaks an example, over all examples right before; unbiased, since attempts are drawn alike."
+LAW = "-log ASR(n) = a n^-b by least squares, intervals over examples; asr@n is its forecast, and no measurement."
 BUDGET = "Share of examples still answered right when an attacker may ask the model so often."
 COST = (
     "All examples together. A query is a distinct text or edit that was asked about; an answer out of the cache is a query and no "
@@ -44,6 +46,7 @@ def of(result: Any, title: str) -> Report:
     budgets = result.budget_curves()
     if budgets:
         report.lines(budgets, title="Accuracy by budget", x_label="queries per example", y_label="accuracy", note=BUDGET, log_x=True)
+    _attempted(report, result)
     _examples(report, result)
     if any(r.seconds or r.queries for r in result.results):
         report.text("## Cost").table(result.cost(), note=COST)
@@ -79,6 +82,20 @@ def _under_attack(report: Report, result: Any) -> None:
     ]
     bars.append({"label": "worst case", "value": worst["accuracy"], "low": worst["low"], "high": worst["high"]})
     report.bars(bars, title="Accuracy under attack", x_label="accuracy", limits=(0, 1), note="Wilson intervals, 95 %.")
+
+
+def _attempted(report: Report, result: Any) -> None:
+    """How success grows with the number of attempts, where they are draws."""
+    laws = result.scaling()
+    if not laws:
+        return
+    curves = {name: ([float(n) for n in law["attempts"]], law["success"]) for name, law in laws.items()}
+    report.lines(curves, title="Success by number of attempts", x_label="attempts", y_label="attack success", note=DRAWS, log_x=True)
+    rows = []
+    for name, law in laws.items():
+        for what, (value, low, high) in law["fit"].items():
+            rows.append({"attack": name, "of the law": what, "value": value, "low": low, "high": high})
+    report.table(rows, note=LAW)
 
 
 def _examples(report: Report, result: Any) -> None:

@@ -18,6 +18,7 @@ from advalign.evaluation.harness import Arm
 from advalign.evaluation.judge import Verdict
 from advalign.evaluation.report import Report
 from advalign.functional import intervals
+from advalign.functional import scaling as laws
 from advalign.protocols import Assessor
 from advalign.types import AttackResult
 
@@ -122,6 +123,20 @@ class SuiteResult:
                 curves[arm.name] = (budgets, [(right - sum(q <= n for q in spent)) / total for n in budgets])
         return curves
 
+    def scaling(self) -> dict[str, dict[str, Any]]:
+        """{attack: success by number of attempts, and the law -log ASR(n) = a n^-b through it}, of attacks whose attempts are draws."""
+        found = {}
+        for arm in (a for a in self.arms if a.draws):
+            judged = [r for r in self.of(arm.name) if r.status in ("failed", "succeeded")]
+            number = min((r.attempts for r in judged), default=0)
+            if number < 2 or any(r.attempts != number for r in judged):
+                continue
+            broken, grid = torch.tensor([r.broken for r in judged]), [2**k for k in range(number.bit_length()) if 2**k <= number]
+            rates = laws.success_curve(broken, number, grid).mean(0).tolist()
+            fit = laws.fit(broken, number, at=(10 * number,))
+            found[arm.name] = {"attempts": grid, "success": rates, "fit": {name: list(value) for name, value in fit.items()}}
+        return found
+
     def curves(self, metric: str) -> dict[str, tuple[list[float], list[float]]]:
         """{attack: (radii, mean of `metric` after the attack)}, from the clean value at radius 0."""
         clean = _mean([v.metrics[metric] for v in self.before.values() if metric in v.metrics])
@@ -174,6 +189,7 @@ class SuiteResult:
             "attacks": {arm.name: self.row(arm) for arm in self.arms},
             "curves": {m: self.curves(m) for m in self.metrics()},
             "budget_curves": self.budget_curves(),
+            **({"scaling": found} if (found := self.scaling()) else {}),
             "cost": self.cost(),
             "failures": list(self.failures),
             **({"certified": list(self.certified)} if self.certified else {}),

@@ -87,7 +87,7 @@ class Suite:
     def arms(self) -> list[Arm]:
         """An attack once, or once per radius."""
         return [
-            Arm(name=name if radius is None else f"{name}@{radius:g}", attack=name, radius=radius)
+            Arm(name=name if radius is None else f"{name}@{radius:g}", attack=name, radius=radius, draws=getattr(attack, "draws", False))
             for name, attack in self.attacks.items()
             for radius in (self.radii if self.radii and hasattr(attack, "at_radius") else [None])
         ]

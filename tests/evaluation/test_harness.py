@@ -332,3 +332,29 @@ def test_answers_alone_can_be_attacked_with_text_and_are_within_the_budget():
     assert [(r.status, r.queries, r.note) for r in alone.results] == [(r.status, r.queries, r.note) for r in whole.results]
     tight = Suite(data=victims.sentences(12), attacks={"a": Say(texts=("{}",), asks=3)}, examples=4, budget=Budget(queries=2))
     assert {r.status for r in tight.run(AnsweringClassifier(classify, name="mine")).results} == {"over_budget"}
+
+
+def test_success_by_number_of_attempts_and_its_law():
+    """Four attempts on each of four prompts: 0, 1, 2 and 4 of them break. Success of n of 4: 1 - C(4 - c, n) / C(4, n); for n = 2 of
+    c = 0, 1, 2, 4: 0, 1/2, 5/6, 1, mean 7/12; for n = 1 the mean 7/16; for n = 4 three of four."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Draws:
+        draws: ClassVar[bool] = True
+        access: ClassVar[str] = "text"
+
+        def propose(self, target, examples, budget, rng):
+            count = {"0": 0, "1": 1, "2": 2, "3": 4}
+            tried = [tuple("bad" if k < count[e.id] else f"ok {k}" for k in range(4)) for e in examples]
+            return [Proposal(attempts=texts) for texts in tried]
+
+    data = [Example(prompt=f"say {i}", id=str(i)) for i in range(4)]
+    suite = Suite(data=data, attacks={"draws": Draws(), "fixed": Say(texts=("a", "b"))}, judge=judges.Rule(must_not=("bad",)))
+    result = suite.run(AnsweringGenerator(lambda prompts: prompts, name="echo"))
+    assert list(result.scaling()) == ["draws"]
+    law = result.scaling()["draws"]
+    assert law["attempts"] == [1, 2, 4]
+    assert law["success"] == pytest.approx([7 / 16, 7 / 12, 3 / 4])
+    assert law["fit"]["b"][0] > 0
+    assert "Success by number of attempts" in result.markdown()
+    assert json.loads(json.dumps(result.summary()["scaling"]))["draws"]["attempts"] == [1, 2, 4]
