@@ -23,6 +23,7 @@ from tables_gcg import gcg
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
 from tables_stories import stories
+from tables_suites import suites
 
 RESULTS = Path("benchmarks/results")
 
@@ -184,6 +185,7 @@ def filled(text: str) -> str:
         "stories": stories,
         "gcg": gcg,
         "evaluation": evaluation,
+        "suites": suites,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
     }.items():
