@@ -24,7 +24,7 @@ from common import about, cpu_hours, mean_sd, once, paired, save
 from prepare_rule_lm import sentences, source
 
 from advalign import attacks
-from advalign.evaluation._prefix import Prefix
+from advalign.evaluation.prefix import Prefix
 from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load, scratch
 from advalign.models.encode import Encoder

@@ -18,7 +18,7 @@ from torch import Tensor
 from advalign.engine.keys import generator
 from advalign.engine.views import region
 from advalign.errors import BudgetError, ConfigError
-from advalign.evaluation._prefix import Prefix
+from advalign.evaluation.prefix import Prefix
 from advalign.evaluation.cache import AnswerCache
 from advalign.models import Network
 from advalign.models.perturb import without_dropout
@@ -216,7 +216,7 @@ class GeneratorTarget(Victim):
         return self._all(self.tokens(examples), edits, mean_nll)
 
     def prefix(self, ids: Sequence[int]) -> Prefix:
-        """A shared beginning of rows, computed once (see `evaluation/_prefix.py`)."""
+        """A shared beginning of rows, computed once (see `evaluation/prefix.py`)."""
         return Prefix(self, ids)
 
     def fits(self, prompt: str) -> bool:

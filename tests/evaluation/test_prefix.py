@@ -8,7 +8,7 @@ import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from advalign.evaluation import _prefix
-from advalign.evaluation._prefix import Prefix
+from advalign.evaluation.prefix import Prefix
 from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load
 from advalign.types import Example
