@@ -18,8 +18,8 @@ from torch import Tensor
 from advalign.engine.keys import generator
 from advalign.engine.views import region
 from advalign.errors import BudgetError, ConfigError
-from advalign.evaluation.prefix import Prefix
 from advalign.evaluation.cache import AnswerCache
+from advalign.evaluation.prefix import Prefix
 from advalign.models import Network
 from advalign.models.perturb import without_dropout
 from advalign.protocols import Ground
