@@ -7,7 +7,7 @@ import torch
 import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from advalign.evaluation import _prefix
+from advalign.evaluation import prefix as _prefix
 from advalign.evaluation.prefix import Prefix
 from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load
