@@ -291,6 +291,7 @@ class Proposal:
 
     attempts: several texts instead of one; the example is broken if any of them breaks it. forced: the beginning of the response
     that was put into a generator's mouth; what it adds is judged. queries: what the attack says it spent on this very example.
+    refused: why it was not tried at all; such an example is in no rate, since it did not withstand anything.
     """
 
     text: str | None = None
@@ -299,6 +300,7 @@ class Proposal:
     attempts: tuple[str, ...] = ()
     forced: str | None = None
     queries: int | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

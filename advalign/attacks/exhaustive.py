@@ -22,8 +22,8 @@ class Exhaustive(WordAttack):
     """Is there a set A of at most k words and c_i in C(w_i), i in A, with f(x with w_i := c_i for i in A) ≠ y?  All are tried.
 
     An oracle: where this finds nothing, no search over the same substitutes and constraints does, so the gap between the two is what
-    the search missed. Fewest words first, so what it finds has as few changes as there are. edits: k. texts: with more of them than
-    this for one example it refuses before it asks anything; raise it, or lower `candidates` or `edits`.
+    the search missed. Fewest words first, so what it finds has as few changes as there are. edits: k. texts: an example with more of them
+    is refused before anything is asked, and is in no rate; raise it, or lower `candidates` or `edits`.
 
     Ours: substitutes of a masked language model are those for the text as it was, one word masked at a time; similarity is to the
     original text, in a window around each change. What is enumerated here is what arXiv:1909.00986 bounds.
@@ -54,14 +54,15 @@ class Exhaustive(WordAttack):
                     return
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        for example in examples:
-            number = self.count(example)
-            if number > self.texts:
-                raise ConfigError(
-                    f"attacks.exhaustive.texts: example '{example.id}' has {number} texts within {self.edits} substitutions; "
-                    f"{self.texts} are allowed."
-                )
-        return super().propose(target, examples, budget, rng)
+        """One proposal per example; where there are more texts than allowed nothing is asked, and the proposal says so."""
+        numbers = [self.count(example) for example in examples]
+        kept = [e for e, number in zip(examples, numbers, strict=True) if number <= self.texts]
+        found = iter(super().propose(target, kept, budget, rng) if kept else [])
+        why = "{} texts within {} substitutions, {} are allowed"
+        return [
+            next(found) if number <= self.texts else Proposal(refused=why.format(number, self.edits, self.texts), queries=0)
+            for number in numbers
+        ]
 
     def count(self, example: Example) -> int:
         """How many texts there are at most: the sum over sets of at most k places of the product of their substitutes."""

@@ -120,6 +120,8 @@ def _judged(
     spent: Mapping[str, float],
 ) -> AttackResult:
     # The harness's own words first; then the text that was tried, which says more than what the attack says about it.
+    if proposal.refused:
+        return _result(arm, example, before, "error", note=f"not tried: {proposal.refused}", queries=queries, seconds=seconds, spent=spent)
     note = violation(budget, size=size, edited=proposal.edits is not None, queries=queries, seconds=seconds)
     broke = [i for i, verdict in enumerate(after) if _breaks(verdict)]
     silent = [verdict for verdict in after if verdict.undetermined]

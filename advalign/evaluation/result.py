@@ -162,7 +162,7 @@ class SuiteResult:
         errors = Counter(r.attack for r in self.results if r.status == "error")
         for name, number in errors.items():
             note = next(r.note for r in self.results if r.attack == name and r.status == "error")
-            found.append(f"`{name}` crashed on {number} examples (first: {note}).")
+            found.append(f"`{name}` crashed or gave up on {number} examples, which are in no rate of it (first: {note}).")
         silent = [r for r in self.results if r.status == "undetermined"]
         if silent:
             reasons = Counter(r.note for r in silent).most_common(1)[0][0]

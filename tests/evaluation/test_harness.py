@@ -358,3 +358,21 @@ def test_success_by_number_of_attempts_and_its_law():
     assert law["fit"]["b"][0] > 0
     assert "Success by number of attempts" in result.markdown()
     assert json.loads(json.dumps(result.summary()["scaling"]))["draws"]["attempts"] == [1, 2, 4]
+
+
+def test_what_was_not_tried_is_in_no_rate_and_is_said():
+    """Two of four examples have more texts than the oracle may try: they leave the denominator."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Picky:
+        access: ClassVar[str] = "text"
+
+        def propose(self, target, examples, budget, rng):
+            return [Proposal(refused="too long") if e.id in "01" else Proposal(text="bad") for e in examples]
+
+    data = [Example(prompt=f"say {i}", id=str(i)) for i in range(4)]
+    suite = Suite(data=data, attacks={"picky": Picky()}, judge=judges.Rule(must_not=("bad",)))
+    result = suite.run(AnsweringGenerator(lambda prompts: prompts, name="echo"))
+    row = result.row(result.arms[0])
+    assert (row["error"], row["accuracy under attack"]) == (2, 0.0)
+    assert any("not tried: too long" in warning for warning in result.warnings())
