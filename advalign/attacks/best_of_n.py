@@ -16,8 +16,8 @@ class BestOfN:
     With strength σ the middle of a word of more than three letters is shuffled with probability σ^(1/2), a letter changes its case with
     probability σ^(1/2), a printable ASCII character moves to a neighbour with probability σ^3. σ = 0.4 as published; N there is 10,000.
     Success over N follows -log ASR(N) = a N^-b: `advalign.functional.scaling` fits it to the attempts of a suite.
-    Ours: white space stays as it is; a letter without another case stays (the released code drops it). The harness answers each attempt
-    greedily unless its sampling says otherwise (the paper samples at temperature 1).
+    Ours: white space stays as it is; a letter without another case stays (the released code drops it). The harness draws
+    one answer to each attempt, at the temperature of its sampling (the paper's is 1).
     """
 
     attempts: int = 100
@@ -28,6 +28,7 @@ class BestOfN:
 
     access: ClassVar[str] = "text"
     draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
+    sampled: ClassVar[bool] = True  # answers are drawn, not greedy
     head: ClassVar[str] = "policy"
     asks: ClassVar[bool] = False
 

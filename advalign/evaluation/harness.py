@@ -77,7 +77,9 @@ class Harness:
         target.limit = None
         queries = _queries(proposals, int(meter["queries"]), len(examples))
         spent = {name: value / len(examples) for name, value in meter.items() if name != "queries"}
-        after = self.judge.after(examples, before, proposals)
+        # Draws are an example's own, so an attack that wants them is asked about one at a time.
+        key = ("attempts", self.seed, arm.name, *(e.id for e in examples)) if getattr(attack, "sampled", False) else ()
+        after = self.judge.after(examples, before, proposals, key)
         return [
             _judged(arm, e, v, ws, p, _furthest(target, attack, e, p, ws), budget, queries=n, seconds=seconds, spent=spent)
             for e, v, ws, p, n in zip(examples, before, after, proposals, queries, strict=True)

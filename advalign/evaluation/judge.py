@@ -50,7 +50,9 @@ class ClassifierJudge:
                 )
         return self._verdicts(examples, logits)
 
-    def after(self, examples: Sequence[Example], before: Sequence[Verdict], proposals: Sequence[Proposal]) -> list[list[Verdict]]:
+    def after(
+        self, examples: Sequence[Example], before: Sequence[Verdict], proposals: Sequence[Proposal], key: Sequence[object] = ()
+    ) -> list[list[Verdict]]:
         """One verdict for every attempt of every proposal."""
         rows = [(i, text) for i, (e, p) in enumerate(zip(examples, proposals, strict=True)) for text in attempts(e, p)]
         logits = self._logits([examples[i] for i, _ in rows], [text for _, text in rows])
@@ -109,12 +111,14 @@ class GeneratorJudge:
     def clean(self, examples: Sequence[Example]) -> list[Verdict]:
         return self._answered(examples, [e.prompt for e in examples])
 
-    def after(self, examples: Sequence[Example], before: Sequence[Verdict], proposals: Sequence[Proposal]) -> list[list[Verdict]]:
-        """One verdict for every attempt of every proposal."""
+    def after(
+        self, examples: Sequence[Example], before: Sequence[Verdict], proposals: Sequence[Proposal], key: Sequence[object] = ()
+    ) -> list[list[Verdict]]:
+        """One verdict for every attempt of every proposal. Attempts are answered greedily, or, with a `key`, by a draw from its stream."""
         edited = [i for i, p in enumerate(proposals) if p.edits is not None]
         forced = [i for i, p in enumerate(proposals) if p.edits is None and p.forced is not None]
         rows = [(i, text) for i, p in enumerate(proposals) if i not in {*edited, *forced} for text in attempts(examples[i], p)]
-        order, verdicts = [i for i, _ in rows], self._attempted([examples[i] for i, _ in rows], [text for _, text in rows])
+        order, verdicts = [i for i, _ in rows], self._attempted([examples[i] for i, _ in rows], [text for _, text in rows], key)
         if forced:
             moved = [replace(examples[i], prompt=proposals[i].text or examples[i].prompt) for i in forced]
             starts = self.target.network.encoder.responses([proposals[i].forced or "" for i in forced], [False] * len(forced))
@@ -146,19 +150,23 @@ class GeneratorJudge:
             )
         return clean | means, failures
 
-    def _attempted(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[Verdict]:
+    def _attempted(self, examples: Sequence[Example], prompts: Sequence[str], key: Sequence[object]) -> list[Verdict]:
         """Verdicts on attempts; one that the model's context has no room for was never put to it, and breaks nothing."""
         fits = [self.target.fits(prompt) for prompt in prompts]
         kept = [i for i, fit in enumerate(fits) if fit]
-        told = iter(self._answered([examples[i] for i in kept], [prompts[i] for i in kept]))
+        told = iter(self._answered([examples[i] for i in kept], [prompts[i] for i in kept], key))
         return [next(told) if fit else Verdict(correct=True, shown="", note="longer than the model's context") for fit in fits]
 
-    def _answered(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[Verdict]:
-        """Verdicts on the greedy answers to `prompts`, which stand for the prompts of the examples."""
+    def _answered(self, examples: Sequence[Example], prompts: Sequence[str], key: Sequence[object] = ()) -> list[Verdict]:
+        """Verdicts on the answers to `prompts`, which stand for the prompts of the examples: greedy, or drawn with a `key`."""
         if not examples:
             return []
         asked = [replace(e, prompt=prompt) for e, prompt in zip(examples, prompts, strict=True)]
-        return self._verdicts(examples, self.target.answer(asked, self.sampling.max_new_tokens), self._nll(asked))
+        if key and isinstance(self.target, GeneratorTarget):
+            texts = [g.rollouts[0].text for g in self.target.generate(asked, 1, self.sampling, key)]
+        else:
+            texts = self.target.answer(asked, self.sampling.max_new_tokens)
+        return self._verdicts(examples, texts, self._nll(asked))
 
     def _edited(self, examples: Sequence[Example], before: Sequence[Verdict], edits: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         nll = self.target.nll(examples, edits).tolist()

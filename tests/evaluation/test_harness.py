@@ -376,3 +376,38 @@ def test_what_was_not_tried_is_in_no_rate_and_is_said():
     row = result.row(result.arms[0])
     assert (row["error"], row["accuracy under attack"]) == (2, 0.0)
     assert any("not tried: too long" in warning for warning in result.warnings())
+
+
+def test_attempts_that_want_draws_are_answered_by_draws_of_their_own():
+    """The same text sixteen times: greedy answers agree, drawn ones do not; again gives the same, whoever else is attacked."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Again:
+        sampled: bool = False
+        access: ClassVar[str] = "text"
+
+        def propose(self, target, examples, budget, rng):
+            return [Proposal(attempts=(e.prompt,) * 16) for e in examples]
+
+    heard = []
+
+    def read(prompt, response, example):
+        heard.append((example.id, response))
+        return True
+
+    def said(sampled, data):
+        heard.clear()
+        sampling = Sampling(max_new_tokens=3, temperature=3.0)
+        suite = Suite(data=data, attacks={"a": Again(sampled=sampled)}, judge=judges.Function(fn=read), sampling=sampling)
+        suite.run(victims.generator_model())
+        found = {}
+        for name, response in heard[len(data) :]:
+            found.setdefault(name, []).append(response)
+        return found
+
+    examples = victims.sums()[:4]
+    greedy, drawn = said(False, examples), said(True, examples)
+    assert all(len(set(texts)) == 1 for texts in greedy.values())
+    assert all(len(set(texts)) > 1 for texts in drawn.values())
+    assert said(True, examples) == drawn
+    assert said(True, examples[2:3])[examples[2].id] == drawn[examples[2].id]
