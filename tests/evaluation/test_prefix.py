@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -99,6 +100,7 @@ def test_gradients_are_those_of_whole_rows(family):
     assert float(found[0][1][0, word]) == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="Mamba takes no position ids before transformers 5")
 def test_a_model_that_keeps_a_state_instead_is_computed_whole_and_says_so():
     net = network("state")
     prefix, tails, response = rows(net)
