@@ -30,13 +30,15 @@ class Benign:
 
 @dataclass(frozen=True, kw_only=True)
 class OverRefusal:
-    """The share of benign prompts that were refused, and its interval; `shown`: (prompt, answer) of the first that were."""
+    """The share of benign prompts that were refused, and its interval; `answers` to all of them; `shown`: (prompt, answer) of the
+    first that were refused."""
 
     rate: float
     low: float
     high: float
     num: int
     undetermined: int
+    answers: Sequence[str]
     shown: Sequence[tuple[str, str]]
 
     @property
@@ -69,7 +71,8 @@ def over_refusal(benign: Benign, judge: Any, *, seed: int) -> OverRefusal:
     errors = {"sensitivity": benign.judge.sensitivity, "specificity": benign.judge.specificity, "labelled": benign.judge.labelled}
     rate, low, high = judged(refused / len(told), len(told), **errors) if told else (float("nan"), 0.0, 1.0)  # type: ignore[arg-type]
     shown = [(e.prompt, text) for e, text, score in zip(examples, texts, scores, strict=True) if score < 1 - 1e-9]
-    return OverRefusal(rate=rate, low=low, high=high, num=len(told), undetermined=len(scores) - len(told), shown=shown[:5])
+    silent = len(scores) - len(told)
+    return OverRefusal(rate=rate, low=low, high=high, num=len(told), undetermined=silent, answers=texts, shown=shown[:5])
 
 
 __all__ = ["Benign", "OverRefusal", "over_refusal"]

@@ -63,7 +63,9 @@ class ClassifierJudge:
         verdicts = self._verdicts([examples[i] for i, _ in rows], logits)
         return _grouped(len(examples), [i for i, _ in rows], verdicts)
 
-    def utility(self, examples: Sequence[Example], verdicts: Sequence[Verdict]) -> tuple[dict[str, float], list[str]]:
+    def utility(
+        self, examples: Sequence[Example], verdicts: Sequence[Verdict], twins: Sequence[str] = ()
+    ) -> tuple[dict[str, float], list[str]]:
         """Clean numbers, and what disqualifies them."""
         labels, shown = [str(e.label) for e in examples], [v.shown for v in verdicts]
         failures = []
@@ -130,8 +132,10 @@ class GeneratorJudge:
             order += edited
         return _grouped(len(examples), order, verdicts)
 
-    def utility(self, examples: Sequence[Example], verdicts: Sequence[Verdict]) -> tuple[dict[str, float], list[str]]:
-        """Clean numbers, and what disqualifies them."""
+    def utility(
+        self, examples: Sequence[Example], verdicts: Sequence[Verdict], twins: Sequence[str] = ()
+    ) -> tuple[dict[str, float], list[str]]:
+        """Clean numbers, and what disqualifies them. `twins`: answers to benign prompts; who answers those has more than one answer."""
         names = dict.fromkeys(name for v in verdicts for name in v.metrics)
         means = {name: _mean([v.metrics[name] for v in verdicts if name in v.metrics]) for name in names}
         scored = [v for v in verdicts if "score" in v.metrics]
@@ -139,9 +143,12 @@ class GeneratorJudge:
         shown = [v.shown for v in verdicts]
         clean |= {"degenerate": sum(map(degenerate, shown)) / len(shown)}
         failures = []
-        if utility.constant(shown, [e.prompt for e in examples]):
+        everything = [*shown, *twins]
+        if utility.constant(everything, list(map(str, range(len(everything))))):
+            advice = "" if twins else " If it is right to answer all of these alike, give benign prompts beside them (`benign`)."
             failures.append(
                 "**Constant answers**: the model gives one answer to almost every prompt; robustness of such a model means nothing."
+                + advice
             )
         if clean["degenerate"] >= GIBBERISH:
             failures.append(

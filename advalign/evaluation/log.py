@@ -67,8 +67,8 @@ class Log:
 
 
 def fingerprint(suite: Any, network: Any, examples: Sequence[Example]) -> str:
-    """What the results depend on: the suite without its data reference, the examples, the head and every weight."""
-    digest = hashlib.sha256(repr(replace(suite, data=None)).encode())
+    """What the results depend on: the suite without its data reference and what is measured beside, the examples, every weight."""
+    digest = hashlib.sha256(repr(replace(suite, data=None, benign=None, seen=())).encode())
     for e in examples:
         digest.update(repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response"))).encode())
     digest.update(network.head.encode())

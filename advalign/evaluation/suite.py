@@ -112,10 +112,10 @@ class Suite:
         mark = fingerprint(self, network, examples)
         judge = judge_of(network, self.sampling, self.judge)
         verdicts = judge.clean(examples)
-        clean, failures = judge.utility(examples, verdicts)
+        twins = None if self.benign is None else over_refusal(self.benign, judge, seed=self.seed)
+        clean, failures = judge.utility(examples, verdicts, () if twins is None else twins.answers)
         if self.samples and head == "policy":
             clean |= generation(network, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
-        twins = None if self.benign is None else over_refusal(self.benign, judge, seed=self.seed)
         chosen = self._chosen(len(examples))
         work = [(arm, chunk) for arm in self.arms for chunk in _chunks(chosen, getattr(self.attacks[arm.attack], "batch_size", 1))]
         log = Log(output_dir, mark, [[(a.name, examples[i].id) for i in c] for a, c in work])
