@@ -23,7 +23,7 @@ from typing import Any
 import adv
 import adv_lm
 import torch
-from common import about, cpu_hours, once, save
+from common import about, once, save
 from prepare_rule_lm import prepare, source, write
 
 from advalign.evaluation import Suite, compare
@@ -82,8 +82,8 @@ def collect() -> None:
         against = {name: versus(group, names[0], name) for name in names[1:]}
         if runs:
             found[group] = {"suite": suite, "examples": EXAMPLES[group], "models": runs, "against_first": against}
-    runs = [model for group in found.values() for model in group["models"].values()]
-    save("benchmarks/results/evaluation.json", {**about("make bench-evaluation"), **found, "cpu_hours": cpu_hours(runs)})
+    costs = [row["seconds"] for group in found.values() for model in group["models"].values() for row in model["cost"]]
+    save("benchmarks/results/evaluation.json", {**about("make bench-evaluation"), **found, "attack_hours": round(sum(costs) / 3600, 2)})
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ TITLES = {
 
 def evaluation(found: Mapping[str, Any]) -> str:
     """Accuracy under every attack, model by model, and the paired difference to the first."""
-    parts = [f"Measured by `{found['command']}`."]
+    parts = [f"**The full suites on models that were trained plainly and adversarially** (`{found['command']}`)."]
     for group, title in TITLES.items():
         if group in found:
             parts += [
@@ -24,7 +24,7 @@ def evaluation(found: Mapping[str, Any]) -> str:
                 f"**{title}** ([suite](../configs/suites/{found[group]['suite']}.yaml), {found[group]['examples']} examples attacked)",
             ]
             parts += ["", f"![{title}](images/evaluation_{group}.svg)", "", *_table(found[group]), "", *_beside(found[group])]
-    return "\n".join([*parts, "", f"{found['cpu_hours']:.2f} CPU-hours."])
+    return "\n".join([*parts, "", f"{found['attack_hours']:.2f} hours of attacks on a busy thread."])
 
 
 def _table(group: Mapping[str, Any]) -> list[str]:
@@ -45,7 +45,7 @@ def _table(group: Mapping[str, Any]) -> list[str]:
         cells = [_number(values[n]) for n in names]
         for name in against:
             row = next((r for r in against[name] if r["under"] == under), None)
-            cells.append("" if row is None else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p {row['p']:.2g}")
+            cells.append("" if row is None else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], p {_p(row['p'])}")
         rows.append(f"| {under} | {' | '.join(cells)} |")
     return rows
 
@@ -73,6 +73,10 @@ def evaluation_bars(group: Mapping[str, Any]) -> str:
         for attack, row in rows.items():
             bars.append({"label": attack, "series": name, "value": row["accuracy under attack"], "low": row["low"], "high": row["high"]})
     return plots.alone(plots.bars([b for b in bars if b["value"] is not None], x_label="accuracy", limits=(0, 1), key="evaluation"))
+
+
+def _p(value: float) -> str:
+    return "< 1e-5" if value < 1e-5 else f"{value:.2g}"
 
 
 def _number(value: float | None) -> str:
