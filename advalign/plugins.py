@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from advalign.errors import ConfigError, unknown
 
@@ -56,6 +57,20 @@ def summary(cls: type) -> str:
 def exports(room: str) -> dict[str, str]:
     """{class name: kind}, so that `objectives.DAPO` works without importing every file."""
     return {resolve(room, kind).__name__: kind for kind in kinds(room)}
+
+
+def function(given: str | Callable[..., Any], where: str) -> Callable[..., Any]:
+    """A callable as it is, or the one behind a dotted path (`my_lab.rewards.brevity`)."""
+    if callable(given):
+        return given
+    module, _, name = str(given).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot import '{given}' ({error}).") from error
+    if not callable(found):
+        raise ConfigError(f"{where}: '{given}' is a {type(found).__name__}, not a function.")
+    return found  # type: ignore[no-any-return]
 
 
 def lazy(package: str) -> Callable[[str], type]:

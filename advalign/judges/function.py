@@ -1,11 +1,11 @@
 """Any Python function as a judge."""
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from advalign import plugins
 from advalign.errors import ConfigError
 from advalign.protocols import Assessor
 from advalign.types import Example
@@ -28,24 +28,13 @@ class Function(Assessor):
             raise ConfigError(f"judges.function.fn: {self.fn!r} is neither a function nor a dotted path such as my_lab.judges.polite.")
 
     def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
-        function = self.fn if callable(self.fn) else _import(self.fn)
+        function = plugins.function(self.fn, "judges.function.fn")
 
         def score(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
             given = [function(e.prompt, text, e) for e, text in zip(examples, texts, strict=True)]
             return [math.nan if x is None else float(x) for x in given]
 
         return score
-
-
-def _import(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"judges.function.fn: cannot import '{path}' ({error}).") from error
-    if not callable(found):
-        raise ConfigError(f"judges.function.fn: '{path}' is a {type(found).__name__}, not a function.")
-    return found
 
 
 __all__ = ["Function"]

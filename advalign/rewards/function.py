@@ -1,12 +1,12 @@
 """Any Python function as a reward."""
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from advalign import plugins
 from advalign.errors import ConfigError, RewardError
 from advalign.protocols import Context
 from advalign.types import RolloutGroup
@@ -29,7 +29,7 @@ class Function:
             raise ConfigError(f"rewards.function.fn: '{self.fn}' is not a dotted path such as my_lab.rewards.brevity.")
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
-        function = self.fn if callable(self.fn) else _import(self.fn)
+        function = plugins.function(self.fn, "rewards.function.fn")
         name = self.fn if isinstance(self.fn, str) else getattr(self.fn, "__qualname__", repr(self.fn))
         accepts = _accepts(function)
 
@@ -44,17 +44,6 @@ class Function:
             return _checked(scores, number, name)
 
         return score
-
-
-def _import(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"rewards.function.fn: cannot import '{path}' ({error}).") from error
-    if not callable(found):
-        raise ConfigError(f"rewards.function.fn: '{path}' is a {type(found).__name__}, not a function.")
-    return found
 
 
 def _accepts(function: Callable[..., Any]) -> frozenset[str] | None:

@@ -32,7 +32,7 @@ def attacker():
 # What an attack cannot do without.
 GIVEN = {
     "beast": lambda: {"length": 8},  # the victim reads 32 tokens
-    "function": lambda: {"call": lambda target, prompt, rng: (f"{prompt} {rng.random()}" for _ in range(3))},
+    "function": lambda: {"fn": lambda target, prompt, rng: (f"{prompt} {rng.random()}" for _ in range(3))},
     "learned": lambda: {"model": attacker()},
     "many_shot": lambda: {"shots": victims.sums()},
 }

@@ -167,7 +167,7 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     example = Example(prompt="one plus two =", answer="three", id="a", verify=lambda t: float(t == "three"))
     network = victims.generator_model()
     target = GeneratorTarget(network)
-    (found,) = propose(attacks.Function(call=f"{__name__}:digits"), [example], target=target)
+    (found,) = propose(attacks.Function(fn=f"{__name__}.digits"), [example], target=target)
     expected = [
         f"{w} plus {example.prompt}"
         for w in victims.DIGITS
@@ -176,12 +176,12 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     assert Counter(found.attempts) == Counter(expected)
     assert found.queries == 6 + len(expected)
     assert found.note == f"{len(expected)} attempts, 6 queries while searching"
-    (row,) = Suite(data=[example], attacks={"f": attacks.Function(call=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).of("f")
+    (row,) = Suite(data=[example], attacks={"f": attacks.Function(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).of("f")
     assert (row.status, row.broken) == ("succeeded" if expected else "failed", len(expected))
 
 
 def test_a_function_is_stopped_by_attempts_and_by_the_budget():
-    endless = attacks.Function(call=lambda target, prompt, rng: (f"{prompt} {i}" for i in itertools.count()), attempts=5)
+    endless = attacks.Function(fn=lambda target, prompt, rng: (f"{prompt} {i}" for i in itertools.count()), attempts=5)
     assert one(endless).attempts == tuple(f"{PROMPT} {i}" for i in range(5))
     assert len(one(endless, budget=Budget(queries=3)).attempts) == 3
 
@@ -190,15 +190,15 @@ def test_a_function_is_stopped_by_attempts_and_by_the_budget():
             target.answer([Example(prompt="one")], 1)
             yield str(i)
 
-    found = one(attacks.Function(call=asking), prompt="one", budget=Budget(queries=6))
+    found = one(attacks.Function(fn=asking), prompt="one", budget=Budget(queries=6))
     assert (len(found.attempts), found.queries) == (3, 6)  # each attempt costs a question and being judged
-    assert one(attacks.Function(call=lambda target, prompt, rng: f"Please: {prompt}"), prompt="x").attempts == ("Please: x",)
+    assert one(attacks.Function(fn=lambda target, prompt, rng: f"Please: {prompt}"), prompt="x").attempts == ("Please: x",)
 
 
 def test_a_function_works_on_classifiers():
     examples = victims.sentences(2)
     target = ClassifierTarget(victims.classifier())
-    attack = attacks.Function(call=lambda target, prompt, rng: sorted([prompt, "dire"], key=lambda t: float(target.predict([t])[0, 0])))
+    attack = attacks.Function(fn=lambda target, prompt, rng: sorted([prompt, "dire"], key=lambda t: float(target.predict([t])[0, 0])))
     found = propose(attack, examples, target=target)
     assert [sorted(p.attempts) for p in found] == [sorted([e.prompt, "dire"]) for e in examples]
     assert target.num_queries == 4
@@ -254,10 +254,10 @@ def test_samples_are_varied_reproducible_and_independent_of_company(attacker):
         (lambda: attacks.BestOfN(strength=1.5), "strength: 1.5"),
         (lambda: attacks.BestOfN(scramble=False, capitals=False, noise=False), "all off"),
         (lambda: attacks.Function(), "none given"),
-        (lambda: attacks.Function(call="json.loads").resolved(), "package.module:name"),
-        (lambda: attacks.Function(call="json:load_").resolved(), "cannot be imported"),
-        (lambda: attacks.Function(call="math:pi").resolved(), "cannot be called"),
-        (lambda: one(attacks.Function(call=lambda *_: [3])), "yielded a int"),
+        (lambda: one(attacks.Function(fn="loads")), "cannot import 'loads'"),
+        (lambda: one(attacks.Function(fn="json.load_")), "cannot import 'json.load_'"),
+        (lambda: one(attacks.Function(fn="math.pi")), "is a float, not a function"),
+        (lambda: one(attacks.Function(fn=lambda *_: [3])), "yielded a int"),
         (lambda: attacks.Learned(), "none given"),
         (lambda: attacks.Learned(model="x", placement="sufix"), "Did you mean 'suffix'"),
         (lambda: attacks.Learned(model="x", template="no place"), "must hold {prompt}"),
