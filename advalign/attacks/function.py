@@ -18,8 +18,8 @@ class Function:
     `fn`: a callable, or its dotted path such as my_lab.attackers.pair. It is the place for attackers that converse (PAIR,
     arXiv:2310.08419; TAP, arXiv:2312.02119; Crescendo, arXiv:2404.01833) and for other libraries: it may ask `target`
     (`answer(examples, max_new_tokens)`, or `predict(texts)` of a classifier), keep a conversation or a judge of its own, and yield a text
-    whenever it has one. What it asks is
-    counted by the target's meter; its own judge decides nothing. `options` are further keyword arguments.
+    whenever it has one. What it asks is counted by the target's meter; its own judge decides nothing. `options` are further keyword
+    arguments.
     No text is asked for after `attempts` of them, or once the budget of queries is spent.
     """
 
