@@ -86,7 +86,7 @@ def _under_attack(report: Report, result: Any) -> None:
 
 def _attempted(report: Report, result: Any) -> None:
     """How success grows with the number of attempts, where they are draws."""
-    laws = result.scaling()
+    laws = {name: law for name, law in result.scaling().items() if any(law["success"])}
     if not laws:
         return
     curves = {name: ([float(n) for n in law["attempts"]], law["success"]) for name, law in laws.items()}
@@ -94,8 +94,9 @@ def _attempted(report: Report, result: Any) -> None:
     rows = []
     for name, law in laws.items():
         for what, (value, low, high) in law["fit"].items():
-            rows.append({"attack": name, "of the law": what, "value": value, "low": low, "high": high})
-    report.table(rows, note=LAW)
+            rows += [] if math.isnan(value) else [{"attack": name, "of the law": what, "value": value, "low": low, "high": high}]
+    if rows:
+        report.table(rows, note=LAW)
 
 
 def _examples(report: Report, result: Any) -> None:
