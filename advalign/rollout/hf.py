@@ -149,7 +149,9 @@ class _State:
         return True
 
     def _forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        inputs = {"input_ids": ids, "attention_mask": self.mask, "position_ids": self.positions}
+        # Embeddings, as the trainer hands them over: given ids and no mask, transformers warns of padding that is not there.
+        embeddings = self.network.model.get_input_embeddings()(ids)
+        inputs = {"inputs_embeds": embeddings, "attention_mask": self.mask, "position_ids": self.positions}
         return self.network.backbone(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
 
     def _choose(self, rows: Int[Tensor, "N"]) -> None:

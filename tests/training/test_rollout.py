@@ -180,7 +180,7 @@ def test_who_shares_a_batch_and_a_prompt_changes_no_response(model, monkeypatch)
 def test_a_prompt_is_read_once_and_finished_rows_leave():
     """4 prompts, 8 responses each: the first forward has 4 rows, the second 32, and the batch shrinks as responses end."""
     net, seen = network("scratch:tiny-gpt2?n_embd=32"), []
-    net.backbone.register_forward_pre_hook(lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    net.backbone.register_forward_pre_hook(lambda _, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True)
     groups = generate(net, PROMPTS, 8, Sampling(max_new_tokens=16))
     width = max(len(g.prompt_ids) for g in groups)
     assert seen[:2] == [(4, width), (32, 1)]
