@@ -234,3 +234,21 @@ def test_real_files_have_their_public_sizes(data_root):
     assert all("####" not in e.answer for e in worked)
     pairs = data.examples("${ADVALIGN_DATA}/pref_kto_mix/pairs.jsonl.gz", limit=50)
     assert all(isinstance(e.meta["chosen"], str) and isinstance(e.meta["rejected"], str) for e in pairs)
+
+
+def test_rows_at_hand_are_a_reference_too():
+    import datasets
+
+    rows = [{"prompt": "2 + 3 =", "answer": "5", "source": "a"}, {"prompt": "1 + 1 =", "answer": "2", "source": "b"}]
+    for given in (rows, tuple(rows), datasets.Dataset.from_list(rows)):
+        found = data.examples(given)
+        assert [(e.prompt, e.answer, e.meta) for e in found] == [("2 + 3 =", "5", {"source": "a"}), ("1 + 1 =", "2", {"source": "b"})]
+        assert [e.meta["response"] for e in data.demonstrations(given)] == ["5", "2"]
+        assert data.texts(given) == ["2 + 3 =", "5", "1 + 1 =", "2"]
+        assert data.task_of(given) is None
+    assert len(data.examples(rows, limit=1, seed=3)) == 1
+
+
+def test_rows_that_could_be_read_once_only_are_refused():
+    with pytest.raises(ConfigError, match=r"data: a list_iterator given; .* a list of rows"):
+        data.examples(iter([{"prompt": "a"}]))

@@ -4,6 +4,7 @@
 "${ADVALIGN_DATA}/cls_sst2/{split}.jsonl"          .jsonl .csv .txt, also .gz; environment variables are expanded
 "openai/gsm8k" · {hub: openai/gsm8k, name: main, split: test}
 {path: "${ADVALIGN_DATA}/math_gsm8k/train.jsonl.gz", hub: openai/gsm8k, name: main}       the file where it exists, else the hub
+[{"prompt": "2 + 3 =", "answer": "5"}, ...] · datasets.Dataset      rows at hand (in Python); no split is looked for
 """
 
 import csv
@@ -13,7 +14,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ KEYS = ("task", "path", "hub", "name", "split", "number", "columns", "revision")
 SUFFIXES = (".jsonl", ".csv", ".txt")
 DEFAULT_NUMBER = 1000
 
+Reference = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+
 
 def examples(
-    ref: str | Mapping[str, Any],
+    ref: Reference,
     columns: Mapping[str, str] | None = None,
     split: str = "train",
     limit: int | None = None,
@@ -45,7 +48,7 @@ def examples(
     return [_columns.example(row, mapping, where) for where, row in _read(spec, limit, seed)]
 
 
-def rows(ref: str | Mapping[str, Any], split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """The same, as plain rows under their own column names. A task's rows are prompt, answer, id and the slots of its `meta`."""
     spec = _spec(ref, split)
     if "task" in spec:
@@ -54,7 +57,7 @@ def rows(ref: str | Mapping[str, Any], split: str = "train", limit: int | None =
 
 
 def demonstrations(
-    ref: str | Mapping[str, Any],
+    ref: Reference,
     columns: Mapping[str, str] | None = None,
     split: str = "train",
     limit: int | None = None,
@@ -68,12 +71,13 @@ def demonstrations(
         if maker is not None:
             response = maker.demonstrate(e, random.Random(f"{seed}/{e.id}"))
         if not isinstance(response, str):
-            raise ConfigError(f"data: {ref}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
+            name = ref if isinstance(ref, str | Mapping) else "rows at hand"
+            raise ConfigError(f"data: {name}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
         complete.append(dataclasses.replace(e, meta={**e.meta, "response": response}))
     return complete
 
 
-def task_of(ref: str | Mapping[str, Any]) -> Any:
+def task_of(ref: Reference) -> Any:
     """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
     given = _spec(ref, "train").get("task")
     if given is None:
@@ -89,7 +93,7 @@ def task_of(ref: str | Mapping[str, Any]) -> Any:
     return cls(**fields)
 
 
-def texts(ref: str | Mapping[str, Any], columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
+def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
     """Texts to build a tokenizer from: a task's alphabet, or every prompt, pair, answer and response of a file."""
     maker = task_of(ref)
     if maker is not None:
@@ -111,8 +115,10 @@ def expand(path: str) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
 
 
-def _spec(ref: str | Mapping[str, Any], split: str) -> dict[str, Any]:
+def _spec(ref: Reference, split: str) -> dict[str, Any]:
     """A reference as a mapping with `split` and one or two of task, path, hub."""
+    if not isinstance(ref, str | Mapping):
+        return {"rows": _at_hand(ref), "split": split}
     if not isinstance(ref, str):
         wrong = [key for key in ref if key not in KEYS]
         if wrong:
@@ -126,6 +132,20 @@ def _spec(ref: str | Mapping[str, Any], split: str) -> dict[str, Any]:
     return {"path" if local else "hub": ref, "split": split}
 
 
+def _at_hand(given: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(where, row) of rows that are there already."""
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Iterator):  # an iterator could be read once only
+        raise ConfigError(
+            f"data: a {type(given).__name__} given; a path, a hub id, a task, a list of rows or a datasets.Dataset is needed."
+        )
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    for number, row in enumerate(given, 1):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"data: row {number} is a {type(row).__name__}, not a mapping with named columns such as prompt and answer.")
+        pairs.append((f"data, row {number}", dict(row)))
+    return pairs
+
+
 def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
     number = min(numbers) if numbers else DEFAULT_NUMBER
@@ -135,7 +155,9 @@ def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Ex
 def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[str, dict[str, Any]]]:
     """(where, row) pairs, sampled."""
     found = _local(spec) if "path" in spec else None
-    if found is not None:
+    if "rows" in spec:
+        pairs = spec["rows"]
+    elif found is not None:
         pairs = list(_file(found))
     elif "hub" in spec:
         pairs = _hub(spec)

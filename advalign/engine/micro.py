@@ -21,43 +21,73 @@ class _Bundle:
     source: str
     rows: list[int]
     length: int
+    tokens: int  # what it costs where rows are packed
 
 
-def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset()) -> list[dict[str, Tensor]]:
+def pack(
+    rows: Mapping[str, Any],
+    budget: int,
+    *,
+    whole_groups: frozenset[str] = frozenset(),
+    packed: bool = False,
+    shared: frozenset[str] = frozenset(),
+) -> list[dict[str, Tensor]]:
     """Split an update. A pair, or a whole group where a delta is shared (`whole_groups`: names of sources), stays together.
 
-    Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row.
-    Raises BudgetError when a single bundle is over the budget.
+    Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row. Where the network
+    packs rows (`packed`), it is their real tokens, and groups stay together if they fit; of `shared` sources a group's common prompt
+    counts once. Raises BudgetError when a single bundle is over the budget.
     """
     bundles = [b for source, r in rows.items() for b in _bundles(source, r, source in whole_groups)]
+    if packed:
+        free = [name for name, r in rows.items() if name not in whole_groups and not isinstance(r, PairRows)]
+        bundles = [b for b in bundles if b.source not in free]
+        bundles += [b for name in free for b in _fitting(name, rows[name], budget, name in shared)]
     bundles.sort(key=lambda b: (-b.length, b.source, b.rows[0]))
     micros: list[list[_Bundle]] = []
-    filled = 0  # rows of the last micro-batch
+    filled = 0  # rows of the last micro-batch, or its tokens
     for bundle in bundles:
-        if bundle.length * len(bundle.rows) > budget:
+        cost = bundle.tokens if packed else bundle.length * len(bundle.rows)
+        if cost > budget:
             raise BudgetError(
                 f"args.token_budget: {len(bundle.rows)} row(s) of {bundle.length} tokens of source '{bundle.source}' must stay together "
-                f"and need {bundle.length * len(bundle.rows)}, the budget is {budget}; raise it."
+                f"and need {cost}, the budget is {budget}; raise it."
             )
         width = micros[-1][0].length if micros else 0
-        if micros and width * (filled + len(bundle.rows)) <= budget:
+        fits = filled + cost <= budget if packed else width * (filled + len(bundle.rows)) <= budget
+        if micros and fits:
             micros[-1].append(bundle)
-            filled += len(bundle.rows)
+            filled += cost if packed else len(bundle.rows)
         else:
             micros.append([bundle])
-            filled = len(bundle.rows)
+            filled = cost if packed else len(bundle.rows)
     return [_indices(micro) for micro in micros]
 
 
-def _bundles(source: str, rows: Any, by_group: bool) -> list[_Bundle]:
+def _bundles(source: str, rows: Any, by_group: bool, shared: bool = False) -> list[_Bundle]:
     lengths = rows.tokens.lengths.tolist()
     if isinstance(rows, PairRows):
         members = [[i, i + 1] for i in range(0, len(lengths), 2)]
     elif by_group:
-        members = [(rows.tokens.group == g).nonzero().squeeze(1).tolist() for g in rows.tokens.group.unique().tolist()]
+        owners: dict[int, list[int]] = {}
+        for i, g in enumerate(rows.tokens.group.tolist()):
+            owners.setdefault(g, []).append(i)
+        members = list(owners.values())
     else:
         members = [[i] for i in range(len(lengths))]
-    return [_Bundle(source, m, max(lengths[i] for i in m)) for m in members]
+    # A prompt ends where the first target is.
+    prompts = rows.tokens.target.long().argmax(1).tolist() if shared else [0] * len(lengths)
+    return [
+        _Bundle(source, m, max(lengths[i] for i in m), sum(lengths[i] for i in m) - (len(m) - 1) * min(prompts[i] for i in m))
+        for m in members
+    ]
+
+
+def _fitting(source: str, rows: Any, budget: int, shared: bool) -> list[_Bundle]:
+    """Groups; the rows of those that are over the budget one by one."""
+    single = {b.rows[0]: b for b in _bundles(source, rows, False)}
+    groups = _bundles(source, rows, True, shared)
+    return [b for group in groups for b in ([group] if group.tokens <= budget else [single[i] for i in group.rows])]
 
 
 def _indices(micro: Sequence[_Bundle]) -> dict[str, Tensor]:

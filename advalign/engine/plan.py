@@ -41,6 +41,11 @@ class Plan:
         inner = self.inner_of_component(view)
         return frozenset().union(*(t.reads.get(view, frozenset()) for t in (*self.terms.values(), *inner)))
 
+    @property
+    def needs_slopes(self) -> bool:
+        """Whether some term reads gradients of scores: they are taken in padded rows."""
+        return any("score_gradients" in needs for t in self.terms.values() for needs in t.reads.values())
+
     def inner_of_component(self, view: str) -> tuple[Term, ...]:
         """Inner objectives that read this view: their own adversary's, or another one they compare it with."""
         return tuple(a.inner for a in self.adversaries.values() if a.inner is not None and view in a.inner.reads)

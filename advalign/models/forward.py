@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from advalign.errors import unknown
 from advalign.functional import logprobs as lp
-from advalign.models import adapters, heads
+from advalign.models import adapters, heads, packed
 from advalign.models.encode import Encoder
-from advalign.models.perturb import applied, captured, edited, twice_differentiable
+from advalign.models.perturb import applied, captured, edited, twice_differentiable, without_dropout
 from advalign.types import Distribution, Edit, Outputs, Tokens
 
 HEADS = ("policy", "classifier", "score", "value")
@@ -54,6 +54,7 @@ class Network(nn.Module):
         self.shares_base = False
         self.num_forwards = 0
         self.num_rows = 0
+        self._packs: bool | None = None if packed.prepare(model) and not encoder.bidirectional else False
         self._norm: tuple[Any, float] = (None, math.nan)
         if head in ("score", "value"):
             self.scalar = nn.Linear(_hidden_size(model), 1)
@@ -81,6 +82,18 @@ class Network(nn.Module):
     def width(self, site: str) -> int:
         """Number of features at a perturbation site."""
         return self.model.get_input_embeddings().weight.shape[1] if site == "embedding" else _hidden_size(self.model)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are run without padding and with common beginnings once (`models/packed.py`); tried out when it is first asked."""
+        if self._packs is None:
+            self._packs = False
+            with without_dropout(self):
+                self._packs = packed.agrees(self._tried, self.device, self.model.get_input_embeddings().weight.shape[0])
+        return self._packs
+
+    def _tried(self, layout: packed.Layout | None, tokens: Tokens) -> Tensor:
+        return self._hidden(self._inputs(tokens, self.model.get_input_embeddings()(tokens.ids)), layout)
 
     @torch.no_grad()
     def mean_embedding_norm(self) -> float:
@@ -110,24 +123,35 @@ class Network(nn.Module):
         embeddings = applied(self.model.get_input_embeddings()(rows.ids), here)
         sites = [need.partition(":")[2] for need in sorted(needs) if need.startswith("hidden:")]
         sloped = "score_gradients" in needs
+        layout = packed.layout(rows, share=not edits and not self._random()) if self.packs and not sloped else None
+        if layout is not None:
+            edits = layout.edits({site: edit for site, edit in edits.items() if site != "embedding"})
         if sloped and not embeddings.requires_grad:
             embeddings = embeddings.detach().requires_grad_()
         with edited(self.backbone, edits), captured(self.backbone, sites) as hidden, twice_differentiable(sloped):
-            outputs = self._outputs(self._inputs(rows, embeddings), rows, needs, temperature)
+            outputs = self._outputs(self._inputs(rows, embeddings), rows, needs, temperature, layout)
             if sloped:
                 assert outputs.scores is not None, f"head '{self.head}' has no scores"
                 # A score depends on its own row alone, so the gradient of their sum is that of each.
                 (slopes,) = torch.autograd.grad(outputs.scores.sum(), embeddings, create_graph=True)
                 outputs = replace(outputs, score_gradients=slopes)
         if sites:
+            hidden = hidden if layout is None else {site: layout.unpack(x) for site, x in hidden.items()}
             hidden |= {"embedding": embeddings} if "embedding" in sites else {}
             outputs = replace(outputs, hidden=hidden)
         return outputs if here.origin is None else outputs.gather(here.origin)
 
-    def _outputs(self, inputs: Mapping[str, Any], tokens: Tokens, needs: Set[str], temperature: Tensor | None) -> Outputs:
+    def _outputs(
+        self,
+        inputs: Mapping[str, Any],
+        tokens: Tokens,
+        needs: Set[str],
+        temperature: Tensor | None,
+        layout: packed.Layout | None,
+    ) -> Outputs:
         if self.head == "classifier" and not hasattr(self.model, "score"):
             return Outputs(class_logits=self.model(**inputs).logits)
-        hidden = self.backbone(**inputs).last_hidden_state
+        hidden = self._hidden(inputs, layout)
         if self.head == "policy":
             return self._policy(hidden, tokens, needs, temperature)
         if self.head == "classifier":
@@ -137,6 +161,16 @@ class Network(nn.Module):
             each = self._scalar(hidden).masked_fill(~tokens.mask, 0) if "token_scores" in needs else None
             return Outputs(scores=scores, token_scores=each)
         return Outputs(values=_shift(self._scalar(hidden)) * tokens.target)
+
+    def _hidden(self, inputs: Mapping[str, Any], layout: packed.Layout | None) -> Float[Tensor, "B T D"]:
+        if layout is None:
+            return self.backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        return layout.unpack(self.backbone(**layout.inputs(inputs)).last_hidden_state)
+
+    def _random(self) -> bool:
+        """Whether dropout is on: then two rows with the same beginning draw masks of their own for it."""
+        attention = getattr(self.backbone.config, "attention_dropout", 0.0) or 0.0
+        return self.training and (attention > 0 or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()))
 
     def _scalar(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
         return self.scalar(self.dropout(hidden)).squeeze(-1)

@@ -265,6 +265,7 @@ def _finish(network: Network, options: Mapping[str, Any]) -> Network:
     if options.get("gradient_checkpointing"):
         kwargs = {"use_reentrant": False, "context_fn": lambda: perturb.as_it_was(network)}
         network.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    _ = network.packs  # tried out now rather than in the first step
     return network
 
 

@@ -28,7 +28,7 @@ def columns(network: Network, rows: Any, needs: Set[str], budget: int) -> dict[s
     dtype = torch.promote_types(network.dtype, torch.float32)
     found = {need: torch.zeros(rows.tokens.ids.shape, dtype=dtype) for need in needs}
     try:
-        for micro in mb.pack({"rows": rows}, budget):
+        for micro in mb.pack({"rows": rows}, budget, packed=network.packs, shared=frozenset(["rows"])):
             numbers = micro["rows"]
             here = mb.cut(rows, numbers, int(rows.tokens.lengths[numbers].max())).to(network.device)
             heat = mb.temperatures([here])
