@@ -15,6 +15,7 @@ from rich.table import Table
 from advalign import config as configuration
 from advalign import plugins
 from advalign.errors import AdvalignError, ConfigError, unknown
+from advalign.training.forecast import forecast
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Adversarial and GAN-style alignment, beside SFT and RL.")
 out = Console()
@@ -47,7 +48,7 @@ def train(
 
 @app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
-    """Print the loss of a configuration as a formula, with its forwards, before a run. Loads no model."""
+    """Print the loss of a configuration as a formula, its forwards, and what a step costs, before a run. Loads no weights."""
     trainer = configuration.trainer(configuration.read(config, overrides or []))
     _say(trainer.formula())
     for note in trainer.notes():
@@ -55,6 +56,12 @@ def show(config: Config, overrides: Overrides = None) -> None:
     for name, source in trainer.config["sources"].items():
         rows = [f"{key} {getattr(source, key)}" for key in ("batch_size", "group_size", "limit") if getattr(source, key, None)]
         _say(f"source {name}: {', '.join([plugins.kind_of(type(source)), *rows])}")
+    try:
+        lines = [line for made in forecast(trainer) for line in made.lines()]
+    except AdvalignError as error:  # a hub that is out of reach, say: the formula stands without it
+        lines = [f"what a step costs is not known here: {error}"]
+    for line in lines:
+        _say(line)
 
 
 @app.command(name="list")

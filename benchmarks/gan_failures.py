@@ -165,7 +165,9 @@ def average(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def means(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: mean_sd([run[key] for run in found if run[key] is not None]) for key in found[0] if not key.endswith("_seconds")}
+    """nan, which the file has as null, is left out: a control that is off has no share of matched pairs."""
+    values = {key: [run[key] for run in found if run[key] is not None] for key in found[0] if not key.endswith("_seconds")}
+    return {key: mean_sd(each) for key, each in values.items() if each}
 
 
 def path(part: str, name: str, seed: int) -> Path:

@@ -93,6 +93,18 @@ def load(
         return _finish(network, options)
 
 
+def blueprint(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
+    """The network of a spec without its weights, on the meta device: for what it costs, before anything is loaded. Adapters are left
+    out."""
+    folder = _folder(spec.model)
+    facts = _facts(folder)
+    model = adapters.base_of(folder) if folder and (folder / adapters.CONFIG).is_file() else spec.model
+    where, options = str(_folder(model) or model), {k: v for k, v in spec.options.items() if k in ("num_labels", "dropout", "pooling")}
+    with _found(model, _folder(model)), torch.random.fork_rng(), torch.device("meta"):
+        network = _build(model, where, spec.head, spec.tokenizer, texts, spec.max_length, facts, options, weights=False)
+    return network.to(DTYPES[spec.dtype])
+
+
 def frozen(network: Network, *, moving: bool = False) -> Network:
     """A copy that never trains: a reference, a teacher, an opponent. Of a network that shares its base only adapter and
     head are copied; an adapter that has not been trained yet is left out, unless the copy is `moving` (an average)."""
@@ -203,6 +215,7 @@ def _build(
     length: int,
     facts: Mapping[str, Any],
     options: Mapping[str, Any],
+    weights: bool = True,
 ) -> Network:
     extra: dict[str, Any] = {"num_labels": int(options["num_labels"])} if head == "classifier" and "num_labels" in options else {}
     auto: Any = {"policy": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}.get(head, AutoModel)
@@ -221,7 +234,7 @@ def _build(
         config = AutoConfig.from_pretrained(where, **extra)
         if "dropout" in options:
             _set_dropout(config, options["dropout"])
-        body = auto.from_pretrained(where, config=config)
+        body = auto.from_pretrained(where, config=config) if weights else auto.from_config(config)
         words = AutoTokenizer.from_pretrained(tokenizer if isinstance(tokenizer, str) else where)
         both_ways = facts.get("bidirectional", not getattr(config, "is_decoder", False) and words.mask_token is not None)
     if words.pad_token is None and words.eos_token is None:

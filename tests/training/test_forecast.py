@@ -1,0 +1,145 @@
+"""What `advalign show` says a step will cost, against what it does cost: operations counted, tensors kept, parameters held."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from advalign import Frozen, Learner, Sampling, Trainer, TrainingArguments
+from advalign import advantages as A
+from advalign import adversaries as adv
+from advalign import objectives as obj
+from advalign import rewards as rw
+from advalign import sources as src
+from advalign.models import load
+from advalign.models import shape as shapes
+from advalign.training.forecast import forecast
+from advalign.types import Tokens
+
+WORDS = [f"w{i}" for i in range(200)]
+DATA = [{"prompt": " ".join(WORDS[i : i + 20]), "response": " ".join(WORDS[i + 20 : i + 40])} for i in range(64)]
+MODEL = "scratch:tiny?hidden_size=128&intermediate_size=512&num_hidden_layers=3"
+POLICY = Learner(model=MODEL, tokenizer={"kind": "words", "data": DATA}, max_length=64)
+
+
+def half(completions):
+    return [len(text) % 2 for text in completions]
+
+
+def trainer(objectives, *, adversaries=None, learner=POLICY, frozen=None):
+    write = src.Prompts(
+        data=DATA, rewards=[rw.Function(fn=half)], advantage=A.Group(), group_size=4, batch_size=4, sampling=Sampling(max_new_tokens=16),
+    )  # fmt: skip
+    return Trainer(
+        learners={"policy": learner}, sources={"write": write, "demos": src.Demos(data=DATA, batch_size=16)}, objectives=objectives,
+        adversaries=adversaries, frozen=frozen, args=TrainingArguments(max_steps=2),
+    )  # fmt: skip
+
+
+RUNS = {
+    "imitation": ({"a": obj.SFT(source="demos")}, {}),
+    "under attack": ({"a": obj.SFT(source="demos", view="pgd")}, {"adversaries": {"pgd": adv.PGD(radius=0.1, steps=3)}}),
+    "mixed": (
+        {"a": obj.GRPO(source="write"), "b": obj.SFT(source="demos", view="pgd"), "c": obj.KL(source="write", coef=0.1)},
+        {"adversaries": {"pgd": adv.PGD(radius=0.1, steps=2)}, "frozen": {"reference": Frozen()}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_operations_of_a_step_are_those_counted(name):
+    """Prompts are counted in every row of an update, though a group's is run once (`models/packed.py`): what is sampled for is less."""
+    objectives, more = RUNS[name]
+    run = trainer(objectives, **more)
+    run.start()
+    run.model._packs = False
+    for copy in run.frozen.values():
+        copy._packs = False
+    run.model.encoder.eos_id = None  # every response is as long as it may be
+    with FlopCounterMode(display=False) as counter:
+        run.training_step()
+    assert sum(forecast(trainer(objectives, **more))[0].operations.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_packed_rows_cost_less_than_was_said():
+    objectives, more = RUNS["mixed"]
+    run = trainer(objectives, **more)
+    run.start()
+    with FlopCounterMode(display=False) as counter:
+        run.training_step()
+    assert counter.get_total_flops() < sum(forecast(trainer(objectives, **more))[0].operations.values())
+
+
+@pytest.mark.parametrize("model", [MODEL, "scratch:tiny-gpt2?n_embd=128&n_layer=3&n_head=4"])
+def test_what_a_token_keeps_for_the_way_back(model):
+    """Every tensor that autograd saves, each once, weights apart."""
+    net = load(model, head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64)
+    ids = torch.randint(3, 200, (8, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    few = mask & (torch.arange(40) == 39)  # logits at one token of each row: the head keeps almost nothing
+    tokens = Tokens(ids=ids, mask=mask, target=few, group=torch.arange(8), key=torch.arange(8))
+    kept = {}
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own and x.is_floating_point():
+            kept[storage.data_ptr()] = (storage.nbytes(), x)  # held, so that an address is not given twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        net(tokens, {"logprobs"}).logprobs.sum()
+    said = shapes.of(net.model, head="policy", dtype=torch.float32).kept * ids.numel()
+    assert sum(size for size, _ in kept.values()) == pytest.approx(said, rel=0.3)
+
+
+def test_what_stands_in_memory_is_counted_exactly():
+    """Weights, gradients, two moments and one frozen copy, 4 bytes each."""
+    objectives, more = RUNS["mixed"]
+    run = trainer(objectives, **more)
+    run.start()
+    run.training_step()
+    parameters = sum(p.numel() for p in run.model.parameters())
+    made = forecast(trainer(objectives, **more))[0]
+    assert made.memory["weights"] == made.memory["gradients"] == made.memory["copies"] == 4 * parameters
+    assert made.memory["optimizer"] == 8 * parameters
+    moments = sum(x.numel() * 4 for s in run.learners["policy"].optimizer.state.values() for k, x in s.items() if k != "step")
+    assert moments == 8 * parameters
+
+
+def test_a_blueprint_has_the_shape_of_the_model_and_no_weights():
+    from advalign.models.load import blueprint
+
+    drawn = blueprint(POLICY, WORDS)
+    real = load(MODEL, head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64)
+    assert next(drawn.parameters()).device.type == "meta"
+    assert [p.shape for p in drawn.parameters()] == [p.shape for p in real.parameters()]
+
+
+def test_experts_that_a_token_does_not_visit_cost_nothing():
+    """Two of eight experts: a quarter of their parameters count."""
+    net = load("scratch:tiny-moe", head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64)
+    shape = shapes.of(net.model, head="policy", dtype=torch.float32)
+    experts = sum(p.numel() for n, p in net.model.named_parameters() if ".experts." in n)
+    embedding = net.model.get_input_embeddings().weight.numel()
+    assert experts > 0
+    assert shape.blocks == shape.parameters - embedding - 3 * experts // 4
+
+
+def test_show_says_what_a_step_costs(capsys):
+    from advalign.cli import show
+
+    show(Path("configs/demo.yaml"), [])
+    said = capsys.readouterr().out
+    assert "a step of mix:" in said
+    assert "peak memory about" in said
+
+
+def test_show_stands_where_a_model_cannot_be_reached(tmp_path, capsys):
+    from advalign.cli import show
+
+    show(Path("configs/demo.yaml"), [f"learners.judge.model={tmp_path}/nothing"])
+    said = capsys.readouterr().out
+    assert "policy loss = " in said
+    assert "what a step costs is not known here: model: " in said
