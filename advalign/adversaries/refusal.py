@@ -32,6 +32,7 @@ class Refusal(Ballless):
     """
 
     family: ClassVar[str] = "direction"
+    keeps: ClassVar[str] = "all"
 
     harmful: Any
     harmless: Any

@@ -29,16 +29,33 @@ def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] =
     Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row.
     Raises BudgetError when a single bundle is over the budget.
     """
+    return deal(rows, budget, whole_groups=whole_groups)[0]
+
+
+def deal(
+    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), parts: int = 1
+) -> list[list[dict[str, Tensor]]]:
+    """The micro-batches of each of `parts` processes: the longest bundle left goes to the one with the fewest tokens."""
     bundles = [b for source, r in rows.items() for b in _bundles(source, r, source in whole_groups)]
     bundles.sort(key=lambda b: (-b.length, b.source, b.rows[0]))
-    micros: list[list[_Bundle]] = []
-    filled = 0  # rows of the last micro-batch
+    hands: list[list[_Bundle]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
     for bundle in bundles:
         if bundle.length * len(bundle.rows) > budget:
             raise BudgetError(
                 f"args.token_budget: {len(bundle.rows)} row(s) of {bundle.length} tokens of source '{bundle.source}' must stay together "
                 f"and need {bundle.length * len(bundle.rows)}, the budget is {budget}; raise it."
             )
+        least = tokens.index(min(tokens))
+        hands[least].append(bundle)
+        tokens[least] += bundle.length * len(bundle.rows)
+    return [_packed(hand, budget) for hand in hands]
+
+
+def _packed(bundles: Sequence[_Bundle], budget: int) -> list[dict[str, Tensor]]:
+    micros: list[list[_Bundle]] = []
+    filled = 0  # rows of the last micro-batch
+    for bundle in bundles:
         width = micros[-1][0].length if micros else 0
         if micros and width * (filled + len(bundle.rows)) <= budget:
             micros[-1].append(bundle)
@@ -47,6 +64,25 @@ def pack(rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] =
             micros.append([bundle])
             filled = len(bundle.rows)
     return [_indices(micro) for micro in micros]
+
+
+def evened(
+    hands: Sequence[Sequence[Micro]], rows: Mapping[str, Any], *, whole_groups: frozenset[str] = frozenset()
+) -> list[list[tuple[Micro, frozenset[str]]]]:
+    """The same number of micro-batches for all, micro-batch i with rows of the same sources for all: where a process has none, the
+    shortest bundle of the source fills in, and the source is named as idle. Its rows then count for nothing."""
+    filler: dict[str, Tensor] = {}
+    for source, r in rows.items():
+        shortest = min(_bundles(source, r, source in whole_groups), key=lambda b: (b.length * len(b.rows), b.rows[0]))
+        filler[source] = torch.tensor(shortest.rows)
+    wanted = [sorted({s for hand in hands if i < len(hand) for s in hand[i]}) for i in range(max(map(len, hands)))]
+    found = []
+    for hand in hands:
+        padded = [*hand, *({} for _ in range(len(wanted) - len(hand)))]
+        found.append(
+            [({s: m.get(s, filler[s]) for s in sources}, frozenset(sources) - set(m)) for m, sources in zip(padded, wanted, strict=True)]
+        )
+    return found
 
 
 def _bundles(source: str, rows: Any, by_group: bool) -> list[_Bundle]:
@@ -66,6 +102,17 @@ def _indices(micro: Sequence[_Bundle]) -> dict[str, Tensor]:
         found.setdefault(bundle.source, []).extend(bundle.rows)
     # In row order: the order inside a source must not depend on how lengths happened to sort.
     return {source: torch.tensor(sorted(numbers), dtype=torch.long) for source, numbers in sorted(found.items())}
+
+
+def unnamed(rows: Any) -> Any:
+    """Rows that stand for nobody: what an adversary keeps by row is not theirs (`named`)."""
+    tokens = rows.tokens
+    return replace(rows, tokens=replace(tokens, key=torch.full_like(tokens.key, -1)))
+
+
+def named(place: str) -> bool:
+    """Whether a delta, by its name in `Ground.names`, belongs to a row of the update."""
+    return not place.endswith("/-1")
 
 
 def cut(rows: Any, numbers: Int[Tensor, "N"], width: int) -> Any:
