@@ -14,6 +14,7 @@ from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.adversaries.pgd import PGD
 from advalign.adversaries.universal import Universal
+from advalign.models.sharding import whole
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
@@ -23,7 +24,6 @@ from advalign.objectives.value import Value
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.length import Length
 from advalign.sources._options import Curriculum, Dynamic
-from advalign.sources.prompts import Prompts
 from advalign.sources.replay import Replay
 from advalign.training.evaluate import Evaluation
 
@@ -93,14 +93,15 @@ RUNS = {"mixed": mixed, "critics": critics}
 def trained(name, folder, *, steps=3, resume=False, **more):
     """(trainer, log, texts) of a run that saves every step."""
     seen = Seen()
-    args = TrainingArguments(max_steps=steps, token_budget=120, save_steps=1, eval_steps=3, output_dir=str(folder), **more)
+    given = {"max_steps": steps, "token_budget": 120, "save_steps": 1, "eval_steps": 3, "output_dir": str(folder)}
+    args = TrainingArguments(**{**given, **more})
     trainer = RUNS[name](args=args, callbacks=[seen])
     history = trainer.train(resume=resume, progress=False)
     return trainer, history, seen.texts
 
 
 def weights(trainer):
-    return {f"{n}.{k}": p.detach().clone() for n, r in trainer.learners.items() for k, p in r.network.named_parameters()}
+    return {f"{n}.{k}": whole(p.detach()).clone() for n, r in trainer.learners.items() for k, p in r.network.named_parameters()}
 
 
 def note(folder: Path, name: str, rank: int, trainer, history, texts) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,9 @@ from advalign.engine.plan import Plan
 from advalign.engine.ranks import Ranks
 from advalign.engine.views import Run, Sums
 from advalign.errors import ConfigError
-from advalign.models import ModelSpec, Network
+from advalign.models import ModelSpec, Network, sharding
+from advalign.models.load import frozen
+from advalign.models.sharding import Sharding
 from advalign.types import Weights
 
 
@@ -48,17 +51,29 @@ class Learner(ModelSpec):
 class LearnerRuntime:
     """A started learner. `version` counts its updates; rewards are stamped with it."""
 
-    def __init__(self, name: str, config: Learner, network: Network, accelerator: Accelerator, total_steps: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Learner,
+        network: Network,
+        accelerator: Accelerator,
+        total_steps: int,
+        shards: Sharding | None = None,
+    ) -> None:
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
         self.ranks = Ranks(accelerator)
         self.ranks.copy_weights(network)
+        self.shards, self.template = shards, sharding.hollow(network) if shards is not None else None
+        if shards is not None:
+            sharding.refuse(name, network)
+            shards.shard(network)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.scheduler = get_scheduler(
             config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps
         )
-        # Precision alone: gradients of several processes are summed here, once per update.
-        self.wrapped: Any = accelerator.prepare_model(network, evaluation_mode=True)
+        # Precision alone: gradients of several processes are summed here, once per update, or by the shards.
+        self.wrapped: Any = network if shards is not None else accelerator.prepare_model(network, evaluation_mode=True)
         self.optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.version = 0
         self.memory: dict[str, dict[str, Any]] = {}  # of adversaries, by name
@@ -98,13 +113,15 @@ class LearnerRuntime:
         gradients = Gradients(self.network, self.ranks.sum) if measure else None
         self._note_known(plan)
         self.optimizer.zero_grad(set_to_none=True)
-        for micro, idle in self._share(plan, rows, budget):
-            self._micro(replace(run, idle=idle), micro, rows, gradients, train)
+        with self._whole_root():
+            for micro, idle in self._share(plan, rows, budget):
+                self._micro(replace(run, idle=idle), micro, rows, gradients, train)
         if not train:
             return self._over_ranks(sums).report()
         self._settle(plan)
-        self.ranks.sum_gradients([p for p in self.network.parameters() if p.requires_grad])
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        if self.shards is None:
+            self.ranks.sum_gradients([p for p in self.network.parameters() if p.requires_grad])
+        norm = sharding.whole(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
         self.optimizer.step()
         self.version += 1
         logs = self._over_ranks(sums).report()
@@ -112,12 +129,35 @@ class LearnerRuntime:
         logs |= gradients.summary() if gradients is not None else {}
         return logs | {f"{self.name}/grad_norm": float(norm), f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
+    @contextmanager
+    def _whole_root(self) -> Iterator[None]:
+        """Inside an update the sharded network's embedding and heads are whole (`models/sharding.py`)."""
+        if self.shards is None:
+            yield
+            return
+        root: Any = self.network
+        self.network.forget_norm()
+        root.unshard()
+        yield
+        root.reshard()
+
+    def frozen(self, *, moving: bool) -> Network:
+        """A copy that never trains."""
+        if self.shards is None:
+            return frozen(self.network, moving=moving)
+        assert self.template is not None
+        return self.shards.twin(self.template, self.network).eval().requires_grad_(False)
+
+    def whole(self) -> Network | None:
+        """The network, on the main process alone where it is sharded; every process has to ask."""
+        return self.network if self.template is None else sharding.on_host(self.network, self.template, self.ranks.main)
+
     def _share(self, plan: Plan, rows: Mapping[str, Any], budget: int) -> list[tuple[mb.Micro, frozenset[str]]]:
         """The micro-batches of this process, and the sources whose rows are idle in them. Everybody deals the same hands."""
         whole = _whole_groups(plan)
         hands = mb.deal(rows, budget, whole_groups=whole, parts=self.ranks.number)
-        # What an adversary keeps must begin on every process, whatever rows it was dealt.
-        if self.ranks.number > 1 and any(_keeps(a) for a in plan.adversaries.values()):
+        # What an adversary keeps must begin on every process, whatever rows it was dealt; and forwards of shards wait for each other.
+        if self.ranks.number > 1 and (self.shards is not None or any(_keeps(a) for a in plan.adversaries.values())):
             return mb.evened(hands, rows, whole_groups=whole)[self.ranks.index]
         return [(micro, frozenset()) for micro in hands[self.ranks.index]]
 

@@ -107,7 +107,8 @@ class Ranks:
             digest = hashlib.blake2b(content.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
             if len(set(self.gather(digest))) > 1:
                 raise AdvalignError(
-                    f"{where}: the processes of this run have drawn different rows; every random choice must come from the context's streams."
+                    f"{where}: the processes of this run have drawn different rows; every random choice must come from the context's "
+                    "streams."
                 )
 
     def wait(self) -> None:

@@ -17,6 +17,7 @@ from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
 from advalign.models import Network
+from advalign.models.sharding import rest
 from advalign.protocols import Term
 from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, fit
 
@@ -42,6 +43,7 @@ def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: Ra
                 found[need][numbers] = fit(getattr(outputs, need).to("cpu", dtype), width)
     finally:
         network.train(mode)
+        rest(network)
     return found if ranks is None else {need: ranks.sum(found[need]) for need in sorted(found)}
 
 

@@ -13,7 +13,7 @@ from advalign.engine.learner import LearnerRuntime
 from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
-from advalign.models.load import frozen as frozen_copy
+from advalign.models.sharding import gathered, local, rest
 from advalign.training.annotate import columns
 from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
 
@@ -76,7 +76,8 @@ class RunContext:
     def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
         network, version = self.network(learner)
         asked = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
-        found = self.over(asked, lambda rows: scores(network, *(list(c) for c in zip(*rows, strict=True)), self.budget))  # type: ignore[call-arg]
+        with gathered(network):
+            found = self.over(asked, lambda rows: scores(network, *(list(c) for c in zip(*rows, strict=True)), self.budget))  # type: ignore[call-arg]
         known = dict(zip(asked, found, strict=True))
         return [known[row] for row in zip(prompts, texts, finished, strict=True)], version
 
@@ -125,7 +126,8 @@ class Shared:
         elif share.start:
             generator = keys.generator(generator.initial_seed(), "share", share.start)
         mine = examples[share.start : share.stop]
-        groups = self.engine.generate(network, mine, n, sampling, generator) if mine else []
+        with gathered(network):
+            groups = self.engine.generate(network, mine, n, sampling, generator) if mine else []
         found = [group for part in ranks.plain([_sent(g) for g in groups]) for group in part]
         return [_received(example, group) for example, group in zip(examples, found, strict=True)]
 
@@ -149,7 +151,7 @@ class Copies:
     def get(self, name: str) -> Network:
         if name not in self.networks:
             spec = self.known[name]
-            self.networks[name] = frozen_copy(self.learners[spec.of].network, moving=spec.ema is not None or spec.refresh is not None)
+            self.networks[name] = self.learners[spec.of].frozen(moving=spec.ema is not None or spec.refresh is not None)
             self.versions[name] = self.learners[spec.of].version
         return self.networks[name]
 
@@ -170,8 +172,10 @@ class Copies:
     def _blend(self, name: str, share: float) -> None:
         runtime = self.learners[self.known[name].of]
         copy, now = self.get(name), runtime.network
+        rest(copy)
+        rest(now)
         for mean, value in zip(copy.parameters(), now.parameters(), strict=True):
-            mean.copy_(value.detach()) if share == 1 else mean.lerp_(value.detach(), share)
+            local(mean).copy_(local(value)) if share == 1 else local(mean).lerp_(local(value), share)
         for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
             kept.copy_(buffer)
         self.versions[name] = runtime.version

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging as hf_logging
 
 from advalign import data as loading
@@ -26,7 +25,7 @@ from advalign.models import Network, load
 from advalign.models.load import borrow, lender_of, lenders_first
 from advalign.protocols import Adversary, Source, Term
 from advalign.rollout.hf import HF
-from advalign.training import checkpoint, evaluate
+from advalign.training import checkpoint, evaluate, processes
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs
 from advalign.training.context import Copies, RunContext, Shared
 from advalign.training.logs import Bar, Log
@@ -128,8 +127,8 @@ class Trainer:
             return
         hf_logging.disable_progress_bar()
         args = self.args
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
-        self.ranks = Ranks(self.accelerator)
+        self.accelerator = processes.accelerator(args.mixed_precision)
+        self.ranks, shards = Ranks(self.accelerator), processes.sharding(self.accelerator, args)
         self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
         self.learners: dict[str, LearnerRuntime] = {}
         networks: dict[str, Network] = {}
@@ -137,7 +136,7 @@ class Trainer:
             networks[name] = self._given.get(name) or _load(name, self.config["learners"][name], args.seed, networks)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(self.accelerator.device)
-            self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps)
+            self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
         self.context.learners = self.learners
         self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
         self.annotator = Annotator(self.learners, self.copies.networks, self.ranks, args.token_budget)
@@ -310,8 +309,9 @@ class Trainer:
     def save_pretrained(self, folder: str | Path) -> None:
         """One folder per learner, readable by `from_pretrained`."""
         for name, runtime in self.learners.items():
-            if self.ranks.main:
-                runtime.network.save_pretrained(Path(folder) / name)
+            network = runtime.whole()
+            if network is not None and self.ranks.main:
+                network.save_pretrained(Path(folder) / name)
         self.ranks.wait()
 
     def save_checkpoint(self, folder: Path) -> None:
