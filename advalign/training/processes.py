@@ -30,9 +30,7 @@ def sharding(found: Accelerator, args: Any) -> Sharding | None:
     if plugin is not None and plugin.fsdp_version != 2:
         raise ConfigError("args.distributed: accelerate was configured for FSDP1; only version 2 is known here, set fsdp_version: 2.")
     if plugin is not None and getattr(plugin.cpu_offload, "pin_memory", None) is not None:
-        raise ConfigError(
-            "args.distributed: accelerate was configured to offload parameters, which is not known here; turn it off."
-        )
+        raise ConfigError("args.distributed: accelerate was configured to offload parameters, which is not known here; turn it off.")
     if args.measure_every:
         raise ConfigError("args.measure_every: gradients of single terms are not to be had under FSDP; set it to 0, or use ddp.")
     if args.mixed_precision not in PRECISION:

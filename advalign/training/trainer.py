@@ -320,16 +320,14 @@ class Trainer:
             "config": self._described(),
             "step": self.step,
             "timeline": self.timeline.state_dict(),
-            "learners": {n: r.state_dict() for n, r in self.learners.items()},
+            "learners": {n: checkpoint.without_moments(r.network, r.state_dict()) for n, r in self.learners.items()},
             "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
             "copies": dict(self.copies.versions),
             "annotator": self.annotator.states,
             "random": torch.get_rng_state(),
         }
-        path = folder / f"{checkpoint.PREFIX}{self.step}"
-        if self.ranks.main:
-            checkpoint.save(folder, self.step, networks, state)
-        self.ranks.wait()
+        optimizers = {f"learner.{n}": r.optimizer for n, r in self.learners.items()}
+        path = checkpoint.save(folder, self.step, networks, state, ranks=self.ranks, optimizers=optimizers)
         for callback in self.callbacks:
             callback.on_save(self, str(path))
 
@@ -348,7 +346,7 @@ class Trainer:
         self.timeline.load_state_dict(state["timeline"])
         for name, runtime in self.learners.items():
             checkpoint.read_network(path, f"learner.{name}", runtime.network)
-            runtime.load_state_dict(state["learners"][name])
+            runtime.load_state_dict(checkpoint.with_moments(path, f"learner.{name}", runtime.network, state["learners"][name]))
         for name, version in state["copies"].items():
             checkpoint.read_network(path, f"frozen.{name}", self.copies.get(name))
             self.copies.versions[name] = version
