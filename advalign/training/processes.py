@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,18 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from advalign.errors import ConfigError
 from advalign.models.sharding import Sharding
+from advalign.protocols import Term
 
 PRECISION = {"no": None, "bf16": torch.bfloat16}
+
+
+def refuse(shards: Sharding | None, objectives: Mapping[str, Term]) -> None:
+    """What sharded weights exclude."""
+    for name, term in objectives.items() if shards is not None else ():
+        if any("score_gradients" in needs for needs in term.reads.values()):
+            raise ConfigError(
+                f"objectives.{name}: {type(term).__name__} differentiates twice, which FSDP does not allow; use args.distributed: ddp."
+            )
 
 
 def accelerator(mixed_precision: str) -> Accelerator:
