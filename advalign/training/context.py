@@ -57,12 +57,21 @@ class RunContext:
 
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         network, version = self.network(learner)
-        self.engine.sync(network, version)
-        groups = Shared(self.engine, self.ranks).generate(network, examples, n, sampling, self.generator(*key))
+        with gathered(network):
+            self._sync(network, version)
+            groups = Shared(self.engine, self.ranks).generate(network, examples, n, sampling, self.generator(*key))
         for group in groups:
             for rollout in group.rollouts:
                 rollout.policy_version = version
         return groups
+
+    def _sync(self, network: Network, version: int) -> None:
+        """Every process tells an engine of its own; one that stands elsewhere (`url`) is told by the first."""
+        elsewhere = getattr(self.engine, "url", None) is not None and self.ranks is not None
+        if not elsewhere or self.ranks.main:
+            self.engine.sync(network, version)
+        if elsewhere:
+            self.ranks.wait()
 
     def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
         return list(work(items)) if self.ranks is None else self.ranks.over(items, work)

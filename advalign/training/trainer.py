@@ -106,6 +106,10 @@ class Trainer:
     def notes(self) -> list[str]:
         """What is allowed and yet probably not meant: of the configuration, and once models are loaded, of their sizes."""
         found = self.recipe.notes()
+        if self._started and self.args.distributed == "fsdp" and self.ranks.number == 1:
+            found.append(
+                "args.distributed: fsdp given, and there is one process, so weights are whole; launch more (torchrun, accelerate)."
+            )
         judges = {r.learner for s in self.config["sources"].values() for r in getattr(s, "rewards", ()) if hasattr(r, "learner")}
         sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
         for name, source in self.config["sources"].items():
