@@ -175,12 +175,14 @@ class LearnerRuntime:
                 self.accelerator.backward(sum(losses.values()), retain_graph=again)
 
     def _note_known(self, plan: Plan) -> None:
+        adversary: Any
         for name, adversary in plan.adversaries.items():
             if _keeps(adversary) == "rows" and name not in self._known:
                 self._known[name] = dict(adversary.by_row(self.memory.setdefault(name, {})))
 
     def _settle(self, plan: Plan) -> None:
         """Adversaries after the last micro-batch: what each process has noted of its rows is united first."""
+        adversary: Any
         for name, adversary in plan.adversaries.items():
             memory = self.memory.setdefault(name, {})
             if self.ranks.number > 1 and _keeps(adversary) == "rows":

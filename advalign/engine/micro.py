@@ -76,7 +76,7 @@ def evened(
         shortest = min(_bundles(source, r, source in whole_groups), key=lambda b: (b.length * len(b.rows), b.rows[0]))
         filler[source] = torch.tensor(shortest.rows)
     wanted = [sorted({s for hand in hands if i < len(hand) for s in hand[i]}) for i in range(max(map(len, hands)))]
-    found = []
+    found: list[list[tuple[Micro, frozenset[str]]]] = []
     for hand in hands:
         padded = [*hand, *({} for _ in range(len(wanted) - len(hand)))]
         found.append(

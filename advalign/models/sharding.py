@@ -53,8 +53,8 @@ class Sharding:
         rest(of)
         found = self.shard(hollow(template, self.mesh.device_type))
         with torch.no_grad():
-            for x, y in zip(found.parameters(), of.parameters(), strict=True):
-                local(x).copy_(local(y))
+            for p, now in zip(found.parameters(), of.parameters(), strict=True):
+                local(p).copy_(local(now))
             for x, y in zip(found.buffers(), of.buffers(), strict=True):
                 x.copy_(y)
         return found
@@ -75,7 +75,7 @@ def units(network: nn.Module) -> list[Any]:
 
 def local(x: Tensor) -> Tensor:
     """This process's slice of a sharded tensor; any other tensor as it is."""
-    return x.detach().to_local() if isinstance(x, DTensor) else x.detach()
+    return x.to_local().detach() if isinstance(x, DTensor) else x.detach()
 
 
 def whole(x: Tensor) -> Tensor:

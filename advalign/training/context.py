@@ -58,20 +58,13 @@ class RunContext:
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         network, version = self.network(learner)
         with gathered(network):
-            self._sync(network, version)
-            groups = Shared(self.engine, self.ranks).generate(network, examples, n, sampling, self.generator(*key))
+            engine = Shared(self.engine, self.ranks)
+            engine.sync(network, version)
+            groups = engine.generate(network, examples, n, sampling, self.generator(*key))
         for group in groups:
             for rollout in group.rollouts:
                 rollout.policy_version = version
         return groups
-
-    def _sync(self, network: Network, version: int) -> None:
-        """Every process tells an engine of its own; one that stands elsewhere (`url`) is told by the first."""
-        elsewhere = getattr(self.engine, "url", None) is not None and self.ranks is not None
-        if not elsewhere or self.ranks.main:
-            self.engine.sync(network, version)
-        if elsewhere:
-            self.ranks.wait()
 
     def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
         return list(work(items)) if self.ranks is None else self.ranks.over(items, work)
@@ -86,7 +79,7 @@ class RunContext:
         network, version = self.network(learner)
         asked = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
         with gathered(network):
-            found = self.over(asked, lambda rows: scores(network, *(list(c) for c in zip(*rows, strict=True)), self.budget))  # type: ignore[call-arg]
+            found = self.over(asked, lambda rows: _scored(network, rows, self.budget))
         known = dict(zip(asked, found, strict=True))
         return [known[row] for row in zip(prompts, texts, finished, strict=True)], version
 
@@ -122,6 +115,15 @@ class Shared:
 
     def __init__(self, engine: Any, ranks: Ranks | None) -> None:
         self.engine, self.ranks = engine, ranks
+
+    def sync(self, network: Any, version: int) -> None:
+        """Every process tells an engine of its own; one that stands elsewhere (`url`) is told by the first."""
+        elsewhere = self.ranks is not None and getattr(self.engine, "url", None) is not None
+        with gathered(network):
+            if self.ranks is None or not elsewhere or self.ranks.main:
+                self.engine.sync(network, version)
+        if self.ranks is not None and elsewhere:
+            self.ranks.wait()
 
     def generate(
         self, network: Any, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
@@ -188,6 +190,11 @@ class Copies:
         for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
             kept.copy_(buffer)
         self.versions[name] = runtime.version
+
+
+def _scored(network: Network, rows: Sequence[tuple[str, str, bool]], budget: int) -> list[float]:
+    prompts, texts, finished = zip(*rows, strict=True)
+    return scores(network, prompts, texts, finished, budget)
 
 
 @torch.no_grad()

@@ -17,8 +17,14 @@ from advalign.protocols import Term
 PRECISION = {"no": None, "bf16": torch.bfloat16}
 
 
-def refuse(shards: Sharding | None, objectives: Mapping[str, Term]) -> None:
-    """What sharded weights exclude."""
+def refuse(number: int, shards: Sharding | None, sources: Mapping[str, Any], objectives: Mapping[str, Term]) -> None:
+    """What several processes, and sharded weights, exclude."""
+    for name, source in sources.items():
+        if number > 1 and getattr(source, "ahead", 0):
+            raise ConfigError(
+                f"sources.{name}.ahead: {source.ahead} given, and {number} processes; sampling beside the updates is not shared among "
+                "processes, use ahead: 0."
+            )
     for name, term in objectives.items() if shards is not None else ():
         if any("score_gradients" in needs for needs in term.reads.values()):
             raise ConfigError(

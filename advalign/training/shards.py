@@ -34,7 +34,7 @@ def files(folder: Path, name: str) -> list[Path]:
 
 def write(folder: Path, name: str, network: nn.Module, optimizer: Any, index: int, number: int) -> None:
     """The rows of process `index`; every process writes its own file."""
-    named = {f"{WEIGHT}/{n}": p for n, p in network.named_parameters()}
+    named: dict[str, Tensor] = {f"{WEIGHT}/{n}": p for n, p in network.named_parameters()}
     named |= {f"{WEIGHT}/{n}": b for n, b in _buffers(network).items()}
     if optimizer is not None:
         named |= {f"{key}/{n}": x for n, state in _states(network, optimizer).items() for key, x in state.items() if x.ndim}
@@ -48,8 +48,8 @@ def read(folder: Path, name: str, network: nn.Module) -> None:
         aliases: dict[Tensor, list[str]] = {}
         for n, p in network.named_parameters(remove_duplicate=False):
             aliases.setdefault(p, []).append(n)
-        for p, names in aliases.items():
-            sharding.local(p).copy_(reader.rows(names, p))
+        for x, names in aliases.items():
+            sharding.local(x).copy_(reader.rows(names, x))
         for n, buffer in _buffers(network).items():
             buffer.copy_(reader.rows([n], buffer))
 
