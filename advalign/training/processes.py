@@ -20,9 +20,10 @@ PRECISION = {"no": None, "bf16": torch.bfloat16}
 def refuse(number: int, shards: Sharding | None, sources: Mapping[str, Any], objectives: Mapping[str, Term]) -> None:
     """What several processes, and sharded weights, exclude."""
     for name, source in sources.items():
-        if number > 1 and getattr(source, "ahead", 0):
+        ahead: Any = getattr(source, "ahead", None)
+        if number > 1 and ahead:
             raise ConfigError(
-                f"sources.{name}.ahead: {source.ahead} given, and {number} processes; sampling beside the updates is not shared among "
+                f"sources.{name}.ahead: {ahead} given, and {number} processes; sampling beside the updates is not shared among "
                 "processes, use ahead: 0."
             )
     for name, term in objectives.items() if shards is not None else ():
