@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites tables clean
+.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -97,6 +97,10 @@ bench-gan: $(READY)  ## a discriminator that trains against ones that do not, ab
 bench-gan-failures: export OMP_NUM_THREADS := 1
 bench-gan-failures: $(READY)  ## how a game fails and what helps, about half a CPU-hour; writes benchmarks/results/gan_failures.json
 	$(BIN)/python benchmarks/gan_failures.py
+
+bench-processes: export OMP_NUM_THREADS := 1
+bench-processes: $(READY)  ## one update by two processes beside one; writes benchmarks/results/processes.json
+	$(BIN)/python benchmarks/processes.py
 
 bench-adv-cost: export OMP_NUM_THREADS := 1
 bench-adv-cost: $(READY)  ## what a step of each adversarial method costs; writes benchmarks/results/adv_cost.json

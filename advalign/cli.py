@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,16 +35,18 @@ def train(
     """Run a configuration. Prints the loss as a formula first."""
     described = configuration.read(config, overrides or [])
     trainer = configuration.trainer(_smoke(described) if smoke else described)
-    _say(trainer.formula())
+    # Of several processes the first one speaks.
+    say = _say if int(os.environ.get("RANK", "0")) == 0 else _quiet
+    say(trainer.formula())
     trainer.start()
     for note in trainer.notes():
-        _say(f"note: {note}")
+        say(f"note: {note}")
     history = trainer.train(resume=resume)
-    if history:
+    if history and trainer.ranks.main:
         numbers = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
         out.print(_numbers(numbers, f"step {history[-1]['step']}"))
     if trainer.args.output_dir:
-        _say(f"saved to {trainer.args.output_dir}")
+        say(f"saved to {trainer.args.output_dir}")
 
 
 @app.command()
@@ -242,6 +245,10 @@ def _smoke(described: dict[str, Any]) -> dict[str, Any]:
 def _say(text: str) -> None:
     """As it is: no wrapping to the width of a terminal, no markup."""
     out.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _quiet(text: str) -> None:
+    pass
 
 
 def _numbers(numbers: dict[str, float], title: str) -> Table:

@@ -138,6 +138,9 @@ class Adversary(Protocol):
     Two things are optional. With `accumulate = "every"` (FreeLB, FreeAT) every one of `passes` passes also trains: ask, forward,
     losses / passes, one backward for parameters and deltas together, tell; there is no pass after the last. With
     `settle(memory, all_reduce)` the engine calls it once per update, after the last micro-batch (a universal delta moves there).
+
+    With several processes `keeps` says what its memory is of: "all" rows (then every process runs at least one row of the view), or
+    single "rows"; of those `by_row(memory)`, {place ending in the row's name: {site: tensor}}, is united before `settle`.
     """
 
     steps: int
@@ -193,6 +196,9 @@ class Context(Protocol):
 
     # Wherever a learner is named below, a frozen copy may be: an averaged judge, a previous opponent.
 
+    def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+        """`work(items)`, one plain value per item, shared among the processes of the run; `work` may not speak to them itself."""
+
     def encoder(self, learner: str) -> Any:
         """A learner's tokenizer and how it joins prompts and responses."""
 
@@ -211,7 +217,8 @@ class Context(Protocol):
 
 class Reward(Protocol):
     """One score per rollout, groups in order, rollouts in order; nan abstains (the row leaves the batch and is counted).
-    A score may be a list with one number per response id: rewards on tokens, which sum to the response's."""
+    A score may be a list with one number per response id: rewards on tokens, which sum to the response's. Several processes share the
+    groups among them, unless the class says `whole = True`: its scores are of the whole draw, and every process is given all of it."""
 
     weight: float
 
@@ -219,7 +226,8 @@ class Reward(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Samples from a learner's network. `sync` tells it that the weights moved to `version`."""
+    """Samples from a learner's network. `sync` tells it that the weights moved to `version`. Optional, for several processes:
+    `skip(generator, number, sampling)` leaves the random numbers of that many responses out."""
 
     def generate(
         self, learner: Any, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator

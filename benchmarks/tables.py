@@ -21,6 +21,7 @@ from tables_adv_rl import adv_rl
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
 from tables_generation import generation
+from tables_processes import processes
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
 from tables_stories import stories
@@ -189,6 +190,7 @@ def filled(text: str) -> str:
         "suites": suites,
         "generation": generation,
         "generation_gpu": generation,
+        "processes": processes,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
     }.items():

@@ -1,4 +1,4 @@
-"""Two processes, each with half of the groups of one ragged update. Not in a test file: a fresh interpreter must import it by name."""
+"""Two processes that share the rows of one ragged update. Not in a test file: a fresh interpreter must import it by name."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from made import demos, gradients, learner, network, rollouts
 from safetensors.torch import save_file
 
 from advalign.adversaries.pgd import PGD
-from advalign.engine.micro import pack, split_groups
+from advalign.engine.micro import deal, split_groups
 from advalign.engine.plan import plan
 from advalign.objectives.kl import KL
 from advalign.objectives.ppo import PPO
@@ -25,29 +25,33 @@ PGDS = {"pgd": PGD(radius=0.3, steps=2), "pgd2": PGD(radius=0.2, steps=1)}
 
 @dataclass(frozen=True)
 class Case:
-    """A budget in tokens splits the rows of every rank into micro-batches."""
+    """A budget in tokens splits the rows of every rank into micro-batches. `demos`: so many demonstrations and no rollouts."""
 
     terms: dict
     budget: int
     measure: bool = False
+    demos: int | None = None
 
 
 CASES = {
     "one micro-batch each": Case(PLAIN, 10_000, measure=True),
-    "two and one": Case(PLAIN, 40),
-    "five and three": Case(PLAIN, 12),
-    "views on some micro-batches": Case(ATTACKED, 22),
+    "two each": Case(PLAIN, 40),
+    "one and none": Case(PLAIN, 10_000, demos=1),
+    "two and one": Case(PLAIN, 12, demos=3),
+    "views on some micro-batches": Case(ATTACKED, 12),
 }
 
 
-def share(net, rank: int | None):
-    """The rows of a rank; all of them without one. Of five rollouts in two groups the first has twice the tokens of the second."""
+def share(net, case: Case, rank: int | None = None):
+    """Half of the groups; all of them without a rank. Of five rollouts in two groups the first has twice the tokens of the second."""
     rows = {"math": rollouts(net).index(torch.tensor([0, 1, 2, 3, 5])), "chat": demos(net)}
+    if case.demos is not None:
+        rows = {"chat": rows["chat"].index(torch.arange(case.demos))}
     return rows if rank is None else {s: r.index(split_groups(r, WORLD)[rank]) for s, r in rows.items()}
 
 
-def num_micros(case: Case, rank: int) -> int:
-    return len(pack(share(network(), rank), case.budget))
+def num_micros(case: Case) -> tuple[int, ...]:
+    return tuple(map(len, deal(share(network(), case), case.budget, parts=WORLD)))
 
 
 def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str, float]]:
@@ -56,7 +60,7 @@ def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str,
     net = network()
     runtime = learner(net)
     planned = plan("policy", case.terms, PGDS, [])
-    logs = runtime.update(planned, share(net, rank), {}, budget=case.budget, key=("update",), measure=case.measure)
+    logs = runtime.update(planned, share(net, case, rank), {}, budget=case.budget, key=("update",), measure=case.measure)
     return gradients(net), logs
 
 
@@ -73,7 +77,7 @@ def run(rank: int, folder: str) -> None:
         Path(folder, "reason").write_text(str(error))
         return
     for name, case in CASES.items():
-        gradient, logs = update(case, rank)
+        gradient, logs = update(case)
         save_file({"gradient": gradient}, f"{folder}/{name}-{rank}.safetensors")
         Path(folder, f"{name}-{rank}.json").write_text(json.dumps(logs))
     torch.distributed.destroy_process_group()

@@ -36,6 +36,7 @@ class Free(Perturber):
     carry: bool = True
     steps: int = 1
 
+    keeps: ClassVar[str] = "rows"
     accumulate: ClassVar[str] = "every"
     passes: ClassVar[int] = 1
 
@@ -74,6 +75,10 @@ class Free(Perturber):
                 width = int(ground.allowed[n].nonzero().max()) + 1
                 kept[place] = {site: x[n, :width].clone() for site, x in delta.items()}
         return _State(ground=ground, delta=delta)
+
+    def by_row(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """The deltas of now, by place."""
+        return next(iter(memory.values()), {})
 
     def _kept(self, ground: Ground) -> dict[str, Any]:
         """Deltas by place, of this draw (seed, learner, step, repeat), or of all draws."""

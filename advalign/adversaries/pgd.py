@@ -67,6 +67,10 @@ class PGD(Perturber):
         return self.steps * self.restarts
 
     @property
+    def keeps(self) -> str:
+        return "rows" if self.warm else ""
+
+    @property
     def starts_at_zero(self) -> bool:
         """A divergence from the clean output has zero gradient at δ = 0: such an adversary would never move."""
         return not self.random_start
@@ -91,6 +95,10 @@ class PGD(Perturber):
         if self.warm and step == self.passes:
             _deltas.remember(state.ground, self.share, self._final(after))
         return after
+
+    def by_row(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """What was noted of the rows of this update."""
+        return memory.setdefault("pending", {})
 
     def settle(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         if self.warm:

@@ -36,6 +36,7 @@ class Universal(Perturber):
     random_start: bool = False
     steps: int = field(default=1, init=False)
 
+    keeps: ClassVar[str] = "all"
     accumulate: ClassVar[str] = "every"
     passes: ClassVar[int] = 1
 

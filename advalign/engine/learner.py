@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from advalign.engine import micro as mb
 from advalign.engine.keys import seed_of
 from advalign.engine.plan import Plan
+from advalign.engine.ranks import Ranks
 from advalign.engine.views import Run, Sums
 from advalign.errors import ConfigError
-from advalign.models import ModelSpec, Network
+from advalign.models import ModelSpec, Network, sharding
+from advalign.models.load import frozen
+from advalign.models.sharding import Sharding
 from advalign.types import Weights
 
 
@@ -50,17 +51,33 @@ class Learner(ModelSpec):
 class LearnerRuntime:
     """A started learner. `version` counts its updates; rewards are stamped with it."""
 
-    def __init__(self, name: str, config: Learner, network: Network, accelerator: Accelerator, total_steps: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Learner,
+        network: Network,
+        accelerator: Accelerator,
+        total_steps: int,
+        shards: Sharding | None = None,
+    ) -> None:
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
+        self.ranks = Ranks(accelerator)
+        self.ranks.copy_weights(network)
+        self.shards, self.template = shards, sharding.hollow(network) if shards is not None else None
+        if shards is not None:
+            sharding.refuse(name, network)
+            shards.shard(network)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.scheduler = get_scheduler(
             config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps
         )
-        self.wrapped: Any = accelerator.prepare_model(network)
+        # Precision alone: gradients of several processes are summed here, once per update, or by the shards.
+        self.wrapped: Any = network if shards is not None else accelerator.prepare_model(network, evaluation_mode=True)
         self.optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.version = 0
         self.memory: dict[str, dict[str, Any]] = {}  # of adversaries, by name
+        self._known: dict[str, dict[str, Any]] = {}  # what all processes hold of what they keep by row
 
     def update(
         self,
@@ -73,38 +90,38 @@ class LearnerRuntime:
         measure: bool = False,
         train: bool = True,
     ) -> dict[str, float]:
-        """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens. Without `train` the
-        rows are read and reported, and nothing moves.
+        """One optimizer update on one minibatch of rows, {source: Rows}; micro-batches within `budget` tokens. Every process is given
+        all rows and runs its share of them. Without `train` the rows are read and reported, and nothing moves.
 
         `measure` also returns the gradient norm of every term and the cosines between them, at the price of one backward
         per term."""
         sums = Sums()
         self.network.train()
         # Dropout draws from the global state: keyed by the update, so that a resumed run draws the same masks.
-        torch.manual_seed(seed_of(*key, "dropout"))
+        alone = self.ranks.number == 1
+        torch.manual_seed(seed_of(*key, "dropout") if alone else seed_of(*key, "dropout", self.ranks.index))
         run = Run(
             network=self.wrapped,
             plan=plan,
             frozen=frozen,
-            weights=self._weights(plan, rows),
+            weights=_weights(plan, rows),
             sizes={s: r.tokens.ids.shape[0] for s, r in rows.items()},
             key=key,
             sums=sums,
             memory=self.memory,
         )
-        gradients = Gradients(self.network, self._sum_over_ranks) if measure else None
+        gradients = Gradients(self.network, self.ranks.sum) if measure else None
+        self._note_known(plan)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext():
-            packing = self.network.packs and not plan.needs_slopes
-            for micro in mb.pack(rows, budget, whole_groups=_whole_groups(plan), packed=packing, shared=_unedited(plan)):
-                self._micro(run, micro, rows, gradients, train)
+        with self._whole_root():
+            for micro, idle in self._share(plan, rows, budget):
+                self._micro(replace(run, idle=idle), micro, rows, gradients, train)
         if not train:
             return self._over_ranks(sums).report()
-        for name, adversary in plan.adversaries.items():
-            if hasattr(adversary, "settle"):
-                adversary.settle(self.memory.setdefault(name, {}), self._sum_over_ranks)
-        self._average_gradients()
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        self._settle(plan)
+        if self.shards is None:
+            self.ranks.sum_gradients([p for p in self.network.parameters() if p.requires_grad])
+        norm = sharding.whole(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
         self.optimizer.step()
         self.version += 1
         logs = self._over_ranks(sums).report()
@@ -112,54 +129,87 @@ class LearnerRuntime:
         logs |= gradients.summary() if gradients is not None else {}
         return logs | {f"{self.name}/grad_norm": float(norm), f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
+    @contextmanager
+    def _whole_root(self) -> Iterator[None]:
+        """Inside an update the sharded network's embedding and heads are whole (`models/sharding.py`)."""
+        if self.shards is None:
+            yield
+            return
+        root: Any = self.network
+        self.network.forget_norm()
+        root.unshard()
+        yield
+        root.reshard()
+
+    def frozen(self, *, moving: bool) -> Network:
+        """A copy that never trains."""
+        if self.shards is None:
+            return frozen(self.network, moving=moving)
+        assert self.template is not None
+        return self.shards.twin(self.template, self.network).eval().requires_grad_(False)
+
+    def whole(self) -> Network | None:
+        """The network, on the main process alone where it is sharded; every process has to ask."""
+        return self.network if self.template is None else sharding.on_host(self.network, self.template, self.ranks.main)
+
+    def _share(self, plan: Plan, rows: Mapping[str, Any], budget: int) -> list[tuple[mb.Micro, frozenset[str]]]:
+        """The micro-batches of this process, and the sources whose rows are idle in them. Everybody deals the same hands."""
+        whole = _whole_groups(plan)
+        layout = mb.Layout(self.network.packs and not plan.needs_slopes, _unedited(plan))
+        hands = mb.deal(rows, budget, whole_groups=whole, layout=layout, parts=self.ranks.number)
+        # What an adversary keeps must begin on every process, whatever rows it was dealt; and forwards of shards wait for each other.
+        if self.ranks.number > 1 and (self.shards is not None or any(_keeps(a) for a in plan.adversaries.values())):
+            return mb.evened(hands, rows, whole_groups=whole)[self.ranks.index]
+        return [(micro, frozenset()) for micro in hands[self.ranks.index]]
+
     def _micro(self, run: Run, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None, train: bool) -> None:
         width = max(int(rows[s].tokens.lengths[numbers].max()) for s, numbers in micro.items())
         here = {s: mb.cut(rows[s], numbers, width).to(self.network.device) for s, numbers in micro.items()}
+        here |= {s: mb.unnamed(here[s]) for s in run.idle}
         for component in run.plan.components:
             for losses, again in run.passes(micro, here, component):
                 if not train:
                     continue
                 if gradients is not None:
                     gradients.add(losses)
-                # Data parallelism averages gradients over ranks; weights carry global counts, so the sum is what is wanted.
-                self.accelerator.backward(sum(losses.values()) * self.accelerator.num_processes, retain_graph=again)
+                # Weights carry the counts of the whole update, so gradients of processes are summed.
+                self.accelerator.backward(sum(losses.values()), retain_graph=again)
 
-    def _average_gradients(self) -> None:
-        """Data parallelism by hand, once per update: ranks may have different numbers of micro-batches, and a micro-batch rows of
-        some components only, so a reduction in every backward would wait for one that never comes."""
-        if not isinstance(self.wrapped, DistributedDataParallel):
-            return
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        used = self._sum_over_ranks(torch.tensor([float(p.grad is not None) for p in trained], device=self.network.device))
-        for p, ranks in zip(trained, used.tolist(), strict=True):
-            if ranks:
-                p.grad = self.accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
+    def _note_known(self, plan: Plan) -> None:
+        adversary: Any
+        for name, adversary in plan.adversaries.items():
+            if _keeps(adversary) == "rows" and name not in self._known:
+                self._known[name] = dict(adversary.by_row(self.memory.setdefault(name, {})))
 
-    def _sum_over_ranks(self, x: Tensor) -> Tensor:
-        return self.accelerator.reduce(x, reduction="sum")
+    def _settle(self, plan: Plan) -> None:
+        """Adversaries after the last micro-batch: what each process has noted of its rows is united first."""
+        adversary: Any
+        for name, adversary in plan.adversaries.items():
+            memory = self.memory.setdefault(name, {})
+            if self.ranks.number > 1 and _keeps(adversary) == "rows":
+                kept, known = adversary.by_row(memory), self._known[name]
+                news = {place: sites for place, sites in kept.items() if known.get(place) is not sites}
+                for place in news:
+                    del kept[place]
+                sent = {f"{place}\t{site}": x for place, sites in news.items() for site, x in sites.items() if mb.named(place)}
+                for found in self.ranks.tensors(sent):
+                    for both, x in found.items():
+                        place, _, site = both.partition("\t")
+                        kept.setdefault(place, {})[site] = x
+                self._known[name] = dict(kept)
+            if hasattr(adversary, "settle"):
+                adversary.settle(memory, self.ranks.sum)
 
     def _over_ranks(self, sums: Sums) -> Sums:
-        """Sums of all ranks. A metric may exist on some of them only, so names travel too, as bytes padded with spaces."""
-        if self.accelerator.num_processes == 1:
+        """Sums of all processes. A metric may exist on some of them only, so names travel too."""
+        if self.ranks.number == 1:
             return sums
-        text = json.dumps([sums.totals, sums.weighted]).encode()
-        here = torch.tensor(list(text), dtype=torch.uint8, device=self.network.device)
         found = Sums()
-        for row in self.accelerator.gather(self.accelerator.pad_across_processes(here, pad_index=ord(" "))[None]).tolist():
-            totals, weighted = json.loads(bytes(row))
+        for totals, weighted in self.ranks.plain([sums.totals, sums.weighted]):
             for name, value in totals.items():
                 found.total(name, value)
             for name, (value, weight) in weighted.items():
                 found.mean(name, value, weight)
-        return found
-
-    def _weights(self, plan: Plan, rows: Mapping[str, Any]) -> dict[str, Weights]:
-        named = dict(plan.terms) | {f"{view}.inner": a.inner for view, a in plan.adversaries.items() if a.inner is not None}
-        found = {}
-        for name, term in named.items():
-            if term.source in rows:
-                weights = term.weights(rows[term.source])
-                found[name] = Weights(weights.values, self._sum_over_ranks(weights.count))
         return found
 
     def set_learning_rate(self, base: float) -> None:
@@ -183,7 +233,7 @@ class LearnerRuntime:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.version = int(state["version"])
-        self.memory = state.get("memory", {})
+        self.memory, self._known = state.get("memory", {}), {}
 
 
 class Gradients:
@@ -214,6 +264,15 @@ class Gradients:
 def _unedited(plan: Plan) -> frozenset[str]:
     """Sources whose rows no adversary edits: what their rows have in common is run once."""
     return frozenset(plan.sources) - {s for view in plan.adversaries for s in plan.readers(view)}
+
+
+def _keeps(adversary: Any) -> str:
+    return getattr(adversary, "keeps", "")
+
+
+def _weights(plan: Plan, rows: Mapping[str, Any]) -> dict[str, Weights]:
+    named = dict(plan.terms) | {f"{view}.inner": a.inner for view, a in plan.adversaries.items() if a.inner is not None}
+    return {name: term.weights(rows[term.source]) for name, term in named.items() if term.source in rows}
 
 
 def _whole_groups(plan: Plan) -> frozenset[str]:

@@ -21,47 +21,93 @@ class _Bundle:
     source: str
     rows: list[int]
     length: int
-    tokens: int  # what it costs where rows are packed
+    tokens: int  # without padding
+
+    def cost(self, layout: Layout) -> int:
+        return self.tokens if layout.packed else self.length * len(self.rows)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are laid out in forwards. `packed`: without padding (`models/packed.py`); of `shared` sources the prompt of a group is run
+    once."""
+
+    packed: bool = False
+    shared: frozenset[str] = frozenset()
+
+
+PADDED = Layout()
 
 
 def pack(
-    rows: Mapping[str, Any],
-    budget: int,
-    *,
-    whole_groups: frozenset[str] = frozenset(),
-    packed: bool = False,
-    shared: frozenset[str] = frozenset(),
+    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: Layout = PADDED
 ) -> list[dict[str, Tensor]]:
     """Split an update. A pair, or a whole group where a delta is shared (`whole_groups`: names of sources), stays together.
 
-    Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row. Where the network
-    packs rows (`packed`), it is their real tokens, and groups stay together if they fit; of `shared` sources a group's common prompt
-    counts once. Raises BudgetError when a single bundle is over the budget.
+    Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row. Where rows are
+    packed it is their real tokens, and groups stay together if they fit. Raises BudgetError when a single bundle is over the budget.
     """
-    bundles = [b for source, r in rows.items() for b in _bundles(source, r, source in whole_groups)]
-    if packed:
-        free = [name for name, r in rows.items() if name not in whole_groups and not isinstance(r, PairRows)]
-        bundles = [b for b in bundles if b.source not in free]
-        bundles += [b for name in free for b in _fitting(name, rows[name], budget, name in shared)]
+    return deal(rows, budget, whole_groups=whole_groups, layout=layout)[0]
+
+
+def deal(
+    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: Layout = PADDED, parts: int = 1
+) -> list[list[dict[str, Tensor]]]:
+    """The micro-batches of each of `parts` processes: the longest bundle left goes to the one with the fewest tokens."""
+    bundles: list[_Bundle] = []
+    for source, r in rows.items():
+        if layout.packed and source not in whole_groups and not isinstance(r, PairRows):
+            bundles += _fitting(source, r, budget, source in layout.shared)
+        else:
+            bundles += _bundles(source, r, source in whole_groups, source in layout.shared)
     bundles.sort(key=lambda b: (-b.length, b.source, b.rows[0]))
-    micros: list[list[_Bundle]] = []
-    filled = 0  # rows of the last micro-batch, or its tokens
+    hands: list[list[_Bundle]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
     for bundle in bundles:
-        cost = bundle.tokens if packed else bundle.length * len(bundle.rows)
+        cost = bundle.cost(layout)
         if cost > budget:
             raise BudgetError(
                 f"args.token_budget: {len(bundle.rows)} row(s) of {bundle.length} tokens of source '{bundle.source}' must stay together "
                 f"and need {cost}, the budget is {budget}; raise it."
             )
-        width = micros[-1][0].length if micros else 0
-        fits = filled + cost <= budget if packed else width * (filled + len(bundle.rows)) <= budget
-        if micros and fits:
+        least = tokens.index(min(tokens))
+        hands[least].append(bundle)
+        tokens[least] += cost
+    return [_packed(hand, budget, layout) for hand in hands]
+
+
+def _packed(bundles: Sequence[_Bundle], budget: int, layout: Layout) -> list[dict[str, Tensor]]:
+    micros: list[list[_Bundle]] = []
+    filled = 0  # rows of the last micro-batch; its tokens where rows are packed
+    for bundle in bundles:
+        more = bundle.tokens if layout.packed else len(bundle.rows)
+        width = 1 if layout.packed or not micros else micros[-1][0].length
+        if micros and width * (filled + more) <= budget:
             micros[-1].append(bundle)
-            filled += cost if packed else len(bundle.rows)
+            filled += more
         else:
             micros.append([bundle])
-            filled = cost if packed else len(bundle.rows)
+            filled = more
     return [_indices(micro) for micro in micros]
+
+
+def evened(
+    hands: Sequence[Sequence[Micro]], rows: Mapping[str, Any], *, whole_groups: frozenset[str] = frozenset()
+) -> list[list[tuple[Micro, frozenset[str]]]]:
+    """The same number of micro-batches for all, micro-batch i with rows of the same sources for all: where a process has none, the
+    shortest bundle of the source fills in, and the source is named as idle. Its rows then count for nothing."""
+    filler: dict[str, Tensor] = {}
+    for source, r in rows.items():
+        shortest = min(_bundles(source, r, source in whole_groups), key=lambda b: (b.length * len(b.rows), b.rows[0]))
+        filler[source] = torch.tensor(shortest.rows)
+    wanted = [sorted({s for hand in hands if i < len(hand) for s in hand[i]}) for i in range(max(map(len, hands)))]
+    found: list[list[tuple[Micro, frozenset[str]]]] = []
+    for hand in hands:
+        padded = [*hand, *({} for _ in range(len(wanted) - len(hand)))]
+        found.append(
+            [({s: m.get(s, filler[s]) for s in sources}, frozenset(sources) - set(m)) for m, sources in zip(padded, wanted, strict=True)]
+        )
+    return found
 
 
 def _bundles(source: str, rows: Any, by_group: bool, shared: bool = False) -> list[_Bundle]:
@@ -96,6 +142,17 @@ def _indices(micro: Sequence[_Bundle]) -> dict[str, Tensor]:
         found.setdefault(bundle.source, []).extend(bundle.rows)
     # In row order: the order inside a source must not depend on how lengths happened to sort.
     return {source: torch.tensor(sorted(numbers), dtype=torch.long) for source, numbers in sorted(found.items())}
+
+
+def unnamed(rows: Any) -> Any:
+    """Rows that stand for nobody: what an adversary keeps by row is not theirs (`named`)."""
+    tokens = rows.tokens
+    return replace(rows, tokens=replace(tokens, key=torch.full_like(tokens.key, -1)))
+
+
+def named(place: str) -> bool:
+    """Whether a delta, by its name in `Ground.names`, belongs to a row of the update."""
+    return not place.endswith("/-1")
 
 
 def cut(rows: Any, numbers: Int[Tensor, "N"], width: int) -> Any:

@@ -52,7 +52,8 @@ class Sums:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One learner's networks and plan during one update. `key` names the update in every random stream; `memory` is what
-    each adversary keeps between updates."""
+    each adversary keeps between updates. Rows of sources that are `idle` in a micro-batch weigh nothing and are not reported: they
+    are there so that every process runs the same passes."""
 
     network: Any
     plan: Plan
@@ -62,6 +63,7 @@ class Run:
     key: tuple[object, ...]
     sums: Sums
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
 
     def passes(self, micro: mb.Micro, rows: Mapping[str, Any], component: tuple[str, ...]) -> Iterator[tuple[dict[str, Tensor], bool]]:
         """({term: its share of the learner's loss, with graph}, whether parts of the graph are needed again), to be
@@ -90,7 +92,8 @@ class Run:
         for name, term in terms.items():
             losses = self._evaluate(term, rows, found)
             each[name] = share * term.coef * self._weighted(name, term, micro, rows, losses)
-            self._record(name, term, each[name].sum(), losses, share)
+            if term.source not in self.idle:
+                self._record(name, term, each[name].sum(), losses, share)
         return each
 
     def _note_end(self, view: str, here: Here, each: Mapping[str, Tensor], found: Found) -> None:
@@ -192,7 +195,8 @@ class Run:
         weights = self.weights[name]
         width = rows[term.source].tokens.ids.shape[1]
         values = mb.cut_weights(weights, self.sizes[term.source], micro[term.source], width).to(losses.values.device)
-        return values / weights.count.clamp(min=1e-30).to(values.device) * losses.values
+        values = values / weights.count.clamp(min=1e-30).to(values.device)
+        return (values * 0 if term.source in self.idle else values) * losses.values
 
     def _record(self, name: str, term: Term, total: Tensor, losses: Losses, share: float) -> None:
         if term.coef:
@@ -304,7 +308,8 @@ def ground(
     """What an adversary stands on for these rows. Random streams: (update, adversary, source, row or group)."""
     threat = adversary.threat
     plain = getattr(network, "module", network)
-    names = [(s, number) for s, t in sources for number in (t.group if threat.share == "group" else t.key).tolist()]
+    numbers = ((s, t.key, t.group if threat.share == "group" else t.key) for s, t in sources)
+    names = [(s, number) for s, key, own in numbers for number in torch.where(key < 0, key, own).tolist()]
     allowed = region(threat.where, tokens, () if threat.special else plain.encoder.special_ids)
     if threat.share == "group":
         first = [names.index(name) for name in dict.fromkeys(names)]

@@ -107,6 +107,10 @@ class Network(nn.Module):
             self._norm = (version, total / len(ids))
         return self._norm[1]
 
+    def forget_norm(self) -> None:
+        """Measure the embedding anew: a sharded matrix is put together in the same place, whatever has become of it."""
+        self._norm = (None, math.nan)
+
     def forward(
         self,
         tokens: Tokens,

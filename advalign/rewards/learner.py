@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Learner(_scores.Shaped):
             raise ConfigError(f"rewards.learner.segment: '{self.segment}' given; 'sentence', or a number of words of at least 1.")
         if self.form == "airl" and self.level != "sequence":
             raise ConfigError(f"rewards.learner.level: form 'airl' weighs whole responses, and '{self.level}' is given; use sequence.")
+
+    whole: ClassVar[bool] = True  # what it asks of the learner is shared among processes, its statistics are of all responses
 
     def start(self, context: Context) -> Scorer:
         return Scorer(self, context)

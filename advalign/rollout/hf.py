@@ -38,6 +38,12 @@ class HF:
     def sync(self, network: Any, version: int) -> None:
         """Nothing to do: the engine samples from the learner's own weights."""
 
+    def skip(self, generator: torch.Generator, number: int, sampling: Sampling) -> None:
+        """Leave the draws of `number` responses out: whoever answers the prompts behind them draws what one process would."""
+        for start in range(0, number, 1024):
+            rows = min(1024, number - start)
+            torch.rand(rows, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)
+
     @torch.no_grad()
     def generate(
         self, network: Network, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator

@@ -11,7 +11,7 @@ import torch
 
 from advalign.errors import ConfigError, RewardError
 from advalign.plugins import kind_of
-from advalign.protocols import Reward
+from advalign.protocols import Context, Reward
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
 
 Scorer = Callable[[Sequence[RolloutGroup]], Sequence[float | Sequence[float]]]
@@ -36,6 +36,32 @@ class Sampled:
         for name in ("group_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sources.{name}: got {getattr(self, name)}, must be at least 1.")
+
+
+def started(rewards: Sequence[Reward], context: Context) -> list[Scorer]:
+    """Scorers. Several processes share the groups, whole, but where a reward is of the whole draw (`whole`)."""
+    return [r.start(context) if getattr(r, "whole", False) else _Shared(r.start(context), context) for r in rewards]
+
+
+class _Shared:
+    def __init__(self, scorer: Scorer, context: Context) -> None:
+        self.scorer, self.context = scorer, context
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[Any]:
+        return [score for scores in self.context.over(groups, self._by_group) for score in scores]
+
+    def _by_group(self, groups: Sequence[RolloutGroup]) -> list[list[Any]]:
+        given = [[float(s) for s in score] if isinstance(score, Sequence) else float(score) for score in self.scorer(groups)]
+        if len(given) != sum(len(g.rollouts) for g in groups):
+            return [given, *([] for _ in groups[1:])]  # the wrong number is reported where it is counted
+        rest = iter(given)
+        return [[next(rest) for _ in g.rollouts] for g in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scorer.state_dict() if hasattr(self.scorer, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.scorer.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Sequence[Scorer], where: str) -> dict[str, float]:

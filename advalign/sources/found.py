@@ -75,7 +75,7 @@ class _Runtime:
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.where)
         self.rewrites = None if config.rewrites is None else Rewrites(config.rewrites, examples, config.limit, context.seed, self.where)
-        self.scorers = [r.start(context) for r in config.rewards]
+        self.scorers = _rollouts.started(config.rewards, context)
         self.logs: dict[str, float] = {}
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:

@@ -83,7 +83,7 @@ class GameRuntime:
         self.config, self.context, self.name, self.where = config, context, name, f"sources.{name}"
         self.examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.stream = Stream(self.examples, lambda epoch: context.random("source", name, epoch), self.where)
-        self.scorers = [r.start(context) for r in config.rewards]
+        self.scorers = _rollouts.started(config.rewards, context)
         self.logs: dict[str, float] = {}
         self.answers: list[RolloutGroup] = []
         self.attacked: list[bool] = []

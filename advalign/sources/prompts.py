@@ -56,7 +56,7 @@ class _Runtime:
             self.stream = config.curriculum.start(examples, context, name)
         else:
             self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.where)
-        self.scorers = [r.start(context) for r in config.rewards]
+        self.scorers = _rollouts.started(config.rewards, context)
         self.logs: dict[str, float] = {}
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:

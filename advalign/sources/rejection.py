@@ -54,7 +54,7 @@ class _Runtime:
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.config, self.context, self.name = config, context, name
         self.prompts = Stream(examples, lambda epoch: context.random("source", name, epoch), f"sources.{name}")
-        self.scorers: list[_rollouts.Scorer] = [r.start(context) for r in config.rewards]
+        self.scorers: list[_rollouts.Scorer] = _rollouts.started(config.rewards, context)
         self.pool: Stream[RolloutGroup] | None = None  # groups of one response
         self.served = self.collected = 0  # draws of this pool; pools so far
         self.logs: dict[str, float] = {}

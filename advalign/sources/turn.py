@@ -67,7 +67,7 @@ class _Runtime:
                 f"answers: {played.answers}; give it at least 2."
             )
         self.rewards = [*played.rewards, *config.rewards]
-        self.scorers = [r.start(context) for r in config.rewards]
+        self.scorers = _rollouts.started(config.rewards, context)
         self.stream = Stream(self.game.examples, lambda epoch: context.random("source", name, epoch), self.where)
         self.logs: dict[str, float] = {}
 

@@ -1,9 +1,11 @@
 """Columns that belong to a draw, one no-grad pass each: old and reference log-probabilities, old entropy, values; then
-the advantages. They stay fixed while the draw is used for several updates."""
+the advantages. They stay fixed while the draw is used for several updates.
+
+Every process holds the whole draw, and runs its share of the rows; advantages are then those of one process, without a reduction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +13,18 @@ import torch
 from torch import Tensor
 
 from advalign.engine import micro as mb
+from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
 from advalign.models import Network
+from advalign.models.sharding import rest
 from advalign.protocols import Term
 from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, fit
 
 
 @torch.no_grad()
-def columns(network: Network, rows: Any, needs: Set[str], budget: int) -> dict[str, Tensor]:
-    """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout."""
+def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: Ranks | None = None) -> dict[str, Tensor]:
+    """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout; `ranks` share the rows."""
     mode = network.training
     network.eval()
     width = rows.tokens.ids.shape[1]
@@ -28,23 +32,27 @@ def columns(network: Network, rows: Any, needs: Set[str], budget: int) -> dict[s
     dtype = torch.promote_types(network.dtype, torch.float32)
     found = {need: torch.zeros(rows.tokens.ids.shape, dtype=dtype) for need in needs}
     try:
-        for micro in mb.pack({"rows": rows}, budget, packed=network.packs, shared=frozenset(["rows"])):
+        layout = mb.Layout(network.packs, frozenset(["rows"]))
+        hands = mb.deal({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
+        # As many forwards on every process: those of a sharded network wait for each other.
+        for micro, idle in mb.evened(hands, {"rows": rows})[0 if ranks is None else ranks.index]:
             numbers = micro["rows"]
             here = mb.cut(rows, numbers, int(rows.tokens.lengths[numbers].max())).to(network.device)
             heat = mb.temperatures([here])
             outputs = network(here.tokens, needs, None, None if heat is None else heat.to(network.device))
-            for need in needs:
+            for need in needs if not idle else ():
                 found[need][numbers] = fit(getattr(outputs, need).to("cpu", dtype), width)
     finally:
         network.train(mode)
-    return found
+        rest(network)
+    return found if ranks is None else {need: ranks.sum(found[need]) for need in sorted(found)}
 
 
 class Annotator:
     """Completes the rows of rollout draws. `states`: what estimators and KL coefficients carry from draw to draw, by source."""
 
-    def __init__(self, learners: Mapping[str, Any], frozen: Mapping[str, Network], all_reduce: Callable[[Tensor], Tensor], budget: int):
-        self.learners, self.frozen, self.all_reduce, self.budget = learners, frozen, all_reduce, budget
+    def __init__(self, learners: Mapping[str, Any], frozen: Mapping[str, Network], ranks: Ranks | None, budget: int):
+        self.learners, self.frozen, self.ranks, self.budget = learners, frozen, ranks, budget
         self.states: dict[str, dict[str, Any]] = {}
 
     def needs(self, source: Any, readers: Sequence[Term], specs: Mapping[str, Any]) -> frozenset[str]:
@@ -71,7 +79,7 @@ class Annotator:
         if getattr(source, "kl", None) is not None:
             rows, found = source.kl.apply(rows, state["kl"], summed=summed)
             logs |= found
-        advantages, returns = advantage(rows, state["advantage"], self.all_reduce)
+        advantages, returns = advantage(rows, state["advantage"], _whole)
         return replace(rows, advantages=advantages, returns=returns), logs
 
     def _columns(self, source: Any, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
@@ -79,18 +87,18 @@ class Annotator:
         # Replayed rows keep the log-probabilities of the policy that sampled them.
         own = {n for n in ("logprobs", "entropy") if f"old_{n}" in needed and getattr(rows, f"old_{n}") is None}
         if own:
-            now = columns(self.learners[source.learner].network, rows, own, self.budget)
+            now = columns(self.learners[source.learner].network, rows, own, self.budget, self.ranks)
             new |= {f"old_{need}": column for need, column in now.items()}
         if "old_logprobs" in new:  # where nobody knows who sampled (nan), it is taken to be the policy of now
             new["sampler_logprobs"] = torch.where(rows.sampler_logprobs.isnan(), new["old_logprobs"], rows.sampler_logprobs)
         if "ref_logprobs" in needed:
-            new["ref_logprobs"] = _reference(rows, self.frozen.get("reference"), self.budget)
+            new["ref_logprobs"] = _reference(rows, self.frozen.get("reference"), self.budget, self.ranks)
         if source.advantage.needs_values or "values" in needed:
             critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
             if not critics:
                 name = type(source.advantage).__name__
                 raise ConfigError(f"sources: advantage '{name}' needs values, and no learner has head: value; add one (a critic).")
-            new["values"] = columns(critics[0], rows, {"values"}, self.budget)["values"]
+            new["values"] = columns(critics[0], rows, {"values"}, self.budget, self.ranks)["values"]
         return replace(rows, **new)
 
     def _state(self, name: str, source: Any) -> dict[str, Any]:
@@ -107,10 +115,15 @@ def _gap(rows: RolloutRows) -> dict[str, float]:
     return mismatch.diagnostics(rows.old_logprobs, rows.sampler_logprobs, target)
 
 
-def annotate_pairs(rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int) -> PairRows:
+def _whole(x: Tensor) -> Tensor:
+    """The sum over processes, where each of them has all rows."""
+    return x
+
+
+def annotate_pairs(rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int, ranks: Ranks | None = None) -> PairRows:
     if "ref_logprobs" not in needed:
         return rows
-    return replace(rows, ref_logprobs=_reference(rows, reference, budget))
+    return replace(rows, ref_logprobs=_reference(rows, reference, budget, ranks))
 
 
 def annotate_feedback(
@@ -119,23 +132,23 @@ def annotate_feedback(
     *,
     policy: Network,
     reference: Network | None,
-    all_reduce: Callable[[Tensor], Tensor],
     budget: int,
+    ranks: Ranks | None = None,
 ) -> FeedbackRows:
     """The rows of a draw with reference and z0 = max(0, mean of sum_t log p - log p_ref over mismatched rows), without those rows."""
     new: dict[str, Any] = {"mismatched": None}
     if "ref_logprobs" in needed:
-        new["ref_logprobs"] = _reference(rows, reference, budget)
+        new["ref_logprobs"] = _reference(rows, reference, budget, ranks)
     if "anchor" in needed:
         assert rows.mismatched is not None
         crossed = DemoRows(tokens=rows.mismatched)
-        ratios = (columns(policy, crossed, {"logprobs"}, budget)["logprobs"] - _reference(crossed, reference, budget)).sum(1)
-        total, count = all_reduce(torch.stack([ratios.sum(), ratios.new_tensor(len(ratios))]))
-        new["anchor"] = (total / count).clamp(min=0).repeat(len(ratios))
+        now, then = columns(policy, crossed, {"logprobs"}, budget, ranks)["logprobs"], _reference(crossed, reference, budget, ranks)
+        ratios = (now - then).sum(1)
+        new["anchor"] = (ratios.sum() / len(ratios)).clamp(min=0).repeat(len(ratios))
     return replace(rows, **new)
 
 
-def _reference(rows: Any, reference: Network | None, budget: int) -> Tensor:
+def _reference(rows: Any, reference: Network | None, budget: int, ranks: Ranks | None = None) -> Tensor:
     if reference is None:
         raise ConfigError("frozen: an objective compares with the reference; add frozen: {reference: {of: policy}}.")
-    return columns(reference, rows, {"logprobs"}, budget)["logprobs"]
+    return columns(reference, rows, {"logprobs"}, budget, ranks)["logprobs"]

@@ -16,26 +16,50 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 
+from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError
+from advalign.models import sharding
+from advalign.training import shards
 
 PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
 
 
-def save(folder: Path, step: int, networks: dict[str, Any], state: dict[str, Any], keep: int = 2) -> Path:
-    """`networks`: {name: module}; `state`: nested plain values and tensors. Older checkpoints beyond `keep` are removed."""
+def save(
+    folder: Path,
+    step: int,
+    networks: dict[str, Any],
+    state: dict[str, Any],
+    *,
+    ranks: Ranks,
+    optimizers: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """`networks`: {name: module}; `state`: nested plain values and tensors. Older checkpoints beyond `keep` are removed.
+
+    The main process writes. Of a sharded network each process writes its rows, with those of its optimizer's moments
+    (`optimizers`, by the same name)."""
     final = folder / f"{PREFIX}{step}"
     partial = folder / f"{PARTIAL}{step}"
-    for cut_short in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(cut_short, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if ranks.main:
+        for cut_short in folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(cut_short, ignore_errors=True)
+        partial.mkdir(parents=True)
+    ranks.wait()
     for name, network in networks.items():
-        save_model(network, str(partial / f"{name}.safetensors"))
-    torch.save(state, partial / "state.pt")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    for old in sorted(found(folder), key=_step)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if sharding.units(network):
+            sharding.rest(network)
+            shards.write(partial, name, network, (optimizers or {}).get(name), ranks.index, ranks.number)
+        elif ranks.main:
+            save_model(network, str(partial / f"{name}.safetensors"))
+    ranks.wait()
+    if ranks.main:
+        torch.save(state, partial / "state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in sorted(found(folder), key=_step)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.wait()
     return final
 
 
@@ -69,9 +93,32 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
     file = path / f"{name}.safetensors"
-    if not file.exists():
+    if not shards.files(path, name):
         raise ConfigError(f"resume: {path.name} holds no weights of '{name}'; the configuration has changed since it was written.")
-    load_model(network, str(file))
+    if file.exists() and not sharding.units(network):
+        load_model(network, str(file))
+    else:
+        sharding.rest(network)
+        shards.read(path, name, network)
+
+
+def without_moments(network: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a sharded learner as the main process writes it: moments have rows, and lie with the weights."""
+    if not sharding.units(network):
+        return state
+    names = [n for n, p in network.named_parameters() if p.requires_grad]
+    moved = {names[i]: float(each["step"]) for i, each in state["optimizer"]["state"].items()}
+    return {**state, "optimizer": {"steps": moved, "param_groups": state["optimizer"]["param_groups"]}}
+
+
+def with_moments(path: Path, name: str, network: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a learner as its optimizer wants it, whatever wrote it and whoever reads it."""
+    optimizer = state["optimizer"]
+    if "steps" in optimizer:
+        optimizer = shards.read_moments(path, name, network, optimizer)
+    elif sharding.units(network):
+        optimizer = shards.cut(network, optimizer)
+    return {**state, "optimizer": optimizer}
 
 
 def _step(path: Path) -> int:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from advalign.engine import keys
 from advalign.engine.learner import LearnerRuntime
+from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
-from advalign.models.load import frozen as frozen_copy
+from advalign.models.sharding import gathered, local, rest
 from advalign.training.annotate import columns
-from advalign.types import DemoRows, Example, RolloutGroup, Sampling
+from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
 
 
 class RunContext:
-    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies."""
+    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies. With
+    several processes each samples and scores its share, and all are given everything, so that a source need not know of them."""
 
-    def __init__(self, seed: int, engine: Any, budget: int) -> None:
-        self.seed, self.engine, self.budget = seed, engine, budget
+    def __init__(self, seed: int, engine: Any, budget: int, ranks: Ranks | None = None) -> None:
+        self.seed, self.engine, self.budget, self.ranks = seed, engine, budget, ranks
         self.learners: dict[str, LearnerRuntime] = {}
         self.sources: dict[str, Any] = {}
         self.items: dict[str, Any] = {}
@@ -55,12 +57,17 @@ class RunContext:
 
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         network, version = self.network(learner)
-        self.engine.sync(network, version)
-        groups = self.engine.generate(network, examples, n, sampling, self.generator(*key))
+        with gathered(network):
+            engine = Shared(self.engine, self.ranks)
+            engine.sync(network, version)
+            groups = engine.generate(network, examples, n, sampling, self.generator(*key))
         for group in groups:
             for rollout in group.rollouts:
                 rollout.policy_version = version
         return groups
+
+    def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+        return list(work(items)) if self.ranks is None else self.ranks.over(items, work)
 
     def encoder(self, learner: str) -> Any:
         return self.network(learner)[0].encoder
@@ -70,13 +77,17 @@ class RunContext:
 
     def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
         network, version = self.network(learner)
-        return scores(network, prompts, texts, finished, self.budget), version
+        asked = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
+        with gathered(network):
+            found = self.over(asked, lambda rows: _scored(network, rows, self.budget))
+        known = dict(zip(asked, found, strict=True))
+        return [known[row] for row in zip(prompts, texts, finished, strict=True)], version
 
     def score_tokens(self, learner: str, groups: Sequence[RolloutGroup]) -> tuple[list[list[float]], int]:
         network, version = self.network(learner)
         tokens = network.encoder.rollouts(groups)
         self._check_ids(learner, tokens, groups)
-        found = columns(network, DemoRows(tokens=tokens), {"token_scores"}, self.budget)["token_scores"]
+        found = columns(network, DemoRows(tokens=tokens), {"token_scores"}, self.budget, self.ranks)["token_scores"]
         return [row[target].double().tolist() for row, target in zip(found, tokens.target, strict=True)], version
 
     def _check_ids(self, learner: str, tokens: Any, groups: Sequence[RolloutGroup]) -> None:
@@ -95,7 +106,49 @@ class RunContext:
     def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
         network, _ = self.network(learner)
         tokens = network.encoder.verdicts(prompts, texts, finished)
-        return columns(network, DemoRows(tokens=tokens), {"logprobs"}, self.budget)["logprobs"].double().sum(1).tolist()
+        return columns(network, DemoRows(tokens=tokens), {"logprobs"}, self.budget, self.ranks)["logprobs"].double().sum(1).tolist()
+
+
+class Shared:
+    """A rollout engine whose prompts are answered by all processes, each a share; every one is given all answers. An engine that can
+    `skip` the draws of responses before its share answers as one process would; another one is handed a stream for each share."""
+
+    def __init__(self, engine: Any, ranks: Ranks | None) -> None:
+        self.engine, self.ranks = engine, ranks
+
+    def sync(self, network: Any, version: int) -> None:
+        """Every process tells an engine of its own; one that stands elsewhere (`url`) is told by the first."""
+        elsewhere = self.ranks is not None and getattr(self.engine, "url", None) is not None
+        with gathered(network):
+            if self.ranks is None or not elsewhere or self.ranks.main:
+                self.engine.sync(network, version)
+        if self.ranks is not None and elsewhere:
+            self.ranks.wait()
+
+    def generate(
+        self, network: Any, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
+    ) -> list[RolloutGroup]:
+        ranks = self.ranks
+        if ranks is None or ranks.number == 1:
+            return self.engine.generate(network, examples, n, sampling, generator)
+        share = ranks.share(len(examples))
+        if share.start and hasattr(self.engine, "skip"):
+            self.engine.skip(generator, share.start * n, sampling)
+        elif share.start:
+            generator = keys.generator(generator.initial_seed(), "share", share.start)
+        mine = examples[share.start : share.stop]
+        with gathered(network):
+            groups = self.engine.generate(network, mine, n, sampling, generator) if mine else []
+        found = [group for part in ranks.plain([_sent(g) for g in groups]) for group in part]
+        return [_received(example, group) for example, group in zip(examples, found, strict=True)]
+
+
+def _sent(group: RolloutGroup) -> dict[str, Any]:
+    return {**vars(group), "example": None, "rollouts": [vars(r) for r in group.rollouts]}
+
+
+def _received(example: Example, group: Mapping[str, Any]) -> RolloutGroup:
+    return RolloutGroup(**{**group, "example": example, "rollouts": [Rollout(**r) for r in group["rollouts"]]})
 
 
 class Copies:
@@ -109,7 +162,7 @@ class Copies:
     def get(self, name: str) -> Network:
         if name not in self.networks:
             spec = self.known[name]
-            self.networks[name] = frozen_copy(self.learners[spec.of].network, moving=spec.ema is not None or spec.refresh is not None)
+            self.networks[name] = self.learners[spec.of].frozen(moving=spec.ema is not None or spec.refresh is not None)
             self.versions[name] = self.learners[spec.of].version
         return self.networks[name]
 
@@ -130,11 +183,18 @@ class Copies:
     def _blend(self, name: str, share: float) -> None:
         runtime = self.learners[self.known[name].of]
         copy, now = self.get(name), runtime.network
+        rest(copy)
+        rest(now)
         for mean, value in zip(copy.parameters(), now.parameters(), strict=True):
-            mean.copy_(value.detach()) if share == 1 else mean.lerp_(value.detach(), share)
+            local(mean).copy_(local(value)) if share == 1 else local(mean).lerp_(local(value), share)
         for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
             kept.copy_(buffer)
         self.versions[name] = runtime.version
+
+
+def _scored(network: Network, rows: Sequence[tuple[str, str, bool]], budget: int) -> list[float]:
+    prompts, texts, finished = zip(*rows, strict=True)
+    return scores(network, prompts, texts, finished, budget)
 
 
 @torch.no_grad()

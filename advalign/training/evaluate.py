@@ -188,7 +188,7 @@ def _over(network: Network, tokens: Tokens, need: str, budget: int) -> torch.Ten
     found: dict[int, torch.Tensor] = {}
     width = tokens.ids.shape[1]
     try:
-        for micro in mb.pack({"rows": DemoRows(tokens=tokens)}, budget, packed=network.packs, shared=frozenset(["rows"])):
+        for micro in mb.pack({"rows": DemoRows(tokens=tokens)}, budget, layout=mb.Layout(network.packs, frozenset(["rows"]))):
             rows = micro["rows"]
             here = tokens.index(rows).fit(int(tokens.lengths[rows].max())).to(network.device)
             out = getattr(network(here, {need}), need).float().cpu()

@@ -163,7 +163,7 @@ def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mappi
     batches = -(-rows // getattr(trainer.engine, "max_rows", rows))
     made.moved += batches * new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cached
     readers = [t for t in trainer.config["objectives"].values() if t.source == name]
-    needed = Annotator({}, {}, lambda x: x, 0).needs(source, readers, config["learners"])
+    needed = Annotator({}, {}, None, 0).needs(source, readers, config["learners"])
     passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(source.advantage.needs_values)
     made.operations["annotation"] += passes * shape.forward(size.tokens, size.targets, size.length)
 

@@ -15,6 +15,8 @@ from advalign.training.schedule import Follow, Gate, Ramp, Stage, replaced
 
 MOVING = ("objectives", "adversaries", "learners")  # what a stage or a schedule may change; a source is started once
 
+DISTRIBUTED = ("auto", "ddp", "fsdp")
+
 # What a forward can give, by the head that gives it.
 HEAD_OF = {
     "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
@@ -25,7 +27,8 @@ HEAD_OF = {
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
     """`token_budget`: tokens, padding included, of one micro-batch. `measure_every`: gradient norms and cosines per term.
-    Names as in transformers where the meaning is the same."""
+    `distributed`: what several processes do, `ddp` (each holds all weights) or `fsdp` (each a slice of them); `auto` is what `accelerate`
+    was configured for. Names as in transformers where the meaning is the same."""
 
     max_steps: int = 100
     output_dir: str | None = None
@@ -35,6 +38,11 @@ class TrainingArguments:
     save_steps: int = 0
     measure_every: int = 0
     mixed_precision: str = "no"
+    distributed: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.distributed not in DISTRIBUTED:
+            raise unknown("args.distributed", "way to use several processes", self.distributed, DISTRIBUTED)
 
 
 @dataclass(frozen=True, kw_only=True)

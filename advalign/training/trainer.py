@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging as hf_logging
 
 from advalign import data as loading
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
+from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError
 from advalign.models import Network, load
 from advalign.models.load import borrow, lender_of, lenders_first
 from advalign.protocols import Adversary, Source, Term
 from advalign.rollout.hf import HF
-from advalign.training import checkpoint, evaluate
+from advalign.training import checkpoint, evaluate, processes
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs
-from advalign.training.context import Copies, RunContext
+from advalign.training.context import Copies, RunContext, Shared
 from advalign.training.logs import Bar, Log
 from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
@@ -106,6 +106,10 @@ class Trainer:
     def notes(self) -> list[str]:
         """What is allowed and yet probably not meant: of the configuration, and once models are loaded, of their sizes."""
         found = self.recipe.notes()
+        if self._started and self.args.distributed == "fsdp" and self.ranks.number == 1:
+            found.append(
+                "args.distributed: fsdp given, and there is one process, so weights are whole; launch more (torchrun, accelerate)."
+            )
         judges = {r.learner for s in self.config["sources"].values() for r in getattr(s, "rewards", ()) if hasattr(r, "learner")}
         sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
         for name, source in self.config["sources"].items():
@@ -127,18 +131,20 @@ class Trainer:
             return
         hf_logging.disable_progress_bar()
         args = self.args
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
-        self.context = RunContext(args.seed, self.engine, args.token_budget)
+        self.accelerator = processes.accelerator(args.mixed_precision)
+        self.ranks, shards = Ranks(self.accelerator), processes.sharding(self.accelerator, args)
+        processes.refuse(self.ranks.number, shards, self.config["sources"], self.config["objectives"])
+        self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
         self.learners: dict[str, LearnerRuntime] = {}
         networks: dict[str, Network] = {}
         for name in lenders_first(self.config["learners"], self._given):
             networks[name] = self._given.get(name) or _load(name, self.config["learners"][name], args.seed, networks)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(self.accelerator.device)
-            self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps)
+            self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
         self.context.learners = self.learners
         self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
-        self.annotator = Annotator(self.learners, self.copies.networks, self._all_reduce, args.token_budget)
+        self.annotator = Annotator(self.learners, self.copies.networks, self.ranks, args.token_budget)
         # Started in order of need, so that a source may take hold of another one.
         for name in ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
@@ -168,20 +174,19 @@ class Trainer:
         folder = Path(self.args.output_dir) if self.args.output_dir else None
         if resume and folder is None:
             raise ConfigError("args.output_dir: none given, so there is nothing to resume from; set it to the folder of the run.")
-        newest = checkpoint.latest(folder) if folder is not None and resume else None
-        if folder is not None and newest is None:
-            _clear(folder)
+        newest = self._begin(folder, resume) if folder is not None else None
         if newest is not None:
             self.load_checkpoint(newest)
-        log = Log(folder, self.step) if folder is not None else None
+        log = Log(folder, self.step) if folder is not None and self.ranks.main else None
         history: list[dict[str, Any]] = []
-        with Bar(self.total_steps, self.step, "", enabled=progress) as bar:
+        with Bar(self.total_steps, self.step, "", enabled=progress and self.ranks.main) as bar:
             while not self.timeline.finished(self.step):
                 stage = self.stage
                 followed = {f"schedules/{path}": value for path, value in self.timeline.values.items()}
                 logs: dict[str, Any] = {"stage": stage.name} | followed | self.training_step()
                 due = bool(self.args.eval_steps) and self.step % self.args.eval_steps == 0
                 logs |= self.evaluate() if due else {}
+                logs = self.ranks.same(logs)  # what follows from a number happens everywhere
                 self.timeline.observe(self.step, logs)  # a stage may end by what was just evaluated
                 if self.args.eval_steps and not due and self.timeline.finished(self.step):
                     logs |= self.evaluate()
@@ -193,10 +198,20 @@ class Trainer:
                     callback.on_step(self, logs)
                 if folder is not None and self.args.save_steps and self.step % self.args.save_steps == 0:
                     self.save_checkpoint(folder)
-        if log is not None and folder is not None:
+        if log is not None:
             log.close()
+        if folder is not None:
             self.save_pretrained(folder)
         return history
+
+    def _begin(self, folder: Path, resume: bool) -> Path | None:
+        """The checkpoint to continue from; without one the folder is cleared. All processes see one folder."""
+        newest = checkpoint.latest(folder) if resume and self.ranks.main else None
+        name = self.ranks.same(None if newest is None else newest.name)
+        if name is None and self.ranks.main:
+            _clear(folder)
+        self.ranks.wait()
+        return None if name is None else folder / name
 
     def training_step(self) -> dict[str, float]:
         """Draw, then update every learner; policies before the discriminators that judge them."""
@@ -221,9 +236,6 @@ class Trainer:
         self.step += 1
         return logs
 
-    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(x, reduction="sum")
-
     def _items(self, source: str, repeat: int) -> Any:
         if source not in self.context.items or (repeat and self.config["sources"][source].yields is not RolloutRows):
             self.context.items[source] = self.context.sources[source].draw(self.step, repeat)
@@ -237,6 +249,7 @@ class Trainer:
         items, runtime = self._items(source, repeat), self.context.sources[source]
         logs |= {f"{source}/{k}": v for k, v in getattr(runtime, "notes", {}).items()}
         rows = runtime.rows(items, self.learners[learner].network.encoder)
+        self.ranks.agree(f"sources.{source}", rows.tokens.ids)
         readers = [t for t in self._now()[1].values() if t.source == source]
         needed = self.annotator.needs(config["sources"][source], readers, config["learners"])
         if isinstance(rows, RolloutRows):
@@ -244,10 +257,11 @@ class Trainer:
             logs |= {f"{source}/{k}": v for k, v in found.items()}
             annotated[source] = rows
         elif isinstance(rows, PairRows):
-            rows = annotate_pairs(rows, needed, reference=self.frozen.get("reference"), budget=self.args.token_budget)
+            reference, budget = self.frozen.get("reference"), self.args.token_budget
+            rows = annotate_pairs(rows, needed, reference=reference, budget=budget, ranks=self.ranks)
         elif isinstance(rows, FeedbackRows):
             own, frozen = self.learners[learner].network, self.frozen.get("reference")
-            rows = annotate_feedback(rows, needed, policy=own, reference=frozen, all_reduce=self._all_reduce, budget=self.args.token_budget)
+            rows = annotate_feedback(rows, needed, policy=own, reference=frozen, budget=self.args.token_budget, ranks=self.ranks)
         return rows
 
     def _updates(self, name: str, p: Plan, rows: Mapping[str, Any], spec: Learner, repeat: int, train: bool) -> dict[str, float]:
@@ -291,7 +305,7 @@ class Trainer:
         logs: dict[str, float] = {}
         for name, evaluation in self.evaluations.items():
             network = self.context.learner(evaluation.learner).network
-            found = evaluate.run(evaluation, network, self.engine, self.args.token_budget, self.context)
+            found = evaluate.run(evaluation, network, Shared(self.engine, self.ranks), self.args.token_budget, self.context)
             logs |= {f"{name}/{k}": v for k, v in found.items()}
         for callback in self.callbacks:
             callback.on_evaluate(self, logs)
@@ -300,7 +314,10 @@ class Trainer:
     def save_pretrained(self, folder: str | Path) -> None:
         """One folder per learner, readable by `from_pretrained`."""
         for name, runtime in self.learners.items():
-            runtime.network.save_pretrained(Path(folder) / name)
+            network = runtime.whole()
+            if network is not None and self.ranks.main:
+                network.save_pretrained(Path(folder) / name)
+        self.ranks.wait()
 
     def save_checkpoint(self, folder: Path) -> None:
         networks = {f"learner.{n}": r.network for n, r in self.learners.items()} | {f"frozen.{n}": f for n, f in self.frozen.items()}
@@ -308,13 +325,14 @@ class Trainer:
             "config": self._described(),
             "step": self.step,
             "timeline": self.timeline.state_dict(),
-            "learners": {n: r.state_dict() for n, r in self.learners.items()},
+            "learners": {n: checkpoint.without_moments(r.network, r.state_dict()) for n, r in self.learners.items()},
             "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
             "copies": dict(self.copies.versions),
             "annotator": self.annotator.states,
             "random": torch.get_rng_state(),
         }
-        path = checkpoint.save(folder, self.step, networks, state)
+        optimizers = {f"learner.{n}": r.optimizer for n, r in self.learners.items()}
+        path = checkpoint.save(folder, self.step, networks, state, ranks=self.ranks, optimizers=optimizers)
         for callback in self.callbacks:
             callback.on_save(self, str(path))
 
@@ -333,7 +351,7 @@ class Trainer:
         self.timeline.load_state_dict(state["timeline"])
         for name, runtime in self.learners.items():
             checkpoint.read_network(path, f"learner.{name}", runtime.network)
-            runtime.load_state_dict(state["learners"][name])
+            runtime.load_state_dict(checkpoint.with_moments(path, f"learner.{name}", runtime.network, state["learners"][name]))
         for name, version in state["copies"].items():
             checkpoint.read_network(path, f"frozen.{name}", self.copies.get(name))
             self.copies.versions[name] = version

@@ -1,4 +1,4 @@
-"""Two gloo processes on CPU with half of the groups each: the averaged gradient and the logs are those of one process with all rows."""
+"""Two gloo processes on CPU that share the rows of an update: the summed gradient and the logs are those of one process."""
 
 import json
 import multiprocessing
@@ -31,11 +31,12 @@ def found(tmp_path_factory) -> Path:
 
 
 def test_the_cases_are_what_their_names_say():
-    counts = {name: tuple(num_micros(case, rank) for rank in range(WORLD)) for name, case in CASES.items()}
+    counts = {name: num_micros(case) for name, case in CASES.items()}
     assert counts["one micro-batch each"] == (1, 1)
+    assert counts["two each"] == (2, 2)
+    assert counts["one and none"] == (1, 0)
     assert counts["two and one"] == (2, 1)
-    assert counts["five and three"] == (5, 3)
-    assert counts["views on some micro-batches"] == (2, 2)
+    assert counts["views on some micro-batches"] == (4, 4)
 
 
 def test_a_mean_of_local_means_would_be_wrong():

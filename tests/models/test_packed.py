@@ -202,11 +202,11 @@ def test_an_update_is_the_same_packed_and_padded(name, budget):
 def test_micro_batches_of_packed_rows_hold_real_tokens_and_whole_groups():
     """Rows of 8 6 5 | 2 | 3 7 tokens. Packed, without sharing: 19, 2 and 10 of them; a budget of 21 holds the first and the second."""
     rows = {"s": DemoRows(tokens=ragged())}
-    assert [m["s"].tolist() for m in mb.pack(rows, 21, packed=True)] == [[0, 1, 2], [3, 4, 5]]
+    assert [m["s"].tolist() for m in mb.pack(rows, 21, layout=mb.Layout(True))] == [[0, 1, 2], [3, 4, 5]]
     # Prompts of one token (the first target is the second), counted once per group: 17, 2 and 9.
-    assert [m["s"].tolist() for m in mb.pack(rows, 17, packed=True, shared=frozenset("s"))] == [[0, 1, 2], [3, 4, 5]]
+    assert [m["s"].tolist() for m in mb.pack(rows, 17, layout=mb.Layout(True, frozenset("s")))] == [[0, 1, 2], [3, 4, 5]]
     # A group over the budget is split row by row rather than refused: 8 6 5 of the first.
-    assert sorted(i for m in mb.pack(rows, 10, packed=True) for i in m["s"].tolist()) == list(range(6))
+    assert sorted(i for m in mb.pack(rows, 10, layout=mb.Layout(True)) for i in m["s"].tolist()) == list(range(6))
 
 
 def test_the_prompt_of_a_group_is_computed_once():

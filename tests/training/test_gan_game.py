@@ -372,7 +372,7 @@ def test_token_rewards_are_weighted_placed_and_summed():
     rows = _rollouts.rows(groups, encoder, [k.weight for k in kinds], 1.0)
     assert rows.token_rewards[rows.tokens.target].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
 
-    annotate = Annotator(trainer.learners, {}, lambda x: x, 8192)
+    annotate = Annotator(trainer.learners, {}, None, 8192)
     summed, _ = annotate("a", SimpleNamespace(advantage=Group(scale="none"), learner="policy"), rows, set())
     assert summed.rewards.sum(1).tolist() == [22.0, 38.0]  # an estimator of whole responses gets the sum
     assert summed.advantages[summed.tokens.target].tolist() == [-8.0] * 3 + [8.0] * 2

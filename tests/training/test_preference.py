@@ -68,9 +68,7 @@ def test_the_reference_point_is_the_mean_over_mismatched_rows_and_never_below_ze
     found = {}
     for budget in (12, 1000):  # one row at a time, and all at once
         for name, (own, other) in {"there": (first, second), "back": (second, first)}.items():
-            rows = annotate_feedback(
-                judged(own), {"ref_logprobs", "anchor"}, policy=own, reference=other, all_reduce=lambda x: x, budget=budget
-            )
+            rows = annotate_feedback(judged(own), {"ref_logprobs", "anchor"}, policy=own, reference=other, budget=budget)
             assert rows.mismatched is None
             assert rows.anchor.shape == (3,)
             assert len(set(rows.anchor.tolist())) == 1
@@ -78,11 +76,8 @@ def test_the_reference_point_is_the_mean_over_mismatched_rows_and_never_below_ze
     for budget in (12, 1000):
         assert found["there", budget] == pytest.approx(max(0.0, mean), abs=1e-12)
         assert found["back", budget] == pytest.approx(max(0.0, -mean), abs=1e-12)
-    rows = annotate_feedback(judged(first), {"ref_logprobs"}, policy=first, reference=second, all_reduce=lambda x: x, budget=1000)
+    rows = annotate_feedback(judged(first), {"ref_logprobs"}, policy=first, reference=second, budget=1000)
     assert rows.anchor is None  # nobody asked
-    # Over two ranks sums and counts are added, so equal halves give the mean of the whole.
-    twice = annotate_feedback(judged(first), {"anchor"}, policy=first, reference=second, all_reduce=lambda x: 2 * x, budget=1000)
-    assert float(twice.anchor[0]) == pytest.approx(max(0.0, mean), abs=1e-12)
 
 
 def taught(steps=3, **more):
