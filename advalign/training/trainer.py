@@ -209,6 +209,7 @@ class Trainer:
             if hasattr(self.context.sources[name], "logs"):  # a learner samples for it
                 self._items(name, 0)
                 logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
+        logs |= {f"rollout/{k}": v for k, v in getattr(self.engine, "logs", {}).items()}
         annotated: dict[str, Any] = {}
         for name, p in plans.items():
             rests = self.timeline.rests(name)
