@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,10 @@ class VLLM:
 
     def sync(self, network: Network, version: int) -> None:
         """From here on samples are of `network` as it is now, unless it already was at this version."""
+        with self.state.lock:
+            self._sync(network, version)
+
+    def _sync(self, network: Network, version: int) -> None:
         if self.state.holds(network, version):
             return
         self.state.check_same(network)
@@ -96,8 +101,19 @@ class VLLM:
         self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
         """`n` more rollouts per group, from its own `prompt_ids`, which may already hold the beginning of a response."""
-        if self.state.network is None or self.state.network() is not network:
-            self.sync(network, -1)
+        with self.state.lock:  # rollouts of coming steps are sampled in another thread, from a copy of the weights
+            if self.state.network is None or self.state.network() is not network:
+                self.sync(network, -1)
+            new = self._sampled(network, groups, n, sampling, generator)
+            if self.state.due:
+                self._check(network, groups, new, sampling.temperature or 1.0)
+        for group, rollouts in zip(groups, new, strict=True):
+            group.rollouts += rollouts
+        return groups
+
+    def _sampled(
+        self, network: Network, groups: Sequence[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
+    ) -> list[list[Rollout]]:
         backend, end = self.state.backend, network.encoder.eos_id
         seeds = torch.randint(2**62, (len(groups),), generator=generator, device=generator.device).tolist()
         lengths = [len(g.prompt_ids) for g in groups]
@@ -106,12 +122,7 @@ class VLLM:
         rooms = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
         copies = n if sampling.temperature else 1  # vLLM refuses to do the same greedy work twice
         found = backend.sample([g.prompt_ids for g in groups], rooms, seeds, copies, sampling, end)
-        new = [[_rollout(network, *each, end) for _ in range(n // copies) for each in responses] for responses in found]
-        if self.state.due:
-            self._check(network, groups, new, sampling.temperature or 1.0)
-        for group, rollouts in zip(groups, new, strict=True):
-            group.rollouts += rollouts
-        return groups
+        return [[_rollout(network, *each, end) for _ in range(n // copies) for each in responses] for responses in found]
 
     def _check(self, network: Network, groups: Sequence[RolloutGroup], new: Sequence[Sequence[Rollout]], temperature: float) -> None:
         """The first response of the first prompts, read by the network itself."""
@@ -141,6 +152,7 @@ class _State:
 
     def __init__(self) -> None:
         self.backend: Any = None
+        self.lock = threading.RLock()
         self.network: weakref.ref[Network] | None = None
         self.version, self.due = -1, False
         self.signature: tuple[Any, ...] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from advalign.engine.learner import LearnerRuntime
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
 from advalign.models.load import frozen as frozen_copy
+from advalign.training.ahead import Background, stamped
 from advalign.training.annotate import columns
 from advalign.types import DemoRows, Example, RolloutGroup, Sampling
 
 
 class RunContext:
-    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies."""
+    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies;
+    `last`: how many steps the run has at most."""
 
     def __init__(self, seed: int, engine: Any, budget: int) -> None:
         self.seed, self.engine, self.budget = seed, engine, budget
@@ -26,6 +28,8 @@ class RunContext:
         self.sources: dict[str, Any] = {}
         self.items: dict[str, Any] = {}
         self.copies: Copies | None = None
+        self.last: int | None = None
+        self.background = Background(engine)
 
     def generator(self, *key: object) -> torch.Generator:
         return keys.generator(self.seed, *key)
@@ -56,11 +60,11 @@ class RunContext:
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         network, version = self.network(learner)
         self.engine.sync(network, version)
-        groups = self.engine.generate(network, examples, n, sampling, self.generator(*key))
-        for group in groups:
-            for rollout in group.rollouts:
-                rollout.policy_version = version
-        return groups
+        return stamped(self.engine.generate(network, examples, n, sampling, self.generator(*key)), version)
+
+    def generate_later(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> Callable[[], list[RolloutGroup]]:
+        network, version = self.network(learner)
+        return self.background.submit(network, version, examples, n, sampling, self.generator(*key))
 
     def encoder(self, learner: str) -> Any:
         return self.network(learner)[0].encoder

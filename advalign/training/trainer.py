@@ -129,6 +129,7 @@ class Trainer:
         args = self.args
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         self.context = RunContext(args.seed, self.engine, args.token_budget)
+        self.context.last = self.total_steps
         self.learners: dict[str, LearnerRuntime] = {}
         networks: dict[str, Network] = {}
         for name in lenders_first(self.config["learners"], self._given):
