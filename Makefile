@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites tables clean
+.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -105,6 +105,10 @@ bench-evaluation: $(READY)  ## the full suites on plain and adversarially traine
 bench-generation: export OMP_NUM_THREADS := 1
 bench-generation: $(READY)  ## sampling against transformers.generate, about ten minutes; writes benchmarks/results/generation.json
 	$(BIN)/python benchmarks/generation.py
+
+bench-async: export OMP_NUM_THREADS := 1
+bench-async: $(READY) $(VLLM_READY)  ## sampling beside the update, about 15 minutes; writes benchmarks/results/async_rollouts.json
+	$(BIN)/python benchmarks/async_rollouts.py
 
 bench-gan: export OMP_NUM_THREADS := 1
 bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json

@@ -191,7 +191,9 @@ class Context(Protocol):
 
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]: ...
 
-    def generate_later(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> Callable[[], list[RolloutGroup]]:
+    def generate_later(
+        self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
+    ) -> Callable[[], list[RolloutGroup]]:
         """The same from a copy of the weights of now, in the background; what is returned waits for it."""
 
     # Wherever a learner is named below, a frozen copy may be: an averaged judge, a previous opponent.

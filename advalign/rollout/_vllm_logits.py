@@ -4,7 +4,8 @@ vLLM gives the sampled token's number either before the temperature (`raw_...`) 
 z / temperature become log_softmax(z / temperature) just before the cut, which leaves what is sampled as it is; the cut then masks
 and changes no number that stays. With `logprobs_mode: processed_logits` the sampled token's "logit" is therefore log p(y_t), exactly.
 
-    vllm serve ... --logprobs-mode processed_logits --logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy
+    vllm serve ... --logprobs-mode processed_logits \\
+        --logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy
 """
 
 from __future__ import annotations

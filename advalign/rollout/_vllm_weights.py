@@ -35,7 +35,12 @@ def base(network: Network) -> Any:
 def signature(network: Network) -> tuple[Any, ...]:
     """Equal for networks whose weights one running vLLM can take turns holding."""
     config = network.model.config
-    return (type(network.model).__name__, adapted(network), *((n, tuple(p.shape)) for n, p in network.model.named_parameters()), config.vocab_size)
+    return (
+        type(network.model).__name__,
+        adapted(network),
+        *((n, tuple(p.shape)) for n, p in network.model.named_parameters()),
+        config.vocab_size,
+    )
 
 
 def named(network: Network) -> list[tuple[str, Tensor]]:

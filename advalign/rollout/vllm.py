@@ -60,7 +60,9 @@ class VLLM:
         if self.url is not None and self.folder is None:
             raise ConfigError("rollout.folder: none given; weights go to a server over a folder that both it and this process see.")
         if self.url is not None and self.options:
-            raise ConfigError(f"rollout.options: {', '.join(self.options)} given, but a server has its own command line (docs/rollouts.md).")
+            raise ConfigError(
+                f"rollout.options: {', '.join(self.options)} given, but a server has its own command line (docs/rollouts.md)."
+            )
 
     @property
     def logs(self) -> dict[str, float]:
@@ -118,11 +120,13 @@ class VLLM:
         seeds = torch.randint(2**62, (len(groups),), generator=generator, device=generator.device).tolist()
         lengths = [len(g.prompt_ids) for g in groups]
         if max(lengths) >= backend.context:
-            raise BudgetError(f"rollout: a prompt of {max(lengths)} tokens leaves no room in the model's context of {backend.context} tokens.")
+            raise BudgetError(
+                f"rollout: a prompt of {max(lengths)} tokens leaves no room in the model's context of {backend.context} tokens."
+            )
         rooms = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
         copies = n if sampling.temperature else 1  # vLLM refuses to do the same greedy work twice
         found = backend.sample([g.prompt_ids for g in groups], rooms, seeds, copies, sampling, end)
-        return [[_rollout(network, *each, end) for _ in range(n // copies) for each in responses] for responses in found]
+        return [[_rollout(network, ids, logprobs, end) for _ in range(n // copies) for ids, logprobs in responses] for responses in found]
 
     def _check(self, network: Network, groups: Sequence[RolloutGroup], new: Sequence[Sequence[Rollout]], temperature: float) -> None:
         """The first response of the first prompts, read by the network itself."""
@@ -139,8 +143,9 @@ class VLLM:
             return
         self.state.due = True
         sentence = (
-            f"rollout: vLLM's log-probabilities are {mean:.3g} from the trainer's on average ({most:.3g} at most, {len(gaps)} tokens, weights "
-            f"of version {self.state.version}), and tolerance is {allowed:g}: weights were not synced, or the two compute in different precisions."
+            f"rollout: vLLM's log-probabilities are {mean:.3g} from the trainer's on average ({most:.3g} at most, {len(gaps)} tokens, "
+            f"weights of version {self.state.version}), and tolerance is {allowed:g}: weights were not synced, or the two compute in "
+            "different precisions."
         )
         if self.on_gap == "error":
             raise RolloutError(sentence)
@@ -166,7 +171,9 @@ class _State:
         if self.signature is None:
             self.signature = mine
         elif self.signature != mine:
-            raise ConfigError("rollout: this vLLM holds a model of another shape than the learner that now samples; use kind hf for such runs.")
+            raise ConfigError(
+                "rollout: this vLLM holds a model of another shape than the learner that now samples; use kind hf for such runs."
+            )
 
     def holds(self, network: Network, version: int) -> bool:
         return self.network is not None and self.network() is network and self.version == version

@@ -62,7 +62,9 @@ class RunContext:
         self.engine.sync(network, version)
         return stamped(self.engine.generate(network, examples, n, sampling, self.generator(*key)), version)
 
-    def generate_later(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> Callable[[], list[RolloutGroup]]:
+    def generate_later(
+        self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
+    ) -> Callable[[], list[RolloutGroup]]:
         network, version = self.network(learner)
         return self.background.submit(network, version, examples, n, sampling, self.generator(*key))
 

