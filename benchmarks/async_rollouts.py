@@ -8,7 +8,8 @@ and the last, beside which nothing is sampled any more, are left out.
     python benchmarks/async_rollouts.py              make bench-async: writes benchmarks/results/async_rollouts.json
 
 `bound` is max(sampling, rest) / (sampling + rest) of the runs without overlap: what two processors that share nothing would need.
-About 15 minutes on two hardware threads.
+`load` is how many processes wanted a processor in the last five minutes, these included: where others run beside it, there is less to
+overlap. About 15 minutes on two hardware threads.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def main() -> None:
         print(f"{name}: {waits:.2f} s -> {beside:.2f} s per step, x{row['ratio']:.2f} (bound x{row['bound']:.2f})")
     parameters = sum(p.numel() for p in network().parameters())
     shape = SHAPE | {"parameters": parameters, "prompts": PROMPTS, "responses": GROUP, "prompt_tokens": WIDTH, "new_tokens": NEW}
-    told = {"model": shape, "steps": args.steps, "repeats": args.repeats, "engines": engines}
+    told = {"load": os.getloadavg()[1], "model": shape, "steps": args.steps, "repeats": args.repeats, "engines": engines}
     save("benchmarks/results/async_rollouts.json", {**about("make bench-async"), **told})
 
 

@@ -137,7 +137,7 @@ class VLLM:
         read = [RolloutGroup(example=groups[0].example, prompt_ids=ids, rollouts=[rollout]) for ids, rollout in pairs]
         gaps = _gaps(network, read, temperature)
         mean, most = float(gaps.mean()), float(gaps.max())
-        allowed = TOLERANCE.get(network.dtype, HALF) if self.tolerance is None else self.tolerance
+        allowed = self._allowed(network)
         self.state.logs, self.state.due = {"logprob_gap_mean": mean, "logprob_gap_max": most}, False
         if mean <= allowed:
             return
@@ -150,6 +150,13 @@ class VLLM:
         if self.on_gap == "error":
             raise RolloutError(sentence)
         warnings.warn(sentence, stacklevel=2)
+
+    def _allowed(self, network: Network) -> float:
+        """`tolerance`, or what the coarser of the two precisions leaves."""
+        if self.tolerance is not None:
+            return self.tolerance
+        coarse = str(self.options.get("dtype", "")).removeprefix("torch.") in ("bfloat16", "float16", "half")
+        return HALF if coarse else TOLERANCE.get(network.dtype, HALF)
 
 
 class _State:
