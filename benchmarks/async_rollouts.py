@@ -7,7 +7,7 @@ and the last, beside which nothing is sampled any more, are left out.
 
     python benchmarks/async_rollouts.py              make bench-async: writes benchmarks/results/async_rollouts.json
 
-`bound` is max(sampling, rest) / (sampling + rest) of the runs without overlap: what two processors that share nothing would need.
+A ratio is of two runs that follow each other. `bound` is max(sampling, rest) / (sampling + rest) of the runs without overlap: what two processors that share nothing would need.
 `load` is how many processes wanted a processor in the last five minutes, these included: where others run beside it, there is less to
 overlap. About 15 minutes on two hardware threads.
 """
@@ -150,16 +150,24 @@ def server(python: str) -> Iterator[Any]:
 
 
 def compared(engine: Any, steps: int, repeats: int) -> dict[str, Any]:
-    found: dict[int, dict[str, list[float]]] = {ahead: {"step": [], "sampling": []} for ahead in (0, 1)}
+    """Runs in turns. Where others use the processors too, their share drifts: a ratio is of two runs that follow each other."""
+    runs: dict[str, list[dict[str, list[float]]]] = {"ahead 0": [], "ahead 1": []}
     run(engine, 0, 2)  # warms up
     for _ in range(repeats):
-        for ahead, kept in found.items():
-            for name, seconds in run(engine, ahead, steps).items():
-                kept[name] += seconds
-    arms = {f"ahead {ahead}": {f"{name}_seconds": median(kept[name]) for name in kept} | {"all": kept} for ahead, kept in found.items()}
-    waits, beside = (arms[f"ahead {a}"]["step_seconds"] for a in (0, 1))
-    sampling = arms["ahead 0"]["sampling_seconds"]
-    return {**arms, "ratio": beside / waits, "bound": max(sampling, waits - sampling) / waits}
+        for ahead, kept in enumerate(runs.values()):
+            kept.append(run(engine, ahead, steps))
+    return summary(runs)
+
+
+def summary(runs: dict[str, list[dict[str, list[float]]]]) -> dict[str, Any]:
+    def medians(arm: str, name: str) -> list[float]:
+        return [median(one[name]) for one in runs[arm]]
+
+    arms = {arm: {f"{name}_seconds": median(medians(arm, name)) for name in ("step", "sampling")} | {"runs": runs[arm]} for arm in runs}
+    waits, beside, sampling = medians("ahead 0", "step"), medians("ahead 1", "step"), medians("ahead 0", "sampling")
+    ratios = [b / a for a, b in zip(waits, beside, strict=True)]
+    bounds = [max(s, a - s) / a for a, s in zip(waits, sampling, strict=True)]
+    return {**arms, "ratios": ratios, "ratio": median(ratios), "bound": median(bounds)}
 
 
 def main() -> None:
