@@ -7,7 +7,8 @@ and the last, beside which nothing is sampled any more, are left out.
 
     python benchmarks/async_rollouts.py              make bench-async: writes benchmarks/results/async_rollouts.json
 
-A ratio is of two runs that follow each other. `bound` is max(sampling, rest) / (sampling + rest) of the runs without overlap: what two processors that share nothing would need.
+A ratio is of two runs that follow each other. `bound` is max(sampling, rest) / (sampling + rest) of the runs without overlap: what two
+processors that share nothing would need.
 `load` is how many processes wanted a processor in the last five minutes, these included: where others run beside it, there is less to
 overlap. About 15 minutes on two hardware threads.
 """

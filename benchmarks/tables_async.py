@@ -23,7 +23,8 @@ def async_rollouts(found: Mapping[str, Any]) -> str:
             f"**Sampling beside the update** (`{found['command']}`; a causal LM of {model['parameters'] / 1e6:.1f} million parameters, "
             f"{model['prompts']} prompts with {model['responses']} responses of {model['new_tokens']} tokens; "
             f"{found['machine']['cpu_count']} hardware threads on which {found['load']:.1f} processes wanted to run, these included; "
-            f"medians over {found['repeats']} alternated runs of each kind, a ratio is of two runs that follow each other; bound: the longer of sampling and the rest, over both).",
+            f"medians over {found['repeats']} alternated runs of each kind, a ratio is of two runs that follow each other; bound: the "
+            "longer of sampling and the rest, over both).",
             "",
             *rows,
         ]

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("vllm", reason="the package vllm is not installed: make test-vllm runs these in an environment of its own")
 
 from scipy import stats
-from vllm_models import move
+from vllm_models import OPTIONS, move, qwen
 
 from advalign.errors import BudgetError, ConfigError, RolloutError
 from advalign.models import load
-from advalign.rollout.vllm import VLLM
+from advalign.rollout.vllm import HALF, VLLM
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Sampling
 
@@ -130,6 +130,13 @@ def test_a_sync_that_does_nothing_is_caught(running, monkeypatch):
     monkeypatch.undo()
     generate(running, GREEDY)
     assert engine.logs["logprob_gap_max"] < 1e-4
+
+
+def test_half_precision_stays_within_its_own_tolerance():
+    network = qwen().to(torch.bfloat16)
+    engine = VLLM(options=OPTIONS)
+    generate((network, engine), Sampling(max_new_tokens=8), n=2)
+    assert 0.002 < engine.logs["logprob_gap_mean"] < HALF
 
 
 def test_a_response_ends_with_its_end_token_or_where_the_context_does(running):
