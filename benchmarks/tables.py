@@ -18,6 +18,7 @@ import tables_gan
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
+from tables_async import async_rollouts
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
 from tables_generation import generation
@@ -188,6 +189,7 @@ def filled(text: str) -> str:
         "gcg": gcg,
         "evaluation": evaluation,
         "suites": suites,
+        "async_rollouts": async_rollouts,
         "generation": generation,
         "generation_gpu": generation,
         "processes": processes,

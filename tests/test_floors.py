@@ -24,14 +24,14 @@ FLOORS = {
 # Heavy or optional, and where alone they may be imported (a private helper belongs to its plugin).
 OPTIONAL = {
     "textattack": ("attacks.textattack", "attacks._textattack_support", "attacks._textattack_seams", "attacks._textattack_stand_ins"),
-    "vllm": ("rollout.vllm",),
+    "vllm": ("rollout.vllm", "rollout._vllm_local", "rollout._vllm_logits"),
     "peft": ("models.adapters",),
     "math_verify": ("rewards._symbolic",),
     "nltk": ("evaluation.diversity", "attacks._textattack_support", "attacks._textattack_seams"),
 }
 
 # Helpers that may import their optional package at module level, because nobody imports them at module level.
-LATE = {"attacks._textattack_seams", "attacks._textattack_stand_ins"}
+LATE = {"attacks._textattack_seams", "attacks._textattack_stand_ins", "rollout._vllm_logits"}
 
 
 def modules() -> dict[str, str]:

@@ -136,12 +136,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def save(network: Network, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter as peft writes it, and beside it what peft does not know: the head of a classifier, and a base that has
     no name to be found by. Returns what `attach` will compare."""
-    model, peft = network.model, _peft()
-    config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
-    config |= {"base_model_name_or_path": network.source, "inference_mode": True}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({PREFIX + k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
+    model = network.model
+    export(network, folder)
     heads = [(k, v) for k, v in model.named_parameters() if owns(network, f"model.{k}") and not is_adapter(k)]
     if heads:
         save_file({k: v.detach().contiguous() for k, v in heads}, folder / CLASSES)
@@ -150,6 +146,16 @@ def save(network: Network, folder: Path, facts: Mapping[str, Any]) -> dict[str, 
         off(model).save_pretrained(folder / BASE)
         (folder / BASE / "advalign.json").write_text(json.dumps(facts, indent=1))
     return {"num_labels": model.config.num_labels, FINGERPRINT: fingerprint(network).hex()}
+
+
+def export(network: Network, folder: Path) -> None:
+    """The adapter as peft writes it, and nothing else."""
+    model, peft = network.model, _peft()
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
+    config |= {"base_model_name_or_path": network.source, "inference_mode": True}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({PREFIX + k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
 
 
 def clear(folder: Path) -> None:

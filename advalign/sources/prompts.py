@@ -13,6 +13,7 @@ from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
 from advalign.protocols import AdvantageEstimator, Context
 from advalign.sources import _rollouts
+from advalign.sources._ahead import Ahead, Waiting
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
 from advalign.sources._rollouts import Sampled
 from advalign.sources._stream import Stream
@@ -27,7 +28,8 @@ class Prompts(Sampled):
 
     The reward of a row is the weighted sum of its rewards. A reward that abstains (nan) removes the row, and the count
     is logged; a reward that throws stops the run. Options: `dynamic` (refill groups that teach nothing), `demonstrations` (off-policy
-    rows inside the groups), `kl` (a penalty in the reward), `curriculum` (by measured difficulty).
+    rows inside the groups), `kl` (a penalty in the reward), `curriculum` (by measured difficulty), `ahead` (sampling runs beside the
+    updates: rollouts for up to so many coming steps are sampled in the background, by weights at most that many steps old).
     """
 
     advantage: AdvantageEstimator
@@ -35,6 +37,16 @@ class Prompts(Sampled):
     demonstrations: Demonstrations | None = None
     kl: KLPenalty | None = None
     curriculum: Curriculum | None = None
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ahead < 0:
+            raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, a number of steps is at least 0.")
+        for name, given in (("curriculum", self.curriculum), ("advantage", getattr(self.advantage, "needs_baseline", False) or None)):
+            if self.ahead and given is not None:
+                why = "chooses prompts by what was scored last" if name == "curriculum" else "compares with the greedy response of now"
+                raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, but {name} {why}; use ahead: 0.")
 
     yields: ClassVar[type[Rows]] = RolloutRows
 
@@ -58,6 +70,10 @@ class _Runtime:
             self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.where)
         self.scorers = _rollouts.started(config.rewards, context)
         self.logs: dict[str, float] = {}
+        self.ahead: Ahead | None = None
+        if config.ahead:
+            take = lambda: self.stream.take(config.batch_size)  # noqa: E731
+            self.ahead = Ahead(config.ahead, getattr(context, "last", None), take, self._later, lambda: self.stream.state_dict())
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}
@@ -72,9 +88,13 @@ class _Runtime:
     def _batch(self, step: int, number: int) -> list[RolloutGroup]:
         """One batch of prompts, answered and scored."""
         config = self.config
-        examples = self.stream.take(config.batch_size)
-        key = ("rollout", self.name, step, number) if number else ("rollout", self.name, step)
-        groups = self.context.generate(config.learner, examples, config.group_size, config.sampling, key)
+        if self.ahead is not None and not number:
+            groups = self.ahead(step)
+            self.logs["staleness"] = self._staleness(groups)
+        else:
+            examples = self.stream.take(config.batch_size)
+            key = ("rollout", self.name, step, number) if number else ("rollout", self.name, step)
+            groups = self.context.generate(config.learner, examples, config.group_size, config.sampling, key)
         if config.demonstrations is not None:
             for group in groups:
                 group.rollouts += [self._demonstration(group.example, i) for i in range(config.demonstrations.number)]
@@ -93,6 +113,15 @@ class _Runtime:
         if getattr(config.advantage, "needs_baseline", False):
             self._baselines(kept, step, number)
         return kept
+
+    def _later(self, step: int, examples: Sequence[Example]) -> Waiting:
+        config = self.config
+        return self.context.generate_later(config.learner, examples, config.group_size, config.sampling, ("rollout", self.name, step))
+
+    def _staleness(self, groups: Sequence[RolloutGroup]) -> float:
+        """Mean over rollouts, in updates of the sampler."""
+        versions = [r.policy_version for g in groups for r in g.rollouts]
+        return self.context.version(self.config.learner) - sum(versions) / len(versions)
 
     def _refilled(self, first: list[RolloutGroup], step: int, dynamic: Dynamic) -> list[RolloutGroup]:
         spread = [g for g in first if self._informative(g)]
@@ -147,7 +176,8 @@ class _Runtime:
         return replace(rows, offpolicy=torch.zeros(len(rows.rewards), dtype=torch.bool))  # the gate let none of them in
 
     def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict() | {"rewards": [s.state_dict() if hasattr(s, "state_dict") else {} for s in self.scorers]}
+        stream = self.stream if self.ahead is None else self.ahead
+        return stream.state_dict() | {"rewards": [s.state_dict() if hasattr(s, "state_dict") else {} for s in self.scorers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)

@@ -62,9 +62,10 @@ class Annotator:
         users = {t.learner: specs[t.learner] for t in readers if "old_logprobs" in t.columns}
         sampler = getattr(source, "learner", None)
         once = all(name == sampler and spec.updates * spec.minibatches * spec.epochs == 1 for name, spec in users.items())
+        once &= not getattr(source, "ahead", 0)
         if penalty:
             return needed | {"old_logprobs", "ref_logprobs"}
-        # With one update per draw, of the sampler itself, the ratio is exactly 1.
+        # With one update per draw, of the sampler itself as it was, the ratio is exactly 1.
         return needed - {"old_logprobs"} if once and not any(t.exact_old for t in readers) else needed
 
     def __call__(self, name: str, source: Any, rows: RolloutRows, needed: Set[str]) -> tuple[RolloutRows, dict[str, float]]:

@@ -14,13 +14,15 @@ from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
 from advalign.models.sharding import gathered, local, rest
+from advalign.training.ahead import Background, stamped
 from advalign.training.annotate import columns
 from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
 
 
 class RunContext:
-    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies. With
-    several processes each samples and scores its share, and all are given everything, so that a source need not know of them."""
+    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies;
+    `last`: how many steps the run has at most. With several processes each samples and scores its share, and all are given everything,
+    so that a source need not know of them."""
 
     def __init__(self, seed: int, engine: Any, budget: int, ranks: Ranks | None = None) -> None:
         self.seed, self.engine, self.budget, self.ranks = seed, engine, budget, ranks
@@ -28,6 +30,8 @@ class RunContext:
         self.sources: dict[str, Any] = {}
         self.items: dict[str, Any] = {}
         self.copies: Copies | None = None
+        self.last: int | None = None
+        self.background = Background(engine)
 
     def generator(self, *key: object) -> torch.Generator:
         return keys.generator(self.seed, *key)
@@ -60,11 +64,18 @@ class RunContext:
         with gathered(network):
             engine = Shared(self.engine, self.ranks)
             engine.sync(network, version)
-            groups = engine.generate(network, examples, n, sampling, self.generator(*key))
-        for group in groups:
-            for rollout in group.rollouts:
-                rollout.policy_version = version
-        return groups
+            return stamped(engine.generate(network, examples, n, sampling, self.generator(*key)), version)
+
+    def generate_later(
+        self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
+    ) -> Callable[[], list[RolloutGroup]]:
+        if self.ranks is not None and self.ranks.number > 1:
+            raise ConfigError(
+                f"sources: ahead is for one process, and the run has {self.ranks.number}; set ahead: 0, or give the sampling to a vLLM "
+                "server (rollout: {kind: vllm, url: ...})."
+            )
+        network, version = self.network(learner)
+        return self.background.submit(network, version, examples, n, sampling, self.generator(*key))
 
     def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
         return list(work(items)) if self.ranks is None else self.ranks.over(items, work)

@@ -79,6 +79,8 @@ def run(evaluation: Evaluation | Verdicts, network: Network, engine: Any, budget
     if network.head == "classifier":
         return {"accuracy": accuracy(network, examples, budget)}
     generator = torch.Generator().manual_seed(evaluation.seed)
+    if context is not None:
+        engine.sync(network, context.version(evaluation.learner))
     groups = engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
     logs = verified(groups, evaluation.verifier, context)
     responses = _references(evaluation, examples)

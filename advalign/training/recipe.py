@@ -124,6 +124,20 @@ class Recipe:
                     f"sources.{name}.advantage divides by the spread of a reward that trains: near the fixed point that spread is the "
                     "judge's error; consider scale: none, or a floor near 1."
                 )
+            if getattr(source, "ahead", 0):
+                found += self._notes_ahead(name)
+        return found
+
+    def _notes_ahead(self, name: str) -> list[str]:
+        """Of a source whose rollouts are sampled by weights of earlier steps."""
+        found = [f"sources.{name}.ahead: what is sampled ahead is in no checkpoint, so a resumed run does not end with the same bits."]
+        steps = self.config["sources"][name].ahead
+        for term, objective in self.config["objectives"].items():
+            if objective.source == name and getattr(objective, "correction", ...) is None:
+                found.append(
+                    f"objectives.{term}.correction: its rollouts were sampled by weights of up to {steps} steps "
+                    "before; use correction: {level: token, mode: truncate, high: 2.0}."
+                )
         return found
 
     # ------------------------------------------------------------------------------------------ refused at start

@@ -135,6 +135,7 @@ class Trainer:
         self.ranks, shards = Ranks(self.accelerator), processes.sharding(self.accelerator, args)
         processes.refuse(self.ranks.number, shards, self.config["sources"], self.config["objectives"])
         self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
+        self.context.last = self.total_steps
         self.learners: dict[str, LearnerRuntime] = {}
         networks: dict[str, Network] = {}
         for name in lenders_first(self.config["learners"], self._given):
@@ -224,6 +225,7 @@ class Trainer:
             if hasattr(self.context.sources[name], "logs"):  # a learner samples for it
                 self._items(name, 0)
                 logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
+        logs |= {f"rollout/{k}": v for k, v in getattr(self.engine, "logs", {}).items()}
         annotated: dict[str, Any] = {}
         for name, p in plans.items():
             rests = self.timeline.rests(name)

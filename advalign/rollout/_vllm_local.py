@@ -1,0 +1,124 @@
+"""vLLM inside this process: the model is written to a folder once, and its weights are then replaced in place."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advalign.errors import ConfigError, RolloutError
+from advalign.models import Network
+from advalign.rollout import _vllm_weights as weights
+from advalign.types import Sampling
+
+PROCESSORS = ["advalign.rollout._vllm_logits:Sampled", "advalign.rollout._vllm_logits:Greedy"]
+# One process, so that weights go over by reference; the model runner that takes the processors above.
+SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+OURS = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora")  # of vllm.LLM's arguments
+
+
+class Local:
+    """`options` go to vllm.LLM; `context` is how many tokens a row may have."""
+
+    def __init__(self, network: Network, options: Mapping[str, Any]) -> None:
+        for name in OURS:
+            if name in options:
+                raise ConfigError(f"rollout.options.{name}: '{options[name]}' given, but the engine sets it itself; leave it out.")
+        self.folder = tempfile.TemporaryDirectory(prefix="advalign-vllm-")
+        self.adapted, self.count, self.adapter = weights.adapted(network), 0, None
+        longest = getattr(network.model.config, "max_position_embeddings", None) or network.encoder.max_length
+        self.context = int(options.get("max_model_len") or longest)
+        self.direct = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1)) == 1
+        weights.write(network, Path(self.folder.name) / "model")
+        # A share that leaves room for the learner, where vLLM alone would take 0.92.
+        given = {"gpu_memory_utilization": 0.3, "dtype": _precision(network), "max_model_len": self.context, **options}
+        if self.adapted:
+            given = {"enable_lora": True, "max_lora_rank": weights.rank(network), **given}
+        self.llm = _started(Path(self.folder.name) / "model", given)
+        self.direct &= os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        if self.adapted:
+            self.push(network)
+
+    def push(self, network: Network) -> None:
+        """The weights of now. What was cached of prompts was computed with others, and is forgotten."""
+        self.count += 1
+        if self.adapted:
+            self._push_adapter(network)
+            return
+        if self.direct:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.named(network)})
+            self.llm.collective_rpc(_repacked)
+        else:
+            path = Path(self.folder.name) / "model"
+            weights.write(network, path)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        if not self.llm.reset_prefix_cache():
+            raise RolloutError("rollout: vLLM did not forget its cached prompts after new weights; some request is still running.")
+
+    def _push_adapter(self, network: Network) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # A new name each time: prompts are cached by it.
+        path = Path(self.folder.name) / "adapter"
+        weights.write_adapter(network, path)
+        if self.adapter is not None:
+            self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+        self.adapter = LoRARequest(f"adapter-{self.count}", self.count, str(path))
+        self.llm.llm_engine.add_lora(self.adapter)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], rooms: Sequence[int], seeds: Sequence[int], n: int, sampling: Sampling, end: int | None
+    ) -> list[list[tuple[list[int], list[float]]]]:
+        """Per prompt, `n` times the sampled ids and their log-probabilities."""
+        from vllm import SamplingParams
+
+        ends = {"ignore_eos": True, "stop_token_ids": [] if end is None else [end]}  # the model's own file may name others
+        shared = {"n": n, "temperature": sampling.temperature, "top_p": sampling.top_p, "logprobs": 0, "detokenize": False, **ends}
+        params = [SamplingParams(max_tokens=room, seed=seed, **shared) for room, seed in zip(rooms, seeds, strict=True)]
+        given = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        found = self.llm.generate(given, params, use_tqdm=False, lora_request=self.adapter)
+        return [[_read(completion) for completion in request.outputs] for request in found]
+
+
+def _repacked(worker: Any) -> None:
+    """On a CPU vLLM computes with a packed copy of each matrix. vLLM 0.32 renews all of them but that of a head tied to the
+    embeddings, which is in no checkpoint."""
+    head = getattr(worker.model_runner.get_model(), "lm_head", None)
+    if head is not None and hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)
+
+
+def _read(completion: Any) -> tuple[list[int], list[float]]:
+    ids = list(completion.token_ids)
+    return ids, [found[token].logprob for found, token in zip(completion.logprobs, ids, strict=True)]
+
+
+def _started(folder: Path, options: Mapping[str, Any]) -> Any:
+    """vLLM seeds every generator of the process when it starts; they are put back."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ConfigError(
+            "rollout: kind vllm needs the package vllm; pip install 'advalign[vllm]', or give the url of a server (docs/rollouts.md)."
+        ) from error
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global generator is what vLLM seeds
+    try:
+        with torch.random.fork_rng():
+            ours = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logits", "logits_processors": PROCESSORS}
+            return LLM(model=str(folder), generation_config="vllm", **ours, **options)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _precision(network: Network) -> str:
+    """vLLM has no double precision."""
+    return "float32" if network.dtype == torch.float64 else str(network.dtype).removeprefix("torch.")

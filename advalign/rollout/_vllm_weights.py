@@ -1,0 +1,76 @@
+"""A learner's weights as vLLM reads them: tensors by the names of a checkpoint, folders of safetensors, or an adapter alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advalign.models import Network, adapters
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM lets `max_lora_rank` be, from peft's default on
+
+
+def adapted(network: Network) -> bool:
+    """Whether only an adapter moves that vLLM can apply by itself. It knows no DoRA: those are sent merged, as whole models."""
+    config = getattr(network.model, "peft_config", {}).get("default")
+    return adapters.has_adapter(network.model) and config is not None and not config.use_dora
+
+
+def rank(network: Network) -> int:
+    """The smallest bound that vLLM allows on the ranks of this adapter."""
+    config = network.model.peft_config["default"]
+    most = max([config.r, *(config.rank_pattern or {}).values()])
+    return next((r for r in RANKS if r >= most), most)
+
+
+def base(network: Network) -> Any:
+    """The transformers model that vLLM holds: without the adapter where that is sent apart, merged where it is not."""
+    if adapted(network):
+        return adapters.off(network.model)
+    return adapters.merged(network.model) if adapters.has_adapter(network.model) else network.model
+
+
+def signature(network: Network) -> tuple[Any, ...]:
+    """Equal for networks whose weights one running vLLM can take turns holding."""
+    config = network.model.config
+    return (
+        type(network.model).__name__,
+        adapted(network),
+        *((n, tuple(p.shape)) for n, p in network.model.named_parameters()),
+        config.vocab_size,
+    )
+
+
+def named(network: Network) -> list[tuple[str, Tensor]]:
+    """(name in a checkpoint, tensor), tied ones once."""
+    model = base(network)
+    state = dict(model.state_dict())
+    try:  # transformers 5 fuses experts while loading, and splits them again while saving
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        pass
+    else:
+        state = revert_weight_conversion(model, state)
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    found = []
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if place not in seen:
+            seen.add(place)
+            found.append((name, tensor.detach()))
+    return found
+
+
+def write(network: Network, folder: Path) -> None:
+    """The whole model, its configuration and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base(network).save_pretrained(folder)
+    network.encoder.tokenizer.save_pretrained(folder)
+
+
+def write_adapter(network: Network, folder: Path) -> None:
+    """The adapter alone, as peft writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapters.export(network, folder)
