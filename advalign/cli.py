@@ -45,6 +45,7 @@ def train(
     if history and trainer.ranks.main:
         numbers = {k: v for k, v in history[-1].items() if isinstance(v, int | float)}
         out.print(_numbers(numbers, f"step {history[-1]['step']}"))
+        _say(trainer.meter.summary())
     if trainer.args.output_dir:
         say(f"saved to {trainer.args.output_dir}")
 

@@ -14,28 +14,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Log:
-    """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard. Opened at `step`, it drops what an
-    interrupted run had written past it, so a resumed log is the log of one run."""
+    """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard; how long it took in `speed.jsonl`. Opened at
+    `step`, it drops what an interrupted run had written past it, so a resumed log is the log of one run."""
 
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
-        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self.path, self.speed = folder / "log.jsonl", folder / "speed.jsonl"
+        for path in (self.path, self.speed):
+            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        clean = {k: (None if isinstance(v, float) and math.isnan(v) else v) for k, v in numbers.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+    def write(self, step: int, numbers: Mapping[str, Any], speed: Mapping[str, float] | None = None) -> None:
+        if speed is not None:
+            with self.speed.open("a") as file:
+                file.write(json.dumps({"step": step, **speed}) + "\n")
+            numbers = {**numbers, **{f"speed/{name}": value for name, value in speed.items()}}
+        self._write(step, {k: v for k, v in numbers.items() if not k.startswith("speed/")})
         if self._writer is not None:
             for name, value in numbers.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(name, value, step)
+
+    def _write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        clean = {k: (None if isinstance(v, float) and math.isnan(v) else v) for k, v in numbers.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **clean}) + "\n")
 
     def close(self) -> None:
         if self._writer is not None:

@@ -31,6 +31,7 @@ from advalign.training.context import Copies, RunContext, Shared
 from advalign.training.logs import Bar, Log
 from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
+from advalign.training.speed import Meter
 from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows
 
 
@@ -144,6 +145,7 @@ class Trainer:
             network = networks[name].to(self.accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
         self.context.learners = self.learners
+        self.meter = Meter(self.learners, self.ranks.number)
         self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
         self.annotator = Annotator(self.learners, self.copies.networks, self.ranks, args.token_budget)
         # Started in order of need, so that a source may take hold of another one.
@@ -184,7 +186,9 @@ class Trainer:
             while not self.timeline.finished(self.step):
                 stage = self.stage
                 followed = {f"schedules/{path}": value for path, value in self.timeline.values.items()}
-                logs: dict[str, Any] = {"stage": stage.name} | followed | self.training_step()
+                with self.meter.step():
+                    taken = self.training_step()
+                logs: dict[str, Any] = {"stage": stage.name} | followed | taken
                 due = bool(self.args.eval_steps) and self.step % self.args.eval_steps == 0
                 logs |= self.evaluate() if due else {}
                 logs = self.ranks.same(logs)  # what follows from a number happens everywhere
@@ -193,7 +197,7 @@ class Trainer:
                     logs |= self.evaluate()
                 history.append({"step": self.step, **logs})
                 if log is not None:
-                    log.write(self.step, logs)
+                    log.write(self.step, logs, self.meter.steps[-1])
                 bar.step(self.step, stage.name, logs)
                 for callback in self.callbacks:
                     callback.on_step(self, logs)
@@ -241,6 +245,7 @@ class Trainer:
     def _items(self, source: str, repeat: int) -> Any:
         if source not in self.context.items or (repeat and self.config["sources"][source].yields is not RolloutRows):
             self.context.items[source] = self.context.sources[source].draw(self.step, repeat)
+            self.meter.sampled(getattr(self.config["sources"][source], "learner", ""), self.context.items[source])
         return self.context.items[source]
 
     def _rows(
@@ -277,6 +282,7 @@ class Trainer:
                 key = (self.args.seed, "update", name, self.step, repeat, epoch, number)
                 budget = self.args.token_budget
                 logs = self.learners[name].update(p, chosen, self.frozen, budget=budget, key=key, measure=measure, train=train)
+                self.meter.updated(name, p, chosen)
                 for k, v in logs.items():
                     means.setdefault(k, []).append(v)
         return {k: sum(v) / len(v) for k, v in means.items()}
@@ -387,4 +393,5 @@ def _clear(folder: Path) -> None:
     """A fresh run does not continue another one's checkpoints."""
     for old in checkpoint.found(folder):
         shutil.rmtree(old)
-    (folder / "log.jsonl").unlink(missing_ok=True)
+    for name in ("log.jsonl", "speed.jsonl"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What `advalign show` says a step will cost, against what it does cost: operations counted, tensors kept, parameters held."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,37 @@ def test_show_stands_where_a_model_cannot_be_reached(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "policy loss = " in said
     assert "what a step costs is not known here: model: " in said
+
+
+def test_the_meter_counts_what_a_step_did(tmp_path):
+    """Tokens exactly; operations as counted, prompts of a group once more per response than they were run."""
+    run = trainer(RUNS["mixed"][0], **RUNS["mixed"][1])
+    run.start()
+    run.model._packs = False
+    with run.meter.step(), FlopCounterMode(display=False) as counter:
+        logs = run.training_step()
+    found = run.meter.steps[0]
+    assert found["sampled_tokens"] == round(logs["write/completions/mean_length"] * 16)
+    assert found["trained_tokens"] == found["sampled_tokens"] + 16 * 20 + 16 * (20 + 20 + 1)  # prompts, and demonstrations with their end
+    # One pass of the reference over the rollouts, which belongs to the draw and to no update, is left out.
+    assert found["operations"] == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert found["tokens_per_second"] == pytest.approx((found["sampled_tokens"] + found["trained_tokens"]) / found["seconds"])
+    assert 0 < found["utilisation"] < 3
+
+
+def test_speed_is_logged_apart_and_goes_on_after_a_resume(tmp_path):
+    objectives, more = RUNS["imitation"]
+
+    def run(steps):
+        made = trainer(objectives, **more)
+        args = TrainingArguments(max_steps=steps, output_dir=str(tmp_path), save_steps=1)
+        return Trainer(**made.config, args=args)
+
+    run(2).train(progress=False)
+    made = run(3)
+    made.train(resume=True, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["trained_tokens"] == 16 * 41 for line in lines)
+    assert "speed" not in (tmp_path / "log.jsonl").read_text()
+    assert "a step took" in made.meter.summary()
