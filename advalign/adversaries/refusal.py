@@ -96,7 +96,7 @@ def last_states(network: Any, prompts: Sequence[str], sites: Sequence[str], at_o
         for at in range(0, len(rows), at_once):
             some = rows[at : at + at_once]
             tokens = pad(some, [len(ids) for ids in some], network.encoder.pad_id).to(network.device)
-            hidden = network(tokens, frozenset(f"hidden:{site}" for site in sites)).hidden
+            hidden = network(tokens, {f"hidden:{site}" for site in sites}).hidden
             for site in sites:
                 ends = hidden[site][torch.arange(len(some), device=network.device), tokens.lengths - 1]
                 ends = ends.to(torch.promote_types(ends.dtype, torch.float32)).sum(0)

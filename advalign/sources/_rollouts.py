@@ -40,15 +40,17 @@ class Sampled:
 
 def started(rewards: Sequence[Reward], context: Context) -> list[Scorer]:
     """Scorers. Several processes share the groups, whole, but where a reward is of the whole draw (`whole`)."""
-    return [r.start(context) if getattr(r, "whole", False) else _Shared(r.start(context), context) for r in rewards]
+    share = getattr(context, "over", None)  # a context of one process need not have it
+    scorers = [(r, r.start(context)) for r in rewards]
+    return [s if share is None or getattr(r, "whole", False) else _Shared(s, share) for r, s in scorers]
 
 
 class _Shared:
-    def __init__(self, scorer: Scorer, context: Context) -> None:
-        self.scorer, self.context = scorer, context
+    def __init__(self, scorer: Scorer, share: Callable[..., list[Any]]) -> None:
+        self.scorer, self.share = scorer, share
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[Any]:
-        return [score for scores in self.context.over(groups, self._by_group) for score in scores]
+        return [score for scores in self.share(groups, self._by_group) for score in scores]
 
     def _by_group(self, groups: Sequence[RolloutGroup]) -> list[list[Any]]:
         given = [[float(s) for s in score] if isinstance(score, Sequence) else float(score) for score in self.scorer(groups)]
