@@ -3,7 +3,7 @@
 grpo       one GRPO step against TRL and against a plain loop, three settings                        (speed_grpo.py)
 memory     peak memory of log-probabilities for vocabularies up to 128k, against the naive form      (speed_memory.py)
 mixed      the mixed step against three trainers; the cost of a step as G, T, K and the terms grow   (speed_mixed.py)
-floor      what this machine can do at most: products of matrices and copies, measured
+floor      what this machine can do at most: products of matrices and copies, measured; and which share of it sampling reaches
 
     python benchmarks/speed.py                    make bench-speed: about 0.4 CPU-hours; writes benchmarks/results/speed.json
     python benchmarks/speed.py --only memory      one part
@@ -42,6 +42,33 @@ def floor(device: str) -> dict[str, float]:
     return {"flops_per_second": 2 * size**3 / product, "bytes_per_second": 2 * x.numel() * x.element_size() / copied}
 
 
+def sampling(device: str, repeats: int) -> dict[str, Any]:
+    """The embedded engine beside its bounds: the operations of the model at the speed of a product of matrices, and its weights and
+    cache at the speed of a copy. The ceilings are measured again before every run."""
+    import generation
+
+    from advalign.models import shape as shapes
+
+    net = generation.network(device)
+    shape = shapes.of(net.model, head="policy", dtype=net.dtype)
+    found: dict[str, Any] = {}
+    for name in ("short prompts, long responses", "long prompts, short responses"):
+        lengths, new, _ = generation.SETTINGS[name]
+        rows, prompt = len(lengths) * generation.SIZE, lengths[0]
+        generator = torch.Generator().manual_seed(1)
+        prompts = [torch.randint(3, 8000, (n,), generator=generator).tolist() for n in lengths]
+        needed = shape.forward(len(lengths) * prompt, len(lengths), prompt) + shape.forward(rows * new, rows * new, 2 * prompt + new)
+        moved = new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cached
+        shares = []
+        for _ in range(repeats):
+            limits = floor(device)
+            took, _ = generation.timed(lambda p=prompts, n=new, r=rows: generation.ours(net, p, n, torch.full((r,), n)), device)
+            bounds = {"compute": needed / limits["flops_per_second"], "bandwidth": moved / limits["bytes_per_second"]}
+            shares.append({"seconds": took, **bounds, "share": max(bounds.values()) / took})
+        found[name] = sorted(shares, key=lambda s: s["share"])[len(shares) // 2] | {"all": [s["share"] for s in shares]}
+    return found
+
+
 def _seconds(run: Callable[[], Any], device: str, repeats: int = 9) -> float:
     times = []
     for repeat in range(repeats + 2):
@@ -62,10 +89,12 @@ def parts(device: str, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
         import generation
 
         net = generation.network(device)
-        sampling = {f"sampling {n}": lambda n=n: generation.setting(net, n, device, repeats) for n in generation.SETTINGS}
-        return {"floor": lambda: floor(device)} | steps | sampling
+        against = {f"sampling {n}": lambda n=n: generation.setting(net, n, device, repeats) for n in generation.SETTINGS}
+        share = {"floor": lambda: floor(device), "share": lambda: sampling(device, repeats)}
+        return share | steps | against
     return {
         "floor": lambda: floor(device),
+        "share": lambda: sampling(device, repeats),
         **steps,
         "memory": speed_memory.table,
         "mixed": lambda: speed_mixed.together(repeats),

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables_gan
+import tables_speed
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
@@ -116,6 +117,9 @@ def plots() -> None:
         (Path("docs/images") / "adv_front.svg").write_text(drawing.alone(front(drawing)), encoding="utf-8")
     for name, svg in gan_plots(drawing).items():
         (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
+    if (RESULTS / "speed.json").exists():
+        for name, svg in tables_speed.plots(json.loads((RESULTS / "speed.json").read_text(encoding="utf-8")), drawing).items():
+            (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
     if (RESULTS / "evaluation.json").exists():
         whole = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
         for group in (name for name in TITLES if name in whole):
@@ -201,6 +205,18 @@ def filled(text: str) -> str:
             body = table(json.loads(path.read_text(encoding="utf-8")))
             pattern = rf"<!-- results: {name} -->.*?<!-- end -->"
             text = re.sub(pattern, lambda _, n=name, b=body: f"<!-- results: {n} -->\n{b}\n<!-- end -->", text, flags=re.DOTALL)
+    return _speed(text)
+
+
+def _speed(text: str) -> str:
+    """Sections of one file, each shown where its part has been measured."""
+    if not (RESULTS / "speed.json").exists():
+        return text
+    found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    for name, (table, part) in tables_speed.SECTIONS.items():
+        if part in found["parts"]:
+            pattern = rf"<!-- results: {name} -->.*?<!-- end -->"
+            text = re.sub(pattern, lambda _, n=name, t=table: f"<!-- results: {n} -->\n{t(found)}\n<!-- end -->", text, flags=re.DOTALL)
     return text
 
 
