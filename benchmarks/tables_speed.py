@@ -17,10 +17,10 @@ def grpo(found: Mapping[str, Any]) -> str:
         rows.append(f"| {name} | {times} | {part['ratio_to_plain']:.2f} | {part['ratio_to_trl']:.2f} | {part['goal_to_trl']:.1f} |")
     return "\n".join(
         [
-            f"**A GRPO step, rollouts included** (`{found['command']}`; TRL {found['versions'].get('trl')}, a causal LM of 10 million parameters, 8 prompts "
-            f"with 8 responses, one update, AdamW, float32, one thread, medians of {found['repeats']} alternated steps; prompts of 40 tokens "
-            "and 128 new ones; the same with ends after a quarter on average; 200 tokens and 64 new ones. All sides sample the same number "
-            "of tokens).",
+            f"**A GRPO step, rollouts included** (`{found['command']}`; TRL {found['versions'].get('trl')}, a causal LM of 10 million "
+            f"parameters, 8 prompts with 8 responses, one update, AdamW, float32, one thread, medians of {found['repeats']} alternated "
+            "steps; prompts of 40 tokens and 128 new ones; the same with ends after a quarter on average; 200 tokens and 64 new ones. All "
+            "sides sample the same number of tokens).",
             "",
             *rows,
         ]
@@ -36,9 +36,9 @@ def memory(found: Mapping[str, Any]) -> str:
         rows.append(f"| {size:,} | {body:.0f} | {fused:.0f} | {fused / body:.2f} | {naive:.0f} | {naive / body:.2f} |")
     return "\n".join(
         [
-            f"**Peak memory of a forward and backward with log-probabilities and entropy** (`{found['command']}`; {part['tokens']:,} tokens "
-            f"through {part['blocks']} blocks of {part['width']} features, float32, a process per case; weights, and the gradients that any "
-            "method needs, taken off).",
+            f"**Peak memory of a forward and backward with log-probabilities and entropy** (`{found['command']}`; {part['tokens']:,} "
+            f"tokens through {part['blocks']} blocks of {part['width']} features, float32, a process per case; weights, and the gradients "
+            "that any method needs, taken off).",
             "",
             *rows,
         ]
@@ -52,14 +52,14 @@ def mixed(found: Mapping[str, Any]) -> str:
         rows.append(f"| {name} | {row['seconds']:.2f} | {part['peak_mb'][name]:.0f} |")
     return "\n".join(
         [
-            f"**The mixed step against the same terms in trainers of their own** (`{found['command']}`; GRPO on 64 responses, SFT under PGD-2 on "
-            f"32 demonstrations, a discriminator; medians of {found['repeats']} alternated steps; peaks of a process each, what is imported "
-            "taken off).",
+            f"**The mixed step against the same terms in trainers of their own** (`{found['command']}`; GRPO on 64 responses, SFT under "
+            f"PGD-2 on 32 demonstrations, a discriminator; medians of {found['repeats']} alternated steps; peaks of a process each, what is "
+            "imported taken off).",
             "",
             *rows,
             "",
-            f"Three trainers take {part['separate_over_mixed']:.2f} times as long as the mixed step, and {part['separate_peaks_over_mixed']:.2f} "
-            "times its memory if they run side by side.",
+            f"Three trainers take {part['separate_over_mixed']:.2f} times as long as the mixed step, and "
+            f"{part['separate_peaks_over_mixed']:.2f} times its memory if they run side by side.",
         ]
     )
 
@@ -75,8 +75,9 @@ def share(found: Mapping[str, Any]) -> str:
             rows.append(f"| {name} | {row['seconds']:.2f} | {row['compute']:.2f} | {row['bandwidth']:.2f} | {row['share']:.0%} |")
     return "\n".join(
         [
-            f"**Sampling beside the machine's own limits** (`{found['command']}`; a product of matrices reaches {limits['flops_per_second'] / 1e9:.0f} "
-            f"GFLOP/s and a copy {limits['bytes_per_second'] / 1e9:.1f} GB/s here, one thread; measured again before every run).",
+            f"**Sampling beside the machine's own limits** (`{found['command']}`; a product of matrices reaches "
+            f"{limits['flops_per_second'] / 1e9:.0f} GFLOP/s and a copy {limits['bytes_per_second'] / 1e9:.1f} GB/s here, one thread; "
+            "measured again before every run).",
             "",
             *rows,
         ]
