@@ -53,8 +53,8 @@ def mixed(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"**The mixed step against the same terms in trainers of their own** (`{found['command']}`; GRPO on 64 responses, SFT under "
-            f"PGD-2 on 32 demonstrations, a discriminator; medians of {found['repeats']} alternated steps; peaks of a process each, what is "
-            "imported taken off).",
+            f"PGD-2 on 32 demonstrations, a discriminator; medians of {found['repeats']} alternated steps; peaks of a process each, "
+            "what is imported taken off).",
             "",
             *rows,
             "",
