@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 
-from advalign.functional.intervals import paired_bootstrap
-
 PACKAGES = ("advalign", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -89,6 +87,8 @@ def mean_sd(values: Sequence[float]) -> dict[str, Any]:
 
 def paired(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
     """mean(first - second) with its paired bootstrap interval; an item is what was drawn independently (a seed, an example)."""
+    from advalign.functional.intervals import paired_bootstrap  # scipy: a machine that only measures speed may have none
+
     mean, low, high = paired_bootstrap(
         torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64), confidence=confidence
     )

@@ -7,6 +7,7 @@ certain at its place and impossible elsewhere, so that all of them decode and tr
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import tempfile
 import time
@@ -17,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from datasets import Dataset
 from generation import END, GROUPS, PAD, SIZE, Ends, network
 from torch import Tensor
 from transformers import TrainerCallback
@@ -130,6 +130,7 @@ class Theirs(Steps):
     """TRL's GRPOTrainer at its defaults (no KL, DAPO's loss, one update per draw); its own loop, one optimizer step at a time."""
 
     def __init__(self, name: str, device: str, rows_at_once: int) -> None:
+        from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
         self.name, self.net, self.tokens = name, network(device), 0
@@ -231,11 +232,11 @@ class Plain(Steps):
 
 
 def sides(name: str, device: str) -> dict[str, Callable[[], Steps]]:
-    return {
-        "advalign": lambda: Ours(name, device, 8192 if device == "cuda" else 2048),
-        "trl": lambda: Theirs(name, device, GROUPS * SIZE),
-        "plain": lambda: Plain(name, device),
-    }
+    """TRL only where it is installed: a machine with a GPU may have little else than torch and transformers."""
+    made: dict[str, Callable[[], Steps]] = {"advalign": lambda: Ours(name, device, 65536 if device == "cuda" else 2048)}
+    if importlib.util.find_spec("trl") is not None and importlib.util.find_spec("datasets") is not None:
+        made["trl"] = lambda: Theirs(name, device, GROUPS * SIZE)
+    return made | {"plain": lambda: Plain(name, device)}
 
 
 def compare(name: str, device: str = "cpu", repeats: int = 5, who: tuple[str, ...] = ("advalign", "trl", "plain")) -> dict[str, Any]:

@@ -1,11 +1,24 @@
-"""Floor 4: what a model is worth clean, under attack, and on paper."""
+"""Floor 4: what a model is worth clean, under attack, and on paper.
 
-from advalign.evaluation.answers import AnsweringClassifier, AnsweringGenerator
-from advalign.evaluation.report import Report
-from advalign.evaluation.result import SuiteResult
-from advalign.evaluation.suite import Suite
-from advalign.evaluation.target import ClassifierTarget, GeneratorTarget, target_of
+Public names are imported when they are first used: a run that evaluates nothing loads neither plots nor suites.
+"""
 
-__all__ = [
-    "AnsweringClassifier", "AnsweringGenerator", "ClassifierTarget", "GeneratorTarget", "Report", "Suite", "SuiteResult", "target_of",
-]  # fmt: skip
+import importlib
+from typing import Any
+
+_NAMES = {
+    "AnsweringClassifier": "answers",
+    "AnsweringGenerator": "answers",
+    "ClassifierTarget": "target",
+    "GeneratorTarget": "target",
+    "Report": "report",
+    "Suite": "suite",
+    "SuiteResult": "result",
+    "target_of": "target",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -10,17 +10,19 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advalign.errors import ConfigError
 from advalign.evaluation import utility
-from advalign.evaluation.report import Report
 from advalign.models import Network
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rollout.hf import HF
 from advalign.types import Example, RolloutGroup, Sampling
+
+if TYPE_CHECKING:
+    from advalign.evaluation.report import Report
 
 TEMPERATURES = (0.3, 0.5, 0.7, 0.9, 1.0, 1.2, 1.5)
 Quality = Callable[[Sequence[RolloutGroup]], Sequence[float]]
@@ -143,6 +145,8 @@ def of_suite(suite: Any, network: Network, temperatures: Sequence[float]) -> Rep
         raise ConfigError(f"temperatures: a {network.head} samples nothing; quality and diversity are of a policy.")
     options: dict[str, Any] = {"sampling": suite.sampling, "seed": suite.seed, "order": 4 if installed() else 0}
     rows = quality_diversity(network, suite._examples(network), temperatures, max(suite.samples, 2) if suite.samples else 8, **options)
+    from advalign.evaluation.report import Report
+
     return plot(Report("Quality and diversity", "over sampling temperatures"), {"policy": rows})
 
 

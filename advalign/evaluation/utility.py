@@ -7,7 +7,6 @@ from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -88,6 +87,8 @@ def auc(positive: Float[Tensor, "P"], negative: Float[Tensor, "N"]) -> float:
     number, total = len(positive), len(positive) * len(negative)
     if not total:
         return math.nan
+    from scipy.stats import rankdata
+
     ranks = rankdata(torch.cat([positive, negative]).numpy())
     return float((ranks[:number].sum() - number * (number + 1) / 2) / total)
 

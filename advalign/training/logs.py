@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 
 class Log:
     """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard; how long it took in `speed.jsonl`. Opened at
@@ -67,6 +64,9 @@ class Bar:
     """A progress bar with the few numbers a person watches."""
 
     def __init__(self, total: int, done: int, title: str, enabled: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True), disable=not enabled)
         self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
