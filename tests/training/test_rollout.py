@@ -1,9 +1,11 @@
 """The sampler and the trainer are the same model: log-probabilities agree, padding changes nothing, the nucleus is the nucleus."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from advalign.errors import BudgetError
@@ -215,3 +217,36 @@ def test_the_cache_grows_in_place_and_keeps_what_it_held():
     layer.batch_select_indices(torch.tensor([1, 0, 1]))
     assert torch.equal(layer.keys, torch.cat(keys, 2)[[1, 0, 1]])
     assert layer.get_seq_length() == 6
+
+
+def test_whole_responses_follow_the_model_by_chi_square():
+    """Six tokens, responses of at most three: every response is enumerated with its probability by a slow loop without cache (a response
+    that ends early is shorter), and 6,000 sampled ones, decoded with shared prompts, leaving rows and a growing cache, are counted."""
+    net = load("scratch:tiny-gpt2?n_embd=32", tokenizer={"kind": "words"}, texts=["a"], max_length=16, dtype="float64")
+    for p in net.parameters():
+        p.data.mul_(3.0)
+    prompt, end, size = net.encoder.prompt("a a"), net.encoder.eos_id, len(net.encoder.tokenizer)
+    chances: dict[tuple[int, ...], float] = {}
+
+    def grow(response, chance):
+        if len(response) == 3 or response[-1:] == (end,):
+            chances[response] = chance
+            return
+        ids = torch.tensor([[*prompt, *response]])
+        with torch.no_grad():
+            following = net.model(input_ids=ids).logits[0, -1].softmax(-1).tolist()
+        for token, p in enumerate(following):
+            grow((*response, token), chance * p)
+
+    grow((), 1.0)
+    assert sum(chances.values()) == pytest.approx(1.0)
+    assert len(chances) == 1 + (size - 1) * (1 + (size - 1) * size)
+    groups = generate(net, ["a a"] * 3, 2000, Sampling(max_new_tokens=3), max_rows=900)
+    found = Counter(tuple(r.response_ids) for g in groups for r in g.rollouts)
+    assert set(found) <= set(chances)
+    often = [response for response, p in chances.items() if 6000 * p >= 5]
+    observed = [found[response] for response in often]
+    wanted = [6000 * chances[response] for response in often]
+    observed, wanted = [*observed, 6000 - sum(observed)], [*wanted, 6000 - sum(wanted)]
+    assert len(often) > 30
+    assert stats.chisquare(observed, wanted).pvalue > 1e-4
