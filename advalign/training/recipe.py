@@ -26,7 +26,8 @@ HEAD_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
-    """`token_budget`: tokens, padding included, of one micro-batch. `measure_every`: gradient norms and cosines per term.
+    """`token_budget`: tokens of one micro-batch, padding included where rows are not packed. `measure_every`: gradient norms and cosines
+    per term.
     `distributed`: what several processes do, `ddp` (each holds all weights) or `fsdp` (each a slice of them); `auto` is what `accelerate`
     was configured for. Names as in transformers where the meaning is the same."""
 

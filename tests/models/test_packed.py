@@ -134,6 +134,12 @@ def test_a_model_whose_configuration_hides_what_it_does_is_found_out():
     assert not net.packs
 
 
+def test_a_model_too_small_to_be_tried_is_padded():
+    """Positions for four tokens: the trial has rows of six."""
+    net = built("GPT2", GPT2 | {"n_positions": 4})
+    assert not net.packs
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("site", ["embedding", "layer:0"])
 def test_edits_and_hidden_states_are_in_rows(site, checkpointing):
