@@ -112,6 +112,8 @@ def test_in_float64_they_are_equal_to_rounding():
 def test_models_that_mix_tokens_elsewhere_are_padded(name):
     net = built(name, PADDED[name])
     assert not net.packs
+    if name == "Mamba" and transformers.__version__ < "5":
+        pytest.skip("Mamba takes no position ids before transformers 5")
     assert net(ragged(), {"logprobs"}).logprobs.isfinite().all()
 
 
