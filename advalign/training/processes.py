@@ -17,7 +17,7 @@ from advalign.protocols import Term
 PRECISION = {"no": None, "bf16": torch.bfloat16}
 
 
-def refuse(number: int, shards: Sharding | None, sources: Mapping[str, Any], objectives: Mapping[str, Term]) -> None:
+def refuse(number: int, sharded: bool, sources: Mapping[str, Any], objectives: Mapping[str, Term]) -> None:
     """What several processes, and sharded weights, exclude."""
     for name, source in sources.items():
         ahead: Any = getattr(source, "ahead", None)
@@ -26,7 +26,7 @@ def refuse(number: int, shards: Sharding | None, sources: Mapping[str, Any], obj
                 f"sources.{name}.ahead: {ahead} given, and {number} processes; sampling beside the updates is not shared among "
                 "processes, use ahead: 0."
             )
-    for name, term in objectives.items() if shards is not None else ():
+    for name, term in objectives.items() if sharded else ():
         if any("score_gradients" in needs for needs in term.reads.values()):
             raise ConfigError(
                 f"objectives.{name}: {type(term).__name__} differentiates twice, which FSDP does not allow; use args.distributed: ddp."

@@ -134,7 +134,7 @@ class Trainer:
         args = self.args
         self.accelerator = processes.accelerator(args.mixed_precision)
         self.ranks, shards = Ranks(self.accelerator), processes.sharding(self.accelerator, args)
-        processes.refuse(self.ranks.number, shards, self.config["sources"], self.config["objectives"])
+        processes.refuse(self.ranks.number, shards is not None, self.config["sources"], self.config["objectives"])
         self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
         self.context.last = self.total_steps
         self.learners: dict[str, LearnerRuntime] = {}

@@ -3,15 +3,20 @@
 import json
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from processes import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 from safetensors.torch import load_file
 from torch.multiprocessing import start_processes
 
 from advalign import TrainingArguments
+from advalign.errors import ConfigError
 from advalign.models import load
+from advalign.objectives.gradient_penalty import GradientPenalty
+from advalign.training import processes
 
 pytestmark = pytest.mark.slow
 
@@ -130,3 +135,14 @@ def test_low_precision_runs(found, kind):
     assert len(notes["log"]) == 2
     other, _ = told(found, kind, "mixed", "low-1")
     assert all(torch.equal(ended[k], other[k]) for k in ended)
+
+
+def test_what_cannot_be_spread_is_refused():
+    with pytest.raises(ConfigError, match=r"args\.distributed: .*'fdsp'.*Did you mean 'fsdp'"):
+        TrainingArguments(distributed="fdsp")
+    with pytest.raises(ConfigError, match=r"objectives\.slope: GradientPenalty differentiates twice"):
+        processes.refuse(2, True, {}, {"slope": GradientPenalty(source="verdicts")})
+    processes.refuse(2, False, {}, {"slope": GradientPenalty(source="verdicts")})
+    with pytest.raises(ConfigError, match=r"sources\.write\.ahead: 1 given, and 2 processes"):
+        processes.refuse(2, False, {"write": SimpleNamespace(ahead=1)}, {})
+    assert processes.sharding(Accelerator(), TrainingArguments(distributed="fsdp")) is None  # one process holds everything
