@@ -61,6 +61,7 @@ class LearnerRuntime:
         shards: Sharding | None = None,
     ) -> None:
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
+        _ = network.packs  # tried out now: a sharded network cannot be called past its root
         self.ranks = Ranks(accelerator)
         self.ranks.copy_weights(network)
         self.shards, self.template = shards, sharding.hollow(network) if shards is not None else None
