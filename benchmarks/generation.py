@@ -49,7 +49,8 @@ def network(device: str) -> Network:
     config = Qwen2Config(**shape, num_key_value_heads=shape["num_attention_heads"], max_position_embeddings=1024, tie_word_embeddings=True)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config).eval()
-    words = Tokenizer(models.WordLevel({"<pad>": PAD, "<end>": END, "<unk>": 2}, unk_token="<unk>"))
+    known = {"<pad>": PAD, "<end>": END, "<unk>": 2} | {f"w{i}": i for i in range(3, shape["vocab_size"])}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
     made = Network(model, Encoder(tokenizer, max_length=1024, bidirectional=False), "policy")

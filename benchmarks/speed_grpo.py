@@ -72,6 +72,9 @@ class Steps:
     def step(self) -> int:
         raise NotImplementedError
 
+    def close(self) -> None:
+        """No more steps will be asked for."""
+
 
 class Ours(Steps):
     def __init__(self, name: str, device: str, budget: int) -> None:
@@ -133,7 +136,7 @@ class Theirs(Steps):
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        self.name, self.net, self.tokens = name, network(device), 0
+        self.name, self.net, self.tokens, self.closing = name, network(device), 0, False
         length, number, _, _ = SETTINGS[name]
         side = self
         model = self.net.model
@@ -172,7 +175,8 @@ class Theirs(Steps):
             self.turn.acquire()
             self.trainer.train()
 
-        threading.Thread(target=loop, daemon=True).start()
+        self.thread = threading.Thread(target=loop, daemon=True)
+        self.thread.start()
         while True:
             self.turn.release()
             self.done.acquire()
@@ -182,6 +186,12 @@ class Theirs(Steps):
         next(self.run)
         self.count += 1
         return self.tokens
+
+    def close(self) -> None:
+        self.closing = True
+        self.turn.release()
+        self.thread.join()
+        self.folder.cleanup()
 
 
 class Pause(TrainerCallback):
@@ -193,6 +203,8 @@ class Pause(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.side.done.release()
         self.side.turn.acquire()
+        if self.side.closing:
+            control.should_training_stop = True
 
 
 class Plain(Steps):
@@ -257,6 +269,8 @@ def compare(name: str, device: str = "cpu", repeats: int = 5, who: tuple[str, ..
             if repeat:
                 seconds[side].append(time.perf_counter() - start)
                 tokens[side].append(sampled)
+    for steps in made.values():
+        steps.close()
     found: dict[str, Any] = {s: {"seconds": median(t), "all": t, "tokens": tokens[s]} for s, t in seconds.items()}
     for other in made:
         if other != "advalign" and "advalign" in made:
