@@ -7,6 +7,7 @@ certain at its place and impossible elsewhere, so that all of them decode and tr
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import tempfile
@@ -271,8 +272,10 @@ def compare(name: str, device: str = "cpu", repeats: int = 5, who: tuple[str, ..
                 tokens[side].append(sampled)
     for steps in made.values():
         steps.close()
+    made_by, made = list(made), {}
+    gc.collect()  # trainers hold themselves
     found: dict[str, Any] = {s: {"seconds": median(t), "all": t, "tokens": tokens[s]} for s, t in seconds.items()}
-    for other in made:
-        if other != "advalign" and "advalign" in made:
+    for other in made_by:
+        if other != "advalign" and "advalign" in made_by:
             found[f"ratio_to_{other}"] = found[other]["seconds"] / found["advalign"]["seconds"]
     return found | {"goal_to_trl": SETTINGS[name][3]}
