@@ -54,11 +54,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """`source[n]`: which token of the flattened rows stands at n; `place[b, t]`: where token t of row b stands (padding: at 0);
+    """`source[n]`: which token of the flattened rows stands at n; `place[b, t]`: where token t of row b stands (`padding`: nowhere);
     `positions`: in its row; `order`: puts the queries of all blocks, one after the other, in place."""
 
     source: Int[Tensor, "N"]
     place: Int[Tensor, "B T"]
+    padding: Bool[Tensor, "B T"]
     positions: Int[Tensor, "N"]
     blocks: tuple[Block, ...]
     order: Int[Tensor, "N"]
@@ -67,7 +68,8 @@ class Layout:
         return x.flatten(0, 1)[self.source][None]
 
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
-        return x[0][self.place]
+        """Zero at padding."""
+        return x[0][self.place].masked_fill(self.padding[..., None], 0)
 
     def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Of a forward over the packed row. A mask of four axes is handed on as it is, and never read."""
@@ -144,6 +146,7 @@ def _laid_out(
     return Layout(
         source=source.to(device),
         place=place.to(device),
+        padding=~mask.to(device),
         positions=(source % width).to(device),
         blocks=tuple(block.to(device) for block in blocks),
         order=order.to(device),
@@ -229,12 +232,13 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 def prepare(model: Any) -> bool:
     """Gives a causal model the attention function above where it now uses SDPA; whether its rows can be packed, as far as its
     configuration says (`agrees` tries it)."""
-    config: Any = getattr(model.base_model, "config", None)
-    if config is None or config._attn_implementation == NAME:
-        return config is not None
+    config: Any = getattr(getattr(model, "base_model", None), "config", None)
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation == NAME:
+        return True
     kinds = getattr(config, "layer_types", None) or ()
     able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
-    if not able or config._attn_implementation != "sdpa" or any(kind not in KINDS for kind in kinds):
+    if not able or implementation != "sdpa" or any(kind not in KINDS for kind in kinds):
         return False
     config._attn_implementation = NAME
     return True

@@ -50,6 +50,18 @@ def done(result):
 # ---------------------------------------------------------------------------------------------------- list and show
 
 
+def test_show_says_what_a_step_costs(advalign, small):
+    printed = " ".join(done(advalign("show", small)).split())
+    assert "a step of " in printed
+    assert "peak memory about" in printed
+
+
+def test_show_stands_where_a_model_cannot_be_reached(advalign, small, tmp_path):
+    printed = " ".join(done(advalign("show", small, f"learners.judge.model={tmp_path}/nothing")).split())
+    assert "policy loss = " in printed
+    assert "what a step costs is not known here: model: " in printed
+
+
 @pytest.mark.parametrize("room", plugins.ROOMS)
 def test_list_prints_one_line_per_file(advalign, room):
     lines = done(advalign("list", room)).splitlines()

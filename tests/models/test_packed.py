@@ -159,6 +159,7 @@ def test_edits_and_hidden_states_are_in_rows(site, checkpointing):
         delta = add.clone().requires_grad_()
         out = net(tokens, {"logprobs", "hidden:layer:0", "hidden:layer:1"}, {site: Edit(add=delta)})
         assert out.hidden["layer:0"].shape == (6, 8, 16)
+        assert not packs or not out.hidden["layer:0"][~tokens.mask].any()
         total = out.logprobs.sum() + (out.hidden["layer:1"] * tokens.mask[..., None]).square().sum()
         deltas.append((torch.autograd.grad(total, delta)[0], out.hidden["layer:0"][tokens.mask]))
     torch.testing.assert_close(deltas[0][0], deltas[1][0], rtol=0, atol=1e-12 * float(deltas[1][0].abs().max()))
