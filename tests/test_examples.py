@@ -51,7 +51,8 @@ def advalign(monkeypatch):
         words = shlex.split(command)
         monkeypatch.setattr(sys, "argv", [str(ROOT / w) if w.startswith("configs/") else w for w in words])
         printed = StringIO()
-        monkeypatch.setattr(cli.out, "file", printed)
+        # Not `file`: that property would be given back as the standard output of this test, for all tests to come.
+        monkeypatch.setattr(cli.out, "_file", printed)
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert not left.value.code, printed.getvalue()
