@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 from safetensors.torch import load_file
 from torch.multiprocessing import start_processes
+from whole_runs import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 
 from advalign import TrainingArguments
 from advalign.errors import ConfigError
