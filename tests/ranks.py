@@ -1,12 +1,11 @@
 """Two processes that share the rows of one ragged update. Not in a test file: a fresh interpreter must import it by name."""
 
 import json
-import os
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
+from gloo import WORLD, meet
 from made import demos, gradients, learner, network, rollouts
 from safetensors.torch import save_file
 
@@ -17,7 +16,6 @@ from advalign.objectives.kl import KL
 from advalign.objectives.ppo import PPO
 from advalign.objectives.sft import SFT
 
-WORLD = 2
 PLAIN = {"policy": PPO(source="math"), "near": KL(source="math", coef=0.1), "imitate": SFT(source="chat", coef=0.5)}
 ATTACKED = PLAIN | {"robust": SFT(source="chat", view="pgd", coef=0.3), "hard": PPO(source="math", view="pgd2", coef=0.2)}
 PGDS = {"pgd": PGD(radius=0.3, steps=2), "pgd2": PGD(radius=0.2, steps=1)}
@@ -66,15 +64,7 @@ def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str,
 
 def run(rank: int, folder: str) -> None:
     """What a spawned process does: every case, its gradient and logs into files; the reason where gloo cannot start."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD)}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
-    try:
-        meet = {"init_method": f"file://{folder}/meet", "rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=120)}
-        torch.distributed.init_process_group("gloo", **meet)
-        torch.distributed.barrier()
-    except (RuntimeError, ValueError) as error:
-        Path(folder, "reason").write_text(str(error))
+    if not meet(rank, folder):
         return
     for name, case in CASES.items():
         gradient, logs = update(case)

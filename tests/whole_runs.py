@@ -1,17 +1,16 @@
 """Whole runs on two processes. Not in a test file: a fresh interpreter must import it by name."""
 
 import json
-import os
 import shutil
 import warnings
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from games import DATA, SHORT, chat, game, judge, policy, write
+from gloo import WORLD, meet
 from made import demos, network, pairs, rollouts
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,7 +39,6 @@ from advalign.sources._options import Curriculum, Dynamic
 from advalign.sources.replay import Replay
 from advalign.training.evaluate import Evaluation
 
-WORLD = 2
 KINDS = ("ddp", "fsdp")
 ROWS = {"all": slice(None), "few": slice(0, 2)}
 
@@ -171,21 +169,6 @@ def updated(name, folder, rows=slice(None), mesh=None, **options):
 
 
 # ------------------------------------------------------------------------------------------------------ processes
-
-
-def meet(rank: int, folder: str) -> bool:
-    """Join the group; where gloo cannot start, say why."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD)}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
-    try:
-        where = {"init_method": f"file://{folder}/meet", "rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=600)}
-        torch.distributed.init_process_group("gloo", **where)
-        torch.distributed.barrier()
-    except (RuntimeError, ValueError) as error:
-        Path(folder, "reason").write_text(str(error))
-        return False
-    return True
 
 
 def run(rank: int, folder: str) -> None:

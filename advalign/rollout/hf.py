@@ -14,7 +14,8 @@ from torch import Tensor
 from advalign.errors import BudgetError
 from advalign.models import Network
 from advalign.rollout import _cache
-from advalign.types import Example, Rollout, RolloutGroup, Sampling
+from advalign.rollout._engine import Engine
+from advalign.types import Rollout, RolloutGroup, Sampling
 
 __all__ = ["HF"]
 
@@ -23,7 +24,7 @@ CHUNK = 2**24  # numbers of a cumulative distribution at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class HF:
+class HF(Engine):
     """y_t ~ softmax(z_t / temperature), truncated to the top-p nucleus; greedy at temperature 0.
 
     A prompt is read once, whatever the number of its responses, which share its keys and values; finished responses leave the batch;
@@ -45,19 +46,9 @@ class HF:
             torch.rand(rows, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)
 
     @torch.no_grad()
-    def generate(
-        self, network: Network, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
-    ) -> list[RolloutGroup]:
-        """`n` responses per example."""
-        prompts = network.encoder.prompts([e.prompt for e in examples])
-        groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
-        return self.extend(network, groups, n, sampling, generator)
-
-    @torch.no_grad()
     def extend(
         self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
-        """`n` more rollouts per group, from its own `prompt_ids`, which may already hold the beginning of a response."""
         network_mode = network.training
         network.eval()
         draws = torch.rand(len(groups) * n, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)

@@ -14,10 +14,11 @@ import torch
 
 from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
 from advalign.models import Network
+from advalign.rollout._engine import Engine
 from advalign.rollout._vllm_local import Local
 from advalign.rollout._vllm_server import Server
 from advalign.rollout._vllm_weights import signature
-from advalign.types import Example, Rollout, RolloutGroup, Sampling
+from advalign.types import Rollout, RolloutGroup, Sampling
 
 __all__ = ["VLLM"]
 
@@ -29,7 +30,7 @@ HALF = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLLM:
+class VLLM(Engine):
     """y_t ~ softmax(z_t / temperature), truncated to the top-p nucleus, by vLLM; greedy at temperature 0.
 
     Without `url`, vLLM runs in this process: the model is written to a temporary folder once, `options` go to `vllm.LLM`, and
@@ -90,19 +91,9 @@ class VLLM:
         self.state.network, self.state.version, self.state.due = weakref.ref(network), version, True
 
     @torch.no_grad()
-    def generate(
-        self, network: Network, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
-    ) -> list[RolloutGroup]:
-        """`n` responses per example."""
-        prompts = network.encoder.prompts([e.prompt for e in examples])
-        groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
-        return self.extend(network, groups, n, sampling, generator)
-
-    @torch.no_grad()
     def extend(
         self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
-        """`n` more rollouts per group, from its own `prompt_ids`, which may already hold the beginning of a response."""
         with self.state.lock:  # rollouts of coming steps are sampled in another thread, from a copy of the weights
             if self.state.network is None or self.state.network() is not network:
                 self.sync(network, -1)

@@ -108,7 +108,7 @@ def _asked(source: Any, network: Network) -> Size | None:
     """Rows of a source that is sampled for, every response as long as it may be."""
     try:
         examples = loading.examples(source.data, limit=LOOKED_AT)
-    except (AdvalignError, TypeError):
+    except AdvalignError:
         return None
     lengths = [len(ids) for ids in network.encoder.prompts([e.prompt for e in examples])]
     prompt, rows = sum(lengths) / len(lengths), source.batch_size * source.group_size

@@ -1,15 +1,14 @@
 """Two gloo processes on CPU that share the rows of an update: the summed gradient and the logs are those of one process."""
 
 import json
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
+import gloo
 import pytest
 import torch
 from ranks import CASES, WORLD, num_micros, run, update
 from safetensors.torch import load_file
-from torch.multiprocessing import start_processes
 
 pytestmark = pytest.mark.slow  # both ranks wait until one fresh interpreter has imported everything
 
@@ -17,17 +16,7 @@ pytestmark = pytest.mark.slow  # both ranks wait until one fresh interpreter has
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> Path:
     """The folder into which both ranks wrote."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo: no second process")
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system has no fork server: no second process")
-    folder = tmp_path_factory.mktemp("ranks")
-    # Both ranks are forked from one clean process that has imported what takes long.
-    multiprocessing.set_forkserver_preload(["advalign.engine.learner"])
-    start_processes(run, (str(folder),), nprocs=WORLD, start_method="forkserver")
-    if (folder / "reason").exists():
-        pytest.skip(f"gloo cannot start: {(folder / 'reason').read_text()}")
-    return folder
+    return gloo.start(run, tmp_path_factory.mktemp("ranks"), ["advalign.engine.learner"])
 
 
 def test_the_cases_are_what_their_names_say():

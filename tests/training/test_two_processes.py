@@ -1,15 +1,14 @@
 """Whole runs on two gloo processes, with whole weights (ddp) and with sharded ones (fsdp), are the run of one process."""
 
 import json
-import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
+import gloo
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch.multiprocessing import start_processes
 from whole_runs import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 
 from advalign import TrainingArguments
@@ -26,16 +25,7 @@ TOLERANCE = 1e-10  # float64; AdamW divides by the root of a second moment, whic
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> Path:
     """The folder into which both processes wrote."""
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo: no second process")
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system has no fork server: no second process")
-    folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.set_forkserver_preload(["advalign.training.trainer"])
-    start_processes(run, (str(folder),), nprocs=WORLD, start_method="forkserver")
-    if (folder / "reason").exists():
-        pytest.skip(f"gloo cannot start: {(folder / 'reason').read_text()}")
-    return folder
+    return gloo.start(run, tmp_path_factory.mktemp("processes"), ["advalign.training.trainer"])
 
 
 @pytest.fixture(scope="module")
