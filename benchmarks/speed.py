@@ -2,7 +2,7 @@
 
 grpo       one GRPO step against TRL and against a plain loop, three settings                        (speed_grpo.py)
 memory     peak memory of log-probabilities for vocabularies up to 128k, against the naive form      (speed_memory.py)
-mixed      the mixed step against three trainers; the cost of a step as G, T, K and the terms grow   (speed_mixed.py)
+mixed      the mixed step against three trainers; the cost of a step as G, T, K and the terms grow; torch.compile   (speed_mixed.py)
 floor      what this machine can do at most: products of matrices and copies, measured; and which share of it sampling reaches
 
     python benchmarks/speed.py                    make bench-speed: about 0.4 CPU-hours; writes benchmarks/results/speed.json
@@ -99,6 +99,7 @@ def parts(device: str, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
         "memory": speed_memory.table,
         "mixed": lambda: speed_mixed.together(repeats),
         "growth": lambda: speed_mixed.growth(repeats),
+        "compiled": lambda: speed_mixed.compiled(repeats),
     }
 
 

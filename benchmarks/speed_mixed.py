@@ -43,11 +43,12 @@ def lengths(completions: list[str]) -> list[float]:
 
 
 def trainer(
-    parts: Iterable[str] = PARTS, *, prompts: int = 8, size: int = 8, tokens: int = 32, ascent: int = 2, copies: int = 1, budget: int = 8192
-) -> Trainer:
+    parts: Iterable[str] = PARTS, *, prompts: int = 8, size: int = 8, tokens: int = 32, ascent: int = 2, copies: int = 1,
+    budget: int = 8192, compile: bool = False,
+) -> Trainer:  # fmt: skip
     """`copies`: how many terms read the demonstrations clean, for the cost of one more objective."""
     words = {"kind": "words", "data": DATA}
-    learners = {"policy": Learner(model=POLICY, tokenizer=words, max_length=256, learning_rate=1e-4)}
+    learners = {"policy": Learner(model=POLICY, tokenizer=words, max_length=256, learning_rate=1e-4, options={"compile": compile})}
     sources: dict[str, Any] = {}
     objectives: dict[str, Any] = {}
     if "grpo" in parts or "discriminator" in parts:
@@ -97,6 +98,24 @@ def together(repeats: int = 5) -> dict[str, Any]:
         "seconds": found, "separate_over_mixed": apart / found["mixed"]["seconds"], "peak_mb": peaks,
         "separate_peaks_over_mixed": sum(peaks[p] for p in PARTS) / peaks["mixed"],
     }  # fmt: skip
+
+
+def compiled(repeats: int = 5) -> dict[str, Any]:
+    """Steps with the policy's blocks compiled and not, in turn; `extra`: what the first two compiled steps took beyond two plain ones."""
+    found: dict[str, Any] = {}
+    for part in ("adversarial sft", "grpo"):
+        made = {"plain": trainer([part]), "compiled": trainer([part], compile=True)}
+        first = {}
+        for name, one in made.items():
+            start = time.perf_counter()
+            one.start()
+            for _ in range(2):
+                one.training_step()
+            first[name] = time.perf_counter() - start
+        rows = timed(made, repeats)
+        ratio = rows["plain"]["seconds"] / rows["compiled"]["seconds"]
+        found[part] = {"seconds": rows, "ratio": ratio, "extra": first["compiled"] - first["plain"]}
+    return found
 
 
 def peak(name: str) -> float:

@@ -84,11 +84,29 @@ def share(found: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+def compiled(found: Mapping[str, Any]) -> str:
+    part = {name: row for name, row in found["parts"]["compiled"].items() if isinstance(row, dict)}
+    rows = ["| step | plain, s | compiled, s | ratio | extra in the first two steps, s |", "|---|---:|---:|---:|---:|"]
+    for name, row in part.items():
+        plain, fast = (row["seconds"][side]["seconds"] for side in ("plain", "compiled"))
+        rows.append(f"| {name} | {plain:.2f} | {fast:.2f} | {row['ratio']:.2f} | {row['extra']:.0f} |")
+    repeats = len(next(iter(part.values()))["seconds"]["plain"]["all"])
+    return "\n".join(
+        [
+            f"**Compiled blocks** (`{found['command']}`; the policy of the mixed step with `options: {{compile: true}}` and without, one "
+            f"thread, medians of {repeats} alternated steps; sampling is never compiled).",
+            "",
+            *rows,
+        ]
+    )
+
+
 SECTIONS = {
     "speed_grpo": (grpo, "grpo fixed length"),
     "speed_memory": (memory, "memory"),
     "speed_mixed": (mixed, "mixed"),
     "speed_share": (share, "share"),
+    "speed_compiled": (compiled, "compiled"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Set
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from advalign.errors import unknown
 from advalign.functional import logprobs as lp
 from advalign.models import adapters, heads, packed
+from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.perturb import applied, captured, edited, twice_differentiable, without_dropout
 from advalign.types import Distribution, Edit, Outputs, Tokens
@@ -31,7 +33,8 @@ HEADS = ("policy", "classifier", "score", "value")
 class Network(nn.Module):
     """A transformers model, its encoder and one head: "policy" (next token), "classifier", "score" (one number per
     row) or "value" (one number per token). `num_forwards` and `num_rows` count what passed through. `source`: the name
-    its base was loaded from; `shares_base`: only adapter and head are its own (`models/adapters.py`)."""
+    its base was loaded from; `shares_base`: only adapter and head are its own (`models/adapters.py`); `compiled`: of its blocks, where
+    they are to be."""
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Network(nn.Module):
         self.pooling, self.head_dropout, self.spectral_norm = pooling, head_dropout, spectral_norm
         self.source: str | None = None
         self.shares_base = False
+        self.compiled: Compiled | None = None
         self.num_forwards = 0
         self.num_rows = 0
         self._packs: bool | None = None if packed.prepare(model) and not encoder.bidirectional else False
@@ -132,7 +136,9 @@ class Network(nn.Module):
             edits = layout.edits({site: edit for site, edit in edits.items() if site != "embedding"})
         if sloped and not embeddings.requires_grad:
             embeddings = embeddings.detach().requires_grad_()
-        with edited(self.backbone, edits), captured(self.backbone, sites) as hidden, twice_differentiable(sloped):
+        plain = not sloped and not sites and not edits.keys() - {"embedding"}
+        fast = self.compiled.on(self.backbone) if self.compiled is not None and plain else nullcontext()
+        with fast, edited(self.backbone, edits), captured(self.backbone, sites) as hidden, twice_differentiable(sloped):
             outputs = self._outputs(self._inputs(rows, embeddings), rows, needs, temperature, layout)
             if sloped:
                 assert outputs.scores is not None, f"head '{self.head}' has no scores"

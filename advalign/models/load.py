@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from advalign.errors import ConfigError, unknown
 from advalign.models import adapters, perturb, scratch
+from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import HEADS, Network
 
@@ -30,8 +31,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ModelSpec:
     """Abstract: what has to be known to load a model. `tokenizer`: an id, or {kind: words|characters|bpe, data: ...}
     for a model from scratch. `options`: pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing,
-    dropout, seed, lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar
-    head (score, value) head_dropout and spectral_norm."""
+    compile (the blocks, by torch.compile), dropout, seed, lora (fields of peft.LoraConfig), adapter (a folder whose adapter and
+    head are put on this base); of a scalar head (score, value) head_dropout and spectral_norm."""
 
     model: str
     head: str = "policy"
@@ -42,8 +43,9 @@ class ModelSpec:
 
 
 SCALAR = ("head_dropout", "spectral_norm")  # of the head of a score or a value
-OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "dropout", "seed", "lora", "adapter", *SCALAR)
-BORROWED = ("pooling", "gradient_checkpointing", "seed", "lora", "adapter", *SCALAR)  # what a learner may set on another one's base
+OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "compile", "dropout", "seed", "lora", "adapter", *SCALAR)
+# What a learner may set on another one's base.
+BORROWED = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", *SCALAR)
 LEARNER = "learner:"
 
 
@@ -278,6 +280,9 @@ def _finish(network: Network, options: Mapping[str, Any]) -> Network:
     if options.get("gradient_checkpointing"):
         kwargs = {"use_reentrant": False, "context_fn": lambda: perturb.as_it_was(network)}
         network.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    if options.get("compile"):
+        perturb.blocks(network.backbone)  # there must be some
+        network.compiled = Compiled()
     _ = network.packs  # tried out now rather than in the first step
     return network
 

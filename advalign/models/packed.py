@@ -205,8 +205,12 @@ def attention(
     here: Layout | None = kwargs.pop(KEYWORD, None)
     if here is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
+    return _packed(here, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
+
+
+@torch.compiler.disable  # every layout would be compiled anew
+def _packed(here: Layout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None) -> Tensor:
     times = query.shape[1] // key.shape[1]
-    window = kwargs.get("sliding_window")
     outputs = []
     for block in here.blocks:
         q = _rows(query, block.queries)
@@ -215,7 +219,7 @@ def attention(
         mask = None if mask is None else mask[:, None]
         out = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
         outputs.append(out.transpose(1, 2)[block.real])
-    return torch.cat(outputs)[here.order][None], None
+    return torch.cat(outputs)[here.order][None]
 
 
 def _rows(x: Float[Tensor, "1 H N d"], where: Int[Tensor, "R K"]) -> Float[Tensor, "R H K d"]:

@@ -156,17 +156,18 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
 
 
 def as_it_was(network: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What a checkpoint wants as `context_fn`: the recomputation sees training and evaluation modes, and the attention kernels allowed,
-    as they are now, for a backward may come after dropout has been switched on again (random states alone do not bring back that it
-    was off), and outside `twice_differentiable`."""
-    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], _plain_attention())
+    """What a checkpoint wants as `context_fn`: the recomputation sees training and evaluation modes, compiled blocks and the attention
+    kernels allowed as they are now, for a backward may come after dropout has been switched on again (random states alone do not
+    bring back that it was off), and outside `twice_differentiable`."""
+    compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
+    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], compiled, _plain_attention())
 
 
 class _Modes(AbstractContextManager[None]):
     """Entered once per recomputation: a second derivative needs two."""
 
-    def __init__(self, wanted: list[tuple[nn.Module, bool]], plain: bool) -> None:
-        self.wanted, self.plain = wanted, plain
+    def __init__(self, wanted: list[tuple[nn.Module, bool]], compiled: list[tuple[nn.Module, Any]], plain: bool) -> None:
+        self.wanted, self.compiled, self.plain = wanted, compiled, plain
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
@@ -174,6 +175,9 @@ class _Modes(AbstractContextManager[None]):
         for module, before in [(m, m.training) for m, training in self.wanted if m.training != training]:
             module.training = not before
             stack.callback(setattr, module, "training", before)
+        for module, call in self.compiled:
+            stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+            module._compiled_call_impl = call
         if self.plain:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         self.entered.append(stack)
