@@ -9,23 +9,21 @@ backpropagated, and the gradient that reaches its deltas on the way moves them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from advalign.engine import micro as mb
-from advalign.engine.keys import generator
-from advalign.engine.plan import CLEAN, Plan, passes_of
-from advalign.errors import unknown
-from advalign.models import Network, perturb
+from advalign.engine.ascent import above_prefix, ascend, by_delta, dropout_policy, ground, leaves_of, masked, sharing, trains_in_every_pass
+from advalign.engine.plan import CLEAN, Plan
+from advalign.models import Network
 from advalign.protocols import Adversary, Ground, Term
-from advalign.types import Edit, Losses, Outputs, ThreatModel, Tokens, Weights
+from advalign.types import Losses, Outputs, Tokens, Weights
 
 Found = dict[str, dict[str, Outputs]]  # {view: {source: outputs}}
 
@@ -118,8 +116,8 @@ class Run:
         adversary = self.plan.adversaries[view]
 
         with dropout_policy(self.network, adversary.dropout) as same_masks:
-            forward = _masked(lambda edits: here.split(self.network(tokens, needs, edits, heat)), same_masks)
-            climbing = _above_prefix(self.network, adversary, forward)
+            forward = masked(lambda edits: here.split(self.network(tokens, needs, edits, heat)), same_masks)
+            climbing = above_prefix(self.network, adversary, forward)
             edits, start = ascend(
                 adversary,
                 ground=self._ground(view, adversary, here),
@@ -139,9 +137,9 @@ class Run:
         where = self._ground(view, adversary, here)
         state = adversary.start(where)
         with dropout_policy(self.network, adversary.dropout) as same_masks:
-            forward = _masked(lambda edits: here.split(self.network(tokens, self.plan.needs(view), edits, here.temperatures)), same_masks)
+            forward = masked(lambda edits: here.split(self.network(tokens, self.plan.needs(view), edits, here.temperatures)), same_masks)
             for number in range(adversary.passes):
-                leaves, edits = _leaves(adversary.ask(state), share)
+                leaves, edits = leaves_of(adversary.ask(state), share)
                 found = {**found, view: forward(edits)}
                 each = self._each(moving, here.micro, here.rows, found, 1 / adversary.passes)
                 losses = adversary.passes * self._per_row({n: w.detach() for n, w in each.items() if terms[n].view == view}, here)
@@ -151,7 +149,7 @@ class Run:
                 each |= self._each(still, here.micro, here.rows, found) if last else {}
                 yield {name: weighted.sum() for name, weighted in each.items()}, not last
                 gradients = {site: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for site, leaf in leaves.items()}
-                state = adversary.tell(state, _by_delta(losses, share, where), gradients)
+                state = adversary.tell(state, by_delta(losses, share, where), gradients)
 
     def _ground(self, view: str, adversary: Adversary, here: Here) -> Ground:
         memory = self.memory.setdefault(view, {})
@@ -235,142 +233,6 @@ class Here:
             split[source] = mb.part(outputs, start, start + self.sizes[source])
             start += self.sizes[source]
         return split
-
-
-# ---------------------------------------------------------------------------------------------- the inner loop
-
-
-def ascend(
-    adversary: Adversary,
-    *,
-    ground: Ground,
-    share: Tensor,
-    losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
-) -> tuple[dict[str, Edit], Tensor | None]:
-    """`steps` times ask, forward, gradient with respect to the deltas alone, tell; then the last edits, per row.
-
-    `share[b]` is the delta of row b. `losses(edits)` gives the sum to climb and its share per row. Parameters' .grad is
-    untouched: a step costs two forwards, not three. Also returns the losses per row at the first edits.
-    """
-    state = adversary.start(ground)
-    first: Tensor | None = None
-    for _ in range(passes_of(adversary)[0] or adversary.steps):
-        leaves, edits = _leaves(adversary.ask(state), share)
-        total, per_row = losses(edits)
-        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-        dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
-        first = per_row if first is None else first
-        state = adversary.tell(state, _by_delta(per_row, share, ground), dict(zip(leaves, dense, strict=True)))
-    return _leaves(adversary.ask(state), share, gradients=False)[1], first
-
-
-def _leaves(asked: Mapping[str, Edit], share: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:
-    """What is differentiated, one per delta, and the edits of every row. Replaced tokens are never shared."""
-    leaves = {site: edit.add.detach().clone().requires_grad_(gradients) for site, edit in asked.items() if edit.add is not None}
-    edits = {}
-    for site, edit in asked.items():
-        where = None if edit.where is None else edit.where[share]
-        edits[site] = replace(edit, add=leaves[site][share] if site in leaves else None, where=where)
-    return leaves, edits
-
-
-def _by_delta(per_row: Tensor, share: Tensor, ground: Ground) -> Tensor:
-    return per_row.new_zeros(ground.allowed.shape[0]).index_add(0, share, per_row.detach())
-
-
-def trains_in_every_pass(adversary: Any) -> bool:
-    return getattr(adversary, "accumulate", "last") == "every"
-
-
-def _above_prefix(network: Any, adversary: Adversary, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`forward` for the passes of an inner loop: where all edits are in blocks and nothing is random, the blocks below the first
-    one run once."""
-    if adversary.dropout != "off" or adversary.steps < 2 or any(site == "embedding" for site in adversary.threat.sites):
-        return forward
-    prefix = perturb.Prefix(getattr(network, "module", network).backbone, adversary.threat.sites)
-
-    def above(edits: Mapping[str, Edit]) -> Any:
-        with prefix.reused():
-            return forward(edits)
-
-    return above
-
-
-def ground(
-    network: Any,
-    adversary: Adversary,
-    view: str,
-    tokens: Tokens,
-    sources: Sequence[tuple[str, Tokens]],
-    key: Sequence[object],
-    memory: dict[str, Any] | None = None,
-) -> Ground:
-    """What an adversary stands on for these rows. Random streams: (update, adversary, source, row or group)."""
-    threat = adversary.threat
-    plain = getattr(network, "module", network)
-    numbers = ((s, t.key, t.group if threat.share == "group" else t.key) for s, t in sources)
-    names = [(s, number) for s, key, own in numbers for number in torch.where(key < 0, key, own).tolist()]
-    allowed = region(threat.where, tokens, () if threat.special else plain.encoder.special_ids)
-    if threat.share == "group":
-        first = [names.index(name) for name in dict.fromkeys(names)]
-        names, allowed, tokens = list(dict.fromkeys(names)), allowed[first], tokens.index(torch.tensor(first, device=allowed.device))
-    probability = getattr(adversary, "probability", 1.0)
-    if probability < 1:
-        coins = [torch.rand((), generator=generator(*key, view, *name, "attacked")) < probability for name in names]
-        allowed = allowed & torch.stack(coins)[:, None].to(allowed.device)
-    scale = plain.mean_embedding_norm() if threat.relative_to == "mean_embedding_norm" else 1.0
-    return Ground(
-        shapes={site: (tokens.ids.shape[1], plain.width(site)) for site in threat.sites},
-        allowed=allowed,
-        radius=threat.radius * scale,
-        dtype=torch.float64 if plain.dtype == torch.float64 else torch.float32,
-        generators=[generator(*key, view, *name) for name in names],
-        tokens=tokens,
-        names=tuple(f"{source}/{number}" for source, number in names),
-        key=tuple(key),
-        memory={} if memory is None else memory,
-        network=plain,
-    )
-
-
-def region(where: str, tokens: Tokens, never: Collection[int] = ()) -> Bool[Tensor, "B T"]:
-    """Positions a threat model allows: real tokens that are no target, targets, or both; without the ids in `never`."""
-    known = {"prompt": tokens.mask & ~tokens.target, "response": tokens.mask & tokens.target, "all": tokens.mask}
-    if where not in known:
-        raise unknown("adversary.where", "region", where, known)
-    if not never:
-        return known[where]
-    return known[where] & ~torch.isin(tokens.ids, torch.tensor(sorted(never), device=tokens.ids.device))
-
-
-def sharing(threat: ThreatModel, tokens: Tokens) -> Tensor:
-    """The number of each row's delta, in order of first appearance."""
-    if threat.share == "row":
-        return torch.arange(tokens.ids.shape[0], device=tokens.ids.device)
-    order = {g: i for i, g in enumerate(dict.fromkeys(tokens.group.tolist()))}
-    return torch.tensor([order[g] for g in tokens.group.tolist()], device=tokens.ids.device)
-
-
-@contextmanager
-def dropout_policy(network: Any, policy: str) -> Iterator[bool]:
-    """ "off": none in ascent and final pass. "sync": the same masks in all of them (yields True). "fresh": new ones in every
-    pass. The global random state afterwards is as if the final pass alone had run ("sync", "fresh"), or untouched ("off")."""
-    if policy not in ("off", "sync", "fresh"):
-        raise unknown("adversary.dropout", "dropout policy", policy, ("off", "sync", "fresh"))
-    with perturb.without_dropout(network) if policy == "off" else nullcontext():
-        yield policy == "sync"
-
-
-def _masked(forward: Callable[[Any], Any], same: bool) -> Callable[[Any], Any]:
-    """Every call starts from the random state of now, so dropout draws the same masks for the same row layout."""
-    if not same:
-        return forward
-
-    def replayed(edits: Any) -> Any:
-        with perturb.same_random_state():
-            return forward(edits)
-
-    return replayed
 
 
 def _by_row(weighted: Float[Tensor, "..."], num_rows: int) -> Tensor:

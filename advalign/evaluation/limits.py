@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from advalign.engine.views import region
+from advalign.engine.ascent import region
 from advalign.functional import balls
 from advalign.types import Budget, Example, Proposal
 

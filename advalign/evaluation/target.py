@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.engine.ascent import region
 from advalign.engine.keys import generator
-from advalign.engine.views import region
 from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation.cache import AnswerCache
 from advalign.evaluation.prefix import Prefix

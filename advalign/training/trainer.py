@@ -15,24 +15,23 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
-from advalign import data as loading
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
 from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError
-from advalign.models import Network, load
-from advalign.models.load import borrow, lender_of, lenders_first
+from advalign.models import Network
+from advalign.models.load import lenders_first
 from advalign.protocols import Adversary, Source, Term
 from advalign.rollout.hf import HF
-from advalign.training import checkpoint, evaluate, processes
+from advalign.training import assemble, checkpoint, evaluate, processes
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs
 from advalign.training.context import Copies, RunContext, Shared
 from advalign.training.logs import Bar, Log
 from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
 from advalign.training.speed import Meter
-from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows
+from advalign.types import FeedbackRows, PairRows, RolloutRows
 
 
 class Trainer:
@@ -111,17 +110,8 @@ class Trainer:
             found.append(
                 "args.distributed: fsdp given, and there is one process, so weights are whole; launch more (torchrun, accelerate)."
             )
-        judges = {r.learner for s in self.config["sources"].values() for r in getattr(s, "rewards", ()) if hasattr(r, "learner")}
         sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
-        for name, source in self.config["sources"].items():
-            policy = getattr(source, "learner", None)
-            for judge in sorted(judges & set(sizes)):
-                if policy in sizes and sizes[judge] > sizes[policy] and source.yields is RolloutRows:
-                    found.append(
-                        f"learners.{judge} has {sizes[judge]:,} parameters and judges '{policy}' of sources.{name} with {sizes[policy]:,}: "
-                        "a judge larger than what it judges was found to teach it worse (GAD, arXiv:2511.10643)."
-                    )
-        return found
+        return found + assemble.outgrown(self.config["sources"], sizes)
 
     def _now(self) -> tuple[dict[str, Any], dict[str, Term]]:
         return self.recipe.now(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)
@@ -138,9 +128,7 @@ class Trainer:
         self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
         self.context.last = self.total_steps
         self.learners: dict[str, LearnerRuntime] = {}
-        networks: dict[str, Network] = {}
-        for name in lenders_first(self.config["learners"], self._given):
-            networks[name] = self._given.get(name) or _load(name, self.config["learners"][name], args.seed, networks)
+        networks = assemble.networks(self.config["learners"], self._given, args.seed)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(self.accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
@@ -151,22 +139,8 @@ class Trainer:
         # Started in order of need, so that a source may take hold of another one.
         for name in ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
-        self._check_tokenizers()
+        assemble.check_tokenizers(self.recipe, self.context)
         self._started = True
-
-    def _check_tokenizers(self) -> None:
-        """Sampled ids are never re-tokenised: whoever trains on a rollout must read the sampler's ids."""
-        for name, term in self.config["objectives"].items():
-            source = self.config["sources"][term.source]
-            sampler = getattr(source, "learner", term.learner)
-            sampler = self.recipe.frozen[sampler].of if sampler in self.recipe.frozen else sampler
-            if sampler != term.learner and source.yields in (RolloutRows, DemoRows):
-                mine, theirs = (self.context.encoder(n).tokenizer.get_vocab() for n in (term.learner, sampler))
-                if mine != theirs:
-                    raise ConfigError(
-                        f"objectives.{name}: learner '{term.learner}' and the sampler '{sampler}' have different tokenizers; "
-                        "rollouts are never re-tokenised, so they must share one."
-                    )
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -367,26 +341,6 @@ class Trainer:
             source.load_state_dict(state["sources"][name])
         self.annotator.states |= state["annotator"]
         torch.set_rng_state(state["random"])
-
-
-def _load(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network]) -> Network:
-    if lender := lender_of(learner):
-        return borrow(loaded[lender], learner, f"learners.{name}", seed)
-    texts: list[str] = []
-    if isinstance(learner.tokenizer, Mapping):
-        if "data" not in learner.tokenizer:
-            raise ConfigError(f"learners.{name}.tokenizer: a tokenizer from scratch needs data (a task or a file) to be built from.")
-        texts = loading.texts(learner.tokenizer["data"])
-    options = {"seed": seed, **learner.options}
-    return load(
-        learner.model,
-        head=learner.head,
-        tokenizer=learner.tokenizer,
-        texts=texts,
-        max_length=learner.max_length,
-        dtype=learner.dtype,
-        options=options,
-    )
 
 
 def _clear(folder: Path) -> None:

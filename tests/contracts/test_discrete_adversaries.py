@@ -20,7 +20,7 @@ from advalign.adversaries import _lexicon, _search, _words
 from advalign.adversaries.characters import EDITS, _near
 from advalign.adversaries.mixed import _other, carried
 from advalign.adversaries.refusal import last_states
-from advalign.engine import views
+from advalign.engine import ascent
 from advalign.engine.plan import describe, plan
 from advalign.errors import ConfigError
 from advalign.models import load, perturb, scratch
@@ -126,7 +126,7 @@ def run(adversary, where, losses):
         return values.sum(), values.detach()
 
     rows = torch.arange(len(where.generators))
-    edits, first = views.ascend(adversary, ground=where, share=rows, losses=both)
+    edits, first = ascent.ascend(adversary, ground=where, share=rows, losses=both)
     return edits["embedding"], both(edits)[1], first
 
 
@@ -195,7 +195,7 @@ def test_the_chat_template_is_not_the_prompt():
     assert known.content(tokens.ids[0].tolist()[1:], 3) == (0, 0)  # not what the template wrote: hands off
     net = Linear(enc, head="policy")
     adversary = adversaries.Characters(guide="random", steps=0, budget=1.0)
-    here = views.region("prompt", tokens)
+    here = ascent.region("prompt", tokens)
     (state,) = [adversary.start(ground(net, tokens, here))]
     for row, words in zip(state.rows, (2, 4), strict=True):
         assert row.limit == words
@@ -479,7 +479,7 @@ def letters(tmp_path):
 
 
 def on(net, adversary, tokens, key=("update",), memory=None):
-    return views.ground(net, adversary, "words", tokens, [("s", tokens)], key, memory)
+    return ascent.ground(net, adversary, "words", tokens, [("s", tokens)], key, memory)
 
 
 def test_outputs_of_changed_rows_come_back_to_their_original_positions(tmp_path):

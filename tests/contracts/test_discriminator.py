@@ -11,7 +11,7 @@ from torch import nn
 
 from advalign.adversaries.interpolate import Interpolate
 from advalign.adversaries.pgd import PGD
-from advalign.engine import views
+from advalign.engine import ascent
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, adapters, load
 from advalign.models.encode import pad
@@ -242,7 +242,7 @@ def test_a_penalty_refuses_what_makes_no_sense(wrong):
 def between(net, tokens, key=("k",)):
     """The edit of every row."""
     adversary = Interpolate()
-    where = views.ground(net, adversary, "mid", tokens, [("v", tokens)], key)
+    where = ascent.ground(net, adversary, "mid", tokens, [("v", tokens)], key)
     return adversary.ask(adversary.start(where))["embedding"].add
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from advalign import adversaries
 from advalign.adversaries.apgd import _periods
-from advalign.engine import views
+from advalign.engine import ascent
 from advalign.engine.plan import plan
 from advalign.errors import ConfigError
 from advalign.functional import balls
@@ -191,7 +191,7 @@ def test_the_expected_divergence_under_noise(distribution):
 
 def ground_of(net, adversary, rows):
     """The ground the engine hands to adversary "adv" in update KEY."""
-    return views.ground(net, adversary, "adv", rows.tokens, [("s", rows.tokens)], KEY)
+    return ascent.ground(net, adversary, "adv", rows.tokens, [("s", rows.tokens)], KEY)
 
 
 def start_of(net, adversary, rows):

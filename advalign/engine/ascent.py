@@ -1,0 +1,155 @@
+"""The inner loop, and what an adversary stands on: which positions it may touch, its radius, its random streams, its memory.
+
+An adversary is asked for edits and told losses and gradients; the forward is the caller's. Nothing here touches parameters' .grad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from advalign.engine.keys import generator
+from advalign.engine.plan import passes_of
+from advalign.errors import unknown
+from advalign.models import perturb
+from advalign.protocols import Adversary, Ground
+from advalign.types import Edit, ThreatModel, Tokens
+
+
+def ascend(
+    adversary: Adversary,
+    *,
+    ground: Ground,
+    share: Tensor,
+    losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
+) -> tuple[dict[str, Edit], Tensor | None]:
+    """`steps` times ask, forward, gradient with respect to the deltas alone, tell; then the last edits, per row.
+
+    `share[b]` is the delta of row b. `losses(edits)` gives the sum to climb and its share per row. Parameters' .grad is
+    untouched: a step costs two forwards, not three. Also returns the losses per row at the first edits.
+    """
+    state = adversary.start(ground)
+    first: Tensor | None = None
+    for _ in range(passes_of(adversary)[0] or adversary.steps):
+        leaves, edits = leaves_of(adversary.ask(state), share)
+        total, per_row = losses(edits)
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
+        first = per_row if first is None else first
+        state = adversary.tell(state, by_delta(per_row, share, ground), dict(zip(leaves, dense, strict=True)))
+    return leaves_of(adversary.ask(state), share, gradients=False)[1], first
+
+
+def leaves_of(asked: Mapping[str, Edit], share: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:
+    """What is differentiated, one per delta, and the edits of every row. Replaced tokens are never shared."""
+    leaves = {site: edit.add.detach().clone().requires_grad_(gradients) for site, edit in asked.items() if edit.add is not None}
+    edits = {}
+    for site, edit in asked.items():
+        where = None if edit.where is None else edit.where[share]
+        edits[site] = replace(edit, add=leaves[site][share] if site in leaves else None, where=where)
+    return leaves, edits
+
+
+def by_delta(per_row: Tensor, share: Tensor, ground: Ground) -> Tensor:
+    return per_row.new_zeros(ground.allowed.shape[0]).index_add(0, share, per_row.detach())
+
+
+def trains_in_every_pass(adversary: Any) -> bool:
+    return getattr(adversary, "accumulate", "last") == "every"
+
+
+def above_prefix(network: Any, adversary: Adversary, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`forward` for the passes of an inner loop: where all edits are in blocks and nothing is random, the blocks below the first
+    one run once."""
+    if adversary.dropout != "off" or adversary.steps < 2 or any(site == "embedding" for site in adversary.threat.sites):
+        return forward
+    prefix = perturb.Prefix(getattr(network, "module", network).backbone, adversary.threat.sites)
+
+    def above(edits: Mapping[str, Edit]) -> Any:
+        with prefix.reused():
+            return forward(edits)
+
+    return above
+
+
+def ground(
+    network: Any,
+    adversary: Adversary,
+    view: str,
+    tokens: Tokens,
+    sources: Sequence[tuple[str, Tokens]],
+    key: Sequence[object],
+    memory: dict[str, Any] | None = None,
+) -> Ground:
+    """What an adversary stands on for these rows. Random streams: (update, adversary, source, row or group)."""
+    threat = adversary.threat
+    plain = getattr(network, "module", network)
+    numbers = ((s, t.key, t.group if threat.share == "group" else t.key) for s, t in sources)
+    names = [(s, number) for s, key, own in numbers for number in torch.where(key < 0, key, own).tolist()]
+    allowed = region(threat.where, tokens, () if threat.special else plain.encoder.special_ids)
+    if threat.share == "group":
+        first = [names.index(name) for name in dict.fromkeys(names)]
+        names, allowed, tokens = list(dict.fromkeys(names)), allowed[first], tokens.index(torch.tensor(first, device=allowed.device))
+    probability = getattr(adversary, "probability", 1.0)
+    if probability < 1:
+        coins = [torch.rand((), generator=generator(*key, view, *name, "attacked")) < probability for name in names]
+        allowed = allowed & torch.stack(coins)[:, None].to(allowed.device)
+    scale = plain.mean_embedding_norm() if threat.relative_to == "mean_embedding_norm" else 1.0
+    return Ground(
+        shapes={site: (tokens.ids.shape[1], plain.width(site)) for site in threat.sites},
+        allowed=allowed,
+        radius=threat.radius * scale,
+        dtype=torch.float64 if plain.dtype == torch.float64 else torch.float32,
+        generators=[generator(*key, view, *name) for name in names],
+        tokens=tokens,
+        names=tuple(f"{source}/{number}" for source, number in names),
+        key=tuple(key),
+        memory={} if memory is None else memory,
+        network=plain,
+    )
+
+
+def region(where: str, tokens: Tokens, never: Collection[int] = ()) -> Bool[Tensor, "B T"]:
+    """Positions a threat model allows: real tokens that are no target, targets, or both; without the ids in `never`."""
+    known = {"prompt": tokens.mask & ~tokens.target, "response": tokens.mask & tokens.target, "all": tokens.mask}
+    if where not in known:
+        raise unknown("adversary.where", "region", where, known)
+    if not never:
+        return known[where]
+    return known[where] & ~torch.isin(tokens.ids, torch.tensor(sorted(never), device=tokens.ids.device))
+
+
+def sharing(threat: ThreatModel, tokens: Tokens) -> Tensor:
+    """The number of each row's delta, in order of first appearance."""
+    if threat.share == "row":
+        return torch.arange(tokens.ids.shape[0], device=tokens.ids.device)
+    order = {g: i for i, g in enumerate(dict.fromkeys(tokens.group.tolist()))}
+    return torch.tensor([order[g] for g in tokens.group.tolist()], device=tokens.ids.device)
+
+
+@contextmanager
+def dropout_policy(network: Any, policy: str) -> Iterator[bool]:
+    """ "off": none in ascent and final pass. "sync": the same masks in all of them (yields True). "fresh": new ones in every
+    pass. The global random state afterwards is as if the final pass alone had run ("sync", "fresh"), or untouched ("off")."""
+    if policy not in ("off", "sync", "fresh"):
+        raise unknown("adversary.dropout", "dropout policy", policy, ("off", "sync", "fresh"))
+    with perturb.without_dropout(network) if policy == "off" else nullcontext():
+        yield policy == "sync"
+
+
+def masked(forward: Callable[[Any], Any], same: bool) -> Callable[[Any], Any]:
+    """Every call starts from the random state of now, so dropout draws the same masks for the same row layout."""
+    if not same:
+        return forward
+
+    def replayed(edits: Any) -> Any:
+        with perturb.same_random_state():
+            return forward(edits)
+
+    return replayed
