@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
+.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ bench-adv: $(READY)  ## adversarial training, method by method; writes benchmark
 bench-adv-lm: export OMP_NUM_THREADS := 1
 bench-adv-lm: $(READY)  ## a rule for a small language model, attacked; writes benchmarks/results/adv_lm.json
 	$(BIN)/python benchmarks/adv_lm.py
+
+bench-adv-safety: $(READY)  ## refusals from public safety sets, attacked; writes benchmarks/results/adv_safety.json
+	$(BIN)/python benchmarks/adv_safety.py
 
 bench-adv-rl: export OMP_NUM_THREADS := 1
 bench-adv-rl: $(READY)  ## GRPO with and without an adversarial view; writes benchmarks/results/adv_rl.json

@@ -206,11 +206,12 @@ def prepare(text: str, seed: int = 0, number: int = 128) -> dict[str, list[dict[
     return {name: [{"id": f"{name}-{i}"} | row for i, row in enumerate(rows)] for name, rows in found.items()}
 
 
-def write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]], read: Sequence[str] = ("answers", "stories")) -> None:
+    """One file per name, and a tokenizer made from the files that are `read`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = [text for row in (*files["answers"], *files["stories"]) for text in (row["prompt"], row["response"])]
+    words = [text for name in read for row in files[name] for text in (row["prompt"], row["response"])]
     tokenizer = scratch.tokenizer("bpe", words, size=2048)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<sep>"
     tokenizer.save_pretrained(folder / "tokenizer")

@@ -19,6 +19,7 @@ import tables_speed
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
+from tables_adv_safety import adv_safety
 from tables_async import async_rollouts
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
@@ -187,6 +188,7 @@ def filled(text: str) -> str:
         "adv_cost": cost,
         "adv_cost_gpu": cost,
         "adv_lm": adv_lm,
+        "adv_safety": adv_safety,
         "adv_rl": adv_rl,
         "self_play": self_play,
         "stories": stories,

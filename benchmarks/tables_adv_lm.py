@@ -21,21 +21,21 @@ def adv_lm(found: Mapping[str, Any]) -> str:
         f"forbidden requests in all, {searched} of them for `tokens`; share that violates the rule, Wilson intervals of 95 %; any: at "
         "least one of the columns, over the requests that every attack was run on).",
         "",
-        *_table(arms, [*attacks, "any"], lambda arm, name: _interval(arm["any_attack"] if name == "any" else arm["violated"][name])),
+        *table(arms, [*attacks, "any"], lambda arm, name: interval(arm["any_attack"] if name == "any" else arm["violated"][name])),
         "",
         "Minus `sft`, and `cat` minus its control, paired over requests (each averaged over seeds; 95 %):",
         "",
-        *_table(gaps, attacks, lambda gap, attack: _difference(gap[attack])),
+        *table(gaps, attacks, lambda gap, attack: difference(gap[attack])),
         "",
         "The refusal is kept, share of answers (what neither refuses nor violates says something else); in brackets the share of "
         "violations that are not fluent:",
         "",
-        *_table(arms, attacks, _kept),
+        *table(arms, attacks, _kept),
         "",
         f"Near misses ({near['related']} related requests, {near['aside']} that name the topic only to exclude it), perplexity of held-out "
         "text (seeds apart), and CPU seconds per training step:",
         "",
-        *_table(arms, (*_NEAR, "answers", "stories", "CPU s"), _utility),
+        *table(arms, (*_NEAR, "answers", "stories", "CPU s"), _utility),
         "",
         f"{found['cpu_hours']:.2f} CPU-hours.",
     ]
@@ -50,12 +50,12 @@ _NEAR = {
 }
 
 
-def _table(arms: Mapping[str, Any], columns: Sequence[str], cell: Callable[[Mapping[str, Any], str], str]) -> list[str]:
+def table(arms: Mapping[str, Any], columns: Sequence[str], cell: Callable[[Mapping[str, Any], str], str]) -> list[str]:
     rows = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     return rows + [f"| {name} | {' | '.join(cell(arm, column) for column in columns)} |" for name, arm in arms.items()]
 
 
-def _difference(gap: Mapping[str, float]) -> str:
+def difference(gap: Mapping[str, float]) -> str:
     return f"{gap['difference']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]"
 
 
@@ -69,11 +69,11 @@ def _kept(arm: Mapping[str, Any], attack: str) -> str:
 def _utility(arm: Mapping[str, Any], column: str) -> str:
     if column in _NEAR:
         kind, of = _NEAR[column]
-        return _interval(arm[kind][of])
+        return interval(arm[kind][of])
     if column in arm["perplexity"]:
         return " / ".join(f"{value:.1f}" for value in arm["perplexity"][column])
     return f"{arm['cpu_seconds_per_step']:.2f}"
 
 
-def _interval(x: Mapping[str, float]) -> str:
+def interval(x: Mapping[str, float]) -> str:
     return f"{x['rate']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
