@@ -84,6 +84,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Where results.jsonl and report.html go.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with what a killed run left in --output, or begin again.")] = True,
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs, for example cpu; an accelerator where there is one.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the work (on a CPU).")] = 1,
     cache: Annotated[Path | None, typer.Option(help="A file that keeps a classifier's answers for later attacks and runs.")] = None,
     fail_below: Annotated[float | None, typer.Option(help="Exit 1 if accuracy in the worst case is below, or means nothing.")] = None,
@@ -102,8 +103,8 @@ def evaluate(
 
         if export not in STYLES:
             raise unknown("eval --export", "style", export, STYLES)
-    loaded, network = _suite(suite, data), _network(model, learner)
-    others = [_network(path, learner) for path in transfer or []]
+    loaded, network = _suite(suite, data), _network(model, learner, device)
+    others = [_network(path, learner, device) for path in transfer or []]
     if not resume and output is not None:
         for name in ("suite.json", "results.jsonl", "timings.jsonl", "certified.jsonl"):
             (output / name).unlink(missing_ok=True)
@@ -144,6 +145,7 @@ def attack(
     ] = None,
     options: Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")] = None,
     learner: Annotated[str | None, typer.Option(help="Which learner of a trained run; the first by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs, for example cpu; an accelerator where there is one.")] = None,
 ) -> None:
     """Attack one text and print what the harness found."""
     from advalign.evaluation.suite import Suite
@@ -157,7 +159,7 @@ def attack(
     described: dict[str, Any] = {"data": [{k: v for k, v in row.items() if v is not None}], "attacks": {kind: chosen}, "examples": 1}
     if target is not None:
         described["judge"] = {"kind": "prefix", "text": target}
-    _say(Suite.load(described).run(_network(model, learner), progress=True).markdown())
+    _say(Suite.load(described).run(_network(model, learner, device), progress=True).markdown())
 
 
 @app.command()
@@ -167,6 +169,7 @@ def compare(
     suite: Annotated[Path | None, typer.Option(help="Run this suite on both models first.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the suite's.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where compare.html goes, and with --suite the results of both.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --suite: where the models run; an accelerator where there is one.")] = None,
 ) -> None:
     """Two models under the same attacks on the same examples: paired differences, intervals, McNemar's test."""
     from advalign.evaluation import compare as comparing
@@ -182,7 +185,7 @@ def compare(
         runs = []
         for name, model in (("first", first), ("second", second)):
             folder = None if output is None else output / name
-            runs.append(loaded.run(_network(model, None), output_dir=folder, progress=True).results)
+            runs.append(loaded.run(_network(model, None, device), output_dir=folder, progress=True).results)
         found = comparing.results(
             runs[0], runs[1], (Path(first).name, Path(second).name) if Path(first).name != Path(second).name else (first, second)
         )
@@ -207,8 +210,19 @@ def _diversity(suite: Any, network: Any, temperatures: str, output: Path | None)
         _say(f"written to {curve.write(output / 'quality_diversity.html')}")
 
 
-def _network(model: str, learner: str | None) -> Any:
-    """A network from a folder of one model, or of a run, which holds one folder per learner."""
+def _network(model: str, learner: str | None, device: str | None = None) -> Any:
+    """A network from a folder of one model, or of a run, which holds one folder per learner; on `device`, else on an accelerator
+    where there is one."""
+    from accelerate import Accelerator
+
+    found = _loaded(model, learner)
+    try:
+        return found.to(device or Accelerator().device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: '{device}' cannot be used here: {str(error).splitlines()[0]} Give cpu, or leave it out.") from error
+
+
+def _loaded(model: str, learner: str | None) -> Any:
     from advalign.models import load
 
     folder = Path(model)

@@ -88,7 +88,7 @@ def check_same(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> N
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    return torch.load(path / "state.pt", weights_only=True)
+    return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
 
 
 def read_network(path: Path, name: str, network: torch.nn.Module) -> None:

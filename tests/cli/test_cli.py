@@ -72,7 +72,7 @@ def test_list_prints_one_line_per_file(advalign, room):
 
 
 def test_show_prints_the_sum_the_threat_and_the_forwards_and_loads_nothing(advalign, small, monkeypatch):
-    monkeypatch.setattr("advalign.training.trainer.load", lambda *a, **k: pytest.fail("show loaded a model"))
+    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("show loaded a model"))
     printed = done(advalign("show", small, "objectives.robust.coef=0.25", "learners.judge.updates=4"))
     assert "policy loss = 1 grpo(write) + 0.25 sft(chat | pgd)" in printed
     assert "pgd  L2 ball per token at embedding, radius 0.1 x mean embedding norm, all tokens, 2 steps, dropout off" in printed
@@ -209,6 +209,7 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
         (["--kind", "embeding"], "no kind of attacks 'embeding'"),
         (["--label", "1", "restart=2"], "no field 'restart'"),
         (["--label", "1", "restarts"], "'restarts': write it as path=value."),
+        (["--label", "1", "--device", "nowhere"], "--device: 'nowhere' cannot be used here: "),
     ],
 )
 def test_a_wrong_attack_is_one_sentence(advalign, victim, options, sentence):

@@ -21,7 +21,7 @@ def described(name):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_builds_and_loads_nothing(path, monkeypatch):
-    monkeypatch.setattr("advalign.training.trainer.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr("advalign.data.examples", lambda *a, **k: pytest.fail("data were read"))
     assert " loss = 1 " in config.trainer(config.read(path)).formula()
 

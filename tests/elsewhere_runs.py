@@ -1,0 +1,259 @@
+"""What a process does that has a second device: all of it there and on the CPU, and how far apart they end. See elsewhere.py.
+
+python tests/elsewhere_runs.py folder        writes folder/found.json: {case: distance, or the error as text}
+"""
+
+import copy
+import json
+import random
+import sys
+import tempfile
+import traceback
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+import victims
+import whole_runs
+from contracts import test_objectives as terms
+from contracts.test_attacks import GIVEN
+from elsewhere import DEVICE, accelerated
+from games import DATA, judge, policy, write
+
+from advalign import Frozen, Learner, Trainer, TrainingArguments, plugins
+from advalign import adversaries as adv
+from advalign.evaluation import certified, selfcheck
+from advalign.evaluation.target import target_of
+from advalign.objectives.classify import Classify
+from advalign.objectives.consistency import Consistency
+from advalign.objectives.discriminate import Discriminate
+from advalign.objectives.gradient_penalty import GradientPenalty
+from advalign.objectives.grpo import GRPO
+from advalign.objectives.kl import KL
+from advalign.objectives.mart import MART
+from advalign.objectives.sft import SFT
+from advalign.rewards.learner import Learner as Judged
+from advalign.rollout.hf import HF
+from advalign.sources.labels import Labels
+from advalign.tasks.constraints import Constraints
+from advalign.training.judged import Probe, Verdicts
+from advalign.types import Budget
+
+OUTSIDE = ("textattack",)  # an adapter around another library's models
+
+
+def lora(**sections):
+    """Policy, reference and judge over one base; R1 on the judge, which is measured as it learns."""
+    probe = Probe(learning_rate=1e-2, steps=2)
+    adapted = {"lora": {"r": 2, "target_modules": "all-linear"}, "gradient_checkpointing": True}
+    return whole_runs.mixed(
+        learners={
+            "policy": policy(options=adapted, minibatches=2),
+            "judge": judge(model="learner:policy", tokenizer=None, options={"lora": adapted["lora"]}),
+        },
+        sources={
+            "chat": whole_runs.chat(),
+            "write": write(rewards=[Judged(learner="judge", form="neg_log_one_minus")]),
+            "verdicts": whole_runs.game().config["sources"]["verdicts"],
+        },
+        objectives={
+            "policy": GRPO(source="write"),
+            "near": KL(source="write", coef=0.1),
+            "robust": SFT(source="chat", view="pgd", coef=0.5),
+            "judge": Discriminate(source="verdicts"),
+            "r1": GradientPenalty(source="verdicts", learner="judge", coef=0.1, every=1),
+        },
+        frozen={"reference": Frozen()},
+        evaluations={"judged": Verdicts(data=DATA, perturb=Constraints(), sampler="policy", learner="judge", number=6, probe=probe)},
+        **sections,
+    )
+
+
+@cache
+def lexicon():
+    file = Path(tempfile.mkdtemp()) / "lexicon.json"
+    file.write_text(json.dumps({good: list(victims.GOOD) for good in victims.GOOD}))
+    return str(file)
+
+
+def classifier(**sections):
+    """Words and embeddings attacked together, words masked, VAT against an average; dropout that is the same in all passes."""
+    rows = [{"text": e.prompt, "label": e.label} for e in victims.sentences(24)]
+    options = {"num_labels": 2, "dropout": 0.1}
+    small = {"model": "scratch:encoder-tiny?hidden_size=32", "head": "classifier", "max_length": 32, "dtype": "float64"}
+    return Trainer(
+        learners={"policy": Learner(**small, tokenizer={"kind": "words", "data": rows}, options=options)},
+        sources={"rows": Labels(data=rows, batch_size=8)},
+        adversaries={
+            "both": adv.Mixed(discrete=adv.Synonyms(lexicon=lexicon(), budget=0.5), continuous=adv.PGD(radius=0.1, steps=2)),
+            "masked": adv.Mask(rate=0.3, replace="unknown"),
+            "sync": adv.PGD(radius=0.1, steps=2, dropout="sync"),
+            "vat": adv.VAT(radius=0.1),
+        },
+        objectives={
+            "both": Classify(source="rows", view="both"),
+            "masked": Classify(source="rows", view="masked"),
+            "trades": Consistency(source="rows", view="sync"),
+            "vat": Consistency(source="rows", view="vat", against="mean"),
+            "mart": MART(source="rows", view="sync"),
+        },
+        frozen={"mean": Frozen(ema=0.9)},
+        **sections,
+    )
+
+
+def at_home(state):
+    return torch.cat([p.detach().cpu().double().flatten() for p in state])
+
+
+def apart(a, b):
+    """Largest difference; texts and numbers must be the same."""
+    if isinstance(a, torch.Tensor):
+        return float((a.cpu() - b.cpu()).abs().max()) if a.numel() else 0.0
+    if isinstance(a, float):
+        return abs(a - b)
+    if isinstance(a, dict):
+        return max((apart(a[k], b[k]) for k in a), default=0.0)
+    if isinstance(a, list | tuple):
+        return max((apart(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    return 0.0 if a == b else float("inf")
+
+
+def whole_run(name, folder):
+    """Steps, a checkpoint, and steps after it in another trainer; weights and texts."""
+    ends = []
+    for there in (False, True):
+        with accelerated(there):
+            where = folder / f"{name}-{there}"
+            whole_runs.trained(name, where)
+            trainer, _, texts = whole_runs.trained(name, where, steps=4, resume=True)
+            assert {p.device.type for r in trainer.learners.values() for p in r.network.parameters()} == {"elsewhere" if there else "cpu"}
+            ends.append((at_home(p for r in trainer.learners.values() for p in r.network.parameters()), texts))
+    return apart(*ends)
+
+
+def adversary(name, folder):
+    """Three updates under an adversary that keeps something between them."""
+    ends, before = [], whole_runs.LearnerRuntime
+    for there in (False, True):
+        with accelerated(there):
+            whole_runs.LearnerRuntime = lambda n, config, net, accelerator, *more: before(
+                n, config, net.to(accelerator.device), accelerator, *more
+            )
+            try:
+                ends.append(at_home(whole_runs.updated(name, folder)[0].values()))
+            finally:
+                whole_runs.LearnerRuntime = before
+    return apart(*ends)
+
+
+def objective(term):
+    """Its loss and its gradients."""
+    found, head = [], terms.HEAD
+    for device in (torch.device("cpu"), DEVICE):
+        leaves = {k: x.detach().to(device).requires_grad_() for k, x in terms.outputs(term)[1].items()}
+        terms.HEAD = head.to(device)
+        try:
+            loss = terms.total(term, terms.build(term).to(device), terms.views(leaves))
+            loss.backward() if loss.requires_grad else None
+        finally:
+            terms.HEAD = head
+        found.append([loss.detach(), *(x.grad for x in leaves.values() if x.grad is not None)])
+    return apart(*found)
+
+
+def both(network):
+    """The network here, and a copy of it there."""
+    return network, copy.deepcopy(network).to(DEVICE)
+
+
+def attack(cls):
+    """What it proposes, of a trained victim."""
+    writes = getattr(cls, "head", "classifier") == "policy"
+    found = []
+    for network in both(victims.generator_model() if writes else victims.classifier()):
+        made = cls(**GIVEN.get(plugins.kind_of(cls), dict)())
+        examples = victims.sums()[:3] if writes else victims.sentences(3)
+        proposed = made.propose(target_of(network), examples, Budget(queries=30), random.Random(0))
+        found.append([[p.text, p.note, p.attempts, p.forced, dict_of(p.edits)] for p in proposed])
+    return apart(*found)
+
+
+def dict_of(edits):
+    return {site: x.detach().cpu() for site, x in (edits or {}).items()}
+
+
+def checked(_):
+    found = []
+    for network in both(victims.classifier()):
+        found.append([[c.name, c.status] for c in selfcheck.run(target_of(network), victims.sentences(8), steps=3)])
+    return apart(*found)
+
+
+def proven(_):
+    wanted = {
+        "smoothing": certified.Smoothing(sigma=0.1, n0=4, n=20),
+        "ranmask": certified.Masking(rate=0.3, n0=4, n=20, replace="unknown"),
+    }
+    found = [certified.run(wanted, network, victims.sentences(3)) for network in both(victims.classifier())]
+    return apart(*([repr(row) for rows in each.values() for row in rows] for each in found))
+
+
+def ahead(_):
+    """Rollouts of a copy, in the background, while the policy trains."""
+    ends = []
+    for there in (False, True):
+        with accelerated(there):
+            sources = {**whole_runs.game().config["sources"], "write": write(ahead=1)}
+            trainer = whole_runs.game(sources=sources, args=TrainingArguments(max_steps=3), rollout=HF(max_rows=7))
+            trainer.train(progress=False)
+            ends.append(at_home(trainer.learners["policy"].network.parameters()))
+    return apart(*ends)
+
+
+def refusals(_):
+    """What a GPU refuses; a device that allowed it would prove nothing."""
+    x = torch.ones(2, device=DEVICE)
+    for wrong in (
+        lambda: x + torch.ones(2),
+        lambda: torch.ones(2)[x.long()],
+        lambda: torch.rand(2, generator=torch.Generator(), device=DEVICE),
+        lambda: torch.nn.functional.embedding(torch.zeros(2, dtype=torch.long), x[:, None]),
+        lambda: x.detach().numpy(),
+    ):
+        try:
+            wrong()
+        except (RuntimeError, TypeError):
+            continue
+        raise AssertionError("tensors of two devices met")
+    return float((x + 1.0 + torch.tensor(1.0))[torch.tensor([0])].cpu().sum() - 3)
+
+
+def cases(folder):
+    """{name: (what to do, with what)}"""
+    whole_runs.RUNS |= {"lora": lora, "classifier": classifier}
+    found = {f"run {name}": (whole_run, name, folder) for name in whole_runs.RUNS}
+    found |= {f"adversary {name}": (adversary, name, folder) for name in whole_runs.UPDATES}
+    found |= {f"objective {i} {plugins.kind_of(type(term))}": (objective, term) for i, term in enumerate(terms.TABLE)}
+    kinds = {plugins.kind_of(cls): cls for cls in plugins.all("attacks")}
+    found |= {f"attack {kind}": (attack, cls) for kind, cls in kinds.items() if kind not in OUTSIDE}
+    found |= {"other self-checks": (checked, None), "other certificates": (proven, None), "other rollouts ahead": (ahead, None)}
+    return found | {"refusals": (refusals, None)}
+
+
+def main(folder):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found = {}
+    for name, (run, *given) in cases(folder).items():
+        try:
+            found[name] = run(*given)
+        except Exception as error:
+            lines = [line.strip() for line in traceback.format_exc().splitlines() if "advalign/" in line]
+            found[name] = f"{type(error).__name__}: {str(error)[:300]} at {lines[-2:]}"
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
