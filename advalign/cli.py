@@ -213,13 +213,15 @@ def _diversity(suite: Any, network: Any, temperatures: str, output: Path | None)
 def _network(model: str, learner: str | None, device: str | None = None) -> Any:
     """A network from a folder of one model, or of a run, which holds one folder per learner; on `device`, else on an accelerator
     where there is one."""
+    import torch
     from accelerate import Accelerator
 
-    found = _loaded(model, learner)
     try:
-        return found.to(device or Accelerator().device)
+        place = torch.zeros((), device=device or Accelerator().device).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device: '{device}' cannot be used here: {str(error).splitlines()[0]} Give cpu, or leave it out.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"--device: '{device}' cannot be used here ({reason}); give cpu, or leave it out.") from error
+    return _loaded(model, learner).to(place)
 
 
 def _loaded(model: str, learner: str | None) -> Any:
