@@ -209,7 +209,7 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
         (["--kind", "embeding"], "no kind of attacks 'embeding'"),
         (["--label", "1", "restart=2"], "no field 'restart'"),
         (["--label", "1", "restarts"], "'restarts': write it as path=value."),
-        (["--label", "1", "--device", "nowhere"], "--device: 'nowhere' cannot be used here: "),
+        (["--label", "1", "--device", "nowhere"], "--device: 'nowhere' cannot be used here ("),
     ],
 )
 def test_a_wrong_attack_is_one_sentence(advalign, victim, options, sentence):
