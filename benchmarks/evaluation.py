@@ -9,7 +9,7 @@ by CAT, under configs/suites/rule_lm.yaml; near misses are the benign twins. Eac
     python benchmarks/evaluation.py --only rule_lm   one group; nothing is written under benchmarks/results
     python benchmarks/evaluation.py --collect        the results of what is there
 
-Models that are not there yet are trained first, as those benchmarks train them. About 0.6 CPU-hours once they are.
+Models that are not there yet are trained first, as those benchmarks train them. About 2 hours of attacks on a busy thread once they are.
 """
 
 from __future__ import annotations

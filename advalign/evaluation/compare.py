@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ NOTE = (
     "to decide by."
 )
 RIGHT = {"failed": True, "over_budget": True, "succeeded": False, "skipped": False}
+BROKEN = {status for status, right in RIGHT.items() if not right}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names
     rows = []
     for name, left, right in [("clean", _clean(first), _clean(second)), *((n, a[n], b[n]) for n in shared)]:
         rows.append(_row(name, left, right, names))
-    rows.append(_row("worst case", _worst([a[n] for n in shared]), _worst([b[n] for n in shared]), names))
+    rows.append(_row("worst case", _worst(first, shared), _worst(second, shared), names))
     return Comparison(names=names, rows=rows)
 
 
@@ -91,17 +92,15 @@ def _clean(found: Sequence[AttackResult]) -> dict[str, bool]:
     return {r.example: r.status != "skipped" for r in found if r.status in RIGHT}
 
 
-def _worst(tables: Sequence[Mapping[str, bool]]) -> dict[str, bool]:
-    """Right under every attack; an example that one attack could not judge counts if another broke it."""
-    names = dict.fromkeys(name for table in tables for name in table)
-    worst = {}
-    for name in names:
-        seen = [table[name] for table in tables if name in table]
-        if not all(seen):
-            worst[name] = False
-        elif len(seen) == len(tables):
-            worst[name] = True
-    return worst
+def _worst(found: Sequence[AttackResult], attacks: Collection[str]) -> dict[str, bool]:
+    """Right, and broken by none of `attacks`, as a suite counts its worst case. One that nobody could judge is left out unless another
+    attack broke the example; an attack that was not run on it says nothing."""
+    statuses: dict[str, set[str]] = {}
+    for r in found:
+        if r.attack in attacks:
+            statuses.setdefault(r.example, set()).add(r.status)
+    told = {name: seen for name, seen in statuses.items() if seen & BROKEN or (seen & RIGHT.keys() and "undetermined" not in seen)}
+    return {name: not seen & BROKEN for name, seen in told.items()}
 
 
 def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], names: tuple[str, str]) -> dict[str, Any]:

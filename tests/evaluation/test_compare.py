@@ -14,8 +14,8 @@ from advalign.types import AttackResult, Example
 
 
 def run(**statuses):
-    """{attack: a letter per example}: f(ailed), s(ucceeded), w(rong before), u(ndetermined)."""
-    names = {"f": "failed", "s": "succeeded", "w": "skipped", "u": "undetermined"}
+    """{attack: a letter per example}: f(ailed), s(ucceeded), w(rong before), u(ndetermined), e(rror)."""
+    names = {"e": "error", "f": "failed", "s": "succeeded", "w": "skipped", "u": "undetermined"}
     return [AttackResult(example=str(i), attack=a, status=names[c]) for a, letters in statuses.items() for i, c in enumerate(letters)]
 
 
@@ -35,6 +35,12 @@ def test_rows_by_hand():
     assert (worst["n"], worst["first"], worst["second"]) == (5, pytest.approx(2 / 5), pytest.approx(3 / 5))
     assert (clean["first"], clean["second"]) == (pytest.approx(5 / 6), 1.0)
     assert a["low"] <= a["difference"] <= a["high"]
+
+
+def test_the_worst_case_is_that_of_a_suite_where_an_attack_was_not_run():
+    """First: 0 right under a, b not run; 1 broken by a. Second: both right. 2: neither attack was run, so nothing is known."""
+    worst = compare.results(run(a="fse", b="efe"), run(a="ffe", b="efe")).row("worst case")
+    assert (worst["n"], worst["first"], worst["second"], worst["only second"]) == (2, 0.5, 1.0, 1)
 
 
 def test_a_model_equals_itself_and_the_interval_is_a_point():
