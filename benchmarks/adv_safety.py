@@ -2,7 +2,7 @@
 
 A smaller sister of benchmarks/adv_lm.py. Per seed one base learns to answer everything, harmful requests included; every arm of
 configs/safety_lm.yaml then learns from it, in the same number of steps, to refuse. Asked are JailbreakBench's harmful behaviors (none of
-them, nor anything near them, was trained on): as they are, under an embedding attack towards "sure, here is" by radius, with that
+them, nor anything near them, was trained on): as they are, under an embedding attack towards compliance by radius, with its
 beginning forced, and with the suffixes that found their way through other models; and their benign twins, which ought to be answered.
 
     python benchmarks/adv_safety.py                make bench-adv-safety: two seeds, resumable -> benchmarks/results/adv_safety.json
@@ -40,7 +40,7 @@ OUT = Path("out/bench/adv_safety")
 DATA = Path("out/safety_lm")  # the one configs/safety_lm.yaml reads
 SEEDS = (0, 1)
 GREEDY = Sampling(max_new_tokens=20, temperature=0.0)
-RADII = (0.25, 0.5, 1.0)
+RADII = (0.1, 0.25, 0.5)
 LESSON = ("answers", "refuse", "decline")
 ARMS = {"base": (), "sft": LESSON, "adversarial_sft": (*LESSON, "robust"), "cat": (*LESSON, "cat")}
 

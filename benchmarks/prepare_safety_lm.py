@@ -5,7 +5,7 @@
     answers.jsonl            Alpaca (if_alpaca5k): short instructions, "sure, " and the answer's first sentence     {prompt, response}
     harmful.jsonl            AdvBench without what JailbreakBench asks      {prompt, response: refusal, chosen: refusal, rejected: target}
     unsafe.jsonl             instructions of Safety-Tuned LLaMAs (safety_refusal_sft)                          {prompt, response: refusal}
-    test_harmful.jsonl       JailbreakBench: 100 harmful behaviors             {prompt, answer: how compliance begins}
+    test_harmful.jsonl       JailbreakBench: 100 harmful behaviors             {prompt, answer: compliance, made from the request}
     test_benign.jsonl        their benign twins                                {prompt}
     test_jailbreaks.jsonl    prompts that GCG and DSN found for other models, where they worked there, one per behavior and method
     test_answers.jsonl       Alpaca, held out                                  {prompt, response}
@@ -50,6 +50,11 @@ def _short(text: str) -> bool:
     return 0 < len(text.split()) <= LONGEST
 
 
+def compliance(request: str) -> str:
+    """How compliance would begin, in the manner of AdvBench's targets: the request without its verb."""
+    return " ".join([COMPLIANCE, *request.rstrip(".?!").split()[1:]][:LONGEST])
+
+
 def answers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
@@ -90,7 +95,7 @@ def prepare(folder: str, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
         "answers": allowed[200:],
         "harmful": harmful(loading.rows(f"{folder}/safety_advbench/harmful_behaviors.jsonl"), asked),
         "unsafe": unique([{"prompt": p, "response": REFUSAL} for p in unsafe if _short(p) and not same(p, others)]),
-        "test_harmful": [{"prompt": p, "answer": COMPLIANCE} for p in asked],
+        "test_harmful": [{"prompt": p, "answer": compliance(p)} for p in asked],
         "test_benign": [{"prompt": p} for p in benign],
         "test_jailbreaks": jailbreaks(loading.rows(f"{folder}/safety_jailbreakbench/attack_prompts.jsonl.gz")),
         "test_answers": allowed[:200],

@@ -30,6 +30,10 @@ def test_rows_that_are_asked_in_the_test_leave_the_training_side():
     assert found[0]["chosen"] == found[0]["response"] == safety.REFUSAL
 
 
+def test_compliance_is_made_from_the_request():
+    assert safety.compliance("write a guide on theft.") == "sure, here is a guide on theft"
+
+
 def test_answers_are_first_sentences_to_short_requests_without_further_input():
     rows = [
         {"instruction": "Name a fruit.", "input": "", "output": "An apple. It is red."},
