@@ -27,7 +27,8 @@ def adv(found: Mapping[str, Any]) -> str:
     if warned:
         parts += [
             "",
-            f"Warnings (constant predictions, or attacks that are not monotone in the radius): {', '.join(f'`{arm}`' for arm in warned)}.",
+            f"Last, without a gain, for the suite warns of them (constant predictions, or attacks that are not monotone in the radius): "
+            f"{', '.join(f'`{arm}`' for arm in warned)}.",
         ]
     if len(found.get("ag_news", {})) > 1:
         parts += [
@@ -44,13 +45,14 @@ def _table(arms: Mapping[str, Any], *, advglue: bool) -> list[str]:
     attacks = list(arms["none"]["aua"])
     head = ["arm", "radius", "seeds", "clean", *(["AdvGLUE"] if advglue else []), *attacks, "worst case", "gain", "forwards", "cost"]
     rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    for name, arm in sorted(arms.items(), key=lambda item: -item[1]["mean_of_attacks"]):
+    fallen = {name: any(seed["warnings"] for seed in arm["seeds"]) for name, arm in arms.items()}  # a constant stands any attack
+    for name, arm in sorted(arms.items(), key=lambda item: (fallen[item[0]], -item[1]["mean_of_attacks"])):
         gain = arm["gain"]["mean_of_attacks"]
         cells = [name, f"{arm['radius']:g}" if arm["radius"] else "", str(len(arm["seeds"])), f"{arm['clean']:.3f}"]
         cells += [f"{arm['advglue']:.3f}"] if advglue else []
         cells += [f"{arm['aua'][attack]:.3f}" for attack in attacks]
         cells += [f"{arm['worst_case']:.3f}"]
-        cells += [f"{gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if name != "none" else ""]
+        cells += [f"{gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if name != "none" and not fallen[name] else ""]
         cells += [str(sum(arm["forwards"].values())), f"{arm['cost']:.1f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
