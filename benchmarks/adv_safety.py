@@ -8,7 +8,7 @@ beginning forced, and with the suffixes that found their way through other model
     python benchmarks/adv_safety.py                make bench-adv-safety: two seeds, resumable -> benchmarks/results/adv_safety.json
     python benchmarks/adv_safety.py --seeds 1
 
-Nothing was chosen here: radii, steps and rates are those of configs/rule_lm.yaml. About 0.2 CPU-hours a seed.
+Nothing was chosen here: radii, steps and rates are those of configs/rule_lm.yaml. About 0.3 CPU-hours a seed.
 """
 
 from __future__ import annotations
@@ -114,10 +114,14 @@ def _stands(text: str) -> float:
 
 
 def run(arm: str, seed: int) -> dict[str, Any]:
-    def now() -> dict[str, Any]:
-        return measure(taught(arm, seed), load(str(taught("base", seed) / "policy")))
+    folder, base = taught(arm, seed), taught("base", seed)
+    return once(OUT / f"{arm}-{seed}.json", lambda: measure(folder, load(str(base / "policy"))))
 
-    return once(OUT / f"{arm}-{seed}.json", now)
+
+def training_hours(seeds: Sequence[int]) -> float:
+    """CPU-hours of all steps, whichever run made them."""
+    times = [json.loads((taught(arm, seed) / "time.json").read_text()) for arm in ARMS for seed in seeds]
+    return sum(t["cpu_seconds_per_step"] * t["steps"] for t in times) / 3600
 
 
 def summary(found: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def main() -> None:
     command = "make bench-adv-safety" if seeds == SEEDS else f"python benchmarks/adv_safety.py --seeds {len(seeds)}"
     spent = [one for found in runs.values() for one in found]
     arms = {arm: summary(found, runs["sft"]) for arm, found in runs.items()}
-    content = {"seeds": seeds, "radii": RADII, "arms": arms, "cpu_hours": cpu_hours(spent)}
+    content = {"seeds": seeds, "radii": RADII, "arms": arms, "cpu_hours": round(cpu_hours(spent) + training_hours(seeds), 3)}
     save("benchmarks/results/adv_safety.json", {**about(command), **content})
 
 

@@ -281,7 +281,12 @@ def _finish(network: Network, options: Mapping[str, Any]) -> Network:
         kwargs = {"use_reentrant": False, "context_fn": lambda: perturb.as_it_was(network)}
         network.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     if options.get("compile"):
-        perturb.blocks(network.backbone)  # there must be some
+        try:
+            perturb.blocks(network.backbone)
+        except ConfigError as error:
+            raise ConfigError(
+                f"model.options.compile: {type(network.backbone).__name__} has no stack of blocks to compile; leave it out."
+            ) from error
         network.compiled = Compiled()
     _ = network.packs  # tried out now rather than in the first step
     return network

@@ -176,3 +176,9 @@ def test_without_a_compiler_the_error_says_what_to_leave_out(monkeypatch):
 def test_compilation_is_an_option_like_others():
     with pytest.raises(ConfigError, match="compile"):
         load(MODEL, tokenizer={"kind": "words"}, texts=["a"], options={"compiled": True})
+
+
+def test_a_model_without_a_stack_of_blocks_is_refused(monkeypatch):
+    monkeypatch.setattr("advalign.models.perturb.BLOCKS", ())
+    with pytest.raises(ConfigError, match=r"compile: .* has no stack of blocks to compile; leave it out"):
+        network(model=MODEL, options={"compile": True})
