@@ -62,7 +62,7 @@ demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/re
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: $(READY)  ## the tests, on two processes
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """The main job, compared: SFT alone, a frozen discriminator as reward, and the mixed step in which it goes on learning.
 
 Every seed draws its own 60 demonstrations. The policy is warmed up by SFT and the discriminator on real / perturbed pairs
-once; `frozen` and `mixed` start from those same weights and differ in one thing: whether the discriminator is updated.
+once; `frozen` and `mixed` start from those same weights and differ in one thing: whether the discriminator is updated. The
+benchmark has `frozen_alone` too: the frozen discriminator's reward and nothing beside it, as RL with a reward model is usually done.
 Held-out compliance is the share of sampled answers that meet all constraints, on 90 combinations never trained on.
 
     python benchmarks/demo.py --seeds 1 --output out/demo     make demo: one seed, with report.html
@@ -31,7 +32,12 @@ from advalign.training.logs import read
 CONFIG = "configs/demo.yaml"
 FIRST = 10  # of the benchmark's seeds; make demo runs seed 0
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4)
-NAMES = {"sft": "SFT alone", "frozen": "frozen discriminator", "mixed": "mixed step"}
+NAMES = {
+    "sft": "SFT alone",
+    "frozen_alone": "frozen discriminator, no adversarial SFT",
+    "frozen": "frozen discriminator",
+    "mixed": "mixed step",
+}
 
 
 def described(seed: int, folder: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -56,8 +62,10 @@ def arm(name: str, seed: int, out: Path, progress: bool) -> dict[str, Any]:
     models = tuple(f"learners.{learner}.model={warm / learner}" for learner in ("policy", "judge"))
     config = described(seed, folder, models)
     config["stages"] = config["stages"][2:]
-    if name == "frozen":
+    if name != "mixed":
         config["stages"][0]["objectives"].remove("judge")
+    if name == "frozen_alone":
+        config["stages"][0]["objectives"].remove("robust")
     trainer = configuration.trainer(config)
     trainer.train(progress=progress)
     return _measured(trainer, folder)
@@ -91,7 +99,7 @@ def one_seed(seed: int, out: Path, progress: bool = False) -> dict[str, dict[str
             frozen = pool.submit(finished, "frozen", seed, out)
             mixed = finished("mixed", seed, out, progress)
             return runs | {"frozen": frozen.result(), "mixed": mixed}
-    return runs | {name: finished(name, seed, out) for name in ("frozen", "mixed")}
+    return runs | {name: finished(name, seed, out) for name in ("frozen", "mixed", "frozen_alone")}
 
 
 def finished(name: str, seed: int, out: Path, progress: bool = False) -> dict[str, Any]:
@@ -103,15 +111,16 @@ def finished(name: str, seed: int, out: Path, progress: bool = False) -> dict[st
 def report(runs: list[dict[str, dict[str, Any]]], out: Path, first: int) -> Report:
     """What the run did, for people; the curves are those of the `first` seed."""
     trainer = configuration.trainer(described(first, out))
+    names = [name for name in NAMES if name in runs[0]]
     page = Report("One mixed step", "GRPO with a co-trained discriminator, adversarial SFT and the discriminator's own loss, in one update")
-    page.cards([(f"compliance, {NAMES[n]}", f"{_mean(runs, n, 'compliance'):.1%}", _note(runs)) for n in NAMES])
+    page.cards([(f"compliance, {NAMES[n]}", f"{_mean(runs, n, 'compliance'):.1%}", _note(runs)) for n in names])
     page.text("## The loss\n\n```\n" + trainer.formula() + "\n```")
-    rows = [{"arm": NAMES[n]} | {k: _mean(runs, n, k) for k in ("compliance", "unique", "entropy", "pass@8")} for n in NAMES]
+    rows = [{"arm": NAMES[n]} | {k: _mean(runs, n, k) for k in ("compliance", "unique", "entropy", "pass@8")} for n in names]
     page.text("## Held out").table(
         rows, note="90 constraint combinations never trained on, 8 answers each; unique: distinct answers per prompt."
     )
     page.bars(
-        [{"label": NAMES[n], "value": _mean(runs, n, k), "series": k} for k in ("compliance", "unique") for n in NAMES],
+        [{"label": NAMES[n], "value": _mean(runs, n, k), "series": k} for k in ("compliance", "unique") for n in names],
         title="Compliance and diversity",
         x_label="share",
         limits=(0, 1),
@@ -124,7 +133,7 @@ def report(runs: list[dict[str, dict[str, Any]]], out: Path, first: int) -> Repo
     kinds = {kind: _curve(logs["mixed"], f"judge/accuracy/{kind}") for kind in ("real", "perturbed", "generated")}
     page.lines(kinds, title="Discriminator accuracy", x_label="step", y_label="share called right", note="Training rows of the mixed run.")
     page.lines(_curves(logs, "pgd/gain"), title="Adversarial gap", x_label="step", y_label="loss gained by the inner loop")
-    attacked = {NAMES[n]: ([0.0, *RADII], _means([run[n]["under_attack"] for run in runs])) for n in NAMES}
+    attacked = {NAMES[n]: ([0.0, *RADII], _means([run[n]["under_attack"] for run in runs])) for n in names}
     page.text("## Under embedding attack")
     page.lines(
         attacked, title="Loss under attack", x_label="radius (mean embedding norms)", y_label="nats per token, held-out demonstrations"
@@ -164,7 +173,7 @@ def results(runs: list[dict[str, dict[str, Any]]], seeds: list[int]) -> dict[str
         | {"seeds": seeds, "radii": [0.0, *RADII], "cpu_hours": cpu_hours([r for run in runs for r in run.values()])}
         | {"compliance": {name: mean_sd(values) for name, values in compliance.items()}}
         | {"mixed_minus_sft": paired(compliance["mixed"], compliance["sft"])}
-        | {"mixed_minus_frozen": paired(compliance["mixed"], compliance["frozen"])}
+        | {f"mixed_minus_{name}": paired(compliance["mixed"], compliance[name]) for name in ("frozen", "frozen_alone")}
     )
 
 
@@ -185,7 +194,7 @@ def main() -> None:
     page = report(runs, args.output, seeds[0])
     page.write(args.output / "report.html")
     (args.output / "report.md").write_text(page.markdown(), encoding="utf-8")
-    for name in NAMES:
+    for name in runs[0]:
         numbers = "  ".join(f"{k} {_mean(runs, name, k):.3f}" for k in ("compliance", "unique", "entropy"))
         console.print(f"{NAMES[name]:22s} {numbers}", highlight=False)
     console.print(f"report: {args.output / 'report.html'}", highlight=False)

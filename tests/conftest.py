@@ -25,6 +25,16 @@ import torch
 torch.set_num_threads(1)
 
 
+# Modules whose fixture takes longer than their tests: with two workers one of them takes the module whole (--dist loadgroup).
+WHOLE = ("test_elsewhere", "test_two_processes", "test_two_ranks", "test_textattack_victims")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in WHOLE:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test starts from the same global generators and leaves the default dtype as it found it."""

@@ -4,7 +4,7 @@ A mean of local means is wrong under accumulation and data parallelism: so nothi
 float64: counts stay exact beyond 2^24 tokens. Rows without a target token have weight zero and are not counted.
 """
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from advalign.errors import unknown
@@ -33,6 +33,12 @@ def constant(target: Bool[Tensor, "B T"], *, length: int) -> Weights:
 def rows(counted: Bool[Tensor, "B"]) -> Weights:
     """One loss per row, or per pair: the mean over those that count."""
     values = counted.double()
+    return Weights(values, values.sum())
+
+
+def scaled(given: Weights, factor: Float[Tensor, "B"]) -> Weights:
+    """Every row's weight times a factor, and the count with it: a weighted mean over rows."""
+    values = given.values * factor
     return Weights(values, values.sum())
 
 

@@ -15,7 +15,7 @@ into micro-batches changes them. Both need groups whole within a micro-batch: `b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -30,6 +30,7 @@ from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 __all__ = ["Discriminate"]
 
 ALONE = ("bce", "hinge", "least_squares", "wasserstein")
+ROW_BY_ROW = ("bce", "hinge", "least_squares")  # a row's weight is its own
 COMPARED = ("bradley_terry", "relativistic")  # with the other side of the row's group
 LEVELS = ("sequence", "token")
 SATURATED = 8.0  # |s| beyond which sigmoid(s) leaves a gradient below 3.4e-4
@@ -40,6 +41,8 @@ class Discriminate(Term):
     """Real against perturbed and generated rows: -log D(real) - log(1 - D(other)).
 
     level: one score per row ("sequence"), or one per token of the text ("token"), then a row's loss is the mean over its tokens.
+    kind_weights: what a row of a kind weighs against one of weight 1, {"generated": 0.5} for example. With BCE, weights w_p of perturbed
+    and w_g of generated rows move the game's fixed point to q ~ (p / c - w_p k)+ (docs/gan_theory.md); w_g alone only shifts all scores.
     Rows with an `offset` are told apart by s - offset (AIRL, arXiv:1710.11248: offset = log pi(text | prompt)).
     """
 
@@ -48,6 +51,7 @@ class Discriminate(Term):
     label_smoothing: float = 0.1
     score_l2: float = 0.0
     level: str = "sequence"
+    kind_weights: Mapping[str, float] = field(default_factory=dict)
 
     rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
@@ -63,6 +67,14 @@ class Discriminate(Term):
             raise ConfigError(f"objectives.discriminate.label_smoothing: got {self.label_smoothing}, must be at least 0 and below 0.5.")
         if self.score_l2 < 0:
             raise ConfigError(f"objectives.discriminate.score_l2: got {self.score_l2}, must be at least 0.")
+        if self.kind_weights and self.loss not in ROW_BY_ROW:
+            known = ", ".join(ROW_BY_ROW)
+            raise ConfigError(f"objectives.discriminate.kind_weights: '{self.loss}' weighs sides or pairs, not kinds; use {known}.")
+        for name, weight in self.kind_weights.items():
+            if name not in LabelRows.KINDS:
+                raise unknown("objectives.discriminate.kind_weights", "kind of row", name, LabelRows.KINDS)
+            if not weight >= 0:
+                raise ConfigError(f"objectives.discriminate.kind_weights.{name}: got {weight}, must be at least 0.")
 
     @property
     def bundle(self) -> str:
@@ -82,6 +94,8 @@ class Discriminate(Term):
             per_row = weights.by_side(rows.labels, rows.tokens.group, counted)
         elif self.loss == "wasserstein":  # else a constant added to every score would pay
             per_row = weights.by_side(rows.labels, torch.zeros_like(rows.tokens.group), counted)
+        if self.kind_weights:
+            per_row = weights.scaled(per_row, self._by_kind(rows))
         return per_row if self.level == "sequence" else replace(per_row, values=per_row.values[:, None] * by_token.values)
 
     def losses(self, rows: LabelRows, views: Mapping[str, Outputs]) -> Losses:
@@ -107,6 +121,11 @@ class Discriminate(Term):
 
     def _counted(self, rows: LabelRows) -> Tensor:
         return (rows.tokens.target if self.level == "token" else rows.tokens.mask).any(1)
+
+    def _by_kind(self, rows: LabelRows) -> Float[Tensor, "B"]:
+        if rows.kind is None:
+            raise ConfigError("objectives.discriminate.kind_weights: these rows have no kinds; use a source `contrast`, or leave it out.")
+        return rows.kind.new_tensor([self.kind_weights.get(name, 1.0) for name in LabelRows.KINDS], dtype=torch.float64)[rows.kind]
 
     def _scores(self, rows: LabelRows, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """What is judged, and the label of each: "B", or by token "B T", zero off target."""

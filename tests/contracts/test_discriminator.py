@@ -2,6 +2,7 @@
 between two others, and that it and the policy whose base it borrows leave each other alone."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +108,60 @@ def test_pairs_are_not_compared_token_by_token():
     for loss in ("bradley_terry", "relativistic"):
         with pytest.raises(ConfigError, match=rf"level: '{loss}' compares whole rows.*use bce, hinge, least_squares, wasserstein"):
             Discriminate(source="s", loss=loss, level="token")
+
+
+# ------------------------------------------------------------------------------------------------- weights of kinds
+
+
+def of_kinds(*kinds):
+    """Rows of one target token: real, perturbed, generated, ..."""
+    return replace(bare([1] * len(kinds), [int(k == 0) for k in kinds]), kind=torch.tensor(kinds))
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+@pytest.mark.parametrize("loss", ["bce", "hinge", "least_squares"])
+def test_a_kind_weighs_what_it_is_given(loss, level):
+    def at(kinds, scores, **weights):
+        by_token = torch.cat([torch.zeros(len(kinds), 2, dtype=torch.float64), scores[:, None]], 1)
+        return total(
+            Discriminate(source="s", loss=loss, level=level, kind_weights=weights),
+            of_kinds(*kinds),
+            Outputs(scores=scores, token_scores=by_token),
+        )
+
+    scores = torch.tensor([0.3, -0.8, 1.2, 0.1, 2.0], dtype=torch.float64)
+    each = [float(at([k], s[None])) for k, s in zip([0, 1, 2, 2, 3], scores, strict=True)]
+    loop = sum(w * x for w, x in zip([1, 3, 0.5, 0.5, 1], each, strict=True)) / 6
+    assert float(at([0, 1, 2, 2, 3], scores, perturbed=3, generated=0.5)) == pytest.approx(loop, abs=1e-14)
+    # A weight of two is a row that stands there twice, a weight of zero one that does not.
+    twice = at([0, 1, 2, 2, 3, 3], scores[[0, 1, 2, 3, 4, 4]])
+    assert float(at([0, 1, 2, 2, 3], scores, corrupted=2)) == pytest.approx(float(twice), abs=1e-14)
+    assert float(at([0, 1, 2, 2, 3], scores, generated=0)) == pytest.approx(float(at([0, 1, 3], scores[[0, 1, 4]])), abs=1e-14)
+
+
+def test_the_best_score_is_the_log_ratio_of_real_to_the_weighted_negatives():
+    # Three texts, real 3 2 1 times, perturbed 1 2 3 times, generated 2 2 2 times: s = log p / (w_p k + w_g q).
+    real, perturbed, generated = torch.tensor([3.0, 2, 1]), torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 2, 2])
+    counts = torch.cat([real, perturbed, generated]).int()
+    kinds, which = torch.arange(3).repeat_interleave(3).repeat_interleave(counts), torch.arange(3).repeat(3).repeat_interleave(counts)
+    best = (real / (0.7 * perturbed + 0.2 * generated)).log().double().requires_grad_()
+    term = Discriminate(source="s", label_smoothing=0.0, kind_weights={"perturbed": 0.7, "generated": 0.2})
+    (slope,) = torch.autograd.grad(total(term, of_kinds(*kinds.tolist()), Outputs(scores=best[which])), best)
+    assert float(slope.abs().max()) < 1e-7  # of a float32 ratio
+    (other,) = torch.autograd.grad(total(replace(term, kind_weights={}), of_kinds(*kinds.tolist()), Outputs(scores=best[which])), best)
+    assert float(other.abs().max()) > 0.01
+
+
+def test_kinds_that_there_are_not_and_losses_that_compare_are_refused():
+    with pytest.raises(ConfigError, match=r"discriminate\.kind_weights: .*generaed.*generated"):
+        Discriminate(source="s", kind_weights={"generaed": 0.5})
+    with pytest.raises(ConfigError, match=r"kind_weights\.real: got -1, must be at least 0"):
+        Discriminate(source="s", kind_weights={"real": -1})
+    for loss in ("bradley_terry", "relativistic", "wasserstein"):
+        with pytest.raises(ConfigError, match=f"kind_weights: '{loss}' weighs sides or pairs.*use bce, hinge, least_squares"):
+            Discriminate(source="s", loss=loss, kind_weights={"generated": 0.5})
+    with pytest.raises(ConfigError, match="these rows have no kinds"):
+        Discriminate(source="s", kind_weights={"generated": 0.5}).weights(replace(of_kinds(0, 2), kind=None))
 
 
 # ------------------------------------------------------------------------------------------------ gradient penalties
