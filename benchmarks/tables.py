@@ -55,7 +55,8 @@ def demo(found: Mapping[str, Any]) -> str:
             *rows,
             "",
             f"Mixed minus SFT {_paired(found['mixed_minus_sft'])}; minus the frozen discriminator alone "
-            f"{_paired(found['mixed_minus_frozen_alone'])}; minus it with adversarial SFT {_paired(found['mixed_minus_frozen'])} (paired over seeds). {found['cpu_hours']:.2f} CPU-hours.",
+            f"{_paired(found['mixed_minus_frozen_alone'])}; minus it with adversarial SFT {_paired(found['mixed_minus_frozen'])} "
+            f"(paired over seeds). {found['cpu_hours']:.2f} CPU-hours.",
             "",
             "The settings were chosen on two other seeds and on 90 other combinations, kept out of training there.",
         ]
