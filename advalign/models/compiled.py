@@ -1,7 +1,8 @@
 """Blocks compiled by torch.compile, while a forward is plain.
 
-A hook that comes after compilation is not run: what edits or looks into a block, replaces a block's forward, decodes with a cache or
-differentiates twice therefore runs the blocks as they are. One compilation serves all blocks of a stack, and all lengths.
+A hook that comes after compilation is not run: what edits or looks into a block, replaces a block's forward or differentiates twice
+therefore runs the blocks as they are, and so does sampling unless it is told otherwise (`rollout: {kind: hf, compile: true}`). One
+compilation serves all blocks of a stack, and all lengths.
 """
 
 from __future__ import annotations

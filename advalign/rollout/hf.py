@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from advalign.errors import BudgetError
+from advalign.errors import BudgetError, ConfigError
 from advalign.models import Network
 from advalign.rollout import _cache
 from advalign.rollout._engine import Engine
@@ -32,9 +33,12 @@ class HF(Engine):
     log-probabilities are those of the distribution at `temperature` before the nucleus is cut, which is what the trainer can recompute.
     Every response has its own draws, so `max_rows` (rows decoded at once) and who else is in the batch change no response but by
     rounding. A response ends, unfinished, where the model's context does.
+
+    compile: run the decoding steps through torch.compile, block by block; the learner needs `options: {compile: true}`.
     """
 
     max_rows: int = 512
+    compile: bool = False
 
     def sync(self, network: Any, version: int) -> None:
         """Nothing to do: the engine samples from the learner's own weights."""
@@ -49,13 +53,18 @@ class HF(Engine):
     def extend(
         self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
+        if self.compile and network.compiled is None:
+            raise ConfigError(
+                "rollout.compile: true given, but the policy is not compiled; give its learner options: {compile: true}, or leave it out."
+            )
         network_mode = network.training
         network.eval()
         draws = torch.rand(len(groups) * n, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)
         found: dict[int, Rollout] = {}
         try:
             for batch in self._batches([len(g.prompt_ids) for g in groups], n):
-                found |= _decode(network, [groups[g].prompt_ids for g, _ in batch], [rows for _, rows in batch], sampling, draws)
+                prompts, rows = [groups[g].prompt_ids for g, _ in batch], [owned for _, owned in batch]
+                found |= _decode(network, prompts, rows, sampling, draws, self.compile)
         finally:
             network.train(network_mode)
         for g, group in enumerate(groups):
@@ -80,11 +89,16 @@ class HF(Engine):
 
 
 def _decode(
-    network: Network, prompts: Sequence[Sequence[int]], rows: Sequence[range], sampling: Sampling, draws: Float[Tensor, "R N"]
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[range],
+    sampling: Sampling,
+    draws: Float[Tensor, "R N"],
+    compiled: bool = False,
 ) -> dict[int, Rollout]:
     """{row: response}. `rows` of each prompt are places in `draws`; inside, rows count from 0."""
     encoder, device, names = network.encoder, network.device, [row for owned in rows for row in owned]
-    state = _State(network, prompts, [len(owned) for owned in rows], sampling.max_new_tokens)
+    state = _State(network, prompts, [len(owned) for owned in rows], sampling.max_new_tokens, compiled)
     draws = draws[torch.tensor(names, device=draws.device)].to(device)
     shape, precision = (len(names), sampling.max_new_tokens), torch.promote_types(network.dtype, torch.float32)
     tokens, scores = torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, dtype=precision, device=device)
@@ -107,10 +121,13 @@ def _decode(
 
 class _State:
     """The rows that are still decoded. `rows`: their places among all of the batch; `alive`: those that are not finished; `room`: how
-    many tokens each prompt leaves in the model's context; `hidden`: the state that predicts the next token."""
+    many tokens each prompt leaves in the model's context; `hidden`: the state that predicts the next token; `compiled`: whether
+    steps of one token are."""
 
-    def __init__(self, network: Network, prompts: Sequence[Sequence[int]], copies: Sequence[int], number: int) -> None:
-        self.network = network
+    def __init__(
+        self, network: Network, prompts: Sequence[Sequence[int]], copies: Sequence[int], number: int, compiled: bool = False
+    ) -> None:
+        self.network, self.compiled = network, compiled
         ids, mask = _left_pad(prompts, network.encoder.pad_id)
         ids, mask = ids.to(network.device), mask.to(network.device)
         self.room, self.last = _room(network, mask.sum(1))
@@ -149,7 +166,9 @@ class _State:
         # Embeddings, as the trainer hands them over: given ids and no mask, transformers warns of padding that is not there.
         embeddings = self.network.model.get_input_embeddings()(ids)
         inputs = {"inputs_embeds": embeddings, "attention_mask": self.mask, "position_ids": self.positions}
-        return self.network.backbone(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+        blocks = self.network.compiled if self.compiled and ids.shape[1] == 1 else None
+        with nullcontext() if blocks is None else blocks.on(self.network.backbone):
+            return self.network.backbone(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
 
     def _choose(self, rows: Int[Tensor, "N"]) -> None:
         _cache.choose(self.cache, rows)

@@ -15,7 +15,8 @@ from advalign.models.load import frozen
 from advalign.objectives.classify import Classify
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.types import Edit
+from advalign.rollout.hf import HF
+from advalign.types import Edit, Example, Sampling
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 MODEL = "scratch:tiny-gpt2?n_embd=32"
@@ -182,3 +183,26 @@ def test_a_model_without_a_stack_of_blocks_is_refused(monkeypatch):
     monkeypatch.setattr("advalign.models.perturb.BLOCKS", ())
     with pytest.raises(ConfigError, match=r"compile: .* has no stack of blocks to compile; leave it out"):
         network(model=MODEL, options={"compile": True})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_sampling_compiled_gives_the_same_responses_and_does_not_compile_at_every_token(fast, temperature):
+    """Prompts of unlike lengths, a cache that grows, rows that leave."""
+    examples = [Example(prompt=text) for text in ("a b :", "c d e f g :", "h :")]
+    sampling = Sampling(max_new_tokens=12, temperature=temperature)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before, found = graphs["unique_graphs"], []
+    for engine in (HF(), HF(compile=True)):
+        groups = engine.generate(fast, examples, 3, sampling, torch.Generator().manual_seed(0))
+        found.append([(r.response_ids, r.finished, torch.tensor(r.sampler_logprobs)) for g in groups for r in g.rollouts])
+    for (ids, end, scores), (want, wanted_end, wanted) in zip(*found, strict=True):
+        assert (ids, end) == (want, wanted_end)
+        torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-6)
+    assert 0 < graphs["unique_graphs"] - before <= 8
+    assert all(block._compiled_call_impl is None for block in fast.model.base_model.h)
+
+
+def test_sampling_compiled_needs_compiled_blocks(plain):
+    with pytest.raises(ConfigError, match=r"rollout\.compile: true given, but the policy is not compiled"):
+        HF(compile=True).generate(plain, [Example(prompt="a :")], 1, Sampling(max_new_tokens=2), torch.Generator())
