@@ -203,6 +203,10 @@ def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str
             first, second = (found, runs["gapo"]) if name in ABLATIONS else (runs["gapo"], found)
             key = "minus_gapo" if name in ABLATIONS else "gapo_minus_this"
             row[key] = {m: paired([first[s][m] for s in both], [second[s][m] for s in both]) for m in MEASURES}
+    if name == "alone" and "frozen_alone" in runs:  # what co-training is worth where nothing stands beside the reward
+        frozen = runs["frozen_alone"]
+        both = sorted(set(found) & set(frozen))
+        row["minus_frozen_alone"] = {m: paired([found[s][m] for s in both], [frozen[s][m] for s in both]) for m in MEASURES}
     return row
 
 

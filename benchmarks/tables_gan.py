@@ -42,7 +42,12 @@ def _ablation(arms: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     for arm in sorted(arms.values(), key=lambda a: -a["minus_gapo"]["compliance"]["difference"]):
         cells = " | ".join(spread(arm[m]) for m in MEASURES[:3])
         rows.append(f"| {arm['label']} | {len(arm['seeds'])} | {cells} | {interval(arm['minus_gapo']['compliance'])} |")
-    return [*rows, "", "A difference is taken over the seeds that both have."]
+    rows += ["", "A difference is taken over the seeds that both have."]
+    if "minus_frozen_alone" in arms.get("alone", {}):
+        gap = arms["alone"]["minus_frozen_alone"]
+        told = f"compliance {interval(gap['compliance'])}, unique {interval(gap['unique'])}, pass@8 {interval(gap['pass@8'])}"
+        rows += ["", f"Co-trained minus frozen, both without imitation beside the reward ({gap['compliance']['n']} seeds): {told}."]
+    return rows
 
 
 def gan_failures(found: Mapping[str, Any]) -> str:
