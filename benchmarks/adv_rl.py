@@ -229,7 +229,9 @@ def main() -> None:
             folder = OUT / f"{name}-{seed}"
             runs[name].append(once(OUT / f"{folder.name}.json", lambda n=name, s=seed, f=folder: run(n, s, f, hands)))
     timed = [] if args.only else [once(OUT / "cost.json", lambda: side_by_side(seeds[0]))]
-    command = f'python benchmarks/adv_rl.py --seeds {len(seeds)} --only "{args.only}"' if args.only else "make bench-adv-rl"
+    command = "make bench-adv-rl"
+    if args.only or seeds != SEEDS[:2]:
+        command = f"python benchmarks/adv_rl.py --seeds {len(seeds)}" + (f' --only "{args.only}"' if args.only else "")
     bases = [once(OUT / f"base-{seed}.json", dict) for seed in seeds]
     spent = [*bases, *timed, *(r for found in runs.values() for r in found)]
     save(

@@ -187,7 +187,7 @@ def test_a_model_without_a_stack_of_blocks_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_sampling_compiled_gives_the_same_responses_and_does_not_compile_at_every_token(fast, temperature):
-    """Prompts of unlike lengths, a cache that grows, rows that leave."""
+    """Prompts of unlike lengths, in a cache that grows."""
     examples = [Example(prompt=text) for text in ("a b :", "c d e f g :", "h :")]
     sampling = Sampling(max_new_tokens=12, temperature=temperature)
     torch._dynamo.reset()
