@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -218,6 +219,9 @@ class Context(Protocol):
 
     def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """log p(text | prompt) under a policy, summed over tokens, without gradient."""
+
+    def target(self, learner: str) -> AbstractContextManager[Any]:
+        """A learner's network as an attack of a suite sees it, with gradients of its inputs and a meter; only inside the `with`."""
 
 
 class Reward(Protocol):

@@ -1,4 +1,4 @@
-"""A rule taught to a small language model, and attacked: plain SFT, NEFTune, adversarial SFT, LAT, CAT and circuit breakers.
+"""A rule taught to a small language model, and attacked: plain SFT, NEFTune, adversarial SFT, LAT, CAT, R2D2 and circuit breakers.
 
 Every seed trains one base that answers requests for anything, the forbidden topic included; every arm of configs/rule_lm.yaml then
 learns the rule from that base in the same number of steps, with the same clean terms. Measured on requests in words that training
@@ -56,6 +56,7 @@ ARMS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "lat": (("answers", "refuse", "lat"), {}),
     "cat": (("answers", "refuse", "cat"), {}),
     "unattacked": (("answers", "refuse", "unattacked"), {}),
+    "r2d2": (("answers", "refuse", "r2d2"), {}),
     # As published, of a model that refuses already: half of the steps are plain SFT.
     "circuit_breaker": (
         ("answers", "refuse"),

@@ -15,17 +15,20 @@ ALONE = {"policy": {"kind": "grpo", "source": "write"}}
 ANCHOR = {"anchor": {"kind": "sft", "source": "demos", "coef": 0.3}}
 JUDGED = ALONE | ANCHOR  # a reward, and imitation beside it
 JUDGE = {"judge": {"kind": "discriminate", "learner": "judge", "source": "verdicts"}}
+SCORE, VERIFIED = {"kind": "learner", "learner": "judge"}, {"kind": "exact_answer"}
 PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`terms` of the last stage; `values` by dotted path; `more` sections to add. `trained`: whether the discriminator learns on."""
+    """`terms` of the last stage; `values` by dotted path; `more` sections to add; `times` as many steps as the others. `trained`:
+    whether the discriminator learns on."""
 
     label: str
     terms: Mapping[str, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    times: int = 1
 
     @property
     def trained(self) -> bool:
@@ -97,7 +100,20 @@ ABLATIONS: dict[str, Arm] = {
     "verifiable": Arm(
         label="+ a verifiable reward, weight 1",
         terms=JUDGED | JUDGE,
-        values={"sources.write.rewards": [{"kind": "learner", "learner": "judge"}, {"kind": "exact_answer", "weight": 1.0}]},
+        values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 1.0}]},
     ),
+    "verifiable_longer": Arm(
+        label="+ a verifiable reward, weight 3, and twice the steps",
+        terms=JUDGED | JUDGE,
+        values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 3.0}]},
+        times=2,
+    ),
+    "verifier_longer": Arm(
+        label="the verifiable reward alone, weight 3, twice the steps",
+        terms=JUDGED,
+        values={"sources.write.rewards": [VERIFIED | {"weight": 3.0}]},
+        times=2,
+    ),
+    "longer": Arm(label="twice the steps", terms=JUDGED | JUDGE, times=2),
 }
 EVERY = ARMS | ABLATIONS

@@ -230,6 +230,18 @@ class SuffixSearch:
             found.append(search.found() if search.queries else NOTHING)
         return found
 
+    def resume(self, target: Any, example: Example, suffix: Suffix, rng: random.Random) -> Found:
+        """A search that goes on from `suffix`, which is scored anew: the weights may have moved since it was found. Empty: from
+        `initial`. The bare prompt is no candidate here."""
+        self.refuse_other_heads(target)
+        search = Search(target, [example], self.aim, Budget(), rng)
+        if suffix:
+            search.start = tuple(suffix)
+            search.forget()
+        search.score([search.start])
+        self.drive(search)
+        return search.found()
+
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One text per example, as far as the budget reaches."""
         return [found.proposal(self.aim) for found in self.search(target, examples, budget, rng)]

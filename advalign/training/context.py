@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from advalign.engine import keys
 from advalign.engine.learner import LearnerRuntime
 from advalign.engine.ranks import Ranks
 from advalign.errors import ConfigError, unknown
+from advalign.evaluation.target import target_of
 from advalign.models import Network
-from advalign.models.sharding import gathered, local, rest
+from advalign.models.sharding import gathered, local, rest, units
 from advalign.training.ahead import Background, stamped
 from advalign.training.annotate import columns
 from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
@@ -118,6 +120,13 @@ class RunContext:
         network, _ = self.network(learner)
         tokens = network.encoder.verdicts(prompts, texts, finished)
         return columns(network, DemoRows(tokens=tokens), {"logprobs"}, self.budget, self.ranks)["logprobs"].double().sum(1).tolist()
+
+    @contextmanager
+    def target(self, learner: str) -> Iterator[Any]:
+        network, _ = self.network(learner)
+        if units(network):
+            raise ConfigError(f"learners.{learner}: its weights are shared out (fsdp), and an attack needs gradients through all of them.")
+        yield target_of(network)
 
 
 class Shared:

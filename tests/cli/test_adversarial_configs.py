@@ -46,6 +46,9 @@ def small(name, folder, **extra):
         if "layers_to_transform" in learner["options"].get("lora", {}):
             learner["options"]["lora"]["layers_to_transform"] = [0, 1]
     for source in found["sources"].values():
+        if source["kind"] == "pool":
+            source |= {"size": 4, "batch_size": 2, "attack": source["attack"] | {"length": 4, "steps": 1, "candidates": 4, "top": 4}}
+            continue
         source.pop("columns", None)
         source |= {"data": {"labels": str(rows), "prompts": SUMS}.get(source["kind"], CONSTRAINTS), "split": "train", "batch_size": 4}
         if source["kind"] == "prompts":

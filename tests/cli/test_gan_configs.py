@@ -11,7 +11,7 @@ from advalign import config, plugins
 
 ROOT = Path(plugins.__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "gan").glob("*.yaml"))
-RUN = "gapo gad spin apo gail airl prism constraints".split()
+RUN = "gapo gad spin apo adv_rm gail airl prism constraints".split()
 WORDS = {"kind": "words", "data": "task:constraints"}
 
 
