@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
@@ -121,3 +121,36 @@ class Pool:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.past = [(step, [(p, t, f) for p, t, f in rows]) for step, rows in state["pool"]]
+
+
+class Verified:
+    """The rollouts of source `of` that their own examples verify, of this draw or, where it has none, of the last `kept` that had."""
+
+    def __init__(self, of: str, kept: int, context: Context) -> None:
+        self.of, self.kept, self.context = of, kept, context
+        self.past: list[list[Example]] = []
+
+    def take(self, number: int, rng: random.Random) -> list[Example]:
+        groups: Sequence[RolloutGroup] = self.context.drawn(self.of) or ()
+        found = [
+            replace(g.example, meta={**g.example.meta, "response": r.text})
+            for g in groups
+            for r in g.rollouts
+            if g.example.verify is not None and g.example.verify(r.text) >= 1
+        ]
+        if found:  # kept without their verifiers, as a checkpoint keeps them
+            bare = [Example(prompt=e.prompt, id=e.id, meta={"response": e.meta["response"]}) for e in found]
+            self.past = [*self.past, bare][-self.kept :]
+        known = found or [example for examples in self.past for example in examples]
+        if not known:
+            raise ConfigError(
+                f"sources.contrast.real: '{self.of}' is sampled, and nothing it wrote so far is right (or nobody drew it); name "
+                "demonstrations, or begin with a stage that teaches the task."
+            )
+        return rng.sample(known, min(number, len(known)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"verified": [[[e.id, e.prompt, e.meta["response"]] for e in examples] for examples in self.past]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.past = [[Example(prompt=p, id=i, meta={"response": t}) for i, p, t in examples] for examples in state.get("verified", [])]

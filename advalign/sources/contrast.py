@@ -12,7 +12,7 @@ import torch
 from advalign.errors import ConfigError, unknown
 from advalign.protocols import Context, Task
 from advalign.sources._corrupt import CORRUPTIONS, corrupted
-from advalign.sources._generated import UNITS, Generated, LengthMatched, Pool, Text
+from advalign.sources._generated import UNITS, Generated, LengthMatched, Pool, Text, Verified
 from advalign.types import Example, LabelRows, Rows
 
 __all__ = ["Contrast"]
@@ -36,6 +36,9 @@ class Verdict:
 class Contrast(LengthMatched, Generated):
     """Rows labelled real (a demonstration), perturbed (the same text under a changed prompt it violates), corrupted (a changed text
     under the same prompt) or generated. A column `rejected_prompt` (one, or a list) of the real data gives changed prompts.
+
+    `real` names demonstrations, or a source of rollouts: then the responses that their examples verify are the real side (Cooper,
+    arXiv:2508.05613, with `corrupt` for the negatives); a draw that has none takes those of the last `replay_steps` draws.
 
     GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)). `batch_size` real
     rows per draw, as many perturbed ones where `perturb` names a task, as many corrupted ones where `corrupt` names ways to do it,
@@ -77,6 +80,7 @@ class _Runtime:
     def __init__(self, config: Contrast, context: Context, name: str) -> None:
         self.config, self.context, self.name = config, context, name
         self.pool = Pool(config, context)
+        self.verified = Verified(config.real, config.replay_steps, context)
         self.notes: dict[str, float] = {}  # of the last draw, for the log
 
     def draw(self, step: int, repeat: int) -> list[Verdict]:
@@ -103,6 +107,8 @@ class _Runtime:
 
     def _real(self, generated: Sequence[Text], rng: random.Random) -> list[Example]:
         source = self.context.source(self.config.real)
+        if not hasattr(source, "sample"):
+            return self.verified.take(self.config.batch_size, rng)
         if self.config.match == "none" or not generated:
             return list(source.sample(self.config.batch_size, rng))
         known: dict[str, list[Example]] = {}
@@ -161,7 +167,8 @@ class _Runtime:
         return LabelRows(tokens=encoder.verdicts(*columns), labels=(kind == REAL).long(), kind=kind, offset=offset)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.pool.state_dict()
+        return self.pool.state_dict() | self.verified.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.pool.load_state_dict(state)
+        self.verified.load_state_dict(state)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import config, plugins
+from advalign import config, data, plugins
 
 ROOT = Path(plugins.__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "gan").glob("*.yaml"))
@@ -26,7 +26,7 @@ def test_builds_and_loads_nothing(path, monkeypatch):
     assert " loss = 1 " in config.trainer(config.read(path)).formula()
 
 
-@pytest.mark.parametrize("name", [n for n in RUN if n != "constraints"])
+@pytest.mark.parametrize("name", [*(n for n in RUN if n != "constraints"), "cooper"])
 def test_header_names_the_paper_and_every_term(name):
     """The header tells the stages as one line per learner; every term of the file stands there, with its coefficient where it is not 1."""
     path = ROOT / "configs" / "gan" / f"{name}.yaml"
@@ -77,6 +77,30 @@ def test_two_steps(name):
     for learner in {t.learner for t in active.values()}:
         moved = zip(before[learner], trainer.learners[learner].network.parameters(), strict=True)
         assert any(not torch.equal(a, b) for a, b in moved), learner
+
+
+def test_cooper_ranks_what_the_policy_itself_got_right():
+    """After a few demonstrations some answers are right; they are the real side, and each corrupted one fails its verifier."""
+    found = small("cooper")
+    found["sources"]["demos"] = {"kind": "demos", "data": "task:constraints", "batch_size": 16}
+    found["sources"]["write"] |= {"batch_size": 8, "group_size": 4}
+    found["sources"]["pairs"] |= {"corrupt": ["drop", "repeat", "swap"]}
+    found["objectives"]["imitate"] = {"kind": "sft", "source": "demos"}
+    found["learners"]["policy"]["learning_rate"] = 3e-3
+    found["stages"] = [
+        {"name": "imitate", "steps": 60, "objectives": ["imitate"]},
+        {"name": "game", "steps": 2, "objectives": ["policy", "rank"]},
+    ]
+    trainer = config.trainer(found)
+    before = trainer.train(progress=False)[-1]
+    assert torch.isfinite(torch.tensor([before["rank/loss"], before["policy/loss"]])).all()
+    items = trainer.context.items["pairs"]
+    verify = {e.prompt: e.verify for e in data.examples("task:constraints")}
+    real, worse = ([i for i in items if i.kind == kind] for kind in (0, 3))
+    assert real
+    assert worse
+    assert all(verify[i.prompt](i.text) >= 1 for i in real)
+    assert any(verify[i.prompt](i.text) < 1 for i in worse)
 
 
 def test_in_gad_every_prompt_has_both_sides():

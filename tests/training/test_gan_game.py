@@ -1,6 +1,8 @@
 """The game between learners: who rests, who is asked, what is compared, and that all of it resumes to the bit."""
 
+import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -243,6 +245,30 @@ def demo(prompt, response, verify=None):
 def group(prompt, *texts, verify=None):
     rollouts = [Rollout(response_ids=[1], sampler_logprobs=[0.0], text=text, finished=True) for text in texts]
     return RolloutGroup(example=Example(prompt=prompt, verify=verify), prompt_ids=[1], rollouts=rollouts)
+
+
+def test_what_was_sampled_and_is_right_may_be_the_real_side():
+    """By hand: of each draw the verified responses; where a draw has none, those of the draws before, and they survive a checkpoint."""
+
+    class Sampled(Drawn):
+        def source(self, name):
+            return SimpleNamespace()  # a source of rollouts has no list to sample from
+
+    def answered(*texts):
+        return replace(group("q", *texts), example=Example(prompt="q", id="q", verify=lambda text: float("ok" in text)))
+
+    context = Sampled([], [answered("ok a", "no", "ok b")])
+    runtime = Contrast(real="s", corrupt=("drop",), batch_size=5).start(context, "v")
+    items = runtime.draw(0, 0)
+    assert sorted((i.kind, i.text) for i in items if i.kind == 0) == [(0, "ok a"), (0, "ok b")]
+    assert {i.text for i in items if i.kind == 3} == {"a", "b"}  # dropping the other word would leave them right
+    context.groups = [answered("no", "nein")]
+    assert {i.text for i in runtime.draw(1, 0) if i.kind == 0} == {"ok a", "ok b"}
+    again = Contrast(real="s", corrupt=("drop",), batch_size=5).start(Sampled([], context.groups), "v")
+    with pytest.raises(ConfigError, match="nothing it wrote so far is right"):
+        again.draw(1, 0)
+    again.load_state_dict(json.loads(json.dumps(runtime.state_dict())))
+    assert again.draw(2, 0) == runtime.draw(2, 0)
 
 
 def test_real_rows_of_the_prompts_that_were_sampled():
