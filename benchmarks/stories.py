@@ -91,7 +91,7 @@ def teacher() -> tuple[Path, Path]:
         config["objectives"] = {"imitate": config["objectives"]["imitate"]}
         config["stages"][0]["steps"] = 300
         network = trained(config).learners["policy"].network
-        examples = loading.examples({"task": TASK}, split="train", limit=1500, seed=2)
+        examples = loading.examples({"task": TASK}, split="train", limit=6000, seed=2)
         groups = HF().generate(network, examples, 1, Sampling(**SAMPLING), torch.Generator().manual_seed(0))
         rows = [{"prompt": g.example.prompt, "response": g.rollouts[0].text} for g in groups if g.rollouts[0].finished or Run.smoke]
         answers.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -103,13 +103,12 @@ def teacher() -> tuple[Path, Path]:
 
 
 def apprentice(seed: int) -> Path:
-    """Warm-up: the student imitates the teacher's answers while its copy with a score learns to tell them from the student's."""
+    """Warm-up: the student imitates the teacher's answers, then a discriminator learns to tell them from the student's."""
     folder, (model, answers) = Run.out() / f"gad-warm-{seed}", teacher()
 
     def train() -> dict[str, Any]:
-        config = distilling(seed, folder, "warm", answers)
-        for learner in config["learners"].values():
-            learner["model"] = str(taught("student"))
+        config = distilling(seed, folder, answers, "imitate", "judge")
+        config["learners"]["policy"]["model"] = str(taught("student"))
         return result(trained(config), folder, seed, load(str(model)))
 
     with locked(Run.out() / f"lock-apprentice-{seed}"):
@@ -120,7 +119,7 @@ def apprentice(seed: int) -> Path:
 def distilled(name: str, seed: int) -> dict[str, Any]:
     """One arm, from the student and the discriminator of its seed."""
     folder, start, (model, answers) = Run.out() / f"gad-{name}-{seed}", apprentice(seed), teacher()
-    config = distilling(seed, folder, "game", answers)
+    config = distilling(seed, folder, answers, "game")
     for learner in config["learners"]:
         config["learners"][learner]["model"] = str(start / learner)
     config["stages"][0]["objectives"] = list(DISTILLED[name][1])
@@ -130,8 +129,8 @@ def distilled(name: str, seed: int) -> dict[str, Any]:
     return result(trained(config), folder, seed, load(str(model)))
 
 
-def distilling(seed: int, folder: Path, stage: str, answers: Path) -> dict[str, Any]:
-    config = described(seed, folder, stage, path=DISTIL)
+def distilling(seed: int, folder: Path, answers: Path, *stages: str) -> dict[str, Any]:
+    config = described(seed, folder, *stages, path=DISTIL)
     for name in ("answers", "answer"):
         config["sources"][name]["data"] = str(answers)
     return config

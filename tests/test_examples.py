@@ -78,6 +78,7 @@ def test_configuration_trains(path, advalign, monkeypatch, tmp_path):
     text = path.read_text(encoding="utf-8")
     needs(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as for a script that is run from there
     for script, given in re.findall(r"^#   python (benchmarks/prepare_\w+\.py)( --output \S+)", text, re.MULTILINE):
         monkeypatch.setattr(sys, "argv", [script, *given.split()])
         runpy.run_path(str(ROOT / script), run_name="__main__")
