@@ -121,7 +121,7 @@ bench-gpu: $(READY)  ## the same on an accelerator, with a larger model in bfloa
 	$(BIN)/python benchmarks/speed.py --device cuda
 
 bench-gan: export OMP_NUM_THREADS := 1
-bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json
+bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 4 CPU-hours; writes benchmarks/results/gan.json
 	$(BIN)/python benchmarks/gan.py
 
 bench-gan-failures: export OMP_NUM_THREADS := 1
