@@ -133,7 +133,7 @@ class Outputs(Rows):
     `distribution`: hidden states that predict token t, and the head: two-view divergences are computed from them in
     chunks, so that no B x T x V tensor is stored. `hidden`: {site: "B T D"}, not shifted; the need "hidden:layer:3" asks for one.
     `token_scores[t]`: the score head at token t, not shifted, zero at padding. `score_gradients`: of each row's score with respect to
-    the input embeddings it was computed from, edits included; part of the graph."""
+    the input embeddings it was computed from, edits included; part of the graph. `reader`: of a scorer that reads hidden states."""
 
     logprobs: Float[Tensor, "B T"] | None = None
     entropy: Float[Tensor, "B T"] | None = None
@@ -144,6 +144,7 @@ class Outputs(Rows):
     class_logits: Float[Tensor, "B C"] | None = None
     distribution: Distribution | None = None
     hidden: Mapping[str, Float[Tensor, "B T D"]] | None = None
+    reader: Reader | None = None
 
     def detach(self) -> Outputs:
         return self._each(lambda x: x.detach())
@@ -171,6 +172,13 @@ class Distribution(Rows):
 
     hidden: Float[Tensor, "B T D"]
     head: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Rows):
+    """A network that reads another one's hidden states: `score(hidden "B T D", mask "B T") -> "B"`, with the gradients of both."""
+
+    score: Callable[[Tensor, Tensor], Tensor]
 
 
 NEEDS = tuple(f.name for f in fields(Outputs))

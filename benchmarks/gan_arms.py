@@ -115,5 +115,7 @@ ABLATIONS: dict[str, Arm] = {
         times=2,
     ),
     "longer": Arm(label="twice the steps", terms=JUDGED | JUDGE, times=2),
+    "frozen_longer": Arm(label="frozen discriminator, twice the steps", terms=JUDGED, times=2),
+    "sft_longest": Arm(label="SFT, twice the steps", terms={"imitate": {"kind": "sft", "source": "demos"}}, times=2),
 }
 EVERY = ARMS | ABLATIONS

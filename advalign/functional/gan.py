@@ -77,6 +77,12 @@ def bradley_terry(
     return _mean(losses, number), _mean(won, number)
 
 
+def in_order(scores: Float[Tensor, "3 P"]) -> Float[Tensor, "P"]:
+    """(-log sigmoid(s_0 - s_1) - log sigmoid(s_1 - s_2)) / 2: the policy's states stand between the reference's states of the better
+    and of the worse response   (GANPO, arXiv:2601.22083, with the opponent of the same pair in place of a running mean)."""
+    return softplus(-(scores[:-1] - scores[1:])).mean(0)
+
+
 def squared_norms(slopes: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """||g||^2 of every row, over its real tokens."""
     return torch.where(mask[..., None], slopes, 0.0).square().sum((1, 2))

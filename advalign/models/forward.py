@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from advalign.errors import unknown
+from advalign.errors import ConfigError, unknown
 from advalign.functional import logprobs as lp
 from advalign.models import adapters, heads, packed
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.perturb import applied, captured, edited, twice_differentiable, without_dropout
-from advalign.types import Distribution, Edit, Outputs, Tokens
+from advalign.types import Distribution, Edit, Outputs, Reader, Tokens
 
 HEADS = ("policy", "classifier", "score", "value")
 
@@ -34,7 +34,7 @@ class Network(nn.Module):
     """A transformers model, its encoder and one head: "policy" (next token), "classifier", "score" (one number per
     row) or "value" (one number per token). `num_forwards` and `num_rows` count what passed through. `source`: the name
     its base was loaded from; `shares_base`: only adapter and head are its own (`models/adapters.py`); `compiled`: of its blocks, where
-    they are to be."""
+    they are to be. `reads`: a scorer of hidden states of that many features instead of tokens (`models/latent.py`)."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Network(nn.Module):
         pooling: str = "last",
         head_dropout: float = 0.0,
         spectral_norm: bool = False,
+        reads: int | None = None,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -58,7 +59,8 @@ class Network(nn.Module):
         self.compiled: Compiled | None = None
         self.num_forwards = 0
         self.num_rows = 0
-        self._packs: bool | None = None if packed.prepare(model) and not encoder.bidirectional else False
+        self.reads = reads
+        self._packs: bool | None = None if reads is None and packed.prepare(model) and not encoder.bidirectional else False
         self._norm: tuple[Any, float] = (None, math.nan)
         if head in ("score", "value"):
             self.scalar = nn.Linear(_hidden_size(model), 1)
@@ -70,6 +72,8 @@ class Network(nn.Module):
             self.dropout = nn.Dropout(head_dropout) if head_dropout else nn.Identity()
             if spectral_norm:
                 heads.normalize(self.scalar)
+            if reads is not None:
+                self.project = nn.Linear(reads, _hidden_size(model)).to(device=first.device, dtype=first.dtype)
 
     @property
     def backbone(self) -> nn.Module:
@@ -125,6 +129,11 @@ class Network(nn.Module):
         """Outputs named in `needs`, for rows `tokens`. `temperature` divides the logits of a policy, row by row."""
         self.num_forwards += 1
         self.num_rows += tokens.ids.shape[0]
+        if (self.reads is not None) != ("reader" in needs):
+            what = "hidden states" if self.reads is not None else "tokens"
+            raise ConfigError(f"model: one that reads {what} was asked for {', '.join(sorted(needs))}; see model: latent:<learner>.")
+        if self.reads is not None:
+            return Outputs(reader=Reader(score=self._read))
         edits = edits or {}
         here = edits.get("embedding", Edit())
         rows = tokens if here.tokens is None else here.tokens
@@ -181,6 +190,11 @@ class Network(nn.Module):
         """Whether dropout is on: then two rows with the same beginning draw masks of their own for it."""
         attention = getattr(self.backbone.config, "attention_dropout", 0.0) or 0.0
         return self.training and (attention > 0 or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()))
+
+    def _read(self, hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
+        hidden = torch.where(mask[..., None], hidden, 0.0).to(self.project.weight.dtype)
+        inputs = {"inputs_embeds": self.project(hidden), "attention_mask": mask.long()}
+        return self._scalar(self._pool(self.backbone(**inputs).last_hidden_state, mask))
 
     def _scalar(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
         return self.scalar(self.dropout(hidden)).squeeze(-1)
@@ -240,7 +254,7 @@ class Network(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         facts = {"head": self.head, "pooling": self.pooling, "max_length": self.encoder.max_length}
         facts |= {"bidirectional": self.encoder.bidirectional}
-        facts |= {name: getattr(self, name) for name in ("head_dropout", "spectral_norm") if getattr(self, name)}
+        facts |= {name: getattr(self, name) for name in ("head_dropout", "spectral_norm", "reads") if getattr(self, name)}
         if adapters.has_adapter(self.model) and not merged:
             facts |= adapters.save(self, path, facts)
         else:
@@ -250,6 +264,8 @@ class Network(nn.Module):
         (path / "advalign.json").write_text(json.dumps(facts, indent=1))
         if hasattr(self, "scalar"):
             save_file({k: v.contiguous() for k, v in self.scalar.state_dict().items()}, path / "scalar_head.safetensors")
+        if self.reads is not None:
+            save_file({k: v.contiguous() for k, v in self.project.state_dict().items()}, path / "projection.safetensors")
 
 
 def _shift(x: Tensor) -> Tensor:

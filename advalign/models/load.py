@@ -1,6 +1,6 @@
 """Models by name: a hub id, a local folder, `package:<module>/<folder>` (weights carried by an installed package) or
-`scratch:<preset>`, or `learner:<name>` (the frozen base of another learner); as a policy, a classifier, a scorer or a
-critic; pinned by hash on request; frozen copies."""
+`scratch:<preset>`, `learner:<name>` (the frozen base of another learner) or `latent:<name>` (a discriminator of its hidden
+states); as a policy, a classifier, a scorer or a critic; pinned by hash on request; frozen copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from advalign.errors import ConfigError, unknown
-from advalign.models import adapters, perturb, scratch
+from advalign.models import adapters, latent, perturb, scratch
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import HEADS, Network
@@ -155,11 +155,16 @@ def lenders_first(learners: Mapping[str, ModelSpec], given: Iterable[str] = ()) 
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise ConfigError(f"learners.{name}.model: it would borrow from itself ({' -> '.join((*path, name))}).")
+            raise ConfigError(f"learners.{name}.model: it would rest on itself ({' -> '.join((*path, name))}).")
         other = None if name in given else lender_of(learners[name])
         if other is not None:
             _check_sharing(name, other, learners, given)
             visit(other, (*path, name))
+        read = None if name in given else latent.owner_of(learners[name].model)
+        if read is not None:
+            if read not in learners:
+                raise unknown(f"learners.{name}.model", "learner", read, learners)
+            visit(read, (*path, name))
         if name not in done:
             done.append(name)
 
@@ -255,12 +260,13 @@ def _scalar(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> 
                 raise ConfigError(f"model.options.{name}: it belongs to the scalar head of a score or a value, and head is '{head}'.")
         return {}
     known = {"head_dropout": 0.0, "spectral_norm": False} | {k: v for k, v in (*facts.items(), *options.items()) if k in SCALAR}
+    reads = {"reads": facts["reads"]} if "reads" in facts else {}
     rate, norm = known["head_dropout"], known["spectral_norm"]
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise ConfigError(f"model.options.head_dropout: got {rate}, a rate from 0 up to, but not including, 1.")
     if not isinstance(norm, bool):
         raise ConfigError(f"model.options.spectral_norm: got {norm}, either true or false.")
-    return {"head_dropout": float(rate), "spectral_norm": norm}
+    return {"head_dropout": float(rate), "spectral_norm": norm, **reads}
 
 
 def _tokenizer_from(given: Any, texts: Iterable[str], bidirectional: bool) -> Any:
@@ -301,6 +307,8 @@ def _load_scalar(network: Network, folder: Path) -> None:
                 f"model.options.spectral_norm: {given} given, but the head in {folder} was trained the other way; leave it out."
             )
         network.scalar.load_state_dict(state)
+        if network.reads is not None:
+            network.project.load_state_dict(load_file(folder / "projection.safetensors"))
 
 
 def _facts(folder: Path | None) -> dict[str, Any]:

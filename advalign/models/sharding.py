@@ -67,6 +67,8 @@ def refuse(name: str, network: Network) -> None:
             f"learners.{name}: an adapter's base is shared by networks, and FSDP would shard it once for each of them; train it with "
             "args.distributed: ddp, or without an adapter."
         )
+    if network.reads is not None:
+        raise ConfigError(f"learners.{name}: a discriminator of hidden states is small, and FSDP does not shard it; use ddp.")
     if network.compiled is not None:
         raise ConfigError(f"learners.{name}.options.compile: true given, but sharded blocks are not compiled; leave it out, or use ddp.")
 

@@ -8,7 +8,7 @@ from typing import Any
 from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError
-from advalign.models import Network, load
+from advalign.models import Network, latent, load
 from advalign.models.load import borrow, lender_of, lenders_first
 from advalign.training.context import RunContext
 from advalign.training.recipe import Recipe
@@ -26,6 +26,8 @@ def networks(learners: Mapping[str, Learner], given: Mapping[str, Network], seed
 def _loaded(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network]) -> Network:
     if lender := lender_of(learner):
         return borrow(loaded[lender], learner, f"learners.{name}", seed)
+    if owner := latent.owner_of(learner.model):
+        return latent.over(loaded[owner], learner, f"learners.{name}", seed)
     texts: list[str] = []
     if isinstance(learner.tokenizer, Mapping):
         if "data" not in learner.tokenizer:

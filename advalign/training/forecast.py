@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from advalign import data as loading
 from advalign.engine.cost import Size, alive, operations
 from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan
 from advalign.errors import AdvalignError
-from advalign.models import Network
+from advalign.models import Network, latent
 from advalign.models import shape as shapes
 from advalign.models.load import blueprint, lender_of, lenders_first
 from advalign.models.shape import Shape
@@ -61,8 +63,13 @@ def forecast(trainer: Any) -> list[Forecast]:
     config = trainer.config
     networks: dict[str, Network] = {}
     for name in lenders_first(config["learners"], trainer._given):
-        lender = lender_of(config["learners"][name])
-        networks[name] = trainer._given.get(name) or (networks[lender] if lender else _drawn(name, config["learners"][name]))
+        spec = config["learners"][name]
+        lender, owner = lender_of(spec), latent.owner_of(spec.model)
+        if owner is not None and name not in trainer._given:
+            with torch.device("meta"):
+                networks[name] = latent.over(networks[owner], spec, f"learners.{name}")
+            continue
+        networks[name] = trainer._given.get(name) or (networks[lender] if lender else _drawn(name, spec))
     known = {name: shapes.of(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
     sizes, estimated = _sizes(trainer, networks)
     return [_stage(trainer, stage, known, sizes, estimated) for stage in trainer.recipe.stages]

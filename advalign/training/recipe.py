@@ -20,7 +20,7 @@ DISTRIBUTED = ("auto", "ddp", "fsdp")
 # What a forward can give, by the head that gives it.
 HEAD_OF = {
     "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
-    "scores": "score", "token_scores": "score", "score_gradients": "score",
+    "scores": "score", "token_scores": "score", "score_gradients": "score", "reader": "score",
 }  # fmt: skip
 
 
@@ -190,14 +190,15 @@ class Recipe:
             )
 
     def _check_head(self, name: str, term: Term, heads: Mapping[str, str]) -> None:
-        head = heads[term.learner]
-        wanted = {HEAD_OF[need] for needs in term.reads.values() for need in needs if need in HEAD_OF}  # hidden states: any head
-        if wanted - {head}:
-            needed = ", ".join(sorted(wanted))
-            raise ConfigError(
-                f"objectives.{name}: {type(term).__name__} reads a model with head '{needed}', but learner '{term.learner}' "
-                f"has head '{head}'."
-            )
+        for view, needs in term.reads.items():
+            owner = self.frozen[view].of if view in self.frozen else term.learner
+            wanted = {HEAD_OF[need] for need in needs if need in HEAD_OF}  # hidden states: any head
+            if wanted - {heads.get(owner)}:
+                needed = ", ".join(sorted(wanted))
+                raise ConfigError(
+                    f"objectives.{name}: {type(term).__name__} reads a model with head '{needed}', but learner '{owner}' "
+                    f"has head '{heads.get(owner)}'."
+                )
 
     def _check_source(self, name: str, source: Any, heads: Mapping[str, str]) -> None:
         for other in source.after:

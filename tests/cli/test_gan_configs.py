@@ -11,7 +11,7 @@ from advalign import config, data, plugins
 
 ROOT = Path(plugins.__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "gan").glob("*.yaml"))
-RUN = "gapo gad spin apo adv_rm gail airl prism constraints".split()
+RUN = "gapo gad spin apo adv_rm gail airl prism ganpo constraints".split()
 WORDS = {"kind": "words", "data": "task:constraints"}
 
 
@@ -50,6 +50,11 @@ def small(name):
         learner |= {"model": "scratch:encoder-tiny?hidden_size=32" if reads else "scratch:tiny-gpt2?n_embd=32", "tokenizer": WORDS}
         learner |= {"max_length": 32, "minibatches": 1, "warmup_steps": 0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
         learner["options"] = {k: v for k, v in learner.get("options", {}).items() if k == "pooling"}
+        if described(name)["learners"][role]["model"].startswith("latent:"):
+            learner["model"] = "latent:policy?hidden_size=16&num_attention_heads=2&intermediate_size=32"
+            del learner["tokenizer"]
+    for term in found["objectives"].values():
+        term |= {"site": "layer:1"} if "site" in term else {}
     for source in found["sources"].values():
         source |= {"data": "task:constraints", "limit": 12} if "data" in source else {}
         source |= {key: value for key, value in (("batch_size", 4), ("group_size", 3), ("collect", 4)) if key in source}

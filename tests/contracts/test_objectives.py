@@ -5,6 +5,7 @@ Outputs are random leaves with exactly the fields an objective declared: reading
 
 import inspect
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from advalign.objectives.kl import KL
 from advalign.objectives.kl_cov import KLCov
 from advalign.objectives.kto import KTO
 from advalign.objectives.lat import LAT
+from advalign.objectives.latent import Latent
 from advalign.objectives.luffy import LUFFY
 from advalign.objectives.orpo import ORPO
 from advalign.objectives.ppo import PPO
@@ -41,12 +43,12 @@ from advalign.objectives.sft import SFT
 from advalign.objectives.simpo import SimPO
 from advalign.objectives.target import Target
 from advalign.protocols import Term
-from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, RolloutRows, Tokens, fit
+from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, Reader, RolloutRows, Tokens, fit
 
 B, T, V, D = 8, 7, 5, 3
 
 
-REQUIRED = {"dr_grpo": {"length": 7}}
+REQUIRED = {"dr_grpo": {"length": 7}, "latent": {"site": "layer:1"}}
 
 
 def default(cls: type[Term]) -> Term:
@@ -84,6 +86,7 @@ TABLE = [
     *(Discriminate(source="s", loss=loss, level="token", score_l2=0.1) for loss in ("bce", "wasserstein")),
     GradientPenalty(source="s", view="pgd", of="all", target=1.0, every=1),
     GradientPenalty(source="s", of="other", target=3.0, one_sided=True),
+    Latent(source="s", site="layer:0", side="rejected", view="pgd"),
 ]
 
 
@@ -136,7 +139,7 @@ def outputs(term: Term) -> tuple[dict[str, Outputs], dict[tuple[str, str], torch
     for i, (view, names) in enumerate(sorted(term.reads.items())):
         for j, name in enumerate(sorted(names)):
             wide = name in ("distribution", "score_gradients") or name.startswith("hidden:")
-            shape = (B, T, D) if wide else {"scores": (B,), "class_logits": (B, V)}.get(name, (B, T))
+            shape = (B, T, D) if wide else {"scores": (B,), "class_logits": (B, V), "reader": (D,)}.get(name, (B, T))
             x = random(*shape, seed=30 + 10 * i + j)
             leaves[view, name] = (-x.abs() if name == "logprobs" else x).requires_grad_()
     return views(leaves), leaves
@@ -148,9 +151,17 @@ def views(leaves: dict[tuple[str, str], torch.Tensor]) -> dict[str, Outputs]:
         each = found.setdefault(view, {})
         if name.startswith("hidden:"):
             each.setdefault("hidden", {})[name.removeprefix("hidden:")] = x
+        elif name == "reader":
+            each[name] = Reader(score=partial(mean_along, x.detach()))
         else:
             each[name] = Distribution(hidden=x, head=lambda h: h @ HEAD.t()) if name == "distribution" else x
     return {view: Outputs(**each) for view, each in found.items()}
+
+
+def mean_along(direction: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A discriminator of hidden states that is not linear: the mean of tanh(h . direction) over real tokens."""
+    each = torch.tanh(torch.where(mask[..., None], hidden, 0.0) @ direction)
+    return torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def total(term: Term, rows, seen, weights=None) -> torch.Tensor:
