@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from common import about, cpu_hours, mean_sd, once, paired, save
-from gan_arms import ABLATIONS, ARMS, EVERY, TASK, pairs
+from gan_arms import ABLATIONS, ARMS, EVERY, SECOND, TASK, pairs
 
 from advalign import config as configuration
 from advalign import data as loading
@@ -68,19 +68,21 @@ def warm(design: str, seed: int) -> Path:
         trainer.train(progress=False)
         return measured(trainer, folder)
 
-    def reward_model() -> dict[str, Any]:
-        config = described(design, seed, folder / "rm")
-        config["learners"] = {"rm": config["learners"]["judge"]}
-        config["sources"] = {"responses": pairs(DESIGNS[design][0], seed, "response")}
-        config["objectives"] = {"rm": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
-        config["stages"] = [{"name": "rm", "steps": 500}]
-        del config["evaluations"]
-        return {"accuracy": configuration.trainer(config).train(progress=False)[-1].get("rm/accuracy")}
-
     with locked(OUT / design / f"lock-warm-{seed}"):
         once(OUT / design / f"sft-{seed}.json", train)
-        once(OUT / design / f"rm-{seed}.json", reward_model)
+        once(OUT / design / f"rm-{seed}.json", lambda: reward_model(design, seed, folder / "rm", seed))
     return folder
+
+
+def reward_model(design: str, seed: int, folder: Path, initial: int) -> dict[str, Any]:
+    """A reward model of response pairs; `initial`: the seed of its weights and batches."""
+    config = described(design, initial, folder)
+    config["learners"] = {"rm": config["learners"]["judge"]}
+    config["sources"] = {"responses": pairs(DESIGNS[design][0], seed, "response")}
+    config["objectives"] = {"rm": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
+    config["stages"] = [{"name": "rm", "steps": 500}]
+    del config["evaluations"]
+    return {"accuracy": configuration.trainer(config).train(progress=False)[-1].get("rm/rewards/accuracies")}
 
 
 def prepared(design: str, seed: int, name: str) -> dict[str, Any]:
@@ -92,6 +94,11 @@ def prepared(design: str, seed: int, name: str) -> dict[str, Any]:
     last = config["stages"][2]
     config["learners"]["policy"]["learning_rate"] = last["set"]["learners.policy.learning_rate"]
     sources = {t["source"] for t in arm.terms.values()}
+    for learner, where in arm.warm.items():
+        config["learners"][learner] = config["learners"]["policy" if where == "policy" else "judge"] | {"model": str(start / where)}
+    if "second" in arm.warm:  # a reward model that was trained alike, from other weights
+        with locked(OUT / design / f"lock-rm2-{seed}"):
+            once(OUT / design / f"rm2-{seed}.json", lambda: reward_model(design, seed, start / "rm2", seed + 1000))
     if name == "ppo_reward_model":
         config["learners"]["rm"] = config["learners"]["judge"] | {"model": str(start / "rm" / "rm")}
         config["learners"]["critic"] = config["learners"]["policy"] | {"head": "value"}
@@ -208,6 +215,7 @@ def restore(path: str = "benchmarks/results/gan.json") -> None:
 
 def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
     row: dict[str, Any] = {"label": EVERY[name].label, "trained_judge": EVERY[name].trained, "ablation": name in ABLATIONS}
+    row |= {"second_wave": name in SECOND, "control": EVERY[name].control}
     row |= {"seeds": list(found), "cpu_seconds": [r["cpu_seconds"] for r in found.values()]}
     row |= {measure: mean_sd([r[measure] for r in found.values()]) for measure in MEASURES}
     row["judge"] = {k: mean_sd([r[k] for r in found.values()]) for k in next(iter(found.values())) if k.startswith("judge/")}
@@ -217,10 +225,14 @@ def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str
             first, second = (found, runs["gapo"]) if name in ABLATIONS else (runs["gapo"], found)
             key = "minus_gapo" if name in ABLATIONS else "gapo_minus_this"
             row[key] = {m: paired([first[s][m] for s in both], [second[s][m] for s in both]) for m in MEASURES}
-    if name == "alone" and "frozen_alone" in runs:  # what co-training is worth where nothing stands beside the reward
-        frozen = runs["frozen_alone"]
-        both = sorted(set(found) & set(frozen))
-        row["minus_frozen_alone"] = {m: paired([found[s][m] for s in both], [frozen[s][m] for s in both]) for m in MEASURES}
+    # What co-training is worth where nothing stands beside the reward, and in twice the steps; and what each of the second wave adds.
+    for arm, other, key in (
+        ("alone", "frozen_alone", "frozen_alone"),
+        ("longer", "frozen_longer", "frozen_longer"),
+        (name, EVERY[name].control, "control"),
+    ):
+        if name == arm and other in runs and (both := sorted(set(found) & set(runs[other]))):
+            row[f"minus_{key}"] = {m: paired([found[s][m] for s in both], [runs[other][s][m] for s in both]) for m in MEASURES}
     return row
 
 

@@ -21,14 +21,17 @@ PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`terms` of the last stage; `values` by dotted path; `more` sections to add; `times` as many steps as the others. `trained`:
-    whether the discriminator learns on."""
+    """`terms` of the last stage; `values` by dotted path; `more` sections to add; `times` as many steps as the others. `warm`: learners to
+    add, and the warm weights of the seed that they start from. `control`: the arm without what this one adds. `trained`: whether the
+    discriminator learns on."""
 
     label: str
     terms: Mapping[str, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     times: int = 1
+    warm: Mapping[str, str] = field(default_factory=dict)
+    control: str = ""
 
     @property
     def trained(self) -> bool:
@@ -118,4 +121,61 @@ ABLATIONS: dict[str, Arm] = {
     "frozen_longer": Arm(label="frozen discriminator, twice the steps", terms=JUDGED, times=2),
     "sft_longest": Arm(label="SFT, twice the steps", terms={"imitate": {"kind": "sft", "source": "demos"}}, times=2),
 }
-EVERY = ARMS | ABLATIONS
+
+
+# The second wave (scarce design only): each beside the arm that lacks just what it adds.
+def latent(side: str) -> dict[str, Any]:
+    """One discriminator of hidden states, and the policy's term through it."""
+    term = {"kind": "latent", "source": "responses", "site": "layer:1", "side": side, "coef": 0.5}
+    return {f"near_{side}": {**term, "critic": f"critic_{side}"}, side: {**term, "role": "discriminate", "learner": f"reader_{side}"}}
+
+
+SIDES = ("chosen", "rejected")
+READER = {"model": "latent:policy?hidden_size=64&num_attention_heads=4&intermediate_size=256", "head": "score", "max_length": 32}
+RANKED = {"human": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
+PREFERRED = {"sources.write.rewards": [{"kind": "learner", "learner": "rm"}]}
+FOOLED = [
+    {"kind": "learner", "learner": "rm", "normalize": "batch"},
+    {"kind": "learner", "learner": "second", "normalize": "batch", "weight": -1.0},
+]
+
+SECOND: dict[str, Arm] = {
+    "ganpo": Arm(
+        label="GANPO: DPO, and discriminators of hidden states",
+        terms=preference("dpo", "responses") | latent("chosen") | latent("rejected"),
+        values=SLOW,
+        more={
+            "learners": {f"reader_{side}": READER | {"learning_rate": 1e-3} for side in SIDES},
+            "frozen": REFERENCE["frozen"]
+            | {"now": {"of": "policy", "ema": 0.0}}
+            | {f"critic_{side}": {"of": f"reader_{side}", "ema": 0.0} for side in SIDES},
+        },
+        control="dpo_responses",
+    ),
+    "cooper": Arm(
+        label="Cooper: a reward model on verified answers against corrupted ones",
+        terms=JUDGED | {"judge": {**JUDGE["judge"], "source": "verified", "loss": "bradley_terry"}},
+        values={"sources.write.rewards": [SCORE | {"form": "probability"}]},
+        more={"sources": {"verified": {"kind": "contrast", "real": "write", "corrupt": ["drop", "repeat", "swap"], "batch_size": 32}}},
+        control="frozen",
+    ),
+    "grpo_reward_model": Arm(label="GRPO, frozen reward model", terms=JUDGED, values=PREFERRED, warm={"rm": "rm/rm"}),
+    "adv_rm": Arm(
+        label="Adv-RM: a reward model on what fools it",
+        terms=JUDGED
+        | RANKED
+        | {
+            "attack": {"kind": "grpo", "source": "fool", "learner": "attacker"},
+            "withstand": {"kind": "reward_model", "learner": "rm", "source": "found"},
+        },
+        values=PREFERRED,
+        warm={"attacker": "policy", "rm": "rm/rm", "second": "rm2/rm"},
+        more={"sources": {
+            "fool": {"kind": "prompts", "data": TASK, "learner": "attacker", "batch_size": 8, "group_size": 8,
+                     "sampling": {"max_new_tokens": 10}, "rewards": FOOLED, "advantage": {"kind": "group", "scale": "none"}},
+            "found": {"kind": "versus", "real": "demos", "learner": "attacker", "batch_size": 16, "sampling": {"max_new_tokens": 10}},
+        }},
+        control="grpo_reward_model",
+    ),
+}  # fmt: skip
+EVERY = ARMS | ABLATIONS | SECOND

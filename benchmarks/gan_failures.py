@@ -3,12 +3,15 @@
 length leak      Real texts are longer than what the policy writes, and nothing else sets them apart. A discriminator reads the length, and
                  the policy follows it. Cures: pairs of equal length (`lengths: 0`), a reward without its trend in length
                  (`length: residual`).
-overpowered      The discriminator learns thirty times faster. Cures: a gate on its accuracy, a bound on its score.
+overpowered      The discriminator learns thirty times faster. Cures: a gate on its accuracy, a bound on its score, an average of it for
+                 scoring, a rate that follows its accuracy.
 hacked           A frozen discriminator and a policy that learns fast: the reward rises and compliance falls. Cure: it goes on learning.
 collapse         The same run, seen by the metrics that a user would watch: unique answers, entropy, distinct n-grams, self-BLEU.
 
     python benchmarks/gan_failures.py              make bench-gan-failures; resumable run by run; benchmarks/results/gan_failures.json
-    python benchmarks/gan_failures.py --collect    the results of what is there
+    python benchmarks/gan_failures.py --collect    the results of what is there; what has no run files keeps what the results file says
+
+What was tried before, on seed 100: rates of 1e-4, 3e-4, 3e-3 and 9e-3 without imitation (3e-3 does no harm), gates at 0.65 and 0.8.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ CURVES = {
 
 FAST = {"learners.policy.learning_rate": 1e-3}
 STRONG = {"learners.judge.learning_rate": 3e-2}
+RATE, RUINED = {"learners.judge.learning_rate": 3e-4}, {"learners.judge.learning_rate": 9e-3}
+FOLLOW = {"metric": "judge/accuracy", "target": 0.78, "start": 9e-3, "low": 1e-5, "high": 9e-3, "rate": 0.5, "raise_when": "above"}
 GATE = {"judge": {"metric": "judge/accuracy", "above": 0.8, "max_skips": 10}}
 SCORED = [{"kind": "learner", "learner": "judge", "soft_clip": 4.0}]
 
@@ -47,6 +52,15 @@ GAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # t
     "overpowered": (JUDGED | JUDGE, STRONG, {}),
     "overpowered + gate": (JUDGED | JUDGE, STRONG, {"gates": GATE}),
     "overpowered + bounded score": (JUDGED | JUDGE, STRONG | {"sources.write.rewards": SCORED}, {}),
+    "alone": (ALONE | JUDGE, RATE, {}),
+    "alone, overpowered": (ALONE | JUDGE, RUINED, {}),
+    "alone, overpowered + gate": (ALONE | JUDGE, RUINED, {"gates": {"judge": GATE["judge"] | {"metric": "judge/accuracy/generated"}}}),
+    "alone, overpowered + averaged scores": (
+        ALONE | JUDGE,
+        RUINED | {"sources.write.rewards": [{"kind": "learner", "learner": "slow"}]},
+        {"frozen": {"slow": {"of": "judge", "ema": 0.97}}},
+    ),
+    "alone, overpowered + a rate that follows": (ALONE | JUDGE, RUINED, {"schedules": {"learners.judge.learning_rate": FOLLOW}}),
     "fast, frozen": (ALONE, FAST, {}),
     "fast, trained": (ALONE | JUDGE, FAST, {}),
     "fast, trained, with imitation": (JUDGED | JUDGE, FAST, {}),
@@ -139,18 +153,25 @@ def leak(name: str, seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- results
 
 
-def collect() -> None:
+def collect(results: str = "benchmarks/results/gan_failures.json") -> None:
+    """What has no run files stays as the results file has it: a fresh checkout adds to what is known."""
+    before = json.loads(Path(results).read_text(encoding="utf-8")) if Path(results).exists() else {}
     result: dict[str, Any] = about("make bench-gan-failures") | {"seeds": list(SEEDS)}
-    runs = []
     for part, names in (("games", GAMES), ("leak", LEAKS)):
         result[part] = {}
         for name in names:
             files = [path(part, name, seed) for seed in SEEDS]
             found = [json.loads(f.read_text()) for f in files if f.exists()]
-            if found:
-                runs += found
-                result[part][name] = {"runs": len(found)} | (average(found) if part == "games" else means(found))
-    save("benchmarks/results/gan_failures.json", result | {"cpu_hours": cpu_hours(runs)})
+            if len(found) == len(SEEDS):
+                measured = average(found) if part == "games" else means(found)
+                result[part][name] = {"runs": len(found), "cpu_hours": cpu_hours(found)} | measured
+            elif name in before.get(part, {}):
+                result[part][name] = before[part][name]
+    every = [entry for part in ("games", "leak") for entry in result[part].values()]
+    # Of entries from before each noted its own cost only their total is known.
+    earlier = before.get("earlier_cpu_hours", before.get("cpu_hours", 0.0)) if any("cpu_hours" not in entry for entry in every) else 0.0
+    total = earlier + sum(entry.get("cpu_hours", 0.0) for entry in every)
+    save(results, result | {"earlier_cpu_hours": earlier, "cpu_hours": round(total, 3)})
 
 
 def average(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,12 +198,13 @@ def path(part: str, name: str, seed: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", action="store_true")
+    parser.add_argument("--only", default="", help="games whose names begin so: some of the runs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in () if args.collect else SEEDS:
-        for name in LEAKS:
+        for name in () if args.only else LEAKS:
             once(path("leak", name, seed), lambda n=name, s=seed: leak(n, s))
-        for name in GAMES:
+        for name in (n for n in GAMES if n.startswith(args.only)):
             gan.warm("scarce", seed)
             once(path("games", name, seed), lambda n=name, s=seed: game(n, s))
     collect()
