@@ -32,8 +32,9 @@ def units(plan: Plan, view: str, shape: Shape) -> tuple[float, float]:
     return 2 * inner, shape.trained_units * final
 
 
-def operations(plan: Plan, shape: Shape, rows: Mapping[str, Size]) -> dict[str, float]:
-    """{"ascent": ..., "update": ...} floating-point operations of one update on these rows."""
+def operations(plan: Plan, shape: Shape, rows: Mapping[str, Size], copies: Mapping[str, Shape] | None = None) -> dict[str, float]:
+    """{"ascent": ..., "update": ...} floating-point operations of one update on these rows. `copies`: shapes of frozen copies that are
+    not of the learner's own."""
     found = {"ascent": 0.0, "update": 0.0}
     for component in plan.components:
         for view in component:
@@ -46,7 +47,8 @@ def operations(plan: Plan, shape: Shape, rows: Mapping[str, Size]) -> dict[str, 
                 if moving:
                     found["ascent"] += moving / 2 * shape.passes(size.tokens, targets, size.length, 2)
                 each = shape.trained_units if training > 1 else 1
-                found["update"] += training / each * shape.passes(size.tokens, targets, size.length, each)
+                runs = (copies or {}).get(view, shape) if view in plan.frozen else shape
+                found["update"] += training / each * runs.passes(size.tokens, targets, size.length, each)
     return found
 
 

@@ -148,7 +148,7 @@ def _stage(trainer: Any, stage: Any, known: Mapping[str, Shape], sizes: Mapping[
         _sampling(made, trainer, source, config, known, sizes[source], {s for p in plans.values() for s in p.sources})
     working = [0.0]
     for name, p in plans.items():
-        working.append(_learner(made, trainer, p, config["learners"][name], known[name], sizes))
+        working.append(_learner(made, trainer, p, config["learners"][name], known, sizes))
     for name, shape in known.items():
         _standing(made, trainer, name, config["learners"][name], shape, name in plans)
     cached = [_cached(trainer, config["sources"][s], known, sizes[s]) for p in plans.values() for s in p.sources]
@@ -175,11 +175,12 @@ def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mappi
     made.operations["annotation"] += passes * shape.forward(size.tokens, size.targets, size.length)
 
 
-def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, shape: Shape, sizes: Mapping[str, Size]) -> float:
+def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mapping[str, Shape], sizes: Mapping[str, Size]) -> float:
     """Adds the updates of a learner; what its micro-batches keep."""
+    shape, copies = known[p.learner], {n: known[copy.of] for n, copy in trainer.recipe.frozen.items() if copy.of != p.learner}
     own = Shape(**{**vars(shape), "trained": shapes.trained_by(spec.options, shape)})
     times = spec.updates * spec.epochs
-    for what, value in operations(p, own, sizes).items():
+    for what, value in operations(p, own, sizes, copies).items():
         made.operations[what] += times * value
     tokens = sum(sizes[s].tokens for s in p.sources)
     made.trained += times * tokens

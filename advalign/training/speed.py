@@ -23,10 +23,10 @@ from advalign.models.shape import Shape
 
 
 class Meter:
-    """Of one run. `shapes`: of its learners; `now`: of the current step; `processes` share its work."""
+    """Of one run. `shapes`: of its learners; `now`: of the current step; `processes` share its work; `copies`: {frozen copy: whose}."""
 
-    def __init__(self, learners: Mapping[str, Any], processes: int = 1) -> None:
-        self.learners, self.processes = learners, processes
+    def __init__(self, learners: Mapping[str, Any], processes: int = 1, copies: Mapping[str, str] | None = None) -> None:
+        self.learners, self.processes, self.copies = learners, processes, dict(copies or {})
         self.steps: list[dict[str, float]] = []
         self.shapes: dict[str, Shape] = {}
         self.now: dict[str, float] = {}
@@ -47,7 +47,8 @@ class Meter:
         """One update was made on these rows."""
         sizes = {source: size_of(r.tokens) for source, r in rows.items()}
         self.now["trained_tokens"] = self.now.get("trained_tokens", 0.0) + sum(size.tokens for size in sizes.values())
-        self._add(sum(operations(plan, self._shape(learner), sizes).values()))
+        others = {copy: self._shape(of) for copy, of in self.copies.items() if copy in plan.frozen and of != learner}
+        self._add(sum(operations(plan, self._shape(learner), sizes, others).values()))
 
     def sampled(self, learner: str, items: Any) -> None:
         """A source was answered; groups of rollouts are counted, whatever else it drew is not."""

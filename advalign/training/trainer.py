@@ -133,7 +133,7 @@ class Trainer:
             network = networks[name].to(self.accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
         self.context.learners = self.learners
-        self.meter = Meter(self.learners, self.ranks.number)
+        self.meter = Meter(self.learners, self.ranks.number, {name: copy.of for name, copy in self.recipe.frozen.items()})
         self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
         self.annotator = Annotator(self.learners, self.copies.networks, self.ranks, args.token_budget)
         # Started in order of need, so that a source may take hold of another one.

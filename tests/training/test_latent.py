@@ -216,8 +216,13 @@ def test_what_it_costs_is_known_before_the_run():
     from advalign.training.forecast import forecast
 
     (found,) = forecast(ganpo())
-    assert found.operations["update"] > 0
     assert "guessed" not in "\n".join(found.lines())
+    # A discriminator's update runs two copies of the policy: it costs more where the policy is larger, though nothing of it is trained.
+    stages, costs = [Stage(steps=1, objectives=("chosen",))], []
+    for model in ("scratch:tiny-gpt2?n_embd=32", "scratch:tiny-gpt2?n_embd=64"):
+        (found,) = forecast(ganpo(stages=stages, model=model))
+        costs.append(found.operations["update"])
+    assert costs[1] > 2 * costs[0] > 0
 
 
 @pytest.mark.parametrize(
