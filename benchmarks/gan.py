@@ -8,7 +8,6 @@ makes the same number of steps from there. Held out: 90 combinations of constrai
     python benchmarks/gan.py                       make bench-gan: what is missing; writes benchmarks/results/gan.json
     python benchmarks/gan.py --only scarce:gapo,scarce:frozen --seeds 2      some arms, some seeds; a second process may run beside it
     python benchmarks/gan.py --collect             the results of what is there
-    python benchmarks/gan.py --restore             a fresh checkout goes on from the runs in the results file instead of from nothing
 
 What was tried before, on seeds 100 to 102 and by compliance on prompts of the training split: the rate (at 1e-3 both arms tried fell
 apart, at 3e-4 GAPO rose on two of three seeds, at 1e-4 nothing moved), and imitation beside the reward, which keeps the third seed from
@@ -201,18 +200,6 @@ def finished(design: str, name: str, seeds: int) -> dict[int, dict[str, Any]]:
     return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
 
 
-def restore(path: str = "benchmarks/results/gan.json") -> None:
-    """Writes the runs of a results file as run files, where there are none. The warm start is no such run: its weights are needed."""
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    for design, name in ((d, n) for d in DESIGNS for n in stored.get(d, {}) if n != "sft"):
-        row = stored[design][name]
-        columns = {measure: row[measure]["values"] for measure in MEASURES} | {k: v["values"] for k, v in row["judge"].items()}
-        for number, seed in enumerate(row["seeds"]):
-            file = OUT / design / f"{name}-{seed}.json"
-            if not file.exists():
-                save(file, {k: v[number] for k, v in columns.items()} | {"cpu_seconds": row["cpu_seconds"][number]})
-
-
 def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
     row: dict[str, Any] = {"label": EVERY[name].label, "trained_judge": EVERY[name].trained, "ablation": name in ABLATIONS}
     row |= {"second_wave": name in SECOND, "control": EVERY[name].control}
@@ -242,12 +229,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--first", type=int, default=FIRST, help="the first seed to run")
     parser.add_argument("--collect", action="store_true")
-    parser.add_argument("--restore", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.restore:
-        restore()
-        return
     jobs = [job.partition(":")[::2] for job in filter(None, args.only.split(","))]
     jobs = jobs or [(d, a) for d in DESIGNS for a in (EVERY if d == "scarce" else ARMS)]
     for seed in () if args.collect else range(args.first, FIRST + args.seeds):

@@ -9,7 +9,7 @@ hacked           A frozen discriminator and a policy that learns fast: the rewar
 collapse         The same run, seen by the metrics that a user would watch: unique answers, entropy, distinct n-grams, self-BLEU.
 
     python benchmarks/gan_failures.py              make bench-gan-failures; resumable run by run; benchmarks/results/gan_failures.json
-    python benchmarks/gan_failures.py --collect    the results of what is there; what has no run files keeps what the results file says
+    python benchmarks/gan_failures.py --collect    the results of what is there
 
 What was tried before, on seed 100: rates of 1e-4, 3e-4, 3e-3 and 9e-3 without imitation (3e-3 does no harm), gates at 0.65 and 0.8.
 """
@@ -153,25 +153,18 @@ def leak(name: str, seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- results
 
 
-def collect(results: str = "benchmarks/results/gan_failures.json") -> None:
-    """What has no run files stays as the results file has it: a fresh checkout adds to what is known."""
-    before = json.loads(Path(results).read_text(encoding="utf-8")) if Path(results).exists() else {}
+def collect() -> None:
     result: dict[str, Any] = about("make bench-gan-failures") | {"seeds": list(SEEDS)}
+    runs = []
     for part, names in (("games", GAMES), ("leak", LEAKS)):
         result[part] = {}
         for name in names:
             files = [path(part, name, seed) for seed in SEEDS]
             found = [json.loads(f.read_text()) for f in files if f.exists()]
-            if len(found) == len(SEEDS):
-                measured = average(found) if part == "games" else means(found)
-                result[part][name] = {"runs": len(found), "cpu_hours": cpu_hours(found)} | measured
-            elif name in before.get(part, {}):
-                result[part][name] = before[part][name]
-    every = [entry for part in ("games", "leak") for entry in result[part].values()]
-    # Of entries from before each noted its own cost only their total is known.
-    earlier = before.get("earlier_cpu_hours", before.get("cpu_hours", 0.0)) if any("cpu_hours" not in entry for entry in every) else 0.0
-    total = earlier + sum(entry.get("cpu_hours", 0.0) for entry in every)
-    save(results, result | {"earlier_cpu_hours": earlier, "cpu_hours": round(total, 3)})
+            if found:
+                runs += found
+                result[part][name] = {"runs": len(found)} | (average(found) if part == "games" else means(found))
+    save("benchmarks/results/gan_failures.json", result | {"cpu_hours": cpu_hours(runs)})
 
 
 def average(found: list[dict[str, Any]]) -> dict[str, Any]:

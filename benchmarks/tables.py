@@ -147,8 +147,12 @@ def gan_plots(drawing: Any) -> dict[str, str]:
         found |= {f"gan_{design}": tables_gan.front(whole, design, drawing) for design in tables_gan.DESIGNS if design in whole}
     if (RESULTS / "gan_failures.json").exists():
         whole = json.loads((RESULTS / "gan_failures.json").read_text(encoding="utf-8"))
+        alone = tuple(name for name in whole["games"] if name.startswith("alone"))
+        others = tuple(name for name in whole["games"] if name not in alone)
         for metric in ("compliance", "unique"):
-            found[f"gan_failures_{metric}"] = tables_gan.curve(whole, tuple(whole["games"]), metric, drawing)
+            found[f"gan_failures_{metric}"] = tables_gan.curve(whole, others, metric, drawing)
+        if alone:
+            found["gan_failures_overpowered"] = tables_gan.curve(whole, alone, "compliance", drawing)
     return found
 
 

@@ -18,12 +18,31 @@ def gan(found: Mapping[str, Any]) -> str:
     ]
     for design, told in DESIGNS.items():
         if design in found:
-            arms = {name: arm for name, arm in found[design].items() if not arm["ablation"]}
-            parts += ["", f"{design.capitalize()}: {told}.", "", *_arms(arms)]
+            parts += ["", f"{design.capitalize()}: {told}.", "", *_arms(compared(found[design]))]
     ablation = {name: arm for name, arm in found.get("scarce", {}).items() if arm["ablation"]}
     if ablation:
         parts += ["", "What moves GAPO, one change at a time (scarce):", "", *_ablation(ablation, found["scarce"]["gapo"])]
+    second = {name: arm for name, arm in found.get("scarce", {}).items() if arm["second_wave"]}
+    if second:
+        parts += ["", "Second wave (scarce), each beside the arm that lacks what it adds:", "", *_second(second, found["scarce"])]
     return "\n".join([*parts, "", f"{found['cpu_hours']:.2f} CPU-hours."])
+
+
+def compared(arms: Mapping[str, Any]) -> dict[str, Any]:
+    """The arms of the comparison itself."""
+    return {name: arm for name, arm in arms.items() if not arm["ablation"] and not arm["second_wave"]}
+
+
+def _second(arms: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    rows = ["| arm | seeds | compliance | unique | entropy | beside | minus it, compliance | minus it, unique |"]
+    rows.append("|---|---:|---:|---:|---:|---|---:|---:|")
+    for arm in arms.values():
+        cells = " | ".join(spread(arm[m]) for m in MEASURES[:3])
+        beside, gaps = "", ["", ""]
+        if "minus_control" in arm:
+            beside, gaps = others[arm["control"]]["label"], [interval(arm["minus_control"][m]) for m in ("compliance", "unique")]
+        rows.append(f"| {arm['label']} | {len(arm['seeds'])} | {cells} | {beside} | {' | '.join(gaps)} |")
+    return rows
 
 
 def _arms(arms: Mapping[str, Any]) -> list[str]:
@@ -47,6 +66,10 @@ def _ablation(arms: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         gap = arms["alone"]["minus_frozen_alone"]
         told = f"compliance {interval(gap['compliance'])}, unique {interval(gap['unique'])}, pass@8 {interval(gap['pass@8'])}"
         rows += ["", f"Co-trained minus frozen, both without imitation beside the reward ({gap['compliance']['n']} seeds): {told}."]
+    if "minus_frozen_longer" in arms.get("longer", {}):
+        gap = arms["longer"]["minus_frozen_longer"]
+        told = f"compliance {interval(gap['compliance'])}, unique {interval(gap['unique'])}, pass@8 {interval(gap['pass@8'])}"
+        rows += ["", f"Co-trained minus frozen, both for twice the steps ({gap['compliance']['n']} seeds): {told}."]
     return rows
 
 
@@ -85,7 +108,7 @@ def interval(value: Mapping[str, float]) -> str:
 
 def front(found: Mapping[str, Any], design: str, drawing: Any) -> str:
     """Diversity against compliance; the line joins what none beats in both."""
-    arms = {name: arm for name, arm in found[design].items() if not arm["ablation"]}
+    arms = compared(found[design])
     series = {arm["label"]: (arm["unique"]["mean"], arm["compliance"]["mean"]) for arm in arms.values()}
     return str(drawing.points(series, x_label="unique answers", y_label="held-out compliance", key=f"gan_{design}"))
 
