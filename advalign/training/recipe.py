@@ -118,7 +118,7 @@ class Recipe:
         trained = {t.learner for t in self.config["objectives"].values()}
         for name, source in self.config["sources"].items():
             named: set[str] = {reward.learner for reward in getattr(source, "rewards", ()) if hasattr(reward, "learner")}
-            judges = {self.frozen[j].of if j in self.frozen and self.frozen[j].ema else j for j in named}
+            judges = {self.frozen[j].of if j in self.frozen and self.frozen[j].ema is not None else j for j in named}
             advantage = getattr(source, "advantage", None)
             if judges & trained and getattr(advantage, "scale", "none") != "none" and getattr(advantage, "floor", 1.0) < 0.1:
                 found.append(
