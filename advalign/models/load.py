@@ -155,7 +155,7 @@ def lenders_first(learners: Mapping[str, ModelSpec], given: Iterable[str] = ()) 
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise ConfigError(f"learners.{name}.model: it would rest on itself ({' -> '.join((*path, name))}).")
+            raise ConfigError(f"learners.{name}.model: it would borrow from itself ({' -> '.join((*path, name))}).")
         other = None if name in given else lender_of(learners[name])
         if other is not None:
             _check_sharing(name, other, learners, given)
