@@ -37,6 +37,8 @@ from advalign.training.logs import read
 CONFIG = "configs/gan/constraints.yaml"
 OUT = Path("out/bench/gan")
 FIRST, SEEDS = 10, 5
+# What the ablation suggests, on seeds that nothing was chosen on.
+FRESH, AGAIN = range(15, 20), ("gapo", "bradley_terry", "gapo_robust_judge", "frozen")
 DESIGNS = {"scarce": (60, 60), "rich": (400, 300)}  # demonstrations, SFT steps
 MEASURES = {"compliance": "accuracy", "unique": "unique", "entropy": "entropy", "pass@8": "pass@8"}
 
@@ -191,13 +193,26 @@ def collect(seeds: int, path: str = "benchmarks/results/gan.json") -> None:
             continue
         everything += [r for found in runs.values() for r in found.values()]
         result[design] = {name: summary(name, found, runs) for name, found in runs.items()}
+    fresh = {name: found for name in AGAIN if (found := finished("scarce", name, len(FRESH), FRESH.start))}
+    if len(fresh) == len(AGAIN):
+        everything += [r for found in fresh.values() for r in found.values()]
+        result["fresh"] = {name: confirmed(found, fresh["frozen"]) | {"label": EVERY[name].label} for name, found in fresh.items()}
     result["cpu_hours"] = cpu_hours(everything)
     save(path, result)
 
 
-def finished(design: str, name: str, seeds: int) -> dict[int, dict[str, Any]]:
-    files = {seed: OUT / design / f"{name}-{seed}.json" for seed in range(FIRST, FIRST + seeds)}
+def finished(design: str, name: str, seeds: int, first: int = FIRST) -> dict[int, dict[str, Any]]:
+    files = {seed: OUT / design / f"{name}-{seed}.json" for seed in range(first, first + seeds)}
     return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+
+
+def confirmed(found: Mapping[int, Mapping[str, Any]], frozen: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """An arm on fresh seeds, and minus the frozen discriminator there."""
+    both = sorted(set(found) & set(frozen))
+    row: dict[str, Any] = {"seeds": list(found)} | {measure: mean_sd([r[measure] for r in found.values()]) for measure in MEASURES}
+    if found is not frozen:
+        row["minus_frozen"] = {m: paired([found[s][m] for s in both], [frozen[s][m] for s in both]) for m in MEASURES}
+    return row
 
 
 def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -236,6 +251,9 @@ def main() -> None:
     for seed in () if args.collect else range(args.first, FIRST + args.seeds):
         for design, name in jobs:
             run(design, seed, name)
+    for seed in () if args.collect or args.only else FRESH:
+        for name in AGAIN:
+            run("scarce", seed, name)
     if args.collect or not args.only:
         collect(args.seeds)
 

@@ -25,7 +25,21 @@ def gan(found: Mapping[str, Any]) -> str:
     second = {name: arm for name, arm in found.get("scarce", {}).items() if arm["second_wave"]}
     if second:
         parts += ["", "Second wave (scarce), each beside the arm that lacks what it adds:", "", *_second(second, found["scarce"])]
+    if "fresh" in found:
+        parts += ["", "Seeds that nothing was chosen on (scarce):", "", *_fresh(found["fresh"])]
     return "\n".join([*parts, "", f"{found['cpu_hours']:.2f} CPU-hours."])
+
+
+def _fresh(arms: Mapping[str, Any]) -> list[str]:
+    rows = [
+        "| arm | seeds | compliance | unique | entropy | minus frozen, compliance | minus frozen, unique |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, arm in arms.items():
+        gaps = [interval(arm["minus_frozen"][m]) if "minus_frozen" in arm else "" for m in ("compliance", "unique")]
+        label = "GAPO, Bradley-Terry instead of BCE" if name == "bradley_terry" else arm["label"]
+        rows.append(f"| {label} | {len(arm['seeds'])} | {' | '.join(spread(arm[m]) for m in MEASURES[:3])} | {' | '.join(gaps)} |")
+    return rows
 
 
 def compared(arms: Mapping[str, Any]) -> dict[str, Any]:
