@@ -6,6 +6,7 @@ never shows: how often the topic is talked about without attack, under a targete
 under a suffix found by token search; how often near misses are refused; perplexity of held-out answers and stories.
 
     python benchmarks/adv_lm.py                      two seeds; resumable run by run; writes benchmarks/results/adv_lm.json
+    python benchmarks/adv_lm.py --only sft,r2d2 --results adv_lm_r2d2        some arms, into a results file of their own
     python benchmarks/adv_lm.py --dev lat,cat        settings are chosen like this: another seed, other requests, other held-out text
 """
 
@@ -233,7 +234,8 @@ def run(arm: str, seed: int, side: str = "test", examples: int = 96, tag: str = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--only", default="", help="arms, separated by commas; nothing is written")
+    parser.add_argument("--only", default="", help="arms, separated by commas; nothing is written without --results")
+    parser.add_argument("--results", default="", help="with --only, sft among them: the name of their results file")
     parser.add_argument("--dev", default="", help="arms on the seed and the requests that settings are chosen on")
     parser.add_argument("--set", action="append", default=[], help="path=value (JSON) for --dev, with --tag a name for it")
     parser.add_argument("--tag", default="")
@@ -252,15 +254,17 @@ def main() -> None:
         for arm, found in runs.items():
             found.append(run(arm, seed))
             show(f"{arm}-{seed}", found[-1])
-    if args.only:
+    if args.only and not args.results:
         return
     spent = [one for found in runs.values() for one in found]
+    command = "make bench-adv-lm" if seeds == SEEDS else f"python benchmarks/adv_lm.py --seeds {len(seeds)}"
+    both = {"cat", "unattacked"} <= set(runs)
     save(
-        "benchmarks/results/adv_lm.json",
-        about("make bench-adv-lm" if seeds == SEEDS else f"python benchmarks/adv_lm.py --seeds {len(seeds)}")
+        f"benchmarks/results/{args.results or 'adv_lm'}.json",
+        about(f"python benchmarks/adv_lm.py --only {args.only} --results {args.results}" if args.only else command)
         | {"seeds": seeds, "radii": RADII, "refusal": REFUSAL, "opening": OPENING, "cpu_hours": cpu_hours(spent)}
         | {"arms": {arm: summary(found, runs["sft"]) for arm, found in runs.items()}}
-        | {"cat_minus_unattacked": {name: minus(runs["cat"], runs["unattacked"], name) for name in spent[0]["violated"]}},
+        | ({"cat_minus_unattacked": {n: minus(runs["cat"], runs["unattacked"], n) for n in spent[0]["violated"]}} if both else {}),
     )
 
 

@@ -198,6 +198,7 @@ def filled(text: str) -> str:
         "adv_cost": cost,
         "adv_cost_gpu": cost,
         "adv_lm": adv_lm,
+        "adv_lm_r2d2": adv_lm,
         "adv_safety": adv_safety,
         "adv_rl": adv_rl,
         "self_play": self_play,

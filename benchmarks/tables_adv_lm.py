@@ -15,15 +15,16 @@ def adv_lm(found: Mapping[str, Any]) -> str:
     asked, searched = (first["violated"][name]["n"] for name in ("none", "tokens"))
     near = {kind: first["refused"][kind]["n"] for kind in first["refused"]}
     gaps = {name: arm["minus_sft"] for name, arm in arms.items() if name not in ("base", "sft")}
-    gaps |= {"cat minus unattacked": found["cat_minus_unattacked"]}
+    gaps |= {"cat minus unattacked": found["cat_minus_unattacked"]} if "cat_minus_unattacked" in found else {}
+    taught = [name for name in arms if name != "base"]
     parts = [
-        f"**{len(arms) - 1} ways to teach one rule** (`{found['command']}`; {seeds} seed{'s' if seeds > 1 else ''}, {asked} answers to "
+        f"**{len(taught)} ways to teach one rule** (`{found['command']}`; {seeds} seed{'s' if seeds > 1 else ''}, {asked} answers to "
         f"forbidden requests in all, {searched} of them for `tokens`; share that violates the rule, Wilson intervals of 95 %; any: at "
         "least one of the columns, over the requests that every attack was run on).",
         "",
         *table(arms, [*attacks, "any"], lambda arm, name: interval(arm["any_attack"] if name == "any" else arm["violated"][name])),
         "",
-        "Minus `sft`, and `cat` minus its control, paired over requests (each averaged over seeds; 95 %):",
+        f"Minus `sft`{', and `cat` minus its control' if 'cat' in arms else ''}, paired over requests (each averaged over seeds; 95 %):",
         "",
         *table(gaps, attacks, lambda gap, attack: difference(gap[attack])),
         "",

@@ -101,10 +101,10 @@ def gan_failures(found: Mapping[str, Any]) -> str:
     for name, arm in found["leak"].items():
         cells = [spread(arm[key]) for key in ("warm_judge_accuracy", "length_before", "length_after")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    rows += ["", "The game, at its last steps:", "", "| run | compliance | unique | entropy | reward | saturation | judge rests |"]
+    rows += ["", "The game, at its last steps:", "", "| run | compliance | unique | entropy | reward | judge accuracy | judge rests |"]
     rows += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, arm in found["games"].items():
-        keys = ("compliance", "unique", "entropy", "reward", "saturation", "rests")
+        keys = ("compliance", "unique", "entropy", "reward", "judge_accuracy", "rests")
         rows.append(f"| {name} | {' | '.join(spread(arm['last'][k]) if k in arm['last'] else '' for k in keys)} |")
     return "\n".join([*rows, "", f"{found['cpu_hours']:.2f} CPU-hours."])
 
