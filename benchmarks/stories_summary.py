@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from common import about, cpu_hours, mean_sd, paired, save
+from common import about, mean_sd, paired, save
 from stories_arms import ARMS, DISTILLED
 from stories_models import MODELS, Run
 
@@ -16,21 +17,27 @@ LABELS = {"gapo": {name: arm.label for name, arm in ARMS.items()}, "gad": {name:
 
 
 def collect(seeds: int) -> None:
-    """Differences are paired over prompts, each averaged over the seeds that both arms have."""
+    """Differences are paired over prompts, each averaged over the seeds that both arms have. A family without a run file stays as the
+    results file has it: the two share nothing but the models that they start from."""
+    where = Run.out() / "result.json" if Run.smoke else Path("benchmarks/results/stories.json")
+    before = json.loads(where.read_text(encoding="utf-8")) if where.exists() else {}
     result: dict[str, Any] = about("make bench-stories") | {"seeds": list(range(seeds))}
-    everything = []
     for family, labels in LABELS.items():  # others are compared with the arm that has the name of the family
         runs = {name: found for name in labels if (found := finished(family, name, seeds))}
-        everything += [run for found in runs.values() for run in found.values()]
+        if not runs and family in before:
+            result[family] = before[family]
         if runs:
             result[family] = {
                 name: {"label": labels[name]} | row(found) | gap(runs.get(family), found, name != family) for name, found in runs.items()
             }
-    result |= {name: row(found) for name, found in {"teacher": finished("gad", "teacher", 1), "real": lone("real")}.items() if found}
+    alone = {"teacher": finished("gad", "teacher", 1), "real": lone("real")}
+    result |= {name: row(found) if found else before[name] for name, found in alone.items() if found or name in before}
     models = {name: found[0] for name in (*MODELS, *(f"{name}-asked" for name in MODELS)) if (found := lone(name))}
-    result["models"] = {name: {k: found[k] for k in ("parameters", "train_nll")} for name, found in models.items()}
-    result["cpu_hours"] = cpu_hours([*everything, *models.values(), *finished("gad", "teacher", 1).values()])
-    where = Run.out() / "result.json" if Run.smoke else "benchmarks/results/stories.json"
+    kept = ("parameters", "train_nll", "cpu_seconds")
+    result["models"] = before.get("models", {}) | {name: {k: found[k] for k in kept} for name, found in models.items()}
+    arms = [arm for family in LABELS for arm in result.get(family, {}).values()] + [result[name] for name in alone if name in result]
+    spent = [seconds for arm in arms for seconds in arm["cpu_seconds"]] + [m.get("cpu_seconds", 0.0) for m in result["models"].values()]
+    result["cpu_hours"] = round(sum(spent) / 3600, 3)
     save(where, result)
 
 
