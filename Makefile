@@ -73,32 +73,32 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-demo: $(READY)  ## the demo's three arms over seeds; writes benchmarks/results/demo.json
+bench-demo: $(READY)  ## the demo's three arms over seeds, about 0.8 CPU-hours; writes benchmarks/results/demo.json
 	$(BIN)/python benchmarks/demo.py
 
-bench-sst2: $(READY)  ## robust sentiment classifiers; writes benchmarks/results/sst2.json
+bench-sst2: $(READY)  ## robust sentiment classifiers, about 0.7 CPU-hours; writes benchmarks/results/sst2.json
 	$(BIN)/python benchmarks/sst2.py
 
 bench-rl: export OMP_NUM_THREADS := 1
-bench-rl: $(READY)  ## every policy algorithm from one checkpoint, and claims of the literature; writes benchmarks/results/rl*.json
+bench-rl: $(READY)  ## every policy algorithm from one checkpoint, and claims of the literature, about 0.8 CPU-hours; writes benchmarks/results/rl*.json
 	$(BIN)/python benchmarks/rl.py
 	$(BIN)/python benchmarks/ppo_memory.py
 	$(BIN)/python benchmarks/rl_claims.py
 	$(BIN)/python benchmarks/preferences.py
 
 bench-adv: export OMP_NUM_THREADS := 1
-bench-adv: $(READY)  ## adversarial training, method by method; writes benchmarks/results/adv.json
+bench-adv: $(READY)  ## adversarial training, method by method, about 6.6 CPU-hours; writes benchmarks/results/adv.json
 	$(BIN)/python benchmarks/adv.py
 
 bench-adv-lm: export OMP_NUM_THREADS := 1
-bench-adv-lm: $(READY)  ## a rule for a small language model, attacked; writes benchmarks/results/adv_lm.json
+bench-adv-lm: $(READY)  ## a rule for a small language model, attacked, about 0.9 CPU-hours; writes benchmarks/results/adv_lm.json
 	$(BIN)/python benchmarks/adv_lm.py
 
-bench-adv-safety: $(READY)  ## refusals from public safety sets, attacked; writes benchmarks/results/adv_safety.json
+bench-adv-safety: $(READY)  ## refusals from public safety sets, attacked, about 0.6 CPU-hours; writes benchmarks/results/adv_safety.json
 	$(BIN)/python benchmarks/adv_safety.py
 
 bench-adv-rl: export OMP_NUM_THREADS := 1
-bench-adv-rl: $(READY)  ## GRPO with and without an adversarial view; writes benchmarks/results/adv_rl.json
+bench-adv-rl: $(READY)  ## GRPO with and without an adversarial view, about 0.4 CPU-hours; writes benchmarks/results/adv_rl.json
 	$(BIN)/python benchmarks/adv_rl.py
 
 bench-evaluation: export OMP_NUM_THREADS := 1
@@ -121,7 +121,7 @@ bench-gpu: $(READY)  ## the same on an accelerator, with a larger model in bfloa
 	$(BIN)/python benchmarks/speed.py --device cuda
 
 bench-gan: export OMP_NUM_THREADS := 1
-bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 4 CPU-hours; writes benchmarks/results/gan.json
+bench-gan: $(READY)  ## a discriminator that trains against ones that do not, about 3 CPU-hours; writes benchmarks/results/gan.json
 	$(BIN)/python benchmarks/gan.py
 
 bench-gan-failures: export OMP_NUM_THREADS := 1
@@ -133,19 +133,19 @@ bench-processes: $(READY)  ## one update by two processes beside one; writes ben
 	$(BIN)/python benchmarks/processes.py
 
 bench-adv-cost: export OMP_NUM_THREADS := 1
-bench-adv-cost: $(READY)  ## what a step of each adversarial method costs; writes benchmarks/results/adv_cost.json
+bench-adv-cost: $(READY)  ## what a step of each adversarial method costs, about 0.1 CPU-hours; writes benchmarks/results/adv_cost.json
 	$(BIN)/python benchmarks/adv_cost.py
 
 bench-self-play: export OMP_NUM_THREADS := 1
-bench-self-play: $(READY)  ## GRPO against random, chosen and learned distractions; writes benchmarks/results/self_play.json
+bench-self-play: $(READY)  ## GRPO against random, chosen and learned distractions, about 0.3 CPU-hours; writes benchmarks/results/self_play.json
 	$(BIN)/python benchmarks/self_play.py
 
 bench-stories: export OMP_NUM_THREADS := 1
-bench-stories: $(READY)  ## GAPO and GAD on sentences of TinyStories; writes benchmarks/results/stories.json
+bench-stories: $(READY)  ## GAPO and GAD on sentences of TinyStories, about 0.9 CPU-hours; writes benchmarks/results/stories.json
 	$(BIN)/python benchmarks/stories.py
 
 bench-gcg: export OMP_NUM_THREADS := 1
-bench-gcg: $(READY)  ## searches for a suffix beside nanoGCG (pip install --no-deps nanogcg==0.3.0); writes benchmarks/results/gcg.json
+bench-gcg: $(READY)  ## searches for a suffix beside nanoGCG (pip install --no-deps nanogcg==0.3.0), about 0.2 CPU-hours; writes benchmarks/results/gcg.json
 	$(BIN)/python benchmarks/gcg.py
 
 bench-suites: export OMP_NUM_THREADS := 1
@@ -155,7 +155,7 @@ bench-suites: $(READY)  ## own word attacks against TextAttack's, about 20 CPU-m
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py
 
-bench-mawps: $(READY)  ## word problems before and after the mixed step; writes benchmarks/results/mawps.json
+bench-mawps: $(READY)  ## word problems before and after the mixed step, about 0.2 CPU-hours; writes benchmarks/results/mawps.json
 	$(BIN)/python benchmarks/mawps.py
 
 clean:  ## remove outputs and caches, keep the environment
