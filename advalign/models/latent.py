@@ -45,7 +45,13 @@ def over(owner: Network, spec: ModelSpec, where: str, seed: int = 0) -> Network:
     for name, value in parse_qsl(spec.model.partition("?")[2]):
         if name not in shape:
             raise unknown(f"{where}.model", "option of latent:", name, shape)
+        if not value.isdecimal() or int(value) < 1:
+            raise ConfigError(f"{where}.model: {name} is '{value}', a whole number of at least 1.")
         shape[name] = int(value)
+    if shape["hidden_size"] % shape["num_attention_heads"]:
+        raise ConfigError(
+            f"{where}.model: hidden_size {shape['hidden_size']} is no multiple of num_attention_heads {shape['num_attention_heads']}."
+        )
     rate = float(options["dropout"])
     config = BertConfig(
         **shape,

@@ -230,6 +230,8 @@ def test_what_it_costs_is_known_before_the_run():
     [
         ({"model": "latent:polcy"}, "'polcy'.*policy"),
         ({"model": "latent:policy?hidden=16"}, "hidden.*hidden_size"),
+        ({"model": "latent:policy?hidden_size=x"}, "hidden_size is 'x'"),
+        ({"model": "latent:policy?hidden_size=20"}, "hidden_size 20 is no multiple of num_attention_heads 8"),
         ({"head": "value"}, "head .score.*has head .value"),
         ({"options": {"lora": {}}}, "lora"),
         ({"tokenizer": "gpt2"}, "leave it out"),
