@@ -69,7 +69,7 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command(name="list")
-def list_(room: Annotated[str, typer.Argument(help=", ".join(plugins.ROOMS))]) -> None:
+def list_(room: Annotated[str, typer.Argument(help=", ".join(plugins.GROUPS))]) -> None:
     """One line per plugin of a room: its kind and its formula."""
     known = plugins.kinds(room)
     for kind in known:
@@ -99,7 +99,7 @@ def evaluate(
     if export is not None and output is None:
         raise ConfigError("eval: --export was given without --output, the folder it is written to; add --output.")
     if export is not None:
-        from advalign.evaluation.export import STYLES
+        from advalign.evaluation.reports.export import STYLES
 
         if export not in STYLES:
             raise unknown("eval --export", "style", export, STYLES)
@@ -110,7 +110,7 @@ def evaluate(
             (output / name).unlink(missing_ok=True)
     result = loaded.run(network, output_dir=output, progress=True, workers=workers, cache=cache)
     if self_check:
-        from advalign.evaluation import selfcheck
+        from advalign.evaluation.selfcheck import selfcheck
 
         folder = next((f for f in (Path(model), Path(model).parent) if (f / "log.jsonl").is_file()), None)
         result = replace(result, checks=selfcheck.of_suite(loaded, network, transfer=others, folder=folder))
@@ -121,7 +121,7 @@ def evaluate(
         result.html(output / "report.html")
         _say(f"written to {output / 'report.html'}")
         if export is not None:
-            from advalign.evaluation.export import write
+            from advalign.evaluation.reports.export import write
 
             _say(f"written to {write(result, export, output / f'{export}.jsonl')}")
     if temperatures is not None:
@@ -148,7 +148,7 @@ def attack(
     device: Annotated[str | None, typer.Option(help="Where the model runs, for example cpu; an accelerator where there is one.")] = None,
 ) -> None:
     """Attack one text and print what the harness found."""
-    from advalign.evaluation.suite import Suite
+    from advalign.evaluation.suites.suite import Suite
 
     if answer is not None and target is not None:
         raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
@@ -172,7 +172,7 @@ def compare(
     device: Annotated[str | None, typer.Option(help="With --suite: where the models run; an accelerator where there is one.")] = None,
 ) -> None:
     """Two models under the same attacks on the same examples: paired differences, intervals, McNemar's test."""
-    from advalign.evaluation import compare as comparing
+    from advalign.evaluation.reports import compare as comparing
 
     if suite is None:
         if data is not None:
@@ -195,14 +195,14 @@ def compare(
 
 
 def _suite(path: Path, data: str | None) -> Any:
-    from advalign.evaluation.suite import Suite
+    from advalign.evaluation.suites.suite import Suite
 
     loaded = Suite.load(path)
     return loaded if data is None else replace(loaded, data=data)
 
 
 def _diversity(suite: Any, network: Any, temperatures: str, output: Path | None) -> None:
-    from advalign.evaluation import diversity
+    from advalign.metrics import diversity
 
     curve = diversity.of_suite(suite, network, diversity.numbers(temperatures))
     _say(curve.markdown())

@@ -20,38 +20,38 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from advalign import plugins, protocols
+from advalign import interfaces, plugins
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, unknown
 from advalign.training.evaluate import KINDS as EVALUATIONS
 from advalign.training.evaluate import Evaluation
-from advalign.training.recipe import Frozen, TrainingArguments
+from advalign.training.run_spec import Frozen, TrainingArguments
 from advalign.training.schedule import Follow, Gate, Ramp, Stage
 from advalign.training.trainer import Trainer
 
 # Annotations of plugin fields -> the room whose kinds may stand there.
-ROOM_OF: dict[Any, str] = {
-    protocols.Term: "objectives",
-    protocols.Adversary: "adversaries",
-    protocols.Perturber: "adversaries",
-    protocols.AdvantageEstimator: "advantages",
-    protocols.Reward: "rewards",
-    protocols.RolloutEngine: "rollout",
-    protocols.Source: "sources",
-    protocols.Task: "tasks",
-    protocols.Attack: "attacks",
+GROUP_OF: dict[Any, str] = {
+    interfaces.Objective: "objectives",
+    interfaces.Adversary: "adversaries",
+    interfaces.Advantage: "advantages",
+    interfaces.Reward: "rewards",
+    interfaces.RolloutEngine: "rollout",
+    interfaces.Source: "sources",
+    interfaces.Task: "tasks",
+    interfaces.Attack: "attacks",
+    interfaces.Judge: "judges",
 }
 SECTIONS: dict[str, tuple[str, Any]] = {  # section -> (one | mapping | list, what its entries are)
     "learners": ("mapping", Learner),
-    "sources": ("mapping", protocols.Source),
-    "objectives": ("mapping", protocols.Term),
-    "adversaries": ("mapping", protocols.Adversary),
+    "sources": ("mapping", interfaces.Source),
+    "objectives": ("mapping", interfaces.Objective),
+    "adversaries": ("mapping", interfaces.Adversary),
     "frozen": ("mapping", Frozen),
     "evaluations": ("mapping", Evaluation),
     "schedules": ("mapping", Ramp),
     "stages": ("list", Stage),
     "gates": ("mapping", Gate),
-    "rollout": ("one", protocols.RolloutEngine),
+    "rollout": ("one", interfaces.RolloutEngine),
     "args": ("one", TrainingArguments),
 }
 
@@ -116,11 +116,11 @@ def build(what: Any, value: Any, where: str) -> Any:
     """An object of a plugin protocol (from {kind: ...} or a bare kind) or of a plain dataclass (from a mapping)."""
     if not isinstance(value, str | Mapping):
         return value
-    if what in ROOM_OF:
+    if what in GROUP_OF:
         given = {"kind": value} if isinstance(value, str) else dict(value)
         if "kind" not in given:
-            raise ConfigError(f"{where}: which one? Give kind: one of {', '.join(plugins.kinds(ROOM_OF[what]))}.")
-        return _dataclass(plugins.resolve(ROOM_OF[what], str(given.pop("kind")), where), given, where)
+            raise ConfigError(f"{where}: which one? Give kind: one of {', '.join(plugins.kinds(GROUP_OF[what]))}.")
+        return _dataclass(plugins.resolve(GROUP_OF[what], str(given.pop("kind")), where), given, where)
     if what is Ramp and "metric" in value:
         what = Follow
     if what is Evaluation and isinstance(value, Mapping) and "kind" in value:
@@ -157,17 +157,17 @@ def _field(hint: Any, value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     for option in options:
-        if option in ROOM_OF or (dataclasses.is_dataclass(option) and isinstance(option, type)):
+        if option in GROUP_OF or (dataclasses.is_dataclass(option) and isinstance(option, type)):
             if isinstance(value, str | Mapping):
                 return build(option, value, where)
-        elif typing.get_origin(option) in (collections.abc.Sequence, list, tuple) and typing.get_args(option)[0] in ROOM_OF:
+        elif typing.get_origin(option) in (collections.abc.Sequence, list, tuple) and typing.get_args(option)[0] in GROUP_OF:
             items = _expect(value, Sequence, where)
             return tuple(build(typing.get_args(option)[0], v, f"{where}.{i}") for i, v in enumerate(items))
     return _validated(hint, value, where)
 
 
 def _validated(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any or any(dataclasses.is_dataclass(o) or o in ROOM_OF for o in _alternatives(hint)):
+    if hint is Any or any(dataclasses.is_dataclass(o) or o in GROUP_OF for o in _alternatives(hint)):
         return value
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)

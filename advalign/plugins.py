@@ -15,13 +15,13 @@ from typing import Any
 
 from advalign.errors import ConfigError, unknown
 
-ROOMS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
+GROUPS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
 
 
 def kinds(room: str) -> list[str]:
     """The kinds of one room, by file name; files that start with `_` are not plugins."""
-    if room not in ROOMS:
-        raise unknown("plugins", "room", room, ROOMS)
+    if room not in GROUPS:
+        raise unknown("plugins", "room", room, GROUPS)
     package = importlib.import_module(f"advalign.{room}")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 

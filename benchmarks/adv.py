@@ -1,4 +1,4 @@
-"""Adversarial training of a small encoder, method by method: one recipe, one budget of steps, one suite of attacks.
+"""Adversarial training of a small encoder, method by method: one run_spec, one budget of steps, one suite of attacks.
 
 1. Every arm at each of its radii, seed 0: 2,000 SST-2 sentences, 126 steps. Its radius is chosen on other training sentences: of
    those radii that keep validation accuracy within a point and a half of plain training, the one that stands best against
@@ -36,9 +36,9 @@ from common import once, save
 from advalign import config as configuration
 from advalign import data as loading
 from advalign.evaluation import Suite
-from advalign.evaluation.target import target_of
-from advalign.evaluation.voting import RanMask
 from advalign.models import load
+from advalign.targets.target import target_of
+from advalign.targets.voting import RanMask
 
 TOLERANCE = 0.015  # what clean validation accuracy may lose against plain training
 SEEDS = (0, 1)
@@ -125,7 +125,7 @@ class Bench:
             clock = Clock()
             trainer = configuration.trainer(config, callbacks=[clock])
             trainer.train(progress=False)
-            plan = trainer.recipe.plans(trainer.recipe.stages[-1], strongest=True)["model"]
+            plan = trainer.run_spec.plans(trainer.run_spec.stages[-1], strongest=True)["model"]
             save(folder / "time.json", clock.seconds(ARMS[arm].replays) | {"forwards": plan.forwards()})
         return folder
 

@@ -1,4 +1,4 @@
-"""The arms of benchmarks/adv.py: one recipe, and what each method changes in it.
+"""The arms of benchmarks/adv.py: one run_spec, and what each method changes in it.
 
 Every arm trains 32 steps on clean sentences, then on its own terms, its radius ramped from a fortieth over half of the rest:
 adversarial from the first step on, this encoder ends as a constant classifier. Values that a paper gives are the paper's.
@@ -85,7 +85,7 @@ ARMS: dict[str, Arm] = {
     "smart": tuned(
         {"clean": classify(), "smooth": agree("adv", "symmetric_kl"), "bregman": agree("clean", "symmetric_kl", against="teacher")},
         pgd(1, step_size=1.0),
-        frozen={"teacher": {"of": "model", "ema": 0.99}},
+        frozen={"teacher": {"learner": "model", "ema": 0.99}},
     ),
     # arXiv:1901.08573: beta 6.
     "trades": tuned({"clean": classify(), "smooth": agree("adv", "kl", 6.0)}, pgd(3), MORE_STEPS),

@@ -50,7 +50,7 @@ def methods(kind: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         return obj.Classify(source="s", view=view) if kind == "encoder" else obj.SFT(source="s", view=view)
 
     def agree(view: str, against: str = "clean") -> Any:
-        return obj.Consistency(source="s", view=view, against=against, of="classes" if kind == "encoder" else "tokens")
+        return obj.Consistency(source="s", view=view, against=against, output="classes" if kind == "encoder" else "tokens")
 
     clean, robust = {"clean": on("clean")}, {"robust": on("adv")}
     pgd = {"adv": adv.PGD(radius=0.05, steps=3)}

@@ -28,8 +28,8 @@ from prepare_rule_lm import REFUSAL, prepare, refuses, source, violates, write
 from advalign import attacks
 from advalign import config as configuration
 from advalign.evaluation import Suite
-from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load
+from advalign.targets.target import GeneratorTarget
 from advalign.training import evaluate
 from advalign.types import Example, Sampling
 
@@ -150,7 +150,9 @@ def suite(kind: str, examples: Sequence[Example]) -> Suite:
         "tokens": {"kind": "tokens", "length": 8, "steps": 16, "candidates": 24, "top": 64},
     }
     number = len(examples)
-    return Suite.load({"data": list(examples), "attacks": {kind: found[kind]}, "examples": number, "radii": RADII, "sampling": GREEDY})
+    return Suite.load(
+        {"data": list(examples), "attacks": {kind: adversarial_prompts[kind]}, "examples": number, "radii": RADII, "sampling": GREEDY}
+    )
 
 
 def attacked(network: Network, examples: Sequence[Example]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -30,8 +30,8 @@ from prepare_safety_lm import COMPLIANCE, complies, prepare, refuses
 from advalign import attacks
 from advalign import config as configuration
 from advalign.evaluation import Suite
-from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load
+from advalign.targets.target import GeneratorTarget
 from advalign.training import evaluate
 from advalign.types import Example, Sampling
 

@@ -53,17 +53,17 @@ def warm_up(seed: int, out: Path, progress: bool) -> dict[str, Any]:
     config["args"]["eval_steps"] = 0
     trainer = configuration.trainer(config)
     trainer.train(progress=progress)
-    return _measured(trainer, folder) | {"heldout_pairs": read(folder)[-1].get("judge/accuracy")}
+    return _measured(trainer, folder) | {"heldout_pairs": read(folder)[-1].get("discriminator/accuracy")}
 
 
 def arm(name: str, seed: int, out: Path, progress: bool) -> dict[str, Any]:
     """The third stage from the warmed-up weights, with or without updates of the discriminator."""
     warm, folder = out / f"warm-{seed}", out / f"{name}-{seed}"
-    models = tuple(f"learners.{learner}.model={warm / learner}" for learner in ("policy", "judge"))
+    models = tuple(f"learners.{learner}.model={warm / learner}" for learner in ("policy", "discriminator"))
     config = described(seed, folder, models)
     config["stages"] = config["stages"][2:]
     if name != "mixed":
-        config["stages"][0]["objectives"].remove("judge")
+        config["stages"][0]["objectives"].remove("discriminator")
     if name == "frozen_alone":
         config["stages"][0]["objectives"].remove("robust")
     trainer = configuration.trainer(config)
@@ -127,10 +127,10 @@ def report(runs: list[dict[str, dict[str, Any]]], out: Path, first: int) -> Repo
     )
     logs = {name: read(out / f"{name}-{first}") for name in ("frozen", "mixed")}
     page.text(f"## During the run (seed {first})")
-    page.lines(_curves(logs, "write/rewards/learner/mean"), title="Reward", x_label="step", y_label="mean score of the discriminator")
+    page.lines(_curves(logs, "write/rewards/discriminator/mean"), title="Reward", x_label="step", y_label="mean score of the discriminator")
     page.lines(_curves(logs, "heldout/entropy"), title="Entropy", x_label="step", y_label="nats per token, held out")
     page.lines(_curves(logs, "heldout/accuracy"), title="Held-out compliance", x_label="step", y_label="share")
-    kinds = {kind: _curve(logs["mixed"], f"judge/accuracy/{kind}") for kind in ("real", "perturbed", "generated")}
+    kinds = {kind: _curve(logs["mixed"], f"discriminator/accuracy/{kind}") for kind in ("real", "perturbed", "generated")}
     page.lines(kinds, title="Discriminator accuracy", x_label="step", y_label="share called right", note="Training rows of the mixed run.")
     page.lines(_curves(logs, "pgd/gain"), title="Adversarial gap", x_label="step", y_label="loss gained by the inner loop")
     attacked = {NAMES[n]: ([0.0, *RADII], _means([run[n]["under_attack"] for run in runs])) for n in names}

@@ -27,7 +27,8 @@ from common import about, once, save
 from omegaconf import OmegaConf
 from prepare_rule_lm import prepare, source, write
 
-from advalign.evaluation import Suite, compare
+from advalign.evaluation import Suite
+from advalign.evaluation.reports import compare
 from advalign.models import load
 
 OUT = Path("out/bench/evaluation")

@@ -11,7 +11,7 @@ makes the same number of steps from there. Held out: 90 combinations of constrai
 
 What was tried before, on seeds 100 to 102 and by compliance on prompts of the training split: the rate (at 1e-3 both arms tried fell
 apart, at 3e-4 GAPO rose on two of three seeds, at 1e-4 nothing moved), and imitation beside the reward, which keeps the third seed from
-collapsing and is therefore in every arm that follows a judge; and the weight of the verifiable reward with twice the steps (one seed, 100).
+collapsing and is therefore in every arm that follows a discriminator; and the weight of the verifiable reward with twice the steps (one seed, 100).
 Seeds 0 and 1 were spent on a setting without it. None of the seeds
 reported, from 10 on, was looked at before.
 """
@@ -59,7 +59,7 @@ def described(design: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def warm(design: str, seed: int) -> Path:
-    """Policy, judge and reward model of a seed, trained once."""
+    """Policy, discriminator and reward model of a seed, trained once."""
     folder = OUT / design / f"warm-{seed}"
 
     def train() -> dict[str, Any]:
@@ -78,7 +78,7 @@ def warm(design: str, seed: int) -> Path:
 def reward_model(design: str, seed: int, folder: Path, initial: int) -> dict[str, Any]:
     """A reward model of response pairs; `initial`: the seed of its weights and batches."""
     config = described(design, initial, folder)
-    config["learners"] = {"rm": config["learners"]["judge"]}
+    config["learners"] = {"rm": config["learners"]["discriminator"]}
     config["sources"] = {"responses": pairs(DESIGNS[design][0], seed, "response")}
     config["objectives"] = {"rm": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
     config["stages"] = [{"name": "rm", "steps": 500}]
@@ -91,17 +91,20 @@ def prepared(design: str, seed: int, name: str) -> dict[str, Any]:
     start, arm = warm(design, seed), EVERY[name]
     limit, _ = DESIGNS[design]
     config = described(design, seed, OUT / design / f"{name}-{seed}")
-    config["learners"]["policy"]["model"], config["learners"]["judge"]["model"] = str(start / "policy"), str(start / "judge")
+    config["learners"]["policy"]["model"], config["learners"]["discriminator"]["model"] = (
+        str(start / "policy"),
+        str(start / "discriminator"),
+    )
     last = config["stages"][2]
     config["learners"]["policy"]["learning_rate"] = last["set"]["learners.policy.learning_rate"]
     sources = {t["source"] for t in arm.terms.values()}
     for learner, where in arm.warm.items():
-        config["learners"][learner] = config["learners"]["policy" if where == "policy" else "judge"] | {"model": str(start / where)}
+        config["learners"][learner] = config["learners"]["policy" if where == "policy" else "discriminator"] | {"model": str(start / where)}
     if "second" in arm.warm:  # a reward model that was trained alike, from other weights
         with locked(OUT / design / f"lock-rm2-{seed}"):
             once(OUT / design / f"rm2-{seed}.json", lambda: reward_model(design, seed, start / "rm2", seed + 1000))
     if name == "ppo_reward_model":
-        config["learners"]["rm"] = config["learners"]["judge"] | {"model": str(start / "rm" / "rm")}
+        config["learners"]["rm"] = config["learners"]["discriminator"] | {"model": str(start / "rm" / "rm")}
         config["learners"]["critic"] = config["learners"]["policy"] | {"head": "value"}
     for kind in ("response", "prompt"):
         if f"{kind}s" in sources:
@@ -159,7 +162,13 @@ def arm(design: str, seed: int, name: str) -> dict[str, Any]:
 def measured(trainer: Any, folder: Path) -> dict[str, Any]:
     found, last = trainer.evaluate(), read(folder)[-20:]
     numbers = {ours: found[f"heldout/{theirs}"] for ours, theirs in MEASURES.items()}
-    for key in ("judge/accuracy", "judge/accuracy/generated", "judge/accuracy/perturbed", "judge/saturation", "judge/rests"):
+    for key in (
+        "discriminator/accuracy",
+        "discriminator/accuracy/generated",
+        "discriminator/accuracy/perturbed",
+        "discriminator/saturation",
+        "discriminator/rests",
+    ):
         values = [row[key] for row in last if key in row]
         if values:
             numbers[key] = sum(values) / len(values)
@@ -220,7 +229,9 @@ def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str
     row |= {"second_wave": name in SECOND, "control": EVERY[name].control}
     row |= {"seeds": list(found), "cpu_seconds": [r["cpu_seconds"] for r in found.values()]}
     row |= {measure: mean_sd([r[measure] for r in found.values()]) for measure in MEASURES}
-    row["judge"] = {k: mean_sd([r[k] for r in found.values()]) for k in next(iter(found.values())) if k.startswith("judge/")}
+    row["discriminator"] = {
+        k: mean_sd([r[k] for r in found.values()]) for k in next(iter(found.values())) if k.startswith("discriminator/")
+    }
     if name != "gapo" and "gapo" in runs:
         both = sorted(set(found) & set(runs["gapo"]))
         if both:

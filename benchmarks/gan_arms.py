@@ -1,7 +1,7 @@
 """The arms of benchmarks/gan.py: what each changes in configs/gan/constraints.yaml after the two warm-up stages.
 
-Every arm starts from the same warmed-up policy of its seed, and those with a judge from the same judge. `policy` terms train the policy,
-`judge` terms the judge; arms without a judge term keep it as it was.
+Every arm starts from the same warmed-up policy of its seed, and those with a discriminator from the same discriminator. `policy` terms train the policy,
+`discriminator` terms the discriminator; arms without a discriminator term keep it as it was.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ TASK = "task:constraints"
 ALONE = {"policy": {"kind": "grpo", "source": "write"}}
 ANCHOR = {"anchor": {"kind": "sft", "source": "demos", "coef": 0.3}}
 JUDGED = ALONE | ANCHOR  # a reward, and imitation beside it
-JUDGE = {"judge": {"kind": "discriminate", "learner": "judge", "source": "verdicts"}}
-SCORE, VERIFIED = {"kind": "learner", "learner": "judge"}, {"kind": "exact_answer"}
+DISCRIMINATOR = {"discriminator": {"kind": "discriminate", "learner": "discriminator", "source": "contrast"}}
+SCORE, VERIFIED = {"kind": "discriminator", "learner": "discriminator"}, {"kind": "exact_answer"}
 PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
 
 
@@ -35,7 +35,7 @@ class Arm:
 
     @property
     def trained(self) -> bool:
-        return "judge" in self.terms
+        return "discriminator" in self.terms
 
 
 def pairs(limit: int, seed: int, differ: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def preference(kind: str, source: str, **more: Any) -> dict[str, Any]:
     return {"prefer": {"kind": kind, "source": source, **more}}
 
 
-REFERENCE = {"frozen": {"reference": {"of": "policy"}}}
+REFERENCE = {"frozen": {"reference": {"learner": "policy"}}}
 SLOW = {"learners.policy.learning_rate": 1e-4}  # preference losses at the policy's own rate ruin it within a few dozen steps
 
 ARMS: dict[str, Arm] = {
@@ -58,56 +58,66 @@ ARMS: dict[str, Arm] = {
     "ppo_reward_model": Arm(
         label="PPO, frozen reward model",
         terms={"policy": {"kind": "ppo", "source": "write"}, "value": {"kind": "value", "source": "write", "learner": "critic"}} | ANCHOR,
-        values={"sources.write.rewards": [{"kind": "learner", "learner": "rm"}], "sources.write.advantage": {"kind": "gae"}},
+        values={"sources.write.rewards": [{"kind": "discriminator", "learner": "rm"}], "sources.write.advantage": {"kind": "gae"}},
     ),
     "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
-    "gapo": Arm(label="GAPO", terms=JUDGED | JUDGE),
+    "gapo": Arm(label="GAPO", terms=JUDGED | DISCRIMINATOR),
     "gapo_generated_only": Arm(
-        label="GAPO without perturbed pairs", terms=JUDGED | JUDGE, values={"sources.verdicts.perturb": None, "sources.verdicts.swap": 0.0}
+        label="GAPO without perturbed pairs",
+        terms=JUDGED | DISCRIMINATOR,
+        values={"sources.contrast.perturb": None, "sources.contrast.swap": 0.0},
     ),
     "gapo_robust_policy": Arm(
         label="GAPO + adversarial SFT",
-        terms=JUDGED | JUDGE | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
+        terms=JUDGED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
         more={"adversaries": PGD},
     ),
     "gapo_robust_judge": Arm(
         label="GAPO, discriminator trained under PGD too",
-        terms=JUDGED | JUDGE | {"robust": {"kind": "discriminate", "learner": "judge", "source": "verdicts", "view": "pgd"}},
+        terms=JUDGED
+        | DISCRIMINATOR
+        | {"robust": {"kind": "discriminate", "learner": "discriminator", "source": "contrast", "view": "pgd"}},
         more={"adversaries": PGD},
     ),
 }
 
 # What may lift GAPO further, one change at a time (scarce design only).
 ABLATIONS: dict[str, Arm] = {
-    "alone": Arm(label="- imitation beside the reward", terms=ALONE | JUDGE),
+    "alone": Arm(label="- imitation beside the reward", terms=ALONE | DISCRIMINATOR),
     "frozen_alone": Arm(label="frozen discriminator, no imitation beside it", terms=ALONE),
     "gate": Arm(
         label="+ balance gate",
-        terms=JUDGED | JUDGE,
-        more={"gates": {"judge": {"metric": "judge/accuracy/generated", "above": 0.9, "max_skips": 10}}},
+        terms=JUDGED | DISCRIMINATOR,
+        more={"gates": {"discriminator": {"metric": "discriminator/accuracy/generated", "above": 0.9, "max_skips": 10}}},
     ),
     "ema": Arm(
         label="+ averaged discriminator scores",
-        terms=JUDGED | JUDGE,
-        values={"sources.write.rewards": [{"kind": "learner", "learner": "slow"}]},
-        more={"frozen": {"slow": {"of": "judge", "ema": 0.9}}},
+        terms=JUDGED | DISCRIMINATOR,
+        values={"sources.write.rewards": [{"kind": "discriminator", "learner": "slow"}]},
+        more={"frozen": {"slow": {"learner": "discriminator", "ema": 0.9}}},
     ),
-    "no_replay": Arm(label="- replay", terms=JUDGED | JUDGE, values={"sources.verdicts.replay": 0.0}),
+    "no_replay": Arm(label="- replay", terms=JUDGED | DISCRIMINATOR, values={"sources.contrast.replay": 0.0}),
     "r1": Arm(
         label="+ R1 on embeddings",
-        terms=JUDGED | JUDGE | {"r1": {"kind": "gradient_penalty", "learner": "judge", "source": "verdicts", "coef": 1e-3, "every": 4}},
+        terms=JUDGED
+        | DISCRIMINATOR
+        | {"r1": {"kind": "gradient_penalty", "learner": "discriminator", "source": "contrast", "coef": 1e-3, "every": 4}},
     ),
-    "two_updates": Arm(label="+ two discriminator updates a step", terms=JUDGED | JUDGE, values={"learners.judge.updates": 2}),
-    "bradley_terry": Arm(label="Bradley-Terry instead of BCE", terms=JUDGED | {"judge": {**JUDGE["judge"], "loss": "bradley_terry"}}),
-    "override": Arm(label="+ verified texts are never negatives", terms=JUDGED | JUDGE, values={"sources.verdicts.override": True}),
+    "two_updates": Arm(
+        label="+ two discriminator updates a step", terms=JUDGED | DISCRIMINATOR, values={"learners.discriminator.updates": 2}
+    ),
+    "bradley_terry": Arm(
+        label="Bradley-Terry instead of BCE", terms=JUDGED | {"discriminator": {**DISCRIMINATOR["discriminator"], "loss": "bradley_terry"}}
+    ),
+    "override": Arm(label="+ verified texts are never negatives", terms=JUDGED | DISCRIMINATOR, values={"sources.contrast.override": True}),
     "verifiable": Arm(
         label="+ a verifiable reward, weight 1",
-        terms=JUDGED | JUDGE,
+        terms=JUDGED | DISCRIMINATOR,
         values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 1.0}]},
     ),
     "verifiable_longer": Arm(
         label="+ a verifiable reward, weight 3, and twice the steps",
-        terms=JUDGED | JUDGE,
+        terms=JUDGED | DISCRIMINATOR,
         values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 3.0}]},
         times=2,
     ),
@@ -117,7 +127,7 @@ ABLATIONS: dict[str, Arm] = {
         values={"sources.write.rewards": [VERIFIED | {"weight": 3.0}]},
         times=2,
     ),
-    "longer": Arm(label="twice the steps", terms=JUDGED | JUDGE, times=2),
+    "longer": Arm(label="twice the steps", terms=JUDGED | DISCRIMINATOR, times=2),
     "frozen_longer": Arm(label="frozen discriminator, twice the steps", terms=JUDGED, times=2),
     "sft_longest": Arm(label="SFT, twice the steps", terms={"imitate": {"kind": "sft", "source": "demos"}}, times=2),
 }
@@ -133,10 +143,10 @@ def latent(side: str) -> dict[str, Any]:
 SIDES = ("chosen", "rejected")
 READER = {"model": "latent:policy?hidden_size=64&num_attention_heads=4&intermediate_size=256", "head": "score", "max_length": 32}
 RANKED = {"human": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
-PREFERRED = {"sources.write.rewards": [{"kind": "learner", "learner": "rm"}]}
+PREFERRED = {"sources.write.rewards": [{"kind": "discriminator", "learner": "rm"}]}
 FOOLED = [
-    {"kind": "learner", "learner": "rm", "normalize": "batch"},
-    {"kind": "learner", "learner": "second", "normalize": "batch", "weight": -1.0},
+    {"kind": "discriminator", "learner": "rm", "normalize": "batch"},
+    {"kind": "discriminator", "learner": "second", "normalize": "batch", "weight": -1.0},
 ]
 
 SECOND: dict[str, Arm] = {
@@ -147,16 +157,16 @@ SECOND: dict[str, Arm] = {
         more={
             "learners": {f"reader_{side}": READER | {"learning_rate": 1e-3} for side in SIDES},
             "frozen": REFERENCE["frozen"]
-            | {"now": {"of": "policy", "ema": 0.0}}
-            | {f"critic_{side}": {"of": f"reader_{side}", "ema": 0.0} for side in SIDES},
+            | {"now": {"learner": "policy", "ema": 0.0}}
+            | {f"critic_{side}": {"learner": f"reader_{side}", "ema": 0.0} for side in SIDES},
         },
         control="dpo_responses",
     ),
     "cooper": Arm(
         label="Cooper: a reward model on verified answers against corrupted ones",
-        terms=JUDGED | {"judge": {**JUDGE["judge"], "source": "verified", "loss": "bradley_terry"}},
+        terms=JUDGED | {"discriminator": {**DISCRIMINATOR["discriminator"], "source": "verified", "loss": "bradley_terry"}},
         values={"sources.write.rewards": [SCORE | {"form": "probability"}]},
-        more={"sources": {"verified": {"kind": "contrast", "real": "write", "corrupt": ["drop", "repeat", "swap"], "batch_size": 32}}},
+        more={"sources": {"verified": {"kind": "discriminator", "real": "write", "corrupt": ["drop", "repeat", "swap"], "batch_size": 32}}},
         control="frozen",
     ),
     "grpo_reward_model": Arm(label="GRPO, frozen reward model", terms=JUDGED, values=PREFERRED, warm={"rm": "rm/rm"}),
@@ -173,7 +183,7 @@ SECOND: dict[str, Arm] = {
         more={"sources": {
             "fool": {"kind": "prompts", "data": TASK, "learner": "attacker", "batch_size": 8, "group_size": 8,
                      "sampling": {"max_new_tokens": 10}, "rewards": FOOLED, "advantage": {"kind": "group", "scale": "none"}},
-            "found": {"kind": "versus", "real": "demos", "learner": "attacker", "batch_size": 16, "sampling": {"max_new_tokens": 10}},
+            "found": {"kind": "self_vs_real", "real": "demos", "learner": "attacker", "batch_size": 16, "sampling": {"max_new_tokens": 10}},
         }},
         control="grpo_reward_model",
     ),

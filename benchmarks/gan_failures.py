@@ -25,7 +25,7 @@ from typing import Any
 import gan
 import torch
 from common import about, cpu_hours, mean_sd, once, save
-from gan_arms import ALONE, JUDGE, JUDGED
+from gan_arms import ALONE, DISCRIMINATOR, JUDGED
 
 from advalign import config as configuration
 from advalign.tasks.constraints import WORDS
@@ -36,34 +36,42 @@ SEEDS = (10, 11)
 EVERY = 50
 CURVES = {
     "compliance": "heldout/accuracy", "unique": "heldout/unique", "entropy": "heldout/entropy", "distinct_2": "heldout/distinct_2",
-    "self_bleu": "heldout/self_bleu", "reward": "write/reward", "saturation": "judge/saturation", "rests": "judge/rests",
-    "judge_accuracy": "judge/accuracy", "length": "write/completions/mean_length",
+    "self_bleu": "heldout/self_bleu", "reward": "write/reward", "saturation": "discriminator/saturation", "rests": "discriminator/rests",
+    "judge_accuracy": "discriminator/accuracy", "length": "write/completions/mean_length",
 }  # fmt: skip
 
 FAST = {"learners.policy.learning_rate": 1e-3}
-STRONG = {"learners.judge.learning_rate": 3e-2}
-RATE, RUINED = {"learners.judge.learning_rate": 3e-4}, {"learners.judge.learning_rate": 9e-3}
-FOLLOW = {"metric": "judge/accuracy", "target": 0.78, "start": 9e-3, "low": 1e-5, "high": 9e-3, "rate": 0.5, "raise_when": "above"}
-GATE = {"judge": {"metric": "judge/accuracy", "above": 0.8, "max_skips": 10}}
-SCORED = [{"kind": "learner", "learner": "judge", "soft_clip": 4.0}]
+STRONG = {"learners.discriminator.learning_rate": 3e-2}
+RATE, RUINED = {"learners.discriminator.learning_rate": 3e-4}, {"learners.discriminator.learning_rate": 9e-3}
+FOLLOW = {"metric": "discriminator/accuracy", "target": 0.78, "start": 9e-3, "low": 1e-5, "high": 9e-3, "rate": 0.5, "raise_when": "above"}
+GATE = {"discriminator": {"metric": "discriminator/accuracy", "above": 0.8, "max_skips": 10}}
+SCORED = [{"kind": "discriminator", "learner": "discriminator", "soft_clip": 4.0}]
 
 GAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # terms, values, sections
-    "gapo": (JUDGED | JUDGE, {}, {}),
-    "overpowered": (JUDGED | JUDGE, STRONG, {}),
-    "overpowered + gate": (JUDGED | JUDGE, STRONG, {"gates": GATE}),
-    "overpowered + bounded score": (JUDGED | JUDGE, STRONG | {"sources.write.rewards": SCORED}, {}),
-    "alone": (ALONE | JUDGE, RATE, {}),
-    "alone, overpowered": (ALONE | JUDGE, RUINED, {}),
-    "alone, overpowered + gate": (ALONE | JUDGE, RUINED, {"gates": {"judge": GATE["judge"] | {"metric": "judge/accuracy/generated"}}}),
-    "alone, overpowered + averaged scores": (
-        ALONE | JUDGE,
-        RUINED | {"sources.write.rewards": [{"kind": "learner", "learner": "slow"}]},
-        {"frozen": {"slow": {"of": "judge", "ema": 0.97}}},
+    "gapo": (JUDGED | DISCRIMINATOR, {}, {}),
+    "overpowered": (JUDGED | DISCRIMINATOR, STRONG, {}),
+    "overpowered + gate": (JUDGED | DISCRIMINATOR, STRONG, {"gates": GATE}),
+    "overpowered + bounded score": (JUDGED | DISCRIMINATOR, STRONG | {"sources.write.rewards": SCORED}, {}),
+    "alone": (ALONE | DISCRIMINATOR, RATE, {}),
+    "alone, overpowered": (ALONE | DISCRIMINATOR, RUINED, {}),
+    "alone, overpowered + gate": (
+        ALONE | DISCRIMINATOR,
+        RUINED,
+        {"gates": {"discriminator": GATE["discriminator"] | {"metric": "discriminator/accuracy/generated"}}},
     ),
-    "alone, overpowered + a rate that follows": (ALONE | JUDGE, RUINED, {"schedules": {"learners.judge.learning_rate": FOLLOW}}),
+    "alone, overpowered + averaged scores": (
+        ALONE | DISCRIMINATOR,
+        RUINED | {"sources.write.rewards": [{"kind": "discriminator", "learner": "slow"}]},
+        {"frozen": {"slow": {"learner": "discriminator", "ema": 0.97}}},
+    ),
+    "alone, overpowered + a rate that follows": (
+        ALONE | DISCRIMINATOR,
+        RUINED,
+        {"schedules": {"learners.discriminator.learning_rate": FOLLOW}},
+    ),
     "fast, frozen": (ALONE, FAST, {}),
-    "fast, trained": (ALONE | JUDGE, FAST, {}),
-    "fast, trained, with imitation": (JUDGED | JUDGE, FAST, {}),
+    "fast, trained": (ALONE | DISCRIMINATOR, FAST, {}),
+    "fast, trained, with imitation": (JUDGED | DISCRIMINATOR, FAST, {}),
 }
 
 
@@ -99,8 +107,8 @@ def curves(folder: Path) -> dict[str, list[list[float]]]:
 
 LEAKS: dict[str, dict[str, Any]] = {
     "no control": {},
-    "pairs of equal length": {"sources.verdicts.lengths": 0.0},
-    "residual reward": {"sources.write.rewards": [{"kind": "learner", "learner": "judge", "length": "residual"}]},
+    "pairs of equal length": {"sources.contrast.lengths": 0.0},
+    "residual reward": {"sources.write.rewards": [{"kind": "discriminator", "learner": "discriminator", "length": "residual"}]},
 }
 
 
@@ -125,12 +133,12 @@ def leak(name: str, seed: int) -> dict[str, Any]:
     sources["short"] = {"kind": "demos", "data": str(folder / "short.jsonl"), "batch_size": 32}
     sources["demos"] = {"kind": "demos", "data": str(folder / "long.jsonl"), "batch_size": 32}
     sources["write"] |= {"data": str(folder / "long.jsonl")}
-    sources["verdicts"] = {"kind": "contrast", "real": "demos", "sampled": "write", "always": True, "batch_size": 32}
-    config["objectives"] = {"imitate": {"kind": "sft", "source": "short"}, **JUDGED, **JUDGE}
+    sources["contrast"] = {"kind": "discriminator", "real": "demos", "sampled": "write", "always": True, "batch_size": 32}
+    config["objectives"] = {"imitate": {"kind": "sft", "source": "short"}, **JUDGED, **DISCRIMINATOR}
     config["stages"] = [
         {"name": "imitate", "steps": 100, "objectives": ["imitate"], "set": {"learners.policy.learning_rate": 1e-3}},
-        {"name": "judge", "steps": 150, "objectives": ["judge"]},
-        {"name": "game", "steps": 150, "objectives": ["policy", "judge"]},
+        {"name": "discriminator", "steps": 150, "objectives": ["discriminator"]},
+        {"name": "game", "steps": 150, "objectives": ["policy", "discriminator"]},
     ]
     config["evaluations"] = {}
     for path, value in LEAKS[name].items():
@@ -143,10 +151,10 @@ def leak(name: str, seed: int) -> dict[str, Any]:
         return sum(values) / len(values) if values else float("nan")
 
     return {
-        "warm_judge_accuracy": mean("judge/accuracy", 200, 250),
+        "warm_judge_accuracy": mean("discriminator/accuracy", 200, 250),
         "length_before": mean("write/completions/mean_length", 250, 255),
         "length_after": mean("write/completions/mean_length", 390, 400),
-        "matched": mean("verdicts/length_matched", 200, 250),
+        "matched": mean("contrast/length_matched", 200, 250),
     }
 
 

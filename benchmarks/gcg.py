@@ -24,10 +24,10 @@ from common import about, cpu_hours, mean_sd, once, paired, save
 from prepare_rule_lm import sentences, source
 
 from advalign import attacks
-from advalign.evaluation.prefix import Prefix
-from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load, scratch
 from advalign.models.encode import Encoder
+from advalign.targets.prefix import Prefix
+from advalign.targets.target import GeneratorTarget
 from advalign.types import Budget, Example
 
 OUT = Path("out/bench/gcg")

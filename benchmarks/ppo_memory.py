@@ -55,7 +55,7 @@ def ppo(preset: str, shared: bool) -> Trainer:
             )
         },
         objectives={"policy": obj.PPO(source="sums"), "value": obj.Value(source="sums"), "near": obj.KL(source="sums", coef=0.05)},
-        frozen={"reference": Frozen(of="policy")},
+        frozen={"reference": Frozen(learner="policy")},
         args=TrainingArguments(max_steps=STEPS),
     )
 

@@ -59,7 +59,7 @@ def arm(name: str, seed: int) -> dict[str, Any]:
     config = {
         "learners": {"policy": {"model": str(rl.OUT / f"base-{seed}" / "policy"), "max_length": 24, "learning_rate": 1.0e-4}},
         "sources": {"answers": {"kind": source[0], "data": data(name, seed), "batch_size": source[1]}},
-        "frozen": {"reference": {"of": "policy"}},
+        "frozen": {"reference": {"learner": "policy"}},
         "objectives": {"prefer": ARMS[name] | {"source": "answers"}},
         "evaluations": {"test": rl.evaluations()["test"]},
         "args": {"max_steps": STEPS, "seed": seed, "output_dir": str(folder)},

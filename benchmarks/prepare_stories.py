@@ -1,11 +1,11 @@
-"""TinyStories in three parts that share no line: text to learn to write from, sentences to be asked for, and text of a judge.
+"""TinyStories in three parts that share no line: text to learn to write from, sentences to be asked for, and text of a discriminator.
 
 python benchmarks/prepare_stories.py --output out/stories
 
 base.jsonl        plain text in pieces, of the first half of the stories        {prompt, response}
 half.jsonl        the first half of that: what a smaller student has read
 task.txt          the next fifth, one sentence per line: what the task `sentences` asks for
-judge.jsonl       the rest, in pieces: what the language model that measures perplexity has read
+discriminator.jsonl       the rest, in pieces: what the language model that measures perplexity has read
 tokenizer/        2,048 byte pairs, with a chat template that puts one token between request and answer
 """
 
@@ -21,7 +21,7 @@ from prepare_rule_lm import pieces, sentences, source
 
 from advalign.models import scratch
 
-SHARES = (0.55, 0.75)  # of the text: where the part for the task begins, and the judge's
+SHARES = (0.55, 0.75)  # of the text: where the part for the task begins, and the discriminator's
 
 
 def prepare(text: str) -> dict[str, list[dict[str, Any]]]:
@@ -34,7 +34,7 @@ def prepare(text: str) -> dict[str, list[dict[str, Any]]]:
         "asked.txt": apart(lines[:first]),
         "half.txt": apart(lines[: first // 2]),
         "task.txt": apart(lines[first:second]),
-        "judge": pieces(lines[second:]),
+        "discriminator": pieces(lines[second:]),
     }
 
 

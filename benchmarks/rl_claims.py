@@ -29,7 +29,7 @@ from common import about, cpu_hours, mean_sd, once, save
 
 from advalign import config as configuration
 from advalign import data as loading
-from advalign.engine import keys
+from advalign.engine import rng
 from advalign.functional import policy as formulas
 from advalign.models import load
 from advalign.rollout.hf import HF
@@ -87,7 +87,7 @@ def dead_zone(seed: int) -> dict[str, Any]:
     """Gradient per token of PPO and SAPO on one draw of the start, after the policy has drifted by 60 draws of GRPO."""
     then, now = load(str(rl.OUT / f"base-{seed}" / "policy")), load(str(rl.OUT / f"grpo-{seed}" / "policy"))
     examples = loading.examples(rl.TASK | {"number": 64}, seed=seed)
-    groups = HF().generate(then, examples, 8, Sampling(max_new_tokens=rl.LENGTH), keys.generator(seed, "dead zone"))
+    groups = HF().generate(then, examples, 8, Sampling(max_new_tokens=rl.LENGTH), rng.generator(seed, "dead zone"))
     tokens = then.encoder.rollouts(groups)
     with torch.no_grad():
         old, new = (net(tokens, {"logprobs"}).logprobs[tokens.target].double() for net in (then, now))
@@ -152,7 +152,7 @@ def offline(seed: int) -> dict[str, Any]:
     start = rl.OUT / f"base-{seed}" / "policy"
     network = load(str(start))
     examples = loading.examples(rl.TASK | {"number": 4000}, seed=seed)[: rl.DRAWS * 16]
-    groups = HF().generate(network, examples, 8, Sampling(max_new_tokens=rl.LENGTH), keys.generator(seed, "offline"))
+    groups = HF().generate(network, examples, 8, Sampling(max_new_tokens=rl.LENGTH), rng.generator(seed, "offline"))
     pairs = []
     for group in groups:
         right = sorted({r.text for r in group.rollouts if group.example.verify(r.text) >= 1})
@@ -165,7 +165,7 @@ def offline(seed: int) -> dict[str, Any]:
     config = {
         "learners": {"policy": {"model": str(start), "max_length": 24, "learning_rate": 1.0e-4}},
         "sources": {"pairs": {"kind": "pairs", "data": str(file), "batch_size": 32}},
-        "frozen": {"reference": {"of": "policy"}},
+        "frozen": {"reference": {"learner": "policy"}},
         "objectives": {"prefer": {"kind": "dpo", "source": "pairs"}},
         "evaluations": rl.evaluations(),
         "args": {"max_steps": rl.DRAWS * 8, "seed": seed, "output_dir": str(folder)},

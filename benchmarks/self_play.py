@@ -137,7 +137,7 @@ def trained(arm: str, seed: int, size: Size) -> dict[str, Any]:
         learners=learners,
         sources=sources(arm),
         objectives=objectives,
-        frozen={"slow": Frozen(of="attacker", ema=0.95)} if arm == "pool" else {},
+        frozen={"slow": Frozen(learner="attacker", ema=0.95)} if arm == "pool" else {},
         args=arguments(size.arm, seed, size.out / f"{arm}-{seed}"),
     )
     trainer.start()

@@ -47,7 +47,7 @@ def sampling(device: str, repeats: int) -> dict[str, Any]:
     cache at the speed of a copy. The ceilings are measured again before every run."""
     import generation
 
-    from advalign.models import shape as shapes
+    from advalign.models import model_cost as shapes
 
     net = generation.network(device)
     shape = shapes.of(net.model, head="policy", dtype=net.dtype)

@@ -25,7 +25,7 @@ from advalign import rewards as rw
 from advalign import sources as src
 
 POLICY = "scratch:small?hidden_size=224&intermediate_size=608&num_hidden_layers=4&num_attention_heads=4&num_key_value_heads=4"
-JUDGE = "scratch:encoder-tiny?hidden_size=128&intermediate_size=512&num_hidden_layers=4"
+DISCRIMINATOR = "scratch:encoder-tiny?hidden_size=128&intermediate_size=512&num_hidden_layers=4"
 WORDS = [f"w{i}" for i in range(2000)]
 PARTS = ("grpo", "adversarial sft", "discriminator")
 
@@ -65,9 +65,9 @@ def trainer(
     for number in range(copies if "sft" in parts else 0):
         objectives[f"imitate_{number}"] = obj.SFT(source="demos", coef=0.1)
     if "discriminator" in parts:
-        learners["judge"] = Learner(model=JUDGE, head="score", tokenizer=words, max_length=96, learning_rate=1e-4)
-        sources["verdicts"] = src.Contrast(real="demos", sampled="write", batch_size=32, always=True)
-        objectives["judge"] = obj.Discriminate(source="verdicts", learner="judge")
+        learners["discriminator"] = Learner(model=DISCRIMINATOR, head="score", tokenizer=words, max_length=96, learning_rate=1e-4)
+        sources["contrast"] = src.Contrast(real="demos", sampled="write", batch_size=32, always=True)
+        objectives["discriminator"] = obj.Discriminate(source="contrast", learner="discriminator")
     return Trainer(
         learners=learners, sources=sources, objectives=objectives,
         adversaries={"pgd": adv.PGD(radius=0.05, steps=max(ascent, 1)), "noise": adv.Noise(radius=0.05)},

@@ -31,7 +31,7 @@ from stories_models import asked as taught
 from stories_summary import collect
 
 from advalign import data as loading
-from advalign.evaluation import diversity
+from advalign.metrics import diversity
 from advalign.models import Network, load
 from advalign.rollout.hf import HF
 from advalign.training.logs import read
@@ -50,7 +50,7 @@ def warm(seed: int) -> Path:
     folder = Run.out() / f"gapo-warm-{seed}"
 
     def train() -> dict[str, Any]:
-        config = described(seed, folder, "imitate", "judge")
+        config = described(seed, folder, "imitate", "discriminator")
         config["learners"]["policy"] |= {"model": str(taught("base"))}
         return result(trained(config), folder, seed)
 
@@ -63,7 +63,7 @@ def game(name: str, seed: int) -> dict[str, Any]:
     """One arm, from the models of its seed."""
     arm, folder, start = ARMS[name], Run.out() / f"gapo-{name}-{seed}", warm(seed)
     config = described(seed, folder, "game")
-    for learner in ("policy", "judge"):
+    for learner in ("policy", "discriminator"):
         config["learners"][learner] |= {"model": str(start / learner)}
     config["objectives"] = dict(arm.terms)
     config["stages"][0]["objectives"] = list(arm.terms)
@@ -72,8 +72,8 @@ def game(name: str, seed: int) -> dict[str, Any]:
         config[section] = {**config.get(section, {}), **entries}
     for path, value in arm.values.items():
         put(config, path, value)
-    if not any(term["source"] in ("write", "verdicts") for term in arm.terms.values()):
-        del config["learners"]["judge"], config["sources"]["write"], config["sources"]["verdicts"]
+    if not any(term["source"] in ("write", "contrast") for term in arm.terms.values()):
+        del config["learners"]["discriminator"], config["sources"]["write"], config["sources"]["contrast"]
     return result(trained(config), folder, seed)
 
 
@@ -107,7 +107,7 @@ def apprentice(seed: int) -> Path:
     folder, (model, answers) = Run.out() / f"gad-warm-{seed}", teacher()
 
     def train() -> dict[str, Any]:
-        config = distilling(seed, folder, answers, "imitate", "judge")
+        config = distilling(seed, folder, answers, "imitate", "discriminator")
         config["learners"]["policy"]["model"] = str(taught("student"))
         return result(trained(config), folder, seed, load(str(model)))
 
@@ -124,7 +124,7 @@ def distilled(name: str, seed: int) -> dict[str, Any]:
         config["learners"][learner]["model"] = str(start / learner)
     config["stages"][0]["objectives"] = list(DISTILLED[name][1])
     if name == "seqkd":
-        del config["learners"]["judge"], config["sources"]["answer"], config["sources"]["verdicts"]
+        del config["learners"]["discriminator"], config["sources"]["answer"], config["sources"]["contrast"]
         config["objectives"] = {"imitate": config["objectives"]["imitate"]}
     return result(trained(config), folder, seed, load(str(model)))
 
@@ -142,9 +142,9 @@ def distilling(seed: int, folder: Path, answers: Path, *stages: str) -> dict[str
 def result(trainer: Any, folder: Path, seed: int, master: Network | None = None) -> dict[str, Any]:
     """What the policy does, and how well the discriminator told the two sides apart in its last twenty steps."""
     last = read(folder)[-20:]
-    names = {key for row in last for key in row if key.startswith("judge/accuracy") or key == "judge/saturation"}
-    judge = {key: mean([row[key] for row in last if key in row]) for key in sorted(names)}
-    return {"judge": judge} | measured(trainer.learners["policy"].network, seed, master)
+    names = {key for row in last for key in row if key.startswith("discriminator/accuracy") or key == "discriminator/saturation"}
+    discriminator = {key: mean([row[key] for row in last if key in row]) for key in sorted(names)}
+    return {"discriminator": discriminator} | measured(trainer.learners["policy"].network, seed, master)
 
 
 def asked(seed: int) -> list[Example]:

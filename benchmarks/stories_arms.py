@@ -1,12 +1,12 @@
-"""The arms of benchmarks/stories.py: what each changes in configs/gan/stories.yaml after the stages `imitate` and `judge`."""
+"""The arms of benchmarks/stories.py: what each changes in configs/gan/stories.yaml after the stages `imitate` and `discriminator`."""
 
 from __future__ import annotations
 
-from gan_arms import JUDGE, JUDGED, PGD, REFERENCE, SLOW, Arm, preference
+from gan_arms import DISCRIMINATOR, JUDGED, PGD, REFERENCE, SLOW, Arm, preference
 
 SAMPLING = {"max_new_tokens": 24}
 TASK = {"kind": "sentences", "data": "out/stories/task.txt", "ranks": [60, 260], "insert": 0.0}
-OWN = {"kind": "versus", "real": "demos", "batch_size": 12, "sampling": SAMPLING, "override": True}
+OWN = {"kind": "self_vs_real", "real": "demos", "batch_size": 12, "sampling": SAMPLING, "override": True}
 PROMPTS = {"kind": "pairs", "data": {"task": TASK}, "limit": 2000, "batch_size": 12, "differ": "prompt"}
 
 ARMS: dict[str, Arm] = {
@@ -22,10 +22,10 @@ ARMS: dict[str, Arm] = {
         label="DPO, prompt pairs", terms=preference("dpo", "pairs"), values=SLOW, more=REFERENCE | {"sources": {"pairs": PROMPTS}}
     ),
     "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
-    "gapo": Arm(label="GAPO", terms=JUDGED | JUDGE),
+    "gapo": Arm(label="GAPO", terms=JUDGED | DISCRIMINATOR),
     "gapo_robust": Arm(
         label="GAPO, adversarial SFT in the same step",
-        terms=JUDGED | JUDGE | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
+        terms=JUDGED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
         more={"adversaries": PGD},
     ),
 }
@@ -35,5 +35,5 @@ DISTILLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("SeqKD, warm-up only", ()),
     "seqkd": ("SeqKD, as many steps more as the others", ("imitate",)),
     "frozen": ("GAD, frozen discriminator", ("policy",)),
-    "gad": ("GAD", ("policy", "judge")),
+    "gad": ("GAD", ("policy", "discriminator")),
 }

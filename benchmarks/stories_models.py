@@ -1,5 +1,5 @@
 """The language models behind benchmarks/stories.py, each trained once: what a policy starts from, what a student starts from, and the
-judge of perplexity, which has read other stories."""
+discriminator of perplexity, which has read other stories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLER = "scratch:tiny?initializer_range=0.08"
 MODELS: dict[str, tuple[str, int, str | None, int]] = {
     "base": ("base", 700, None, 0),
     "student": ("half", 500, SMALLER, 0),
-    "perplexity": ("judge", 500, None, 1),
+    "perplexity": ("discriminator", 500, None, 1),
 }
 
 
@@ -94,15 +94,15 @@ def asked(name: str) -> Path:
     return folder / "policy"
 
 
-def nll(judge: Network, prompts: Sequence[str], texts: Sequence[str], group: int) -> list[list[float]]:
-    """[sum of -log p of the tokens, their number] of every `group` texts together. Ends are not counted: the judge has read stories
+def nll(discriminator: Network, prompts: Sequence[str], texts: Sequence[str], group: int) -> list[list[float]]:
+    """[sum of -log p of the tokens, their number] of every `group` texts together. Ends are not counted: the discriminator has read stories
     that go on."""
-    tokens = judge.encoder.verdicts(prompts, texts, [False] * len(texts))
+    tokens = discriminator.encoder.scored_pairs(prompts, texts, [False] * len(texts))
     sums, counts = [], []
     with torch.no_grad():
         for rows in torch.arange(len(texts)).split(128):
             part = tokens.index(rows)
-            logprobs = judge(part, {"logprobs"}).logprobs
+            logprobs = discriminator(part, {"logprobs"}).logprobs
             assert logprobs is not None
             sums.append(-(logprobs * part.target).sum(1))
             counts.append(part.target.sum(1))

@@ -59,8 +59,8 @@ def row(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("nll", "teacher_nll"):
         if name in runs[0]:
             values[name.replace("nll", "perplexity")] = mean_sd([perplexity(run[name]) for run in runs])
-    judge = [run.get("judge", {}) for run in found.values()]
-    values["judge"] = {key: mean_sd([j[key] for j in judge]) for key in sorted(set.intersection(*map(set, judge)))}
+    discriminator = [run.get("discriminator", {}) for run in found.values()]
+    values["discriminator"] = {key: mean_sd([j[key] for j in discriminator]) for key in sorted(set.intersection(*map(set, discriminator)))}
     return values | {"said": next(iter(found.values()))["said"]}
 
 

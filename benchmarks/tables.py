@@ -117,7 +117,7 @@ def mawps(found: Mapping[str, Any]) -> str:
 
 def plots() -> None:
     """The curves of docs/comparison_rl.md, and the front of docs/comparison_adversarial.md."""
-    from advalign.evaluation import plots as drawing
+    from advalign.evaluation.reports import plots as drawing
 
     Path("docs/images").mkdir(exist_ok=True)
     if (RESULTS / "adv.json").exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advalign.evaluation import plots
+from advalign.evaluation.reports import plots
 
 TITLES = {
     "sst2": "SST-2: all-MiniLM-L6-v2, fine-tuned plainly and adversarially (`mixed`)",

@@ -101,7 +101,12 @@ def gan_failures(found: Mapping[str, Any]) -> str:
     for name, arm in found["leak"].items():
         cells = [spread(arm[key]) for key in ("warm_judge_accuracy", "length_before", "length_after")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    rows += ["", "The game, at its last steps:", "", "| run | compliance | unique | entropy | reward | judge accuracy | judge rests |"]
+    rows += [
+        "",
+        "The game, at its last steps:",
+        "",
+        "| run | compliance | unique | entropy | reward | discriminator accuracy | discriminator rests |",
+    ]
     rows += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, arm in found["games"].items():
         keys = ("compliance", "unique", "entropy", "reward", "judge_accuracy", "rests")

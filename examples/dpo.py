@@ -17,7 +17,7 @@ def main() -> None:
         model=Learner(model="scratch:tiny-gpt2?initializer_range=0.1", tokenizer=words, max_length=32, learning_rate=1e-3),
         sources={"demos": src.Demos(data=task, limit=60, batch_size=32), "taste": src.Pairs(data=task, batch_size=32)},
         objectives={"imitate": obj.SFT(source="demos"), "prefer": obj.DPO(source="taste", beta=0.1)},
-        frozen={"reference": Frozen(of="policy")},  # the policy as it is when the second stage starts
+        frozen={"reference": Frozen(learner="policy")},  # the policy as it is when the second stage starts
         stages=[
             Stage(name="imitate", steps=2 if smoke else 60, objectives=("imitate",)),
             Stage(name="prefer", steps=2 if smoke else 60, objectives=("prefer",), set={"learners.policy.learning_rate": 1e-4}),

@@ -1,6 +1,6 @@
 """The mixed step in one file, with torch and transformers alone: no engine, no plan, nothing shared with the library.
 
-    policy loss = grpo(rollouts, reward = judge) + 0.5 sft(demos | pgd)          judge loss = bce(real vs perturbed vs generated)
+    policy loss = grpo(rollouts, reward = discriminator) + 0.5 sft(demos | pgd)          discriminator loss = bce(real vs perturbed vs generated)
 
 It is slow and rigid on purpose: a test runs it beside `advalign.Trainer` and asks for the same parameters after three steps.
 """
@@ -20,11 +20,11 @@ Ids = list[int]
 @dataclass
 class Batch:
     """Everything one step reads, as token ids. demos: (prompt, response) · groups: (prompt, its responses) ·
-    verdicts: (judge ids, 1 real or 0 not) · judged: the judge's ids for every response, groups in order."""
+    contrast: (discriminator ids, 1 real or 0 not) · judged: the discriminator's ids for every response, groups in order."""
 
     demos: list[tuple[Ids, Ids]]
     groups: list[tuple[Ids, list[Ids]]]
-    verdicts: list[tuple[Ids, int]]
+    contrast: list[tuple[Ids, int]]
     judged: list[Ids]
 
 
@@ -67,11 +67,11 @@ def pgd(policy: nn.Module, demos: list[tuple[Ids, Ids]], radius: float, steps: i
     return delta.detach()
 
 
-def judge_scores(judge: nn.Module, head: nn.Module, rows: list[Ids]) -> Tensor:
+def judge_scores(discriminator: nn.Module, head: nn.Module, rows: list[Ids]) -> Tensor:
     ids, mask = pad(rows)
     # Everything after the first separator (id 4) is the second segment.
     segments = (((ids == 4).cumsum(1) - (ids == 4).long()) > 0).long() * mask
-    hidden = judge(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
+    hidden = discriminator(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
     mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     return head(mean).squeeze(1)
 
@@ -87,19 +87,21 @@ def grpo(policy: nn.Module, groups: list[tuple[Ids, list[Ids]]], rewards: Tensor
     return per_row.mean()
 
 
-def step(policy: nn.Module, judge: nn.Module, head: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch) -> dict[str, float]:
-    """Reward with the judge of now, update the policy, then the judge."""
+def step(
+    policy: nn.Module, discriminator: nn.Module, head: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch
+) -> dict[str, float]:
+    """Reward with the discriminator of now, update the policy, then the discriminator."""
     with torch.no_grad():
-        rewards = judge_scores(judge, head, batch.judged)
+        rewards = judge_scores(discriminator, head, batch.judged)
     delta = pgd(policy, batch.demos, radius=0.1, steps=2)
     loss = grpo(policy, batch.groups, rewards) + 0.5 * sft(policy, batch.demos, delta)
     descend(loss, optimizers[0])
 
-    scores = judge_scores(judge, head, [ids for ids, _ in batch.verdicts])
-    labels = torch.tensor([float(real) for _, real in batch.verdicts], dtype=scores.dtype)
+    scores = judge_scores(discriminator, head, [ids for ids, _ in batch.contrast])
+    labels = torch.tensor([float(real) for _, real in batch.contrast], dtype=scores.dtype)
     judge_loss = binary_cross_entropy_with_logits(scores, labels * 0.9)  # one-sided smoothing: real is 0.9
     descend(judge_loss, optimizers[1])
-    return {"policy": float(loss.detach()), "judge": float(judge_loss.detach()), "reward": float(rewards.mean())}
+    return {"policy": float(loss.detach()), "discriminator": float(judge_loss.detach()), "reward": float(rewards.mean())}
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -110,22 +112,22 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def main() -> None:
-    """Three steps on made-up ids: tokens 5 to 14 are words, 2 ends a response, 3 and 4 are the judge's class and separator."""
+    """Three steps on made-up ids: tokens 5 to 14 are words, 2 ends a response, 3 and 4 are the discriminator's class and separator."""
     torch.manual_seed(0)
     shape = {"vocab_size": 15, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     policy = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=2))
-    judge = BertModel(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    discriminator = BertModel(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     head = nn.Linear(32, 1)
     optimizers = [
         torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0),
-        torch.optim.AdamW([*judge.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.0),
+        torch.optim.AdamW([*discriminator.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.0),
     ]
     demos = [([5, 6], [7, 8, 2]), ([6, 7], [9, 2])]
     for number in range(3):
         groups = [(prompt, [[*torch.randint(5, 15, (3,)).tolist(), 2] for _ in range(4)]) for prompt, _ in demos]
         judged = [[3, *prompt, 4, *response[:-1], 4] for prompt, responses in groups for response in responses]
-        verdicts = [([3, *p, 4, *r[:-1], 4], 1) for p, r in demos] + [(ids, 0) for ids in judged]
-        print(number, step(policy, judge, head, optimizers, Batch(demos, groups, verdicts, judged)))
+        contrast = [([3, *p, 4, *r[:-1], 4], 1) for p, r in demos] + [(ids, 0) for ids in judged]
+        print(number, step(policy, discriminator, head, optimizers, Batch(demos, groups, contrast, judged)))
 
 
 if __name__ == "__main__":

@@ -18,25 +18,27 @@ small = {"model": "scratch:tiny-gpt2?initializer_range=0.08", "tokenizer": {"kin
 
 
 def main() -> None:
-    write = src.Prompts(data=task, batch_size=16, sampling=sampling, rewards=[rw.Learner(learner="judge")], advantage=A.Group(scale="none"))
+    write = src.Prompts(
+        data=task, batch_size=16, sampling=sampling, rewards=[rw.Learner(learner="discriminator")], advantage=A.Group(scale="none")
+    )
     trainer = Trainer(
         learners={
             "policy": Learner(**small, learning_rate=3e-4),
-            "judge": Learner(**small, head="score", learning_rate=1e-3, options={"pooling": "last"}),
+            "discriminator": Learner(**small, head="score", learning_rate=1e-3, options={"pooling": "last"}),
         },
         sources={
             "teacher": src.Demos(data=task, batch_size=32),
             "write": write,
-            "verdicts": src.Contrast(real="teacher", sampled="write", match="prompt", always=True, batch_size=16),
+            "contrast": src.Contrast(real="teacher", sampled="write", match="prompt", always=True, batch_size=16),
         },
         objectives={
             "imitate": obj.SFT(source="teacher"),
             "policy": obj.GRPO(source="write"),
-            "judge": obj.Discriminate(learner="judge", source="verdicts", loss="bradley_terry"),
+            "discriminator": obj.Discriminate(learner="discriminator", source="contrast", loss="bradley_terry"),
         },
         stages=[
-            Stage(name="warm", steps=2 if smoke else 100, objectives=("imitate", "judge")),
-            Stage(name="game", steps=2 if smoke else 300, objectives=("policy", "judge")),
+            Stage(name="warm", steps=2 if smoke else 100, objectives=("imitate", "discriminator")),
+            Stage(name="game", steps=2 if smoke else 300, objectives=("policy", "discriminator")),
         ],
         evaluations={"heldout": Evaluation(data=task, number=8 if smoke else 90, samples=8, sampling=sampling)},
     )

@@ -1,4 +1,4 @@
-"""GAPO (arXiv:2503.20194) with an adversarial guard: a policy writes under constraints, a judge learns to tell its texts and
+"""GAPO (arXiv:2503.20194) with an adversarial guard: a policy writes under constraints, a discriminator learns to tell its texts and
 perturbed prompts from sixty real demonstrations, and its score is the policy's reward. One step moves both.
 """
 
@@ -19,28 +19,30 @@ small = "scratch:tiny-gpt2?initializer_range=0.1"
 
 
 def main() -> None:
-    write = src.Prompts(data=task, batch_size=24, sampling=sampling, rewards=[rw.Learner(learner="judge")], advantage=A.Group(scale="none"))
+    write = src.Prompts(
+        data=task, batch_size=24, sampling=sampling, rewards=[rw.Learner(learner="discriminator")], advantage=A.Group(scale="none")
+    )
     trainer = Trainer(
         learners={
             "policy": Learner(model=small, tokenizer=words, max_length=32, learning_rate=1e-3),
-            "judge": Learner(model=small, head="score", tokenizer=words, max_length=32, learning_rate=1e-3, updates=2),
+            "discriminator": Learner(model=small, head="score", tokenizer=words, max_length=32, learning_rate=1e-3, updates=2),
         },
         sources={
             "demos": src.Demos(data=task, limit=60, batch_size=32),
             "write": write,
-            "verdicts": src.Contrast(real="demos", sampled="write", perturb=Constraints(insert=0.0), batch_size=32, replay=0.5, swap=0.5),
+            "contrast": src.Contrast(real="demos", sampled="write", perturb=Constraints(insert=0.0), batch_size=32, replay=0.5, swap=0.5),
         },
         adversaries={"pgd": adv.PGD(radius=0.1, steps=2)},
         objectives={
             "imitate": obj.SFT(source="demos"),
             "policy": obj.GRPO(source="write"),
             "robust": obj.SFT(source="demos", view="pgd", coef=0.1),
-            "judge": obj.Discriminate(learner="judge", source="verdicts"),
+            "discriminator": obj.Discriminate(learner="discriminator", source="contrast"),
         },
         stages=[
             Stage(name="imitate", steps=2 if smoke else 60, objectives=("imitate",)),
-            Stage(name="judge", steps=2 if smoke else 400, objectives=("judge",)),
-            Stage(name="mix", steps=2 if smoke else 400, objectives=("policy", "robust", "judge")),
+            Stage(name="discriminator", steps=2 if smoke else 400, objectives=("discriminator",)),
+            Stage(name="mix", steps=2 if smoke else 400, objectives=("policy", "robust", "discriminator")),
         ],
         evaluations={"heldout": Evaluation(data=task, number=8 if smoke else 90, samples=8, sampling=sampling)},
     )

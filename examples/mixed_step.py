@@ -32,7 +32,7 @@ def main() -> None:
             "robust": obj.SFT(source="demos", view="pgd", coef=0.5),
             "anchor": obj.KL(source="sums", coef=0.01),
         },
-        frozen={"reference": Frozen(of="policy")},  # as it is when the second stage starts
+        frozen={"reference": Frozen(learner="policy")},  # as it is when the second stage starts
         stages=[
             Stage(name="imitate", steps=first, objectives=("imitate",)),
             Stage(name="mix", steps=then, objectives=("policy", "robust", "anchor")),

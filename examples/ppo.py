@@ -39,7 +39,7 @@ def main() -> None:
             "near": obj.KL(source="sums", coef=0.05),
             "value": obj.Value(source="sums"),
         },
-        frozen={"reference": Frozen(of="policy")},  # as it is when the second stage starts
+        frozen={"reference": Frozen(learner="policy")},  # as it is when the second stage starts
         stages=[
             Stage(name="imitate", steps=2 if smoke else 20, objectives=("imitate", "prefer")),
             Stage(name="ppo", steps=2 if smoke else 30, objectives=("policy", "near", "value"), set=slower),

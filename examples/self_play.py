@@ -47,7 +47,7 @@ def main() -> None:
             "attack": obj.GRPO(source="game", learner="attacker"),
             "defend": obj.GRPO(source="turn"),
         },
-        frozen={"slow": Frozen(of="attacker", ema=0.95)},
+        frozen={"slow": Frozen(learner="attacker", ema=0.95)},
         stages=[
             Stage(name="imitate", steps=2 if smoke else 150, objectives=("imitate",)),
             Stage(name="play", steps=2 if smoke else 200, objectives=("attack", "defend")),

@@ -19,12 +19,12 @@ import whole_runs
 from contracts import test_objectives as terms
 from contracts.test_attacks import GIVEN
 from elsewhere import DEVICE, accelerated
-from games import DATA, judge, policy, write
+from games import DATA, discriminator, policy, write
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments, plugins
 from advalign import adversaries as adv
-from advalign.evaluation import certified, selfcheck
-from advalign.evaluation.target import target_of
+from advalign.evaluation.selfcheck.selfcheck import selfcheck
+from advalign.evaluation.suites import certified
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.discriminate import Discriminate
@@ -33,39 +33,44 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.mart import MART
 from advalign.objectives.sft import SFT
-from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rollout.hf import HF
 from advalign.sources.labels import Labels
+from advalign.targets.target import target_of
 from advalign.tasks.constraints import Constraints
-from advalign.training.judged import Probe, Verdicts
+from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, Probe
 from advalign.types import Budget
 
 OUTSIDE = ("textattack",)  # an adapter around another library's models
 
 
 def lora(**sections):
-    """Policy, reference and judge over one base; R1 on the judge, which is measured as it learns."""
+    """Policy, reference and discriminator over one base; R1 on the discriminator, which is measured as it learns."""
     probe = Probe(learning_rate=1e-2, steps=2)
     adapted = {"lora": {"r": 2, "target_modules": "all-linear"}, "gradient_checkpointing": True}
     return whole_runs.mixed(
         learners={
             "policy": policy(options=adapted, minibatches=2),
-            "judge": judge(model="learner:policy", tokenizer=None, options={"lora": adapted["lora"]}),
+            "discriminator": discriminator(model="learner:policy", tokenizer=None, options={"lora": adapted["lora"]}),
         },
         sources={
             "chat": whole_runs.chat(),
-            "write": write(rewards=[Judged(learner="judge", form="neg_log_one_minus")]),
-            "verdicts": whole_runs.game().config["sources"]["verdicts"],
+            "write": write(rewards=[Judged(learner="discriminator", form="neg_log_one_minus")]),
+            "contrast": whole_runs.game().config["sources"]["contrast"],
         },
         objectives={
             "policy": GRPO(source="write"),
             "near": KL(source="write", coef=0.1),
             "robust": SFT(source="chat", view="pgd", coef=0.5),
-            "judge": Discriminate(source="verdicts"),
-            "r1": GradientPenalty(source="verdicts", learner="judge", coef=0.1, every=1),
+            "discriminator": Discriminate(source="contrast"),
+            "r1": GradientPenalty(source="contrast", learner="discriminator", coef=0.1, every=1),
         },
         frozen={"reference": Frozen()},
-        evaluations={"judged": Verdicts(data=DATA, perturb=Constraints(), sampler="policy", learner="judge", number=6, probe=probe)},
+        evaluations={
+            "judged": DiscriminatorEvaluation(
+                data=DATA, perturb=Constraints(), sampler="policy", learner="discriminator", number=6, probe=probe
+            )
+        },
         **sections,
     )
 

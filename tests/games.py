@@ -9,7 +9,7 @@ from advalign.engine.learner import LearnerRuntime
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -25,7 +25,7 @@ def policy(**fields):
     return Learner(**{**model, "learning_rate": 1e-3, **fields})
 
 
-def judge(**fields):
+def discriminator(**fields):
     return policy(**{"model": "scratch:encoder-tiny?hidden_size=32", "head": "score", **fields})
 
 
@@ -34,24 +34,24 @@ def chat(**fields):
 
 
 def write(**fields):
-    given = {"data": DATA, "batch_size": 4, "group_size": 3, "sampling": SHORT, "rewards": [Judged(learner="judge")]}
+    given = {"data": DATA, "batch_size": 4, "group_size": 3, "sampling": SHORT, "rewards": [Judged(learner="discriminator")]}
     return Prompts(**{**given, "advantage": Group(scale="none"), **fields})
 
 
 def game(**sections):
-    """Arguments of a Trainer: policy and judge, sft + grpo + sft|pgd + discriminate. A section given replaces that section."""
+    """Arguments of a Trainer: policy and discriminator, sft + grpo + sft|pgd + discriminate. A section given replaces that section."""
     arguments = {
-        "learners": {"policy": policy(), "judge": judge()},
+        "learners": {"policy": policy(), "discriminator": discriminator()},
         "sources": {
             "chat": chat(),
             "write": write(),
-            "verdicts": Contrast(real="chat", sampled="write", perturb=Constraints(), batch_size=4),
+            "contrast": Contrast(real="chat", sampled="write", perturb=Constraints(), batch_size=4),
         },
         "adversaries": {"pgd": PGD(radius=0.1, steps=1)},
         "objectives": {
             "policy": GRPO(source="write"),
             "robust": SFT(source="chat", view="pgd", coef=0.5),
-            "judge": Discriminate(source="verdicts"),
+            "discriminator": Discriminate(source="contrast"),
         },
         "args": TrainingArguments(max_steps=2),
     }

@@ -83,8 +83,8 @@ class Recorder:
         self.inside, self.deltas = inside, {}
         self.steps, self.dropout, self.inner, self.threat = inside.steps, inside.dropout, inside.inner, inside.threat
 
-    def start(self, ground):
-        return (ground, self.inside.start(ground))
+    def start(self, context):
+        return (context, self.inside.start(context))
 
     def ask(self, state):
         edits = self.inside.ask(state[1])

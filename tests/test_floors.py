@@ -15,7 +15,7 @@ PACKAGE = Path(plugins.__file__).parent
 FLOORS = {
     **dict.fromkeys(("functional", "types", "errors"), 0),
     **dict.fromkeys(("protocols", "plugins", "models", "data"), 1),
-    **dict.fromkeys(plugins.ROOMS, 2),
+    **dict.fromkeys(plugins.GROUPS, 2),
     "engine": 3,
     **dict.fromkeys(("training", "evaluation"), 4),
     **dict.fromkeys(("cli", "config", "", "__main__"), 5),
@@ -80,7 +80,7 @@ def violations(name: str, source: str, known: set[str]) -> list[str]:
             wrong.append(f"{name} imports {target}, which has no floor")
         elif FLOORS[other] > FLOORS[room]:
             wrong.append(f"{name} (floor {FLOORS[room]}) imports {target} (floor {FLOORS[other]})")
-        elif room in plugins.ROOMS and file and other in plugins.ROOMS and not (other == room and other_file.startswith("_")):
+        elif room in plugins.GROUPS and file and other in plugins.GROUPS and not (other == room and other_file.startswith("_")):
             wrong.append(f"plugin {name} imports {target}")
     return wrong
 
@@ -135,7 +135,7 @@ def test_positive_control(name: str, source: str) -> None:
 def test_importing_everything_costs_no_optional_package() -> None:
     code = (
         "import sys, advalign\nfrom advalign import plugins\n"
-        "for room in plugins.ROOMS: plugins.all(room)\n"
+        "for room in plugins.GROUPS: plugins.all(room)\n"
         "print(sorted({'textattack', 'flair', 'nltk', 'vllm', 'peft', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -20,12 +20,12 @@ RUN = """
 learners:
   policy: {model: "scratch:tiny-gpt2?n_embd=32", tokenizer: &words {kind: words, data: "task:constraints"}, max_length: 32, epochs: 2}
   critic: {model: "scratch:tiny-gpt2?n_embd=32", tokenizer: *words, max_length: 32, head: value}
-  judge: {model: "scratch:encoder-tiny?hidden_size=32", tokenizer: *words, max_length: 32, head: score}
+  discriminator: {model: "scratch:encoder-tiny?hidden_size=32", tokenizer: *words, max_length: 32, head: score}
 sources:
   write:
     kind: prompts
     data: &task "task:constraints"
-    rewards: [exact_answer, {kind: learner, learner: judge}, {kind: length, max_length: 6, buffer: 2, weight: 0.1}]
+    rewards: [exact_answer, {kind: discriminator, learner: discriminator}, {kind: length, max_length: 6, buffer: 2, weight: 0.1}]
     advantage: group
     group_size: &four 4
     batch_size: *four
@@ -37,20 +37,20 @@ sources:
   play:
     kind: prompts
     data: *task
-    rewards: [{kind: learner, learner: judge}]
+    rewards: [{kind: discriminator, learner: discriminator}]
     advantage: gae
     group_size: 2
     batch_size: *four
     sampling: *short
-  again: {kind: replay, of: write, advantage: group, batch_size: 2, include_current: true}
+  again: {kind: replay, source: write, advantage: group, batch_size: 2, include_current: true}
   best: {kind: rejection, data: *task, rewards: [exact_answer], group_size: 2, batch_size: 2, collect: 2, sampling: *short}
   chat: {kind: demos, data: *task, batch_size: *four, limit: 12}
   taste: {kind: pairs, data: *task, batch_size: 2, limit: 6}
-  verdicts: {kind: contrast, real: chat, sampled: play, perturb: constraints, batch_size: *four, lengths: 0.9, corrupt: [drop]}
-  own: {kind: versus, real: chat, batch_size: 2, sampling: *short}
+  contrast: {kind: contrast, real: chat, sampled: play, perturb: constraints, batch_size: *four, lengths: 0.9, corrupt: [drop]}
+  own: {kind: self_vs_real, real: chat, batch_size: 2, sampling: *short}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 1}
-frozen: {reference: {of: policy}}
+frozen: {reference: {learner: policy}}
 objectives:
   rl: {kind: dapo, source: write}
   ppo: {kind: ppo, source: play}
@@ -61,13 +61,13 @@ objectives:
   robust: {kind: sft, source: chat, view: pgd}
   prefer: {kind: dpo, source: taste}
   value: {kind: value, source: play}
-  judge: {kind: discriminate, learner: judge, source: verdicts}
+  discriminator: {kind: discriminate, learner: discriminator, source: contrast}
   spin: {kind: dpo, source: own}
-gates: {judge: {metric: judge/accuracy, above: 0.99}}
+gates: {discriminator: {metric: discriminator/accuracy, above: 0.99}}
 evaluations:
-  heldout: &held {data: *task, number: 3, samples: 3, sampling: *short, verifier: {kind: learner, learner: judge}}
+  heldout: &held {data: *task, number: 3, samples: 3, sampling: *short, verifier: {kind: discriminator, learner: discriminator}}
   ood: {<<: *held, split: ood}
-  judged: &judged {kind: verdicts, data: *task, number: 4, perturb: constraints}
+  judged: &judged {kind: discriminator, data: *task, number: 4, perturb: constraints}
   probed: {<<: *judged, sampler: policy, sampling: *short, probe: {learning_rate: 1.0e-3, steps: 2}}
 args: {max_steps: 2, eval_steps: 1, measure_every: 1}
 """

@@ -25,14 +25,14 @@ def test_the_parts_share_no_sentence_and_cover_the_text():
     parts = {name: " ".join(row.get("response", row.get("text", "")) for row in rows) for name, rows in found.items()}
     held = {name: {line for line in lines if line in text} for name, text in parts.items()}
     assert held["base"].isdisjoint(held["task.txt"])
-    assert held["base"].isdisjoint(held["judge"])
-    assert held["task.txt"].isdisjoint(held["judge"])
+    assert held["base"].isdisjoint(held["discriminator"])
+    assert held["task.txt"].isdisjoint(held["discriminator"])
     assert held["half"] < held["base"] <= held["asked.txt"]
     assert held["half"] <= held["half.txt"] < held["asked.txt"]
     # 55 % of 400 are 220, up to 75 % 80 more, 100 remain; a piece that the end of a part cuts short is not kept (at most 40 words).
     assert (len(held["asked.txt"]), len(held["task.txt"])) == (220, 80)
     assert 220 - 6 <= len(held["base"]) <= 220
-    assert 100 - 6 <= len(held["judge"]) <= 100
+    assert 100 - 6 <= len(held["discriminator"]) <= 100
 
 
 def test_nll_is_a_slow_loop_over_tokens_without_the_end():
@@ -54,7 +54,7 @@ def test_nll_is_a_slow_loop_over_tokens_without_the_end():
 
 def run(compliance, nlls):
     rates = {name: [1.0, 1.0] for name in stories_summary.RATES} | {"compliance": compliance}
-    return {"by_prompt": rates | {"nll": nlls}, "said": [], "cpu_seconds": 1.0, "judge": {"judge/accuracy": 0.5}}
+    return {"by_prompt": rates | {"nll": nlls}, "said": [], "cpu_seconds": 1.0, "discriminator": {"discriminator/accuracy": 0.5}}
 
 
 def test_differences_average_over_seeds_and_pair_prompts():

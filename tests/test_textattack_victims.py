@@ -16,9 +16,9 @@ from advalign.attacks import _textattack_support as support
 from advalign.attacks._gradients import embedding_gradients
 from advalign.attacks.textattack import RECIPES, TextAttack
 from advalign.errors import ConfigError
-from advalign.evaluation.target import ClassifierTarget
 from advalign.models import Network
 from advalign.models.perturb import without_dropout
+from advalign.targets.target import ClassifierTarget
 from advalign.types import Budget, Example
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("textattack") is None, reason="the extra 'textattack' is not installed")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from games import DATA, SHORT, chat, game, judge, policy, write
+from games import DATA, SHORT, chat, discriminator, game, policy, write
 from gloo import WORLD, meet
 from made import demos, network, pairs, rollouts
 from safetensors.torch import save_file
@@ -61,14 +61,14 @@ class Seen:
 
 
 def mixed(**sections):
-    """GRPO on a judge that trains, SFT under attack, a reference, an average; a draw in two updates."""
+    """GRPO on a discriminator that trains, SFT under attack, a reference, an average; a draw in two updates."""
     given = {
-        "learners": {"policy": policy(minibatches=2), "judge": judge(updates=2)},
+        "learners": {"policy": policy(minibatches=2), "discriminator": discriminator(updates=2)},
         "objectives": {
             "policy": GRPO(source="write"),
             "near": KL(source="write", coef=0.1),
             "robust": SFT(source="chat", view="pgd", coef=0.5),
-            "judge": Discriminate(source="verdicts"),
+            "discriminator": Discriminate(source="contrast"),
         },
         "adversaries": {"pgd": PGD(radius=0.1, steps=2)},
         "frozen": {"reference": Frozen(), "mean": Frozen(ema=0.9)},
@@ -86,7 +86,7 @@ def critics(**sections):
             "chat": chat(batch_size=1),
             "few": chat(batch_size=3, limit=3),
             "write": write(rewards=rewards, advantage=GAE(), dynamic=Dynamic(max_batches=2), curriculum=Curriculum()),
-            "again": Replay(of="write", advantage=Group(), batch_size=3),
+            "again": Replay(source="write", advantage=Group(), batch_size=3),
         },
         "objectives": {
             "policy": PPO(source="write"),
@@ -102,7 +102,7 @@ def critics(**sections):
 
 def low(**sections):
     """The mixed run in float32, where autocast, or the shards' precision, has something to lower."""
-    return mixed(learners={"policy": policy(minibatches=2, dtype="float32"), "judge": judge(dtype="float32")}, **sections)
+    return mixed(learners={"policy": policy(minibatches=2, dtype="float32"), "discriminator": discriminator(dtype="float32")}, **sections)
 
 
 RUNS = {"mixed": mixed, "critics": critics}
@@ -136,11 +136,11 @@ UPDATES = {
     "free": (SFTS, adv.Free(radius=0.3)),
     "freelb": (SFTS, adv.FreeLB(radius=0.3, steps=2)),
     "universal": (SFTS, adv.Universal(radius=0.3)),
-    "lat": (SFTS, adv.LAT(radius=0.3, steps=2, sites=("layer:0", "layer:1"))),
+    "lat": (SFTS, adv.LATAdversary(radius=0.3, steps=2, sites=("layer:0", "layer:1"))),
     "apgd on pairs": ({"a": DPO(source="pairs", view="it")}, adv.APGD(radius=0.3, steps=3)),
-    "vat": ({"a": Consistency(source="chat", view="it", of="tokens")}, adv.VAT(radius=0.3)),
+    "vat": ({"a": Consistency(source="chat", view="it", output="tokens")}, adv.VAT(radius=0.3)),
     "characters": (SFTS, adv.Characters(budget=0.5)),
-    "refusal": (SFTS, adv.Refusal(harmful="harmful.jsonl", harmless="harmless.jsonl", every=2, number=3)),
+    "refusal": (SFTS, adv.RefusalDirection(harmful="harmful.jsonl", harmless="harmless.jsonl", every=2, number=3)),
     "one delta per group": (
         {"a": PPO(source="math", view="it"), "cov": ClipCov(source="math")},
         adv.PGD(radius=0.3, steps=2, share="group", where="prompt", warm=True),
@@ -155,7 +155,7 @@ def updated(name, folder, rows=slice(None), mesh=None, **options):
     net = network(options=options)
     found = {"chat": demos(net), "math": rollouts(net), "pairs": pairs(net)}
     some = {s: r.index(torch.arange(len(r.tokens.ids))[rows]) for s, r in found.items() if any(t.source == s for t in terms.values())}
-    if isinstance(adversary, adv.Refusal):
+    if isinstance(adversary, adv.RefusalDirection):
         for side in ("harmful", "harmless"):
             texts = {"harmful": ("a b c", "d e", "f a"), "harmless": ("g h", "i", "j k b")}[side]
             (folder / f"{side}.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))

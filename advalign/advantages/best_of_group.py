@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["BestOfGroup"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfGroup:
+class BestOfGroup(Advantage):
     """A_i = R_i - max_{j != i} R_j."""
 
     include_own: bool = False

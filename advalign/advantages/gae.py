@@ -14,13 +14,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["GAE"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAE:
+class GAE(Advantage):
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = R_t + gamma V_{t+1} - V_t."""
 
     gamma: float = 1.0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["GDPO"]
@@ -27,7 +28,7 @@ WHITEN = ("rows", "tokens", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GDPO:
+class GDPO(Advantage):
     """A = S / std(S), S = sum_k w_k (R_k - mean_g R_k) / std_g R_k."""
 
     weights: tuple[float, ...] | None = None

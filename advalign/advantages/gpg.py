@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advalign.errors import unknown
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["GPG"]
@@ -25,7 +26,7 @@ COUNTED = ("groups", "rewards")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPG:
+class GPG(Advantage):
     """A = alpha (R - mean), alpha = number of responses / number that count."""
 
     counted: str = "groups"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["Group"]
@@ -27,7 +28,7 @@ SCALES = ("group", "batch", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Group(Advantage):
     """A = (R - mean_group) / max(std, floor)."""
 
     scale: str = "group"

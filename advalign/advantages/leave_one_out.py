@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["LeaveOneOut"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaveOneOut:
+class LeaveOneOut(Advantage):
     """A_i = R_i - mean_{j != i} R_j."""
 
     needs_values: ClassVar[bool] = False

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["MaxRL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxRL:
+class MaxRL(Advantage):
     """A_i = (R_i - mean) / mean."""
 
     needs_values: ClassVar[bool] = False

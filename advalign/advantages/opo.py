@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["OPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OPO:
+class OPO(Advantage):
     """A_i = R_i - sum_j |y_j| R_j / sum_j |y_j|."""
 
     needs_values: ClassVar[bool] = False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["PassAtK"]
@@ -23,7 +24,7 @@ SCALES = ("none", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassAtK:
+class PassAtK(Advantage):
     """A_i = max_j R_j - max_{j != i} R_j."""
 
     scale: str = "none"

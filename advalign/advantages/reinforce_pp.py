@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["ReinforcePP"]
@@ -27,7 +28,7 @@ BASELINES = ("none", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforcePP:
+class ReinforcePP(Advantage):
     """A_t = (G_t - mean) / std over all target tokens, G_t the discounted reward to go."""
 
     baseline: str = "none"

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["ReMax"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReMax:
+class ReMax(Advantage):
     """A = R - R(greedy response)."""
 
     needs_values: ClassVar[bool] = False

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["RoleEMA"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoleEMA:
+class RoleEMA(Advantage):
     """A = R - b_role, b_role a moving average of the role's earlier rewards."""
 
     decay: float = 0.95  # released code, per game

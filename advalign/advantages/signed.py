@@ -20,13 +20,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["Signed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signed:
+class Signed(Advantage):
     """A = +positive where R > threshold, -negative elsewhere."""
 
     positive: float = 0.1  # lambda of W-REINFORCE

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
+from advalign.interfaces import Advantage
 from advalign.types import RolloutRows
 
 __all__ = ["SoftmaxBaseline"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftmaxBaseline:
+class SoftmaxBaseline(Advantage):
     """A = R - beta log mean exp(R / beta)."""
 
     beta: float = 0.5  # beta1 of the paper and of public code

@@ -9,46 +9,48 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 Deltas = dict[str, Tensor]  # {site: "N T D"}
 
 
-def precision(ground: Ground) -> torch.dtype:
+def precision(context: PerturbationContext) -> torch.dtype:
     """float32 at least: at 1e-5 a bfloat16 delta would round to steps of its own size."""
-    return torch.promote_types(ground.dtype, torch.float32)
+    return torch.promote_types(context.dtype, torch.float32)
 
 
-def uniform(ground: Ground, perturber: Perturber, *, zero: bool = False) -> Deltas:
+def uniform(context: PerturbationContext, perturber: Adversary, *, zero: bool = False) -> Deltas:
     """Uniform in the ball, from each delta's own stream; or zero everywhere."""
-    geometry: dict[str, Any] = {"ball": perturber.ball, "scope": perturber.scope, "radius": 0.0 if zero else ground.radius}
+    geometry: dict[str, Any] = {"ball": perturber.ball, "scope": perturber.scope, "radius": 0.0 if zero else context.radius}
     return {
-        site: balls.sample(ground.allowed, dim, **geometry, generators=ground.generators, dtype=precision(ground))
-        for site, (_, dim) in ground.shapes.items()
+        site: balls.sample(context.allowed, dim, **geometry, generators=context.generators, dtype=precision(context))
+        for site, (_, dim) in context.shapes.items()
     }
 
 
-def zeros(ground: Ground) -> Deltas:
+def zeros(context: PerturbationContext) -> Deltas:
     return {
-        site: torch.zeros(*ground.allowed.shape, dim, dtype=precision(ground), device=ground.allowed.device)
-        for site, (_, dim) in ground.shapes.items()
+        site: torch.zeros(*context.allowed.shape, dim, dtype=precision(context), device=context.allowed.device)
+        for site, (_, dim) in context.shapes.items()
     }
 
 
-def cleaned(ground: Ground, gradients: Mapping[str, Tensor]) -> Deltas:
+def cleaned(context: PerturbationContext, gradients: Mapping[str, Tensor]) -> Deltas:
     """Gradients in the precision of the deltas, zero wherever no delta may act (even where they are nan)."""
-    return {site: balls.masked(g.detach().to(precision(ground)), ground.allowed) for site, g in gradients.items()}
+    return {site: balls.masked(g.detach().to(precision(context)), context.allowed) for site, g in gradients.items()}
 
 
-def projected(ground: Ground, perturber: Perturber, deltas: Mapping[str, Tensor]) -> Deltas:
-    return {site: balls.project(x, ball=perturber.ball, scope=perturber.scope, radius=ground.radius) for site, x in deltas.items()}
+def projected(context: PerturbationContext, perturber: Adversary, deltas: Mapping[str, Tensor]) -> Deltas:
+    return {site: balls.project(x, ball=perturber.ball, scope=perturber.scope, radius=context.radius) for site, x in deltas.items()}
 
 
-def stepped(ground: Ground, perturber: Perturber, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], length: float) -> Deltas:
+def stepped(
+    context: PerturbationContext, perturber: Adversary, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], length: float
+) -> Deltas:
     """Π(δ + length · steepest(g)): one unit step of the ball itself, so the scale of the loss does not matter."""
-    directions = {site: balls.steepest(g, ball=perturber.ball, scope=perturber.scope) for site, g in cleaned(ground, gradients).items()}
-    return projected(ground, perturber, {site: deltas[site] + length * direction for site, direction in directions.items()})
+    directions = {site: balls.steepest(g, ball=perturber.ball, scope=perturber.scope) for site, g in cleaned(context, gradients).items()}
+    return projected(context, perturber, {site: deltas[site] + length * direction for site, direction in directions.items()})
 
 
 def chosen(which: Bool[Tensor, "N"], these: Mapping[str, Tensor], those: Mapping[str, Tensor]) -> Deltas:
@@ -60,37 +62,37 @@ def edits(deltas: Mapping[str, Tensor]) -> dict[str, Edit]:
     return {site: Edit(delta) for site, delta in deltas.items()}
 
 
-def unit(ground: Ground, perturber: Perturber) -> float:
+def unit(context: PerturbationContext, perturber: Adversary) -> float:
     """What an absolute length of 1 in the configuration is in hidden states; that of the radius."""
-    return 1.0 if perturber.relative_to == "absolute" else ground.network.mean_embedding_norm()
+    return 1.0 if perturber.relative_to == "absolute" else context.network.mean_embedding_norm()
 
 
-def size_of_cube(ground: Ground, perturber: Perturber, site: str) -> Float[Tensor, "N 1 1"]:
+def size_of_cube(context: PerturbationContext, perturber: Adversary, site: str) -> Float[Tensor, "N 1 1"]:
     """M^(1/p): the half side of the cube inscribed in the unit ball of M numbers is its inverse."""
-    dim = ground.shapes[site][1]
-    numbers = ground.allowed.sum(1).clamp(min=1) * dim if perturber.scope == "row" else torch.full_like(ground.allowed.sum(1), dim)
+    dim = context.shapes[site][1]
+    numbers = context.allowed.sum(1).clamp(min=1) * dim if perturber.scope == "row" else torch.full_like(context.allowed.sum(1), dim)
     power = {"L2": 0.5, "Linf": 0.0, "L1": 1.0}[perturber.ball]
-    return numbers.to(precision(ground)).pow(power)[:, None, None]
+    return numbers.to(precision(context)).pow(power)[:, None, None]
 
 
 # ------------------------------------------------------------------------------------- deltas kept between updates
 
 
-def fingerprints(ground: Ground, share: str) -> list[str]:
+def fingerprints(context: PerturbationContext, share: str) -> list[str]:
     """Names of rows that last: a hash of the token ids (of a group: of the tokens that may be moved, which all its rows have)."""
-    if ground.tokens is None:
+    if context.tokens is None:
         return []
-    seen = ground.allowed if share == "group" else ground.tokens.mask
-    rows = zip(ground.tokens.ids.cpu().to(torch.int64), seen.cpu(), strict=True)
+    seen = context.allowed if share == "group" else context.tokens.mask
+    rows = zip(context.tokens.ids.cpu().to(torch.int64), seen.cpu(), strict=True)
     return [hashlib.blake2b(ids[mask].numpy().tobytes(), digest_size=16).hexdigest() for ids, mask in rows]
 
 
-def remember(ground: Ground, share: str, deltas: Mapping[str, Tensor]) -> None:
+def remember(context: PerturbationContext, share: str, deltas: Mapping[str, Tensor]) -> None:
     """Notes the deltas of an update. They are read from the next one on (see `keep`), so no order of micro-batches matters."""
-    pending = ground.memory.setdefault("pending", {})
-    for n, row in enumerate(fingerprints(ground, share)):
-        if ground.allowed[n].any():
-            pending[f"{row} {ground.names[n]}"] = {site: x[n][ground.allowed[n]].cpu() for site, x in deltas.items()}
+    pending = context.memory.setdefault("pending", {})
+    for n, row in enumerate(fingerprints(context, share)):
+        if context.allowed[n].any():
+            pending[f"{row} {context.names[n]}"] = {site: x[n][context.allowed[n]].cpu() for site, x in deltas.items()}
 
 
 def keep(memory: dict[str, Any], capacity: int) -> None:
@@ -104,15 +106,15 @@ def keep(memory: dict[str, Any], capacity: int) -> None:
         del kept[next(iter(kept))]
 
 
-def recalled(ground: Ground, perturber: Perturber, fresh: Mapping[str, Tensor]) -> Deltas:
+def recalled(context: PerturbationContext, perturber: Adversary, fresh: Mapping[str, Tensor]) -> Deltas:
     """The deltas these rows had when they were last seen, inside the ball of now; `fresh` where there is none that fits."""
-    kept, found = ground.memory.get("warm", {}), {site: x.clone() for site, x in fresh.items()}
-    for n, row in enumerate(fingerprints(ground, perturber.share)):
-        allowed = ground.allowed[n]
+    kept, found = context.memory.get("warm", {}), {site: x.clone() for site, x in fresh.items()}
+    for n, row in enumerate(fingerprints(context, perturber.share)):
+        allowed = context.allowed[n]
         for site, old in kept.get(row, {}).items():
             if site in found and old.shape == (int(allowed.sum()), found[site].shape[2]):
                 found[site][n, allowed] = old.to(found[site])
-    return projected(ground, perturber, found)
+    return projected(context, perturber, found)
 
 
 __all__ = [

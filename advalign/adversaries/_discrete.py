@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.adversaries import _search as search
-from advalign.adversaries._ballless import Ballless
-from advalign.adversaries._words import Reader, Word, reader
+from advalign.adversaries._unbounded import UnboundedAdversary
+from advalign.adversaries._words import Word, WordReader, reader
 from advalign.errors import ConfigError, unknown
 from advalign.functional import balls
+from advalign.interfaces import PerturbationContext
 from advalign.plugins import kind_of
-from advalign.protocols import Ground
 from advalign.types import Edit
 
 GUIDES = ("gradient", "random")
@@ -27,13 +27,13 @@ PER_TOKEN = ("policy", "value")  # heads whose outputs belong to tokens: those t
 
 @dataclass(frozen=True)
 class State:
-    ground: Ground
+    context: PerturbationContext
     rows: tuple[search.Row, ...]
     step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discrete(Ballless):
+class Discrete(UnboundedAdversary):
     """Abstract. A row's words change, at most a fraction `budget` of them, rounded up.
 
     guide "gradient": the first evaluation is the row as it was; from its gradient the best moves are taken, kept if the loss
@@ -50,12 +50,11 @@ class Discrete(Ballless):
     guide: str = "gradient"
     order: str = "gain"
 
-    def options(self, reader: Reader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
+    def options(self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
         """For every word of one row the pieces of its substitutes, () where there are none."""
         raise NotImplementedError
 
-    @property
-    def does(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """What `advalign show` says in the place of a ball and its radius."""
         return (f"{kind_of(type(self))} for at most {self.budget:.3g} of the words, by {self.guide}",)
 
@@ -77,21 +76,21 @@ class Discrete(Ballless):
 
     # ---------------------------------------------------------------------------------------------- ask and tell
 
-    def start(self, ground: Ground) -> State:
-        if ground.network is None or ground.tokens is None:
+    def start(self, context: PerturbationContext) -> State:
+        if context.network is None or context.tokens is None:
             raise ConfigError(f"{kind_of(type(self))}: it replaces words, so it needs the network and its tokens, and was given neither.")
-        state = State(ground, tuple(self._rows(ground)))
+        state = State(context, tuple(self._rows(context)))
         if self.steps:
             return state
         return replace(state, rows=tuple(replace(r, kept=c.asked) for r, c in zip(state.rows, self._drawn(state), strict=True)))
 
     def ask(self, state: State) -> dict[str, Edit]:
-        ground, rows = state.ground, state.rows
-        assert ground.tokens is not None
+        context, rows = state.context, state.rows
+        assert context.tokens is not None
         choices = [row.kept if state.step >= self.steps else row.asked for row in rows]
-        like = torch.empty(0, dtype=torch.promote_types(ground.dtype, torch.float32), device=ground.allowed.device)
-        width = ground.network.width("embedding")
-        return {"embedding": search.edit(rows, choices, ground.tokens, pad=ground.network.encoder.pad_id, like=like, width=width)}
+        like = torch.empty(0, dtype=torch.promote_types(context.dtype, torch.float32), device=context.allowed.device)
+        width = context.network.width("embedding")
+        return {"embedding": search.edit(rows, choices, context.tokens, pad=context.network.encoder.pad_id, like=like, width=width)}
 
     def tell(self, state: State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> State:
         told = [row.told(loss) for row, loss in zip(state.rows, losses.tolist(), strict=True)]
@@ -106,19 +105,19 @@ class Discrete(Ballless):
         return replace(state, rows=tuple(row.next() for row in rows))
 
     def _ranked(self, state: State, moved: Sequence[int], gradient: Float[Tensor, "N T D"]) -> list[list[search.Move]]:
-        embed = state.ground.network.model.get_input_embeddings()
+        embed = state.context.network.model.get_input_embeddings()
         with torch.no_grad():
             found = search.ranked([state.rows[b] for b in moved], gradient[list(moved)], embed, self.order)
         for b, moves in zip(moved, found, strict=True):
             if all(move.gain == 0 for move in moves):
-                order = torch.randperm(len(moves), generator=state.ground.generators[b]).tolist()
+                order = torch.randperm(len(moves), generator=state.context.generators[b]).tolist()
                 moves[:] = [moves[i] for i in order]
         return found
 
     def _drawn(self, state: State) -> tuple[search.Row, ...]:
         """Every row asks for a fresh random choice that uses up its budget."""
         rows = []
-        for row, generator in zip(state.rows, state.ground.generators, strict=True):
+        for row, generator in zip(state.rows, state.context.generators, strict=True):
             moves = []
             for slot in torch.randperm(len(row.slots), generator=generator).tolist():
                 option = int(torch.randint(len(row.slots[slot].options), (), generator=generator))
@@ -129,15 +128,15 @@ class Discrete(Ballless):
 
     # ---------------------------------------------------------------------------------------------- rows and slots
 
-    def _rows(self, ground: Ground) -> list[search.Row]:
-        network, tokens = ground.network, ground.tokens
+    def _rows(self, context: PerturbationContext) -> list[search.Row]:
+        network, tokens = context.network, context.tokens
         assert tokens is not None
         known = reader(network.encoder)
-        allowed = ground.allowed & ~tokens.target if network.head in PER_TOKEN else ground.allowed
+        allowed = context.allowed & ~tokens.target if network.head in PER_TOKEN else context.allowed
         lengths, ends = tokens.lengths.tolist(), torch.where(tokens.target.any(1), tokens.target.int().argmax(1), -1).tolist()
         found = []
         for length, end, every, here, generator in zip(
-            lengths, ends, tokens.ids.tolist(), allowed.tolist(), ground.generators, strict=True
+            lengths, ends, tokens.ids.tolist(), allowed.tolist(), context.generators, strict=True
         ):
             ids = every[:length]
             if any(known.template) and end >= 0:

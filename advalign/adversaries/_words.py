@@ -34,7 +34,7 @@ class _Piece(NamedTuple):
     bare: bool = False  # a space alone, that the pieces after it are glued to
 
 
-class Reader:
+class WordReader:
     """One tokenizer, and what it has been asked before."""
 
     def __init__(self, encoder: Any) -> None:
@@ -147,13 +147,13 @@ class Reader:
         return tuple(one[:before]), tuple(one[len(one) - after :])
 
 
-_READERS: WeakKeyDictionary[Any, Reader] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[Any, WordReader] = WeakKeyDictionary()
 
 
-def reader(encoder: Any) -> Reader:
+def reader(encoder: Any) -> WordReader:
     """The reader of an encoder's tokenizer, made once."""
     if encoder not in _READERS:
-        _READERS[encoder] = Reader(encoder)
+        _READERS[encoder] = WordReader(encoder)
     return _READERS[encoder]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 MOMENTUM = 0.75  # α of section 3.1 is the weight of the new step; of the first step it is 1
@@ -22,7 +22,7 @@ RISING = 0.75  # ρ: the share of steps that must raise the loss
 class _State:
     """`size` "N": the step in radii. `rises`: raised losses since the last checkpoint. `halved`, `peak`: as it left them."""
 
-    ground: Ground
+    context: PerturbationContext
     delta: dict[str, Tensor]
     before: dict[str, Tensor]
     best: dict[str, Tensor]
@@ -37,7 +37,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Perturber):
+class APGD(Adversary):
     """z = Π(x_k + η_k steepest(∇)), x_{k+1} = Π(x_k + α (z - x_k) + (1 - α) (x_k - x_{k-1}))   (arXiv:2003.01690, algorithm 1).
 
     η starts at 2 radii. At the checkpoints it is halved, and the search goes on from the best iterate so far, for every delta whose
@@ -60,15 +60,15 @@ class APGD(Perturber):
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
-    def start(self, ground: Ground) -> _State:
-        delta = _deltas.uniform(ground, self, zero=not self.random_start)
-        like = ground.allowed.new_zeros(ground.allowed.shape[0], dtype=_deltas.precision(ground))
+    def start(self, context: PerturbationContext) -> _State:
+        delta = _deltas.uniform(context, self, zero=not self.random_start)
+        like = context.allowed.new_zeros(context.allowed.shape[0], dtype=_deltas.precision(context))
         return _State(
-            ground=ground,
+            context=context,
             delta=delta,
             before=delta,
             best=delta,
-            uphill=_deltas.zeros(ground),
+            uphill=_deltas.zeros(context),
             size=like + 2.0,
             top=like - torch.inf,
             last=like + torch.inf,
@@ -81,19 +81,19 @@ class APGD(Perturber):
         return _deltas.edits(state.best if state.step >= self.steps else state.delta)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        losses, slopes = losses.detach().to(state.top), _deltas.cleaned(state.ground, gradients)
+        losses, input_gradients = losses.detach().to(state.top), _deltas.cleaned(state.context, gradients)
         higher = losses > state.top
         seen = replace(
             state,
             best=_deltas.chosen(higher, state.delta, state.best),
-            uphill=_deltas.chosen(higher, slopes, state.uphill),
+            uphill=_deltas.chosen(higher, input_gradients, state.uphill),
             top=torch.where(higher, losses, state.top),
             rises=state.rises + (losses > state.last),
             last=losses,
         )
         period = _periods(self.steps - 1).get(state.step)
         if period is None:
-            return self._moved(seen, slopes)
+            return self._moved(seen, input_gradients)
         halve = self._stuck(seen, period)
         checked = replace(
             seen,
@@ -104,23 +104,23 @@ class APGD(Perturber):
             halved=halve,
             peak=seen.top,
         )
-        return self._moved(checked, _deltas.chosen(halve, seen.uphill, slopes))
+        return self._moved(checked, _deltas.chosen(halve, seen.uphill, input_gradients))
 
     def _stuck(self, state: _State, period: int) -> Bool[Tensor, "N"]:
         """Algorithm 1, conditions 1 and 2."""
         return (state.rises <= RISING * period) | (~state.halved & (state.peak >= state.top))
 
-    def _moved(self, state: _State, slopes: Mapping[str, Tensor]) -> _State:
+    def _moved(self, state: _State, input_gradients: Mapping[str, Tensor]) -> _State:
         weight = MOMENTUM if state.step else 1.0
-        length = (state.ground.radius * state.size)[:, None, None]
+        length = (state.context.radius * state.size)[:, None, None]
         new = {}
         for site, x in state.delta.items():
-            ahead = self._inside(state.ground, x + length * balls.steepest(slopes[site], ball=self.ball, scope=self.scope))
-            new[site] = self._inside(state.ground, x + weight * (ahead - x) + (1 - weight) * (x - state.before[site]))
+            ahead = self._inside(state.context, x + length * balls.steepest(input_gradients[site], ball=self.ball, scope=self.scope))
+            new[site] = self._inside(state.context, x + weight * (ahead - x) + (1 - weight) * (x - state.before[site]))
         return replace(state, delta=new, before=state.delta, step=state.step + 1)
 
-    def _inside(self, ground: Ground, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        return balls.project(x, ball=self.ball, scope=self.scope, radius=ground.radius)
+    def _inside(self, context: PerturbationContext, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        return balls.project(x, ball=self.ball, scope=self.scope, radius=context.radius)
 
 
 def _periods(moves: int) -> dict[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from advalign.adversaries._discrete import Discrete
-from advalign.adversaries._words import Reader, Word
+from advalign.adversaries._words import Word, WordReader
 from advalign.errors import ConfigError, unknown
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -43,7 +43,7 @@ class Characters(Discrete):
         if self.min_length < 2:
             raise ConfigError(f"characters.min_length: {self.min_length} given; a word of at least 2 characters can be misspelt.")
 
-    def options(self, reader: Reader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
+    def options(self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
         choose = lambda below: int(torch.randint(below, (), generator=generator))  # noqa: E731
         drawn = [self.misspelt(word.text, choose) for word in words]
         return [reader.write(word, tuple(ids[word.start : word.stop]), texts) for word, texts in zip(words, drawn, strict=True)]

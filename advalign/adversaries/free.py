@@ -10,18 +10,18 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit, fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    ground: Ground
+    context: PerturbationContext
     delta: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free(Perturber):
+class Free(Adversary):
     """Each minibatch m times: θ ← θ - η ∇_θ loss(h + δ), δ ← Π(δ + s r · steepest(∇_δ)), both of one backward   (arXiv:1904.12843).
 
     m is the learner's `epochs`: one update each, and no pass more than training without an adversary has. Between replays a delta is
@@ -36,8 +36,8 @@ class Free(Perturber):
     carry: bool = True
     steps: int = 1
 
-    keeps: ClassVar[str] = "rows"
-    accumulate: ClassVar[str] = "every"
+    memory_scope: ClassVar[str] = "rows"
+    trains_every_pass: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -53,43 +53,43 @@ class Free(Perturber):
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
-    def start(self, ground: Ground) -> _State:
-        fresh = _deltas.uniform(ground, self, zero=not self.random_start)
-        kept = self._kept(ground)
-        for n, place in enumerate(self._places(ground)):
+    def start(self, context: PerturbationContext) -> _State:
+        fresh = _deltas.uniform(context, self, zero=not self.random_start)
+        kept = self._kept(context)
+        for n, place in enumerate(self._places(context)):
             for site, old in kept.get(place, {}).items():
                 if site in fresh and old.shape[1] == fresh[site].shape[2]:
                     fresh[site][n] = fit(old[None], fresh[site].shape[1])[0].to(fresh[site])
-        inside = {site: balls.masked(x, ground.allowed) for site, x in fresh.items()}
-        return _State(ground=ground, delta=_deltas.projected(ground, self, inside))
+        inside = {site: balls.masked(x, context.allowed) for site, x in fresh.items()}
+        return _State(context=context, delta=_deltas.projected(context, self, inside))
 
     def ask(self, state: _State) -> dict[str, Edit]:
         return _deltas.edits(state.delta)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        ground = state.ground
-        delta = _deltas.stepped(ground, self, state.delta, gradients, self.step_size * ground.radius)
-        kept = self._kept(ground)
-        for n, place in enumerate(self._places(ground)):
-            if ground.allowed[n].any():
-                width = int(ground.allowed[n].nonzero().max()) + 1
+        context = state.context
+        delta = _deltas.stepped(context, self, state.delta, gradients, self.step_size * context.radius)
+        kept = self._kept(context)
+        for n, place in enumerate(self._places(context)):
+            if context.allowed[n].any():
+                width = int(context.allowed[n].nonzero().max()) + 1
                 kept[place] = {site: x[n, :width].clone() for site, x in delta.items()}
-        return _State(ground=ground, delta=delta)
+        return _State(context=context, delta=delta)
 
-    def by_row(self, memory: dict[str, Any]) -> dict[str, Any]:
+    def row_memory(self, memory: dict[str, Any]) -> dict[str, Any]:
         """The deltas of now, by place."""
         return next(iter(memory.values()), {})
 
-    def _kept(self, ground: Ground) -> dict[str, Any]:
+    def _kept(self, context: PerturbationContext) -> dict[str, Any]:
         """Deltas by place, of this draw (seed, learner, step, repeat), or of all draws."""
-        draw = "carried" if self.carry else "/".join(map(str, ground.key[:5]))
-        for other in [name for name in ground.memory if name != draw]:
-            del ground.memory[other]
-        return ground.memory.setdefault(draw, {})
+        draw = "carried" if self.carry else "/".join(map(str, context.key[:5]))
+        for other in [name for name in context.memory if name != draw]:
+            del context.memory[other]
+        return context.memory.setdefault(draw, {})
 
-    def _places(self, ground: Ground) -> list[str]:
+    def _places(self, context: PerturbationContext) -> list[str]:
         """A row's place in its draw: the minibatch it is in, and its number there."""
-        return [f"{ground.key[6] if len(ground.key) > 6 else 0}/{name}" for name in ground.names]
+        return [f"{context.key[6] if len(context.key) > 6 else 0}/{name}" for name in context.names]
 
 
 __all__ = ["Free"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError, unknown
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 COUNTS = ("K", "K+1")
@@ -20,13 +20,13 @@ COUNTS = ("K", "K+1")
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    ground: Ground
+    context: PerturbationContext
     delta: dict[str, Tensor]
     step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeLB(Perturber):
+class FreeLB(Adversary):
     """g_θ = 1/K Σ_k ∇_θ loss(h + δ_k), δ_{k+1} = Π(δ_k + α ∇_δ / ||∇_δ||_F)   (arXiv:1909.11764, algorithm 1).
 
     δ_0 = U(-1, 1) m / sqrt(n_b d), or 0: then the first pass is clean. Lengths are absolute, one ball per row, as in the paper:
@@ -45,7 +45,7 @@ class FreeLB(Perturber):
     relative_to: str = "absolute"
     dropout: str = "sync"  # the code draws one set of masks in the first pass and hands it to the others
 
-    accumulate: ClassVar[str] = "every"
+    trains_every_pass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         balls.check(self.threat, "freelb")
@@ -67,10 +67,10 @@ class FreeLB(Perturber):
     def starts_at_zero(self) -> bool:
         return self.init_magnitude == 0
 
-    def start(self, ground: Ground) -> _State:
-        magnitude = self.init_magnitude * _deltas.unit(ground, self)
-        cube = {site: self._cube(ground, site) * (magnitude / _deltas.size_of_cube(ground, self, site)) for site in ground.shapes}
-        return _State(ground=ground, delta=_deltas.projected(ground, self, cube))
+    def start(self, context: PerturbationContext) -> _State:
+        magnitude = self.init_magnitude * _deltas.unit(context, self)
+        cube = {site: self._cube(context, site) * (magnitude / _deltas.size_of_cube(context, self, site)) for site in context.shapes}
+        return _State(context=context, delta=_deltas.projected(context, self, cube))
 
     def ask(self, state: _State) -> dict[str, Edit]:
         return _deltas.edits(state.delta)
@@ -78,17 +78,17 @@ class FreeLB(Perturber):
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
         if state.step + 1 >= self.passes:  # nothing reads a move after the last pass
             return replace(state, step=state.step + 1)
-        length = self.step_length * _deltas.unit(state.ground, self)
-        delta = _deltas.stepped(state.ground, self, state.delta, gradients, length)
+        length = self.step_length * _deltas.unit(state.context, self)
+        delta = _deltas.stepped(state.context, self, state.delta, gradients, length)
         return replace(state, delta=delta, step=state.step + 1)
 
-    def _cube(self, ground: Ground, site: str) -> Float[Tensor, "N T D"]:
-        dim, dtype = ground.shapes[site][1], _deltas.precision(ground)
+    def _cube(self, context: PerturbationContext, site: str) -> Float[Tensor, "N T D"]:
+        dim, dtype = context.shapes[site][1], _deltas.precision(context)
 
         def one(length: int, generator: torch.Generator) -> Tensor:
             return 2 * torch.rand(length, dim, generator=generator, device=generator.device, dtype=dtype) - 1
 
-        return balls.fill(ground.allowed, dim, one, generators=ground.generators, dtype=dtype)
+        return balls.fill(context.allowed, dim, one, generators=context.generators, dtype=dtype)
 
 
 __all__ = ["FreeLB"]

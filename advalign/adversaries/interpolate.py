@@ -1,4 +1,4 @@
-"""Embeddings between two rows of one group: where WGAN-GP asks for slopes."""
+"""Embeddings between two rows of one group: where WGAN-GP asks for input_gradients."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.adversaries import _deltas
-from advalign.adversaries._ballless import Ballless
+from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground
+from advalign.interfaces import PerturbationContext
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate(Ballless):
+class Interpolate(UnboundedAdversary):
     """e + u (e' - e), u ~ U(0, 1), e' the embeddings of another row of the group   (WGAN-GP, arXiv:1704.00028, algorithm 1).
 
     With `gradient_penalty` on this view it is WGAN-GP. Differences: the paper pairs real with generated at random over the batch; here
@@ -35,16 +35,15 @@ class Interpolate(Ballless):
         if self.share != "row":
             raise ConfigError(f"interpolate.share: '{self.share}' given; each row has a partner of its own, so only 'row'.")
 
-    @property
-    def does(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """What `advalign show` says in the place of a ball and its radius."""
         return ("towards another row of the group",)
 
-    def start(self, ground: Ground) -> Float[Tensor, "N T D"]:
-        tokens = ground.tokens
+    def start(self, context: PerturbationContext) -> Float[Tensor, "N T D"]:
+        tokens = context.tokens
         assert tokens is not None
-        assert ground.network is not None
-        draws = [torch.rand(2, generator=g, device=g.device, dtype=torch.float64).tolist() for g in ground.generators]
+        assert context.network is not None
+        draws = [torch.rand(2, generator=g, device=g.device, dtype=torch.float64).tolist() for g in context.generators]
         group = tokens.group.tolist()
         partner, share = list(range(len(group))), torch.zeros(len(group), dtype=torch.float64)
         for row, (which, how_far) in enumerate(draws):
@@ -52,8 +51,8 @@ class Interpolate(Ballless):
             if others:
                 partner[row], share[row] = others[int(which * len(others))], how_far
         with torch.no_grad():
-            here = ground.network.model.get_input_embeddings()(tokens.ids).to(_deltas.precision(ground))
-        common = ground.allowed & tokens.mask & tokens.mask[partner]
+            here = context.network.model.get_input_embeddings()(tokens.ids).to(_deltas.precision(context))
+        common = context.allowed & tokens.mask & tokens.mask[partner]
         return balls.masked(share.to(here)[:, None, None] * (here[partner] - here), common)
 
     def ask(self, state: Float[Tensor, "N T D"]) -> dict[str, Edit]:

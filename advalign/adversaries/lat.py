@@ -12,7 +12,7 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 BETAS = (0.9, 0.999)
@@ -23,7 +23,7 @@ DECAY = 0.01  # of torch.optim.AdamW, which the released code uses as it is
 class _State:
     """`first`, `second`: running means of the gradient and of its square, as Adam has them."""
 
-    ground: Ground
+    context: PerturbationContext
     delta: dict[str, Tensor]
     first: dict[str, Tensor]
     second: dict[str, Tensor]
@@ -31,7 +31,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAT(Perturber):
+class LATAdversary(Adversary):
     """δ ← Π(δ + AdamW(∇_δ)), at several sites together, one ball per token   (arXiv:2407.15549, arXiv:2403.05030).
 
     "layer:k" is where the paper perturbs: what is added to the output of an MLP is added to the output of its block. `inner` is the
@@ -58,27 +58,27 @@ class LAT(Perturber):
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
-    def start(self, ground: Ground) -> _State:
-        nothing = _deltas.zeros(ground)
-        delta = _deltas.uniform(ground, self, zero=not self.random_start)
-        return _State(ground=ground, delta=delta, first=nothing, second=nothing)
+    def start(self, context: PerturbationContext) -> _State:
+        nothing = _deltas.zeros(context)
+        delta = _deltas.uniform(context, self, zero=not self.random_start)
+        return _State(context=context, delta=delta, first=nothing, second=nothing)
 
     def ask(self, state: _State) -> dict[str, Edit]:
         return _deltas.edits(state.delta)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        step, rate = state.step + 1, self.learning_rate * _deltas.unit(state.ground, self)
+        step, rate = state.step + 1, self.learning_rate * _deltas.unit(state.context, self)
         delta, first, second = {}, {}, {}
-        for site, g in _deltas.cleaned(state.ground, gradients).items():
+        for site, g in _deltas.cleaned(state.context, gradients).items():
             first[site] = BETAS[0] * state.first[site] + (1 - BETAS[0]) * g
             second[site] = BETAS[1] * state.second[site] + (1 - BETAS[1]) * g.square()
             moved = self._direction(first[site] / (1 - BETAS[0] ** step), second[site] / (1 - BETAS[1] ** step))
             delta[site] = state.delta[site] * (1 - self.learning_rate * DECAY) + rate * moved
-        inside = _deltas.projected(state.ground, self, delta)
+        inside = _deltas.projected(state.context, self, delta)
         return replace(state, delta=inside, first=first, second=second, step=step)
 
     def _direction(self, first: Float[Tensor, "N T D"], second: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         return torch.where(second > 0, first / torch.where(second > 0, second, 1).sqrt(), 0.0)
 
 
-__all__ = ["LAT"]
+__all__ = ["LATAdversary"]

@@ -11,13 +11,13 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import balls
 from advalign.functional.certify import ranmask_kept
-from advalign.models import words
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
+from advalign.models import word_masking
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask(Perturber):
+class Mask(Adversary):
     """x' = x with round(rate T) of its T words, drawn anew in every update, replaced by the mask token   (RanMASK, arXiv:2105.03743).
 
     The noise on which a classifier has to be trained that is to be certified, or deployed, as a vote over masked copies.
@@ -38,8 +38,8 @@ class Mask(Perturber):
         balls.check(self.threat, "mask")
         if not 0 <= self.rate < 1:
             raise ConfigError(f"mask.rate: {self.rate} given; a share of the words from 0 up to, but not including, 1.")
-        if self.replace not in words.REPLACEMENTS:
-            raise unknown("mask.replace", "replacement", self.replace, words.REPLACEMENTS)
+        if self.replace not in word_masking.REPLACEMENTS:
+            raise unknown("mask.replace", "replacement", self.replace, word_masking.REPLACEMENTS)
         if self.share != "row":
             raise ConfigError(f"mask.share: '{self.share}' given; each row has masks of its own, so only 'row'.")
 
@@ -47,14 +47,14 @@ class Mask(Perturber):
     def starts_at_zero(self) -> bool:
         return False
 
-    def start(self, ground: Ground) -> Edit:
-        assert ground.tokens is not None
-        assert ground.network is not None
-        encoder = ground.network.encoder
-        _, mask_id = words.mask_token(encoder.tokenizer, self.replace, "mask")
-        found = words.numbered(encoder.tokenizer, ground.tokens, ground.allowed)
-        hidden = [self._hidden(number, g) for number, g in zip(found.amax(1).tolist(), ground.generators, strict=True)]
-        tokens, origin = words.masked(ground.tokens, found, hidden, mask_id=mask_id, pad_id=encoder.pad_id)
+    def start(self, context: PerturbationContext) -> Edit:
+        assert context.tokens is not None
+        assert context.network is not None
+        encoder = context.network.encoder
+        _, mask_id = word_masking.mask_token(encoder.tokenizer, self.replace, "mask")
+        found = word_masking.numbered(encoder.tokenizer, context.tokens, context.allowed)
+        hidden = [self._hidden(number, g) for number, g in zip(found.amax(1).tolist(), context.generators, strict=True)]
+        tokens, origin = word_masking.masked(context.tokens, found, hidden, mask_id=mask_id, pad_id=encoder.pad_id)
         return Edit(tokens=tokens, origin=origin)
 
     def ask(self, state: Edit) -> dict[str, Edit]:

@@ -1,16 +1,17 @@
 """A discrete edit, and a continuous attack around it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.plugins import kind_of
-from advalign.protocols import Ground, Perturber, Term
 from advalign.types import Edit, ThreatModel
 
 
@@ -18,14 +19,14 @@ from advalign.types import Edit, ThreatModel
 class _State:
     """`inside` is the state of the half whose turn it is; `edit` what the discrete half ended with."""
 
-    ground: Ground
+    context: PerturbationContext
     inside: Any
     edit: Edit | None = None
     step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
+class Mixed(UnboundedAdversary[_State]):
     """max over ||δ|| <= r of loss(e(w') + δ),  w' = discrete(w) with probability α, else w   (MixAT, arXiv:2505.16947).
 
     In the paper w' is a rephrased prompt, prepared beforehand; ours is any discrete adversary, found on the model as it is now, and its
@@ -35,18 +36,18 @@ class Mixed:
 
     family: ClassVar[str] = "discrete"
 
-    discrete: Perturber
-    continuous: Perturber
+    discrete: Adversary
+    continuous: Adversary
     discrete_probability: float = 0.5  # "alpha = 0.5", the dynamic mix of the paper's main results
-    probability: float = 1.0
-    dropout: str = "off"
-    inner: Term | None = None
+    where: str = field(default="all", init=False)
+    share: str = field(default="row", init=False)
+    special: bool = field(default=True, init=False)
+    steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if getattr(self.discrete, "family", "") != "discrete":
+        if self.discrete.family != "discrete":
             raise ConfigError(f"mixed.discrete: '{kind_of(type(self.discrete))}' replaces no words; give synonyms or characters.")
-        adds = getattr(self.continuous, "family", "continuous") == "continuous"
-        if not adds or getattr(self.continuous, "accumulate", "last") == "every" or getattr(self.continuous, "warm", False):
+        if self.continuous.family != "continuous" or self.continuous.trains_every_pass or self.continuous.memory_scope == "rows":
             raise ConfigError(
                 f"mixed.continuous: '{kind_of(type(self.continuous))}' given; an adversary is needed that adds to hidden states, trains "
                 "in its last pass alone and starts afresh (warm: false), such as pgd."
@@ -61,17 +62,13 @@ class Mixed:
             )
         if not 0 <= self.discrete_probability <= 1:
             raise ConfigError(f"mixed.discrete_probability: {self.discrete_probability} given; a number between 0 and 1.")
+        object.__setattr__(self, "steps", self.discrete.passes + self.continuous.passes)
 
-    @property
-    def steps(self) -> int:
-        return _passes(self.discrete) + _passes(self.continuous)
-
-    @property
-    def does(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """What `advalign show` says in the place of a ball and its radius."""
         threat = self.continuous.threat
         unit = " x mean embedding norm" if threat.relative_to == "mean_embedding_norm" else ""
-        words = ", ".join(getattr(self.discrete, "does", (kind_of(type(self.discrete)),)))
+        words = ", ".join(self.discrete.describe() or (kind_of(type(self.discrete)),))
         around = f"{threat.ball} ball per {threat.scope} at {', '.join(threat.sites)}, radius {threat.radius:.3g}{unit}"
         return (f"with probability {self.discrete_probability:.3g} {words}", f"around it {around}")
 
@@ -83,20 +80,20 @@ class Mixed:
 
     @property
     def starts_at_zero(self) -> bool:
-        return bool(getattr(self.continuous, "starts_at_zero", False))
+        return self.continuous.starts_at_zero
 
-    def start(self, ground: Ground) -> _State:
-        streams = [torch.Generator().manual_seed(_other(g.initial_seed())) for g in ground.generators]
+    def start(self, context: PerturbationContext) -> _State:
+        streams = [torch.Generator().manual_seed(_other(g.initial_seed())) for g in context.generators]
         # One coin per row, tossed in the stream of its own discrete half: the continuous half draws what it would draw alone.
         tossed = torch.stack([torch.rand((), generator=g) < self.discrete_probability for g in streams])
-        allowed = ground.allowed & tossed[:, None].to(ground.allowed.device)
-        inside = self.discrete.start(replace(ground, allowed=allowed, radius=0.0, generators=streams))  # type: ignore[attr-defined]
-        return self._turn(_State(ground, inside))
+        allowed = context.allowed & tossed[:, None].to(context.allowed.device)
+        inside = self.discrete.start(replace(context, allowed=allowed, radius=0.0, generators=streams))
+        return self._turn(_State(context, inside))
 
     def ask(self, state: _State) -> dict[str, Edit]:
         if state.edit is None:
-            return dict(self.discrete.ask(state.inside))  # type: ignore[attr-defined]
-        edits = dict(self.continuous.ask(state.inside))  # type: ignore[attr-defined]
+            return dict(self.discrete.ask(state.inside))
+        edits = dict(self.continuous.ask(state.inside))
         here = edits.get("embedding", Edit())
         return edits | {"embedding": replace(here, tokens=state.edit.tokens, origin=state.edit.origin)}
 
@@ -105,21 +102,20 @@ class Mixed:
         inside = half.tell(state.inside, losses, gradients)
         return self._turn(replace(state, inside=inside, step=state.step + 1))
 
-    def settle(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         """What the continuous half carries from update to update moves as it would alone."""
-        if hasattr(self.continuous, "settle"):
-            self.continuous.settle(memory, all_reduce)
+        self.continuous.end_update(memory, all_reduce)
 
     def _turn(self, state: _State) -> _State:
         """After the last step of the discrete half the continuous one starts, on the changed rows."""
-        if state.edit is not None or state.step < _passes(self.discrete):
+        if state.edit is not None or state.step < self.discrete.passes:
             return state
-        edit = self.discrete.ask(state.inside)["embedding"]  # type: ignore[attr-defined]
+        edit = self.discrete.ask(state.inside)["embedding"]
         assert edit.tokens is not None
-        ground, width = state.ground, edit.tokens.ids.shape[1]
-        shapes = {site: (width, ground.shapes[site][1]) for site in self.continuous.sites}
-        allowed = carried(ground.allowed, edit)
-        inside = self.continuous.start(replace(ground, shapes=shapes, allowed=allowed, tokens=edit.tokens))  # type: ignore[attr-defined]
+        context, width = state.context, edit.tokens.ids.shape[1]
+        shapes = {site: (width, context.shapes[site][1]) for site in self.continuous.sites}
+        allowed = carried(context.allowed, edit)
+        inside = self.continuous.start(replace(context, shapes=shapes, allowed=allowed, tokens=edit.tokens))
         return replace(state, inside=inside, edit=edit)
 
 
@@ -134,10 +130,6 @@ def carried(allowed: Bool[Tensor, "B T0"], edit: Edit) -> Bool[Tensor, "B T"]:
     known[row, where] = True
     old[row, where] = allowed[row, position]
     return old | (edit.tokens.mask & ~known)
-
-
-def _passes(half: Any) -> int:
-    return int(getattr(half, "passes", half.steps))
 
 
 def _other(seed: int) -> int:

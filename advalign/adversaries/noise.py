@@ -11,14 +11,14 @@ from torch import Tensor
 
 from advalign.errors import unknown
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 DISTRIBUTIONS = ("uniform_ball", "uniform_cube", "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(Perturber):
+class Noise(Adversary):
     """δ ~ uniform in the ball; or in the cube inscribed in it, U(-1, 1) α / sqrt(n_b d)   (NEFTune, arXiv:2310.05914, algorithm 1).
 
     NEFTune is `{kind: noise, distribution: uniform_cube, scope: row, relative_to: absolute, radius: 5}` (α = radius; 5, 10 or 15).
@@ -40,8 +40,8 @@ class Noise(Perturber):
     def starts_at_zero(self) -> bool:
         return False
 
-    def start(self, ground: Ground) -> dict[str, Tensor]:
-        return {site: self._draw(ground, dim) for site, (_, dim) in ground.shapes.items()}
+    def start(self, context: PerturbationContext) -> dict[str, Tensor]:
+        return {site: self._draw(context, dim) for site, (_, dim) in context.shapes.items()}
 
     def ask(self, state: dict[str, Tensor]) -> dict[str, Edit]:
         return {site: Edit(delta) for site, delta in state.items()}
@@ -49,21 +49,21 @@ class Noise(Perturber):
     def tell(self, state: dict[str, Tensor], losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> dict[str, Tensor]:
         return state
 
-    def _draw(self, ground: Ground, dim: int) -> Float[Tensor, "N T D"]:
-        dtype = torch.promote_types(ground.dtype, torch.float32)
-        common: dict[str, Any] = {"generators": ground.generators, "dtype": dtype}
-        geometry: dict[str, Any] = {"ball": self.ball, "scope": self.scope, "radius": ground.radius}
+    def _draw(self, context: PerturbationContext, dim: int) -> Float[Tensor, "N T D"]:
+        dtype = torch.promote_types(context.dtype, torch.float32)
+        common: dict[str, Any] = {"generators": context.generators, "dtype": dtype}
+        geometry: dict[str, Any] = {"ball": self.ball, "scope": self.scope, "radius": context.radius}
         if self.distribution == "uniform_ball":
-            return balls.sample(ground.allowed, dim, **geometry, **common)
+            return balls.sample(context.allowed, dim, **geometry, **common)
 
         def one(length: int, generator: torch.Generator) -> Tensor:
             numbers = dim if self.scope == "token" else length * dim
-            half = ground.radius / {"L2": math.sqrt(numbers), "Linf": 1.0, "L1": float(numbers)}[self.ball]
+            half = context.radius / {"L2": math.sqrt(numbers), "Linf": 1.0, "L1": float(numbers)}[self.ball]
             draw = torch.randn if self.distribution == "gaussian" else torch.rand
             x = draw(length, dim, generator=generator, device=generator.device, dtype=dtype)
             return half * (x if self.distribution == "gaussian" else 2 * x - 1)
 
-        return balls.project(balls.fill(ground.allowed, dim, one, **common), **geometry)
+        return balls.project(balls.fill(context.allowed, dim, one, **common), **geometry)
 
 
 __all__ = ["Noise"]

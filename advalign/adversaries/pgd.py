@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError, unknown
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 KEEP = ("last", "best")
@@ -19,7 +19,7 @@ KEEP = ("last", "best")
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    ground: Ground
+    context: PerturbationContext
     delta: dict[str, Tensor]
     best: dict[str, Tensor]
     best_losses: Tensor | None = None
@@ -27,7 +27,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Perturber):
+class PGD(Adversary):
     """δ ← Π_ball(δ + η r · steepest(∇_δ loss)), δ_0 ~ uniform in the ball   (arXiv:1706.06083, section 2.1; the min-max is eq. 2.1).
 
     Ours: on hidden states; the step is the steepest unit step of the ball itself (sign for Linf as in the paper, g / ||g|| for L2,
@@ -67,18 +67,18 @@ class PGD(Perturber):
         return self.steps * self.restarts
 
     @property
-    def keeps(self) -> str:
-        return "rows" if self.warm else ""
+    def memory_scope(self) -> str:
+        return "rows" if self.warm else "none"
 
     @property
     def starts_at_zero(self) -> bool:
         """A divergence from the clean output has zero gradient at δ = 0: such an adversary would never move."""
         return not self.random_start
 
-    def start(self, ground: Ground) -> _State:
-        delta = _deltas.uniform(ground, self, zero=not self.random_start)
-        delta = _deltas.recalled(ground, self, delta) if self.warm else delta
-        return _State(ground=ground, delta=delta, best=delta)
+    def start(self, context: PerturbationContext) -> _State:
+        delta = _deltas.uniform(context, self, zero=not self.random_start)
+        delta = _deltas.recalled(context, self, delta) if self.warm else delta
+        return _State(context=context, delta=delta, best=delta)
 
     def ask(self, state: _State) -> dict[str, Edit]:
         return _deltas.edits(self._final(state) if state.step >= self.passes else state.delta)
@@ -87,20 +87,20 @@ class PGD(Perturber):
         best, best_losses = self._better(state, losses) if self.keep == "best" else (state.best, None)
         step = state.step + 1
         if step % self.steps == 0 and step < self.passes:
-            delta = _deltas.uniform(state.ground, self)
+            delta = _deltas.uniform(state.context, self)
         else:
-            size = state.ground.radius * (2.5 / self.steps if self.step_size is None else self.step_size)
-            delta = _deltas.stepped(state.ground, self, state.delta, gradients, size)
+            size = state.context.radius * (2.5 / self.steps if self.step_size is None else self.step_size)
+            delta = _deltas.stepped(state.context, self, state.delta, gradients, size)
         after = replace(state, delta=delta, best=best, best_losses=best_losses, step=step)
         if self.warm and step == self.passes:
-            _deltas.remember(state.ground, self.share, self._final(after))
+            _deltas.remember(state.context, self.share, self._final(after))
         return after
 
-    def by_row(self, memory: dict[str, Any]) -> dict[str, Any]:
+    def row_memory(self, memory: dict[str, Any]) -> dict[str, Any]:
         """What was noted of the rows of this update."""
         return memory.setdefault("pending", {})
 
-    def settle(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         if self.warm:
             _deltas.keep(memory, self.capacity)
 

@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign import data
-from advalign.adversaries._ballless import Ballless
+from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
 from advalign.functional import balls
+from advalign.interfaces import PerturbationContext
 from advalign.models import perturb
 from advalign.models.encode import pad
-from advalign.protocols import Ground
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Ballless):
+class RefusalDirection(UnboundedAdversary):
     """h ← h − (h · r) r at the outputs of the last blocks, r = (mean h(harmful) − mean h(harmless)) / norm   (ReFAT, arXiv:2409.20089).
 
     h is taken at the last token of the prompt. `harmful`, `harmless`: data references; `number` prompts of each are drawn
@@ -32,7 +32,7 @@ class Refusal(Ballless):
     """
 
     family: ClassVar[str] = "direction"
-    keeps: ClassVar[str] = "all"
+    memory_scope: ClassVar[str] = "global"
 
     harmful: Any
     harmless: Any
@@ -51,28 +51,27 @@ class Refusal(Ballless):
             if getattr(self, name) < 1:
                 raise ConfigError(f"refusal.{name}: {getattr(self, name)} given; at least 1.")
 
-    @property
-    def does(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """What `advalign show` says in the place of a ball and its radius."""
         whose = "each block's own" if self.layer is None else f"layer:{self.layer}'s"
         return (f"{whose} refusal direction taken out of the last {self.last:.3g} of the blocks with probability {self.probability:.3g}",)
 
-    def start(self, ground: Ground) -> Ground:
-        if ground.network is None:
+    def start(self, context: PerturbationContext) -> PerturbationContext:
+        if context.network is None:
             raise ConfigError("refusal: its direction is measured on the network, and none was given.")
-        memory = ground.memory
+        memory = context.memory
         if "directions" not in memory or memory["age"] >= self.every:
-            rng = random.Random(repr(ground.key))
-            memory["directions"], memory["age"] = self.measure(ground.network, rng), 0
-        return ground
+            rng = random.Random(repr(context.key))
+            memory["directions"], memory["age"] = self.measure(context.network, rng), 0
+        return context
 
-    def ask(self, state: Ground) -> dict[str, Edit]:
+    def ask(self, state: PerturbationContext) -> dict[str, Edit]:
         return {site: Edit(ablate=r.to(state.allowed.device), where=state.allowed) for site, r in state.memory["directions"].items()}
 
-    def tell(self, state: Ground, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> Ground:
+    def tell(self, state: PerturbationContext, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> PerturbationContext:
         return state
 
-    def settle(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         memory["age"] = memory.get("age", 0) + 1
 
     def measure(self, network: Any, rng: random.Random) -> dict[str, Float[Tensor, "D"]]:
@@ -120,4 +119,4 @@ def _prompts(reference: str, name: str) -> list[str]:
     return found
 
 
-__all__ = ["Refusal"]
+__all__ = ["RefusalDirection"]

@@ -8,7 +8,7 @@ import torch
 
 from advalign.adversaries import _lexicon
 from advalign.adversaries._discrete import Discrete
-from advalign.adversaries._words import Reader, Word, cased
+from advalign.adversaries._words import Word, WordReader, cased
 from advalign.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class Synonyms(Discrete):
         if self.candidates < 1:
             raise ConfigError(f"synonyms.candidates: {self.candidates} given; at least 1 substitute per word.")
 
-    def options(self, reader: Reader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
+    def options(self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
         table = _lexicon.read(self.lexicon, "synonyms.lexicon")
         found: list[tuple[Any, ...]] = []
         for word in words:

@@ -12,17 +12,17 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    ground: Ground
+    context: PerturbationContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Universal(Perturber):
+class Universal(Adversary):
     """δ_bt = v for every allowed token; once per update v ← Π(v + s r · steepest(Σ_bt ∇_δ_bt loss))   (arXiv:1811.11304, algorithm 2).
 
     The gradient is that of the pass which trains, summed over the whole update and all ranks, so training costs no pass more than
@@ -36,8 +36,8 @@ class Universal(Perturber):
     random_start: bool = False
     steps: int = field(default=1, init=False)
 
-    keeps: ClassVar[str] = "all"
-    accumulate: ClassVar[str] = "every"
+    memory_scope: ClassVar[str] = "global"
+    trains_every_pass: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -53,28 +53,28 @@ class Universal(Perturber):
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
-    def start(self, ground: Ground) -> _State:
-        vectors = ground.memory.setdefault("vectors", {})
-        for site, (_, dim) in ground.shapes.items():
-            vectors[site] = vectors[site].to(ground.allowed.device) if site in vectors else self._first(ground, site, dim)
-        # settle() is not shown the ground.
-        ground.memory["radius"] = float(ground.radius)
-        return _State(ground=ground)
+    def start(self, context: PerturbationContext) -> _State:
+        vectors = context.memory.setdefault("vectors", {})
+        for site, (_, dim) in context.shapes.items():
+            vectors[site] = vectors[site].to(context.allowed.device) if site in vectors else self._first(context, site, dim)
+        # end_update() is not shown the context.
+        context.memory["radius"] = float(context.radius)
+        return _State(context=context)
 
     def ask(self, state: _State) -> dict[str, Edit]:
-        ground, vectors = state.ground, state.ground.memory["vectors"]
-        where = ground.allowed[..., None].to(_deltas.precision(ground))
-        inside = {site: where * self._inside(vectors[site].to(where), ground.radius) for site in ground.shapes}
+        context, vectors = state.context, state.context.memory["vectors"]
+        where = context.allowed[..., None].to(_deltas.precision(context))
+        inside = {site: where * self._inside(vectors[site].to(where), context.radius) for site in context.shapes}
         return _deltas.edits(inside)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        sums = state.ground.memory.setdefault("gradients", {})
-        for site, gradient in _deltas.cleaned(state.ground, gradients).items():
+        sums = state.context.memory.setdefault("gradients", {})
+        for site, gradient in _deltas.cleaned(state.context, gradients).items():
             here = gradient.sum((0, 1))
             sums[site] = sums[site] + here if site in sums else here
         return state
 
-    def settle(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         sums = memory.pop("gradients", {})
         for site, vector in memory.get("vectors", {}).items():
             slope = all_reduce(sums.get(site, torch.zeros_like(vector)).to(vector))
@@ -84,15 +84,15 @@ class Universal(Perturber):
     def _inside(self, vector: Float[Tensor, "D"], radius: float) -> Float[Tensor, "D"]:
         return balls.project(vector[None, None], ball=self.ball, scope="token", radius=radius)[0, 0]
 
-    def _first(self, ground: Ground, site: str, dim: int) -> Float[Tensor, "D"]:
+    def _first(self, context: PerturbationContext, site: str, dim: int) -> Float[Tensor, "D"]:
         """Zero, or uniform in the ball from a stream of the run and the learner: the same for every micro-batch and rank."""
-        dtype, device = _deltas.precision(ground), ground.allowed.device
+        dtype, device = _deltas.precision(context), context.allowed.device
         if not self.random_start:
             return torch.zeros(dim, dtype=dtype, device=device)
-        digest = hashlib.blake2b(repr((ground.key[:1], ground.key[2:3], "universal", site)).encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(repr((context.key[:1], context.key[2:3], "universal", site)).encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest))
         one = torch.ones(1, 1, dtype=torch.bool)
-        drawn = balls.sample(one, dim, ball=self.ball, scope="token", radius=ground.radius, generators=[generator], dtype=dtype)
+        drawn = balls.sample(one, dim, ball=self.ball, scope="token", radius=context.radius, generators=[generator], dtype=dtype)
         return drawn[0, 0].to(device)
 
 

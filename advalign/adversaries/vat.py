@@ -11,19 +11,19 @@ from torch import Tensor
 from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Ground, Perturber
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    ground: Ground
+    context: PerturbationContext
     direction: dict[str, Tensor]
     step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAT(Perturber):
+class VAT(Adversary):
     """d ← normalised ∇_δ D(p, p_δ) at δ = ξ d, `steps` times from a normal d; then δ = radius · d   (arXiv:1704.03976, algorithm 1).
 
     D has no slope at 0, so the gradient there is ξ H d: one step of power iteration for the top eigenvector of its curvature H. Put
@@ -47,29 +47,29 @@ class VAT(Perturber):
     def starts_at_zero(self) -> bool:
         return False
 
-    def start(self, ground: Ground) -> _State:
-        return _State(ground=ground, direction={site: self._drawn(ground, dim) for site, (_, dim) in ground.shapes.items()})
+    def start(self, context: PerturbationContext) -> _State:
+        return _State(context=context, direction={site: self._drawn(context, dim) for site, (_, dim) in context.shapes.items()})
 
     def ask(self, state: _State) -> dict[str, Edit]:
-        length = state.ground.radius * (1.0 if state.step >= self.steps else self.xi)
+        length = state.context.radius * (1.0 if state.step >= self.steps else self.xi)
         scaled = {site: length * d for site, d in state.direction.items()}
-        return _deltas.edits(_deltas.projected(state.ground, self, scaled))
+        return _deltas.edits(_deltas.projected(state.context, self, scaled))
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
         direction = {}
-        for site, gradient in _deltas.cleaned(state.ground, gradients).items():
+        for site, gradient in _deltas.cleaned(state.context, gradients).items():
             new = balls.steepest(gradient, ball=self.ball, scope=self.scope)
             moved = balls.norm(new, ball=self.ball, scope=self.scope) > 0
             direction[site] = torch.where(moved[..., None], new, state.direction[site])
         return replace(state, direction=direction, step=state.step + 1)
 
-    def _drawn(self, ground: Ground, dim: int) -> Float[Tensor, "N T D"]:
-        dtype = _deltas.precision(ground)
+    def _drawn(self, context: PerturbationContext, dim: int) -> Float[Tensor, "N T D"]:
+        dtype = _deltas.precision(context)
 
         def one(length: int, generator: torch.Generator) -> Tensor:
             return torch.randn(length, dim, generator=generator, device=generator.device, dtype=dtype)
 
-        normal = balls.fill(ground.allowed, dim, one, generators=ground.generators, dtype=dtype)
+        normal = balls.fill(context.allowed, dim, one, generators=context.generators, dtype=dtype)
         size = balls.norm(normal, ball=self.ball, scope=self.scope)[..., None]
         return normal / torch.where(size > 0, size, 1)
 

@@ -30,7 +30,16 @@ from torch import Tensor
 
 from advalign.attacks import _textattack_support as support
 from advalign.attacks._gradients import embedding_gradients
-from advalign.attacks._textattack_stand_ins import Encoder, HomoglyphSwap, Substitutes, SynonymSwap, Tags, masked_swap, tagged, unpad
+from advalign.attacks._textattack_stand_ins import (
+    HomoglyphSwap,
+    SentenceEncoderAdapter,
+    Substitutes,
+    SynonymSwap,
+    Tags,
+    masked_swap,
+    tagged,
+    unpad,
+)
 from advalign.errors import ConfigError
 from advalign.types import Example
 
@@ -49,7 +58,7 @@ def settle() -> None:
     textattack.shared.logger.setLevel(logging.ERROR)
 
 
-class Victim(ModelWrapper):
+class VictimWrapper(ModelWrapper):
     """A target as TextAttack's model: texts in, probabilities out. Padding and batching are the target's matter."""
 
     def __init__(self, target: Any) -> None:
@@ -99,7 +108,7 @@ def build(recipe: str, target: Any, resources: Mapping[str, Any], options: Mappi
             stack.enter_context(support.patched(WordEmbedding, counterfitted_GLOVE_embedding=staticmethod(lambda: embedding)))
         names = {name: value for name, value in _stand_ins(resources).items() if name in vars(module)}
         stack.enter_context(support.patched(module, **names))
-        attack = cls.build(Victim(target), **options)
+        attack = cls.build(VictimWrapper(target), **options)
     unpad(attack.transformation)
     attack.pre_transformation_constraints.append(InputColumnModification(["text", "pair"], {"pair"}))
     for constraint in attack.constraints:
@@ -114,7 +123,7 @@ def _stand_ins(resources: Mapping[str, Any]) -> dict[str, Any]:
         found["WordSwapWordNet"] = type("SynonymSwap", (SynonymSwap,), {"words": resources["synonyms"]})
     if "encoder" in resources:
         named = {"path": resources["encoder"], "similarity": resources["similarity"]}
-        found["UniversalSentenceEncoder"] = found["SBERT"] = type("Encoder", (Encoder,), named)
+        found["UniversalSentenceEncoder"] = found["SBERT"] = type("SentenceEncoderAdapter", (SentenceEncoderAdapter,), named)
     if "masked_lm" in resources:
         path = resources["masked_lm"]
         model = transformers.AutoModelForMaskedLM
@@ -166,7 +175,7 @@ def run(attack: Any, text: str, pair: str | None, label: int, queries: float, se
     return attack.search_method(first), victim.num_sent
 
 
-def _counted(goal: Any, victim: Victim, queries: float) -> Callable[..., tuple[list[Any], bool]]:
+def _counted(goal: Any, victim: VictimWrapper, queries: float) -> Callable[..., tuple[list[Any], bool]]:
     def get_results(texts: Sequence[Any], check_skip: bool = False) -> tuple[list[Any], bool]:
         if texts and victim.num_sent >= queries:
             raise OutOfBudget

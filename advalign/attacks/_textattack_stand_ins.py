@@ -105,8 +105,8 @@ def _encoder(path: str) -> tuple[Any, Any]:
     return tokenizer, transformers.AutoModel.from_pretrained(path).eval()
 
 
-class Encoder(SentenceEncoder):
-    """Mean of a transformer's last hidden states, in place of the Universal Sentence Encoder and of SBERT.
+class SentenceEncoderAdapter(SentenceEncoder):
+    """Mean of a transformer's last hidden states, in place of the Universal Sentence SentenceEncoderAdapter and of SBERT.
 
     A sentence is encoded once per example: TextAttack sends the reference again with every candidate. Where texts shorter than
     the window pass anyway, none is encoded: TextAttack encodes them and throws the number away.

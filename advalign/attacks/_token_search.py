@@ -45,7 +45,7 @@ class Aim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundSuffix:
     """The best text (None: the example's own) and its loss; what the search spent; `trace`: (queries, best loss so far) after every
     call, for curves of loss over budget; `says`: whether greedy decoding gives the response."""
 
@@ -93,7 +93,7 @@ class Prompt:
         return [*suffix, *self.behind, *self.response]
 
 
-class Search:
+class TokenSearchRun:
     """Losses of suffixes, the mean over `prompts` (one, but for universal suffixes)."""
 
     def __init__(self, target: Any, examples: Sequence[Example], aim: Aim, budget: Budget, rng: random.Random) -> None:
@@ -129,7 +129,7 @@ class Search:
             self._send(new)
         return {s: self.known[s] for s in asked if s in self.known}
 
-    def slopes(self, suffix: Suffix) -> Float[Tensor, "n V"]:
+    def input_gradients(self, suffix: Suffix) -> Float[Tensor, "n V"]:
         """d loss / d one-hot rows of the suffix, summed over prompts (over their norms per position, where there are several)."""
         self.left -= 1
         self.queries += 1
@@ -142,7 +142,7 @@ class Search:
                 return self.aim.loss(logits, ids)
 
             prompt.queries += 1
-            value, found = prompt.prefix.slopes(prompt.tail(suffix), slice(0, len(suffix)), len(prompt.response), loss)
+            value, found = prompt.prefix.input_gradients(prompt.tail(suffix), slice(0, len(suffix)), len(prompt.response), loss)
             if len(self.prompts) > 1:
                 found = found / found.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
             total = found if total is None else total + found
@@ -153,17 +153,17 @@ class Search:
         self.trace.append((self.queries, self.best))
         return total
 
-    def options(self, slopes: Float[Tensor, "n V"], top: int) -> Tensor:
+    def options(self, input_gradients: Float[Tensor, "n V"], top: int) -> Tensor:
         """Per position the `top` tokens that lower the loss most, to first order; tokens that are no text are none of them."""
-        slopes = slopes.clone()
-        slopes[:, self.places.closed] = torch.inf
-        slopes[:, self.places.size :] = torch.inf  # rows of the matrix that pad the vocabulary
-        return slopes.topk(min(top, len(self.open)), largest=False).indices
+        input_gradients = input_gradients.clone()
+        input_gradients[:, self.places.closed] = torch.inf
+        input_gradients[:, self.places.size :] = torch.inf  # rows of the matrix that pad the vocabulary
+        return input_gradients.topk(min(top, len(self.open)), largest=False).indices
 
-    def found(self, prompt: Prompt | None = None) -> Found:
+    def found(self, prompt: Prompt | None = None) -> FoundSuffix:
         """For one of the prompts, the first if none is named."""
         prompt = prompt or self.prompts[0]
-        return Found(
+        return FoundSuffix(
             text=prompt.text(self.best_suffix),
             suffix=self.best_suffix,
             loss=self.best,
@@ -213,16 +213,16 @@ class SuffixSearch:
     def aim(self) -> Aim:
         return Aim(length=self.length, initial=getattr(self, "initial", "!"), objective=self.objective, goal=self.goal)
 
-    def drive(self, search: Search) -> None:
+    def drive(self, search: TokenSearchRun) -> None:
         """Moves until the steps or the budget are used up."""
         raise NotImplementedError
 
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Found]:
+    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
         """What was found and what it cost, example by example. The bare prompt is scored first and is a candidate like any other."""
         self.refuse_other_heads(target)
         stream, found = rng.getrandbits(63), []
         for example in examples:
-            search = Search(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
+            search = TokenSearchRun(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
             if search.left >= 2:
                 if search.prompts[0].before:  # else nothing stands before the response
                     search.score([()])
@@ -230,11 +230,11 @@ class SuffixSearch:
             found.append(search.found() if search.queries else NOTHING)
         return found
 
-    def resume(self, target: Any, example: Example, suffix: Suffix, rng: random.Random) -> Found:
+    def resume(self, target: Any, example: Example, suffix: Suffix, rng: random.Random) -> FoundSuffix:
         """A search that goes on from `suffix`, which is scored anew: the weights may have moved since it was found. Empty: from
         `initial`. The bare prompt is no candidate here."""
         self.refuse_other_heads(target)
-        search = Search(target, [example], self.aim, Budget(), rng)
+        search = TokenSearchRun(target, [example], self.aim, Budget(), rng)
         if suffix:
             search.start = tuple(suffix)
             search.forget()
@@ -270,6 +270,6 @@ def wanted(example: Example) -> str:
     return str(response)
 
 
-NOTHING = Found(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
+NOTHING = FoundSuffix(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
 
-__all__ = ["GOALS", "OBJECTIVES", "Aim", "Found", "Search", "SuffixSearch", "wanted"]
+__all__ = ["GOALS", "OBJECTIVES", "Aim", "FoundSuffix", "TokenSearchRun", "SuffixSearch", "wanted"]

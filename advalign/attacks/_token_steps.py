@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from advalign.attacks._suffix import Suffix, swapped
-from advalign.attacks._token_search import Search
+from advalign.attacks._token_search import TokenSearchRun
 
 
-def descend(search: Search, *, steps: int, candidates: int, top: int, momentum: float = 0.0, buffer: int = 0) -> None:
+def descend(search: TokenSearchRun, *, steps: int, candidates: int, top: int, momentum: float = 0.0, buffer: int = 0) -> None:
     """`steps` times: a gradient at one suffix, `candidates` single swaps among its `top` tokens per position, their exact losses.
 
     buffer 0: the next step starts from the step's best candidate, even where that is worse. buffer b: from the best of the b best so
@@ -24,8 +24,8 @@ def descend(search: Search, *, steps: int, candidates: int, top: int, momentum: 
         # One query goes to the gradient.
         if search.left < 2 or search.over:
             return
-        slopes = search.slopes(current)
-        memory = slopes if memory is None else momentum * memory + (1 - momentum) * slopes
+        input_gradients = search.input_gradients(current)
+        memory = input_gradients if memory is None else momentum * memory + (1 - momentum) * input_gradients
         options = search.options(memory, top)
         number = int(min(candidates, search.left))
         scored = search.score([swapped(current, options, search.rng) for _ in range(number)])
@@ -40,7 +40,7 @@ def descend(search: Search, *, steps: int, candidates: int, top: int, momentum: 
         current = next(iter(kept))
 
 
-def spread(search: Search, *, steps: int, candidates: int, top: int) -> None:
+def spread(search: TokenSearchRun, *, steps: int, candidates: int, top: int) -> None:
     """As `descend` without its options, for one suffix behind several prompts: it starts with the first prompt, and the next one joins
     when greedy decoding gives the response to all so far."""
     everyone, current = search.prompts, search.start
@@ -48,7 +48,7 @@ def spread(search: Search, *, steps: int, candidates: int, top: int) -> None:
     for _ in range(steps):
         if search.left < 2 or search.over:
             break
-        options = search.options(search.slopes(current), top)
+        options = search.options(search.input_gradients(current), top)
         number = int(min(candidates, search.left))
         scored = search.score([swapped(current, options, search.rng) for _ in range(number)])
         current = min(scored, key=lambda s: scored[s]) if scored else current
@@ -59,7 +59,7 @@ def spread(search: Search, *, steps: int, candidates: int, top: int) -> None:
     search.prompts = everyone
 
 
-def wander(search: Search, *, steps: int, candidates: int, span: int, contiguous: bool) -> None:
+def wander(search: TokenSearchRun, *, steps: int, candidates: int, span: int, contiguous: bool) -> None:
     """`steps` times: `candidates` copies of the current suffix with up to `span` tokens redrawn; it moves where one is better. The bare
     prompt, which may be better still, is no place to start from."""
     current = search.start
@@ -74,7 +74,7 @@ def wander(search: Search, *, steps: int, candidates: int, span: int, contiguous
             current, loss = best, scored[best]
 
 
-def scheduled(search: Search, loss: float, span: int) -> int:
+def scheduled(search: TokenSearchRun, loss: float, span: int) -> int:
     """How many tokens change at once: span, span // 2, span // 4 where the wanted token's probability is at most 0.01, at most 0.1,
     above; a random number where the loss is no log-probability."""
     if search.aim.objective == "margin":
@@ -95,7 +95,7 @@ def redrawn(suffix: Suffix, number: int, open_ids: Sequence[int], rng: random.Ra
     return tuple(new)
 
 
-def beam(search: Search, *, beams: int, branches: int, length: int, temperature: float) -> None:
+def beam(search: TokenSearchRun, *, beams: int, branches: int, length: int, temperature: float) -> None:
     """Suffixes that grow token by token: each of `beams` samples `branches` next tokens from the model, the best `beams` of all go on."""
     alive: list[Suffix] = [()]
     for step in range(length):
@@ -110,7 +110,7 @@ def beam(search: Search, *, beams: int, branches: int, length: int, temperature:
         alive = sorted(scored, key=lambda s: scored[s])[:beams]
 
 
-def _continued(search: Search, suffix: Suffix, number: int, temperature: float) -> list[int]:
+def _continued(search: TokenSearchRun, suffix: Suffix, number: int, temperature: float) -> list[int]:
     """Distinct next tokens of prompt + suffix, drawn from the model's own distribution without replacement (Gumbel top-k)."""
     prompt = search.prompts[0]
     search.left -= 1
@@ -126,7 +126,7 @@ def _continued(search: Search, suffix: Suffix, number: int, temperature: float) 
     return scores.topk(min(number, len(search.open))).indices.tolist()
 
 
-def _started(search: Search, buffer: int) -> dict[Suffix, float]:
+def _started(search: TokenSearchRun, buffer: int) -> dict[Suffix, float]:
     """The buffer's first entries: the initial suffix, and random ones."""
     if not buffer:
         return {}

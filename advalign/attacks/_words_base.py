@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from advalign.attacks import _words_edits as edits
-from advalign.attacks._words_constraints import Constraints
+from advalign.attacks._words_constraints import WordConstraints
 from advalign.attacks._words_driver import run
-from advalign.attacks._words_search import Asking, Search, Seen
+from advalign.attacks._words_search import Asking, Seen, WordSearch
 from advalign.errors import ConfigError, unknown
 from advalign.types import Budget, Example, Proposal
 
@@ -21,21 +21,25 @@ class WordAttack:
     """Abstract. sources: "synonyms" (`lexicon`: JSON word -> substitutes, or -> {part of speech: substitutes}), "masked_lm" (what a
     masked language model puts in the word's place: a folder, hub id or package:module/folder), "characters" (swap, substitute,
     delete, insert), "bugs" (homoglyph, space, swap, delete inside). At most `candidates` per word and source of looked-up words.
-    At most floor(max_changed * words) words change; stop words never do. constraints: fields of `Constraints`."""
+    At most floor(max_changed * words) words change; stop words never do. constraints: fields of `WordConstraints`."""
 
     lexicon: str | None = None
     masked_lm: str | None = None
     sources: tuple[str, ...] | None = None
     candidates: int = 8
     max_changed: float = 0.3
-    constraints: Constraints | Mapping[str, Any] = field(default_factory=Constraints)
+    constraints: WordConstraints | Mapping[str, Any] = field(default_factory=WordConstraints)
     batch_size: int = 32
 
     access: ClassVar[str] = "text"
     name: ClassVar[str] = "words"
 
+    @property
+    def examples_at_once(self) -> int | None:
+        return self.batch_size
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "constraints", Constraints.of(self.constraints))
+        object.__setattr__(self, "constraints", WordConstraints.of(self.constraints))
         for name in self.origins:
             if name not in SOURCES:
                 raise unknown(f"attacks.{self.name}.sources", "source", name, SOURCES)
@@ -59,7 +63,7 @@ class WordAttack:
         named = [name for name, given in (("synonyms", self.lexicon), ("masked_lm", self.masked_lm)) if given is not None]
         return tuple(named) or ("characters",)
 
-    def search(self, search: Search, now: Seen) -> Asking:
+    def search(self, search: WordSearch, now: Seen) -> Asking:
         raise NotImplementedError
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:

@@ -21,7 +21,7 @@ CACHED = 50_000  # sentences; at 384 numbers each 77 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constraints:
+class WordConstraints:
     """tags: JSON of word -> {part of speech: ...}: a substitute must be able to be what the word can be; one that is not listed may.
     verb_is_noun: a noun may stand for a verb. encoder: sentence encoder (folder, hub id or package:module/folder), mean of the last
     hidden states; cosine >= similarity to the original text, or `against` the "previous" one, in a window of so many words around

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from advalign.attacks import _words_constraints as constraints
 from advalign.attacks._gradients import embedding_gradients
-from advalign.attacks._words_search import Search, Seen
+from advalign.attacks._words_search import Seen, WordSearch
 from advalign.types import Budget, Example, Proposal
 
 
 def run(attack: Any, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
     """Every example has a stream of its own, a function of the attack's and of its text: nothing depends on order or company."""
     stream = rng.getrandbits(64)
-    searches = [Search(attack, example, _stream(stream, example), budget) for example in examples]
+    searches = [WordSearch(attack, example, _stream(stream, example), budget) for example in examples]
     end = math.inf if budget.seconds is None else time.monotonic() + budget.seconds * len(examples)
     while (live := [s for s in searches if not s.finished]) and time.monotonic() < end:
         _help(attack, target, live)
@@ -32,7 +32,7 @@ def run(attack: Any, target: Any, examples: Sequence[Example], budget: Budget, r
     return [search.proposal() for search in searches]
 
 
-def _help(attack: Any, target: Any, live: Sequence[Search]) -> None:
+def _help(attack: Any, target: Any, live: Sequence[WordSearch]) -> None:
     """Questions to language model and encoder, until all that are left wait for the target."""
     device = getattr(getattr(target, "network", None), "device", "cpu")
     while waiting := [s for s in live if not s.finished and s.asked.kind in ("fill", "similar")]:
@@ -52,7 +52,7 @@ def _help(attack: Any, target: Any, live: Sequence[Search]) -> None:
                 search.tell(part)
 
 
-def _score(target: Any, asking: Sequence[Search]) -> None:
+def _score(target: Any, asking: Sequence[WordSearch]) -> None:
     rows = [(search, text) for search in asking for text in search.wanted()]
     if rows:
         paired = any(search.example.pair is not None for search in asking)
@@ -67,7 +67,7 @@ def _score(target: Any, asking: Sequence[Search]) -> None:
         search.tell(search.scores())
 
 
-def _slope(target: Any, asking: Sequence[Search]) -> None:
+def _slope(target: Any, asking: Sequence[WordSearch]) -> None:
     """Per word: the L1 norm of the mean, over its tokens, of the gradient of the loss (A2T, section 3.1)."""
     if not asking:
         return

@@ -43,7 +43,7 @@ class Ask:
 Asking = Generator[Ask, Any, Any]
 
 
-class Search:
+class WordSearch:
     """One example. `seen`: every text sent so far, so that none is sent twice. `found`: a text that fools the model."""
 
     def __init__(self, attack: Any, example: Example, rng: random.Random, budget: Budget) -> None:

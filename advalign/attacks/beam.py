@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from advalign.attacks._words_base import WordAttack
-from advalign.attacks._words_search import Ask, Asking, Chosen, Search, Seen
+from advalign.attacks._words_search import Ask, Asking, Chosen, Seen, WordSearch
 from advalign.errors import ConfigError
 
 __all__ = ["Beam"]
@@ -33,7 +33,7 @@ class Beam(WordAttack):
         if self.width < 1 or (self.places is not None and self.places < 1):
             raise ConfigError(f"attacks.beam: width {self.width}, places {self.places} given; both are at least 1.")
 
-    def search(self, search: Search, now: Seen) -> Asking:
+    def search(self, search: WordSearch, now: Seen) -> Asking:
         places = yield from self._open(search)
         kept: list[Chosen] = [{}]
         for _ in range(search.limit):
@@ -45,7 +45,7 @@ class Beam(WordAttack):
                 return
             kept = [offer.chosen for _, offer in scored[: self.width]]
 
-    def _open(self, search: Search) -> Generator[Ask, Any, list[int]]:
+    def _open(self, search: WordSearch) -> Generator[Ask, Any, list[int]]:
         found = list(search.options)
         if self.places is None or len(found) <= self.places:
             return found

@@ -30,7 +30,7 @@ class Beast(searching.SuffixSearch):
         if not self.temperature > 0:
             raise ConfigError(f"attacks.beast.temperature: {self.temperature} given; a number above 0.")
 
-    def drive(self, search: searching.Search) -> None:
+    def drive(self, search: searching.TokenSearchRun) -> None:
         """A token costs a query per beam, and its candidates."""
         beam(search, beams=self.beams, branches=self.branches, length=self.length, temperature=self.temperature)
 

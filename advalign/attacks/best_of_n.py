@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from advalign.errors import ConfigError
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestOfN(Attack):
     """x_i = noise(capitals(scramble(x))), i = 1 .. N;  broken if any is   (best-of-N jailbreaking, arXiv:2412.03556, section 2).
 
     With strength σ the middle of a word of more than three letters is shuffled with probability σ^(1/2), a letter changes its case with
@@ -28,7 +29,7 @@ class BestOfN:
 
     access: ClassVar[str] = "text"
     draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
-    sampled: ClassVar[bool] = True  # answers are drawn, not greedy
+    samples_answers: ClassVar[bool] = True  # answers are drawn, not greedy
     head: ClassVar[str] = "policy"
     asks: ClassVar[bool] = False
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from advalign import plugins
 from advalign.errors import ConfigError, unknown
-from advalign.protocols import Perturber
+from advalign.interfaces import Adversary, Attack
 from advalign.types import Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
 
 LOSSES = ("margin", "cross_entropy", "targeted")
@@ -24,7 +24,7 @@ def _strong() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
+class Embedding(Attack):
     """δ* = argmax over restarts and iterates of score(h + δ), the iterates those of `adversary` (see kind `pgd`).
 
     Classifiers: climbs the margin max_{k ≠ y} z_k - z_y (after f_6 of arXiv:1608.04644), the cross-entropy, or log p of the likeliest
@@ -36,13 +36,17 @@ class Embedding:
     The random stream is keyed by (seed, restart, example id), so results do not depend on `batch_size`.
     """
 
-    adversary: Perturber = field(default_factory=_strong)
+    adversary: Adversary = field(default_factory=_strong)
     restarts: int = 3
     loss: str = "margin"
     batch_size: int = 32
     goal: str = "raise"
 
     access: ClassVar[str] = "gradients"
+
+    @property
+    def examples_at_once(self) -> int | None:
+        return self.batch_size
 
     def __post_init__(self) -> None:
         if self.goal not in GOALS:
@@ -51,9 +55,8 @@ class Embedding:
             raise unknown("embedding.loss", "loss", self.loss, LOSSES)
         if self.restarts < 1 or self.batch_size < 1:
             raise ConfigError(f"embedding: restarts {self.restarts} and batch_size {self.batch_size} given; both must be at least 1.")
-        adversary: Any = self.adversary
-        if getattr(adversary, "accumulate", "last") == "every" or getattr(adversary, "family", "continuous") != "continuous":
-            kind = plugins.kind_of(type(adversary))
+        if self.adversary.trains_every_pass or self.adversary.family != "continuous":
+            kind = plugins.kind_of(type(self.adversary))
             raise ConfigError(f"embedding.adversary: '{kind}' is for training alone; give one that climbs by itself, such as pgd or apgd.")
 
     @property
@@ -70,7 +73,7 @@ class Embedding:
         tokens = target.tokens(examples).to(target.network.device)
         search = _Search(self, target, tokens, examples, budget.queries)
         for restart in range(self.restarts):
-            search.climb(target.ground(threat, tokens, examples, (seed, restart)))
+            search.climb(target.perturbation_context(threat, tokens, examples, (seed, restart)))
         lengths = tokens.lengths.tolist()
         return [Proposal(edits={site: add[n, :length].cpu() for site, add in search.best.items()}) for n, length in enumerate(lengths)]
 
@@ -98,14 +101,14 @@ class _Search:
         self.best: dict[str, Tensor] = {}
         self.scores: Tensor | None = None
 
-    def climb(self, ground: Any) -> None:
+    def climb(self, context: Any) -> None:
         """One restart: the adversary's own loop of ask and tell, and the last iterate."""
         if self.scores is None:
-            zero = {site: torch.zeros(len(self.examples), *shape, dtype=ground.dtype) for site, shape in ground.shapes.items()}
-            self.best = {site: z.to(ground.allowed.device) for site, z in zero.items()}
+            zero = {site: torch.zeros(len(self.examples), *shape, dtype=context.dtype) for site, shape in context.shapes.items()}
+            self.best = {site: z.to(context.allowed.device) for site, z in zero.items()}
             self._evaluate({site: Edit(z) for site, z in self.best.items()}, gradients=False)
-        adversary: Any = self.attack.adversary  # a Perturber is the threat model half of an Adversary
-        state = adversary.start(ground)
+        adversary = self.attack.adversary
+        state = adversary.start(context)
         for step in range(adversary.steps + 1):
             found = self._evaluate(adversary.ask(state), gradients=step < adversary.steps)
             if found is None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from advalign.attacks import _words_edits as spelling
 from advalign.attacks._words_base import WordAttack
-from advalign.attacks._words_search import Asking, Search, Seen
+from advalign.attacks._words_search import Asking, Seen, WordSearch
 from advalign.errors import ConfigError
 from advalign.types import Budget, Example, Proposal
 
@@ -39,7 +39,7 @@ class Exhaustive(WordAttack):
         if self.edits < 1 or self.texts < 1:
             raise ConfigError(f"attacks.exhaustive: edits {self.edits}, texts {self.texts} given; both are at least 1.")
 
-    def search(self, search: Search, now: Seen) -> Asking:
+    def search(self, search: WordSearch, now: Seen) -> Asking:
         places = list(search.options)
         words = yield from search.words([({}, place) for place in places])
         options = dict(zip(places, words, strict=True))

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from advalign import plugins
 from advalign.errors import ConfigError
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Function:
+class FunctionAttack(Attack):
     """x_1, x_2, ... ~ f(target, prompt, rng):  the texts that `fn` yields are attempts; broken if any is.
 
     `fn`: a callable, or its dotted path such as my_lab.attackers.pair. It is the place for attackers that converse (PAIR,
@@ -59,4 +60,4 @@ def _texts(given: Any) -> Iterable[Any]:
     return [given] if isinstance(given, str) else given
 
 
-__all__ = ["Function"]
+__all__ = ["FunctionAttack"]

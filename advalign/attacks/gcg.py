@@ -34,7 +34,7 @@ class GCG(searching.SuffixSearch):
         if not 0 <= self.momentum < 1 or self.buffer < 0:
             raise ConfigError(f"attacks.gcg: momentum {self.momentum}, buffer {self.buffer} given; momentum in [0, 1), buffer at least 0.")
 
-    def drive(self, search: searching.Search) -> None:
+    def drive(self, search: searching.TokenSearchRun) -> None:
         """A step costs one gradient and its candidates."""
         descend(search, steps=self.steps, candidates=self.candidates, top=self.top, momentum=self.momentum, buffer=self.buffer)
 

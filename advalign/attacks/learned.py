@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Attack
 from advalign.models import Network, load
 from advalign.models.perturb import without_dropout
 from advalign.types import Budget, Example, Proposal
@@ -18,7 +19,7 @@ PLACEMENTS = ("prefix", "suffix", "rewrite")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class Learned(Attack):
     """a_1 .. a_n ~ attacker(. | template(x));  x_i = x with a_i before it, behind it, or in its place; broken if any is.
 
     `model`: a folder or hub id of a causal language model, such as the attacker of a game (docs/self_play.md; give the game's `template`,

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import ConfigError
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManyShot:
+class ManyShot(Attack):
     """x_n = (u_1, a_1), .., (u_n, a_n), x:  n dialogues before the request   (many-shot jailbreaking, Anil et al., NeurIPS 2024).
 
     `shots`: demonstrations of what is wanted, examples or a reference to data; each of `numbers` is one attempt, powers of two as in the

@@ -9,7 +9,7 @@ import torch
 
 from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_base import WordAttack
-from advalign.attacks._words_search import Ask, Asking, Chosen, Offer, Search, Seen
+from advalign.attacks._words_search import Ask, Asking, Chosen, Offer, Seen, WordSearch
 from advalign.errors import ConfigError
 
 __all__ = ["Population"]
@@ -39,7 +39,7 @@ class Population(WordAttack):
         if self.size < 2 or self.generations < 1:
             raise ConfigError(f"attacks.population: size {self.size}, generations {self.generations} given; at least 2 and 1 are needed.")
 
-    def search(self, search: Search, now: Seen) -> Asking:
+    def search(self, search: WordSearch, now: Seen) -> Asking:
         start: Member = ({}, now.label)
         members = yield from self._perturbed(search, [start] * self.size)
         for _ in range(self.generations - 1):
@@ -50,7 +50,7 @@ class Population(WordAttack):
             children: list[Member] = [(_crossed(search, a, b), max(a[1], b[1])) for a, b in zip(parents[::2], parents[1::2], strict=True)]
             members = [best, *(yield from self._perturbed(search, children))]
 
-    def _perturbed(self, search: Search, members: Sequence[Member]) -> Generator[Ask, Any, list[Member]]:
+    def _perturbed(self, search: WordSearch, members: Sequence[Member]) -> Generator[Ask, Any, list[Member]]:
         """Each member with one substitution more; one for which there is none stays as it is."""
         places = list(search.options)
         weights = [max(len(search.options[place]), self.candidates if "masked_lm" in self.origins else 0) for place in places]
@@ -75,7 +75,7 @@ def _drawn(members: Sequence[Member], number: int, rng: random.Random) -> list[M
     return rng.choices(members, fitness if sum(fitness) > 0 else None, k=number)
 
 
-def _crossed(search: Search, first: Member, second: Member) -> Chosen:
+def _crossed(search: WordSearch, first: Member, second: Member) -> Chosen:
     """Each word from either parent; then changes are dropped until few enough are left."""
     a, b = first[0], second[0]
     child: dict[int, str] = {}

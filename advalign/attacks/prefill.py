@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from advalign.errors import ConfigError
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefill:
+class Prefill(Attack):
     """y ~ p(. | x, y*_1 .. y*_k): the first k tokens of what the attacker wants to hear are forced, the model continues
     (priming, arXiv:2312.12321; prefilling, arXiv:2404.02151; k tokens of a harmful answer, arXiv:2406.05946).
 
@@ -26,6 +27,10 @@ class Prefill:
     access: ClassVar[str] = "text"
     head: ClassVar[str] = "policy"
     asks: ClassVar[bool] = False
+
+    @property
+    def examples_at_once(self) -> int | None:
+        return self.batch_size
 
     def __post_init__(self) -> None:
         if (self.tokens is not None and self.tokens < 1) or self.batch_size < 1:

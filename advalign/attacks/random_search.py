@@ -31,7 +31,7 @@ class RandomSearch(searching.SuffixSearch):
     def __post_init__(self) -> None:
         self.check("steps", "candidates", "span")
 
-    def drive(self, search: searching.Search) -> None:
+    def drive(self, search: searching.TokenSearchRun) -> None:
         """A step costs its candidates."""
         wander(search, steps=self.steps, candidates=self.candidates, span=self.span, contiguous=self.contiguous)
 

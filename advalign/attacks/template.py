@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from advalign.attacks._transforms import TRANSFORMS
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Template:
+class Template(Attack):
     """x_t = t(x) for every t of `names`; broken if any is   (prefix injection, refusal suppression, encodings: arXiv:2307.02483).
 
     Names are those of `_transforms.py`: other characters (upper, leetspeak, fullwidth, ...), codes with the request to read them (base64,

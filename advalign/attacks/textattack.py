@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from advalign.attacks import _textattack_support as support
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 __all__ = ["TextAttack"]
@@ -47,7 +48,7 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAttack:
+class TextAttack(Attack):
     """max over edited texts x' of 1 - p(y | x'), by a recipe of TextAttack (arXiv:2005.05909), e.g. DeepWordBug (arXiv:1801.04354).
 
     recipe: a name of `RECIPES`, or TextAttack's own class name; it is built unmodified, `options` go to its `build`.

@@ -29,10 +29,14 @@ class TokenSearch(searching.SuffixSearch):
 
     access: ClassVar[str] = "gradients"
 
+    @property
+    def examples_at_once(self) -> int | None:
+        return self.batch_size
+
     def __post_init__(self) -> None:
         self.check("steps", "candidates", "top", "batch_size")
 
-    def drive(self, search: searching.Search) -> None:
+    def drive(self, search: searching.TokenSearchRun) -> None:
         """A step costs one gradient and its candidates."""
         descend(search, steps=self.steps, candidates=self.candidates, top=self.top)
 

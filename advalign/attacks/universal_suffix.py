@@ -29,17 +29,21 @@ class UniversalSuffix(searching.SuffixSearch):
 
     access: ClassVar[str] = "gradients"
 
+    @property
+    def examples_at_once(self) -> int | None:
+        return self.batch_size
+
     def __post_init__(self) -> None:
         self.check("steps", "candidates", "top", "batch_size")
 
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[searching.Found]:
+    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[searching.FoundSuffix]:
         """The same suffix behind every example; losses are the mean over the prompts that joined."""
         self.refuse_other_heads(target)
-        search = searching.Search(target, examples, self.aim, budget, random.Random(rng.getrandbits(63)))
+        search = searching.TokenSearchRun(target, examples, self.aim, budget, random.Random(rng.getrandbits(63)))
         self.drive(search)
         return [search.found(prompt) for prompt in search.prompts]
 
-    def drive(self, search: searching.Search) -> None:
+    def drive(self, search: searching.TokenSearchRun) -> None:
         """A step costs each prompt that has joined one gradient and its candidates."""
         spread(search, steps=self.steps, candidates=self.candidates, top=self.top)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from advalign.attacks._words_base import WordAttack
-from advalign.attacks._words_search import Ask, Asking, Search, Seen
+from advalign.attacks._words_search import Ask, Asking, Seen, WordSearch
 from advalign.errors import unknown
 
 __all__ = ["Words"]
@@ -27,7 +27,7 @@ class Words(WordAttack):
     """For words i in order of importance: x ← argmin over c in C(w_i) of p(y | x with w_i := c), until f(x) ≠ y.
 
     style: TextFooler-like (arXiv:1907.11932), TextBugger-like (arXiv:1812.05271), PWWS-like (Ren et al., ACL 2019), DeepWordBug-like
-    (arXiv:1801.04354), BAE-like (arXiv:2004.01970) or A2T-like (arXiv:2109.00544): their order and their candidates. Constraints are
+    (arXiv:1801.04354), BAE-like (arXiv:2004.01970) or A2T-like (arXiv:2109.00544): their order and their candidates. WordConstraints are
     the same for all and are fields, so that numbers compare.
     rank: "leave_one_out" p(y | x) - p(y | x without w_i); "unknown": w_i := [UNK]; "gain": the best candidate's fall of p;
     "saliency": softmax_i(fall under [UNK]) times gain; "gradient": L1 norm of the loss's gradient at w_i, one query for all words.
@@ -63,7 +63,7 @@ class Words(WordAttack):
     def origins(self) -> tuple[str, ...]:
         return STYLES[self.style][1] if self.sources is None else tuple(self.sources)
 
-    def search(self, search: Search, now: Seen) -> Asking:
+    def search(self, search: WordSearch, now: Seen) -> Asking:
         fixed: dict[int, str] = {}
         order = yield from self._ranked(search, now, fixed)
         chosen: Mapping[int, str] = {}
@@ -77,13 +77,13 @@ class Words(WordAttack):
                 label, offer = scored[0]
                 chosen = offer.chosen
 
-    def _ranked(self, search: Search, clean: Seen, fixed: dict[int, str]) -> Generator[Ask, Any, list[int]]:
+    def _ranked(self, search: WordSearch, clean: Seen, fixed: dict[int, str]) -> Generator[Ask, Any, list[int]]:
         """Places, the most important first. Ranking by gain fixes each word's candidate."""
         places, rank = list(search.options), self.order
         fall = dict.fromkeys(places, 0.0)
         if rank == "gradient":
-            slopes = yield Ask("gradient")
-            return sorted(places, key=lambda i: -(slopes or fall)[i])
+            input_gradients = yield Ask("gradient")
+            return sorted(places, key=lambda i: -(input_gradients or fall)[i])
         if rank != "gain":
             blank = "" if rank == "leave_one_out" else "[UNK]"
             answers = yield Ask("score", [search.text({place: blank}) for place in places])

@@ -14,18 +14,18 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.engine.keys import generator
 from advalign.engine.plan import passes_of
+from advalign.engine.rng import generator
 from advalign.errors import unknown
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import perturb
-from advalign.protocols import Adversary, Ground
 from advalign.types import Edit, ThreatModel, Tokens
 
 
 def ascend(
     adversary: Adversary,
     *,
-    ground: Ground,
+    context: PerturbationContext,
     share: Tensor,
     losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
 ) -> tuple[dict[str, Edit], Tensor | None]:
@@ -34,7 +34,7 @@ def ascend(
     `share[b]` is the delta of row b. `losses(edits)` gives the sum to climb and its share per row. Parameters' .grad is
     untouched: a step costs two forwards, not three. Also returns the losses per row at the first edits.
     """
-    state = adversary.start(ground)
+    state = adversary.start(context)
     first: Tensor | None = None
     for _ in range(passes_of(adversary)[0] or adversary.steps):
         leaves, edits = leaves_of(adversary.ask(state), share)
@@ -42,7 +42,7 @@ def ascend(
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
         first = per_row if first is None else first
-        state = adversary.tell(state, by_delta(per_row, share, ground), dict(zip(leaves, dense, strict=True)))
+        state = adversary.tell(state, by_delta(per_row, share, context), dict(zip(leaves, dense, strict=True)))
     return leaves_of(adversary.ask(state), share, gradients=False)[1], first
 
 
@@ -56,12 +56,8 @@ def leaves_of(asked: Mapping[str, Edit], share: Tensor, gradients: bool = True) 
     return leaves, edits
 
 
-def by_delta(per_row: Tensor, share: Tensor, ground: Ground) -> Tensor:
-    return per_row.new_zeros(ground.allowed.shape[0]).index_add(0, share, per_row.detach())
-
-
-def trains_in_every_pass(adversary: Any) -> bool:
-    return getattr(adversary, "accumulate", "last") == "every"
+def by_delta(per_row: Tensor, share: Tensor, context: PerturbationContext) -> Tensor:
+    return per_row.new_zeros(context.allowed.shape[0]).index_add(0, share, per_row.detach())
 
 
 def above_prefix(network: Any, adversary: Adversary, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -69,7 +65,7 @@ def above_prefix(network: Any, adversary: Adversary, forward: Callable[[Any], An
     one run once."""
     if adversary.dropout != "off" or adversary.steps < 2 or any(site == "embedding" for site in adversary.threat.sites):
         return forward
-    prefix = perturb.Prefix(getattr(network, "module", network).backbone, adversary.threat.sites)
+    prefix = perturb.SharedPrefix(getattr(network, "module", network).backbone, adversary.threat.sites)
 
     def above(edits: Mapping[str, Edit]) -> Any:
         with prefix.reused():
@@ -78,7 +74,7 @@ def above_prefix(network: Any, adversary: Adversary, forward: Callable[[Any], An
     return above
 
 
-def ground(
+def perturbation_context(
     network: Any,
     adversary: Adversary,
     view: str,
@@ -86,7 +82,7 @@ def ground(
     sources: Sequence[tuple[str, Tokens]],
     key: Sequence[object],
     memory: dict[str, Any] | None = None,
-) -> Ground:
+) -> PerturbationContext:
     """What an adversary stands on for these rows. Random streams: (update, adversary, source, row or group)."""
     threat = adversary.threat
     plain = getattr(network, "module", network)
@@ -96,12 +92,11 @@ def ground(
     if threat.share == "group":
         first = [names.index(name) for name in dict.fromkeys(names)]
         names, allowed, tokens = list(dict.fromkeys(names)), allowed[first], tokens.index(torch.tensor(first, device=allowed.device))
-    probability = getattr(adversary, "probability", 1.0)
-    if probability < 1:
-        coins = [torch.rand((), generator=generator(*key, view, *name, "attacked")) < probability for name in names]
+    if adversary.probability < 1:
+        coins = [torch.rand((), generator=generator(*key, view, *name, "attacked")) < adversary.probability for name in names]
         allowed = allowed & torch.stack(coins)[:, None].to(allowed.device)
     scale = plain.mean_embedding_norm() if threat.relative_to == "mean_embedding_norm" else 1.0
-    return Ground(
+    return PerturbationContext(
         shapes={site: (tokens.ids.shape[1], plain.width(site)) for site in threat.sites},
         allowed=allowed,
         radius=threat.radius * scale,

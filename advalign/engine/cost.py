@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.engine.plan import CLEAN, Plan, passes_of
-from advalign.models.shape import Shape
+from advalign.models.model_cost import ModelCost
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Size:
         return Size(self.tokens * factor, self.targets * factor, self.length)
 
 
-def units(plan: Plan, view: str, shape: Shape) -> tuple[float, float]:
+def units(plan: Plan, view: str, shape: ModelCost) -> tuple[float, float]:
     """(of the passes of a view that only move its edits, of those that train or only read)."""
     if view in plan.frozen:
         return 0, 1
@@ -32,7 +32,7 @@ def units(plan: Plan, view: str, shape: Shape) -> tuple[float, float]:
     return 2 * inner, shape.trained_units * final
 
 
-def operations(plan: Plan, shape: Shape, rows: Mapping[str, Size], copies: Mapping[str, Shape] | None = None) -> dict[str, float]:
+def operations(plan: Plan, shape: ModelCost, rows: Mapping[str, Size], copies: Mapping[str, ModelCost] | None = None) -> dict[str, float]:
     """{"ascent": ..., "update": ...} floating-point operations of one update on these rows. `copies`: shapes of frozen copies that are
     not of the learner's own."""
     found = {"ascent": 0.0, "update": 0.0}

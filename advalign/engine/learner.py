@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from advalign.engine import micro as mb
-from advalign.engine.keys import seed_of
 from advalign.engine.plan import Plan
-from advalign.engine.ranks import Ranks
-from advalign.engine.views import Run, Sums
+from advalign.engine.process_group import ProcessGroup
+from advalign.engine.rng import seed_of
+from advalign.engine.views import MetricAccumulator, UpdateContext
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, sharding
 from advalign.models.load import frozen
@@ -49,7 +49,7 @@ class Learner(ModelSpec):
 
 
 class LearnerRuntime:
-    """A started learner. `version` counts its updates; rewards are stamped with it."""
+    """A started learner. `version` counts its updates; rewards are with_version with it."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class LearnerRuntime:
     ) -> None:
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
         _ = network.packs  # tried out now: a sharded network cannot be called past its root
-        self.ranks = Ranks(accelerator)
+        self.ranks = ProcessGroup(accelerator)
         self.ranks.copy_weights(network)
-        self.shards, self.template = shards, sharding.hollow(network) if shards is not None else None
+        self.shards, self.template = shards, sharding.empty_like(network) if shards is not None else None
         if shards is not None:
             sharding.refuse(name, network)
             shards.shard(network)
@@ -96,12 +96,12 @@ class LearnerRuntime:
 
         `measure` also returns the gradient norm of every term and the cosines between them, at the price of one backward
         per term."""
-        sums = Sums()
+        sums = MetricAccumulator()
         self.network.train()
         # Dropout draws from the global state: keyed by the update, so that a resumed run draws the same masks.
         alone = self.ranks.number == 1
         torch.manual_seed(seed_of(*key, "dropout") if alone else seed_of(*key, "dropout", self.ranks.index))
-        run = Run(
+        run = UpdateContext(
             network=self.wrapped,
             plan=plan,
             frozen=frozen,
@@ -119,7 +119,7 @@ class LearnerRuntime:
                 self._micro(replace(run, idle=idle), micro, rows, gradients, train)
         if not train:
             return self._over_ranks(sums).report()
-        self._settle(plan)
+        self._end_update(plan)
         if self.shards is None:
             self.ranks.sum_gradients([p for p in self.network.parameters() if p.requires_grad])
         norm = sharding.whole(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
@@ -156,17 +156,17 @@ class LearnerRuntime:
     def _share(self, plan: Plan, rows: Mapping[str, Any], budget: int) -> list[tuple[mb.Micro, frozenset[str]]]:
         """The micro-batches of this process, and the sources whose rows are idle in them. Everybody deals the same hands."""
         whole = _whole_groups(plan)
-        layout = mb.Layout(self.network.packs and not plan.needs_slopes, _unedited(plan))
-        hands = mb.deal(rows, budget, whole_groups=whole, layout=layout, parts=self.ranks.number)
+        layout = mb.BatchLayout(self.network.packs and not plan.needs_input_gradients, _unedited(plan))
+        hands = mb.partition(rows, budget, whole_groups=whole, layout=layout, parts=self.ranks.number)
         # What an adversary keeps must begin on every process, whatever rows it was dealt; and forwards of shards wait for each other.
-        if self.ranks.number > 1 and (self.shards is not None or any(_keeps(a) for a in plan.adversaries.values())):
-            return mb.evened(hands, rows, whole_groups=whole)[self.ranks.index]
+        if self.ranks.number > 1 and (self.shards is not None or any(a.memory_scope != "none" for a in plan.adversaries.values())):
+            return mb.pad_to_equal_count(hands, rows, whole_groups=whole)[self.ranks.index]
         return [(micro, frozenset()) for micro in hands[self.ranks.index]]
 
-    def _micro(self, run: Run, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None, train: bool) -> None:
+    def _micro(self, run: UpdateContext, micro: mb.Micro, rows: Mapping[str, Any], gradients: Gradients | None, train: bool) -> None:
         width = max(int(rows[s].tokens.lengths[numbers].max()) for s, numbers in micro.items())
         here = {s: mb.cut(rows[s], numbers, width).to(self.network.device) for s, numbers in micro.items()}
-        here |= {s: mb.unnamed(here[s]) for s in run.idle}
+        here |= {s: mb.mask_row_keys(here[s]) for s in run.idle}
         for component in run.plan.components:
             for losses, again in run.passes(micro, here, component):
                 if not train:
@@ -177,35 +177,32 @@ class LearnerRuntime:
                 self.accelerator.backward(sum(losses.values()), retain_graph=again)
 
     def _note_known(self, plan: Plan) -> None:
-        adversary: Any
         for name, adversary in plan.adversaries.items():
-            if _keeps(adversary) == "rows" and name not in self._known:
-                self._known[name] = dict(adversary.by_row(self.memory.setdefault(name, {})))
+            if adversary.memory_scope == "rows" and name not in self._known:
+                self._known[name] = dict(adversary.row_memory(self.memory.setdefault(name, {})))
 
-    def _settle(self, plan: Plan) -> None:
+    def _end_update(self, plan: Plan) -> None:
         """Adversaries after the last micro-batch: what each process has noted of its rows is united first."""
-        adversary: Any
         for name, adversary in plan.adversaries.items():
             memory = self.memory.setdefault(name, {})
-            if self.ranks.number > 1 and _keeps(adversary) == "rows":
-                kept, known = adversary.by_row(memory), self._known[name]
+            if self.ranks.number > 1 and adversary.memory_scope == "rows":
+                kept, known = adversary.row_memory(memory), self._known[name]
                 news = {place: sites for place, sites in kept.items() if known.get(place) is not sites}
                 for place in news:
                     del kept[place]
-                sent = {f"{place}\t{site}": x for place, sites in news.items() for site, x in sites.items() if mb.named(place)}
+                sent = {f"{place}\t{site}": x for place, sites in news.items() for site, x in sites.items() if mb.has_row_key(place)}
                 for found in self.ranks.tensors(sent):
                     for both, x in found.items():
                         place, _, site = both.partition("\t")
                         kept.setdefault(place, {})[site] = x
                 self._known[name] = dict(kept)
-            if hasattr(adversary, "settle"):
-                adversary.settle(memory, self.ranks.sum)
+            adversary.end_update(memory, self.ranks.sum)
 
-    def _over_ranks(self, sums: Sums) -> Sums:
-        """Sums of all processes. A metric may exist on some of them only, so names travel too."""
+    def _over_ranks(self, sums: MetricAccumulator) -> MetricAccumulator:
+        """MetricAccumulator of all processes. A metric may exist on some of them only, so names travel too."""
         if self.ranks.number == 1:
             return sums
-        found = Sums()
+        found = MetricAccumulator()
         for totals, weighted in self.ranks.plain([sums.totals, sums.weighted]):
             for name, value in totals.items():
                 found.total(name, value)
@@ -265,10 +262,6 @@ class Gradients:
 def _unedited(plan: Plan) -> frozenset[str]:
     """Sources whose rows no adversary edits: what their rows have in common is run once."""
     return frozenset(plan.sources) - {s for view in plan.adversaries for s in plan.readers(view)}
-
-
-def _keeps(adversary: Any) -> str:
-    return getattr(adversary, "keeps", "")
 
 
 def _weights(plan: Plan, rows: Mapping[str, Any]) -> dict[str, Weights]:

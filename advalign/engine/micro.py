@@ -23,12 +23,12 @@ class _Bundle:
     length: int
     tokens: int  # without padding
 
-    def cost(self, layout: Layout) -> int:
+    def cost(self, layout: BatchLayout) -> int:
         return self.tokens if layout.packed else self.length * len(self.rows)
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How rows are laid out in forwards. `packed`: without padding (`models/packed.py`); of `shared` sources the prompt of a group is run
     once."""
 
@@ -36,22 +36,22 @@ class Layout:
     shared: frozenset[str] = frozenset()
 
 
-PADDED = Layout()
+PADDED = BatchLayout()
 
 
 def pack(
-    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: Layout = PADDED
+    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: BatchLayout = PADDED
 ) -> list[dict[str, Tensor]]:
     """Split an update. A pair, or a whole group where a delta is shared (`whole_groups`: names of sources), stays together.
 
     Longest bundles first, so that rows of a micro-batch have about the same length; its cost is rows x longest row. Where rows are
     packed it is their real tokens, and groups stay together if they fit. Raises BudgetError when a single bundle is over the budget.
     """
-    return deal(rows, budget, whole_groups=whole_groups, layout=layout)[0]
+    return partition(rows, budget, whole_groups=whole_groups, layout=layout)[0]
 
 
-def deal(
-    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: Layout = PADDED, parts: int = 1
+def partition(
+    rows: Mapping[str, Any], budget: int, *, whole_groups: frozenset[str] = frozenset(), layout: BatchLayout = PADDED, parts: int = 1
 ) -> list[list[dict[str, Tensor]]]:
     """The micro-batches of each of `parts` processes: the longest bundle left goes to the one with the fewest tokens."""
     bundles: list[_Bundle] = []
@@ -76,7 +76,7 @@ def deal(
     return [_packed(hand, budget, layout) for hand in hands]
 
 
-def _packed(bundles: Sequence[_Bundle], budget: int, layout: Layout) -> list[dict[str, Tensor]]:
+def _packed(bundles: Sequence[_Bundle], budget: int, layout: BatchLayout) -> list[dict[str, Tensor]]:
     micros: list[list[_Bundle]] = []
     filled = 0  # rows of the last micro-batch; its tokens where rows are packed
     for bundle in bundles:
@@ -91,7 +91,7 @@ def _packed(bundles: Sequence[_Bundle], budget: int, layout: Layout) -> list[dic
     return [_indices(micro) for micro in micros]
 
 
-def evened(
+def pad_to_equal_count(
     hands: Sequence[Sequence[Micro]], rows: Mapping[str, Any], *, whole_groups: frozenset[str] = frozenset()
 ) -> list[list[tuple[Micro, frozenset[str]]]]:
     """The same number of micro-batches for all, micro-batch i with rows of the same sources for all: where a process has none, the
@@ -144,14 +144,14 @@ def _indices(micro: Sequence[_Bundle]) -> dict[str, Tensor]:
     return {source: torch.tensor(sorted(numbers), dtype=torch.long) for source, numbers in sorted(found.items())}
 
 
-def unnamed(rows: Any) -> Any:
+def mask_row_keys(rows: Any) -> Any:
     """Rows that stand for nobody: what an adversary keeps by row is not theirs (`named`)."""
     tokens = rows.tokens
     return replace(rows, tokens=replace(tokens, key=torch.full_like(tokens.key, -1)))
 
 
-def named(place: str) -> bool:
-    """Whether a delta, by its name in `Ground.names`, belongs to a row of the update."""
+def has_row_key(place: str) -> bool:
+    """Whether a delta, by its name in `PerturbationContext.names`, belongs to a row of the update."""
     return not place.endswith("/-1")
 
 

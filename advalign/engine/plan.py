@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Adversary, Objective
 from advalign.plugins import kind_of
-from advalign.protocols import Adversary, Term
 from advalign.types import NEEDS
 
 CLEAN = "clean"
@@ -19,7 +18,7 @@ class Plan:
     """The terms of one learner. `components`: views whose graphs must live together; each gets its own backward."""
 
     learner: str
-    terms: Mapping[str, Term]
+    terms: Mapping[str, Objective]
     adversaries: Mapping[str, Adversary]
     frozen: frozenset[str]
     components: tuple[tuple[str, ...], ...]
@@ -28,7 +27,7 @@ class Plan:
     def sources(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(term.source for term in self.terms.values()))
 
-    def terms_on(self, view: str) -> dict[str, Term]:
+    def terms_on(self, view: str) -> dict[str, Objective]:
         """The terms evaluated on this view, by name."""
         return {name: term for name, term in self.terms.items() if term.view == view}
 
@@ -42,15 +41,15 @@ class Plan:
         return frozenset().union(*(t.reads.get(view, frozenset()) for t in (*self.terms.values(), *inner)))
 
     @property
-    def needs_slopes(self) -> bool:
+    def needs_input_gradients(self) -> bool:
         """Whether some term reads gradients of scores: they are taken in padded rows."""
         return any("score_gradients" in needs for t in self.terms.values() for needs in t.reads.values())
 
-    def inner_of_component(self, view: str) -> tuple[Term, ...]:
+    def inner_of_component(self, view: str) -> tuple[Objective, ...]:
         """Inner objectives that read this view: their own adversary's, or another one they compare it with."""
         return tuple(a.inner for a in self.adversaries.values() if a.inner is not None and view in a.inner.reads)
 
-    def of_component(self, component: tuple[str, ...]) -> dict[str, Term]:
+    def of_component(self, component: tuple[str, ...]) -> dict[str, Objective]:
         return {name: term for name, term in self.terms.items() if component_of(term) <= set(component)}
 
     def forwards(self) -> dict[str, int]:
@@ -74,18 +73,16 @@ class Plan:
         return total
 
 
-def passes_of(adversary: Any) -> tuple[int, int]:
+def passes_of(adversary: Adversary) -> tuple[int, int]:
     """(forwards that only move the deltas, forwards that train) of one micro-batch."""
-    every = getattr(adversary, "accumulate", "last") == "every"
-    passes = getattr(adversary, "passes", adversary.steps)  # those of restarts among them
-    return (0, passes) if every else (passes, 1)
+    return (0, adversary.passes) if adversary.trains_every_pass else (adversary.passes, 1)
 
 
-def component_of(term: Term) -> set[str]:
+def component_of(term: Objective) -> set[str]:
     return set(term.reads)
 
 
-def plan(learner: str, terms: Mapping[str, Term], adversaries: Mapping[str, Adversary], frozen: Iterable[str]) -> Plan:
+def plan(learner: str, terms: Mapping[str, Objective], adversaries: Mapping[str, Adversary], frozen: Iterable[str]) -> Plan:
     """The plan of one learner. Raises ConfigError for views nobody provides and mixes that cannot work."""
     frozen = frozenset(frozen)
     used = {name: adversary for name, adversary in adversaries.items() if any(name in t.reads for t in terms.values())}
@@ -110,7 +107,7 @@ def plan(learner: str, terms: Mapping[str, Term], adversaries: Mapping[str, Adve
     return Plan(learner=learner, terms=dict(terms), adversaries=used, frozen=frozen, components=components)
 
 
-def _check_adversary(name: str, adversary: Any) -> None:
+def _check_adversary(name: str, adversary: Adversary) -> None:
     if passes_of(adversary)[0] == 0 < adversary.steps and adversary.inner is not None:
         raise ConfigError(f"adversaries.{name}.inner: every pass of it trains, on the terms of its view; it cannot ascend another one.")
     if adversary.inner is not None and name not in adversary.inner.reads:
@@ -118,7 +115,7 @@ def _check_adversary(name: str, adversary: Any) -> None:
             f"adversaries.{name}.inner: it reads {', '.join(adversary.inner.reads)} and not the view of its adversary, so no edit could "
             f"change it; set view: {name}."
         )
-    if not 0 <= getattr(adversary, "probability", 1.0) <= 1:
+    if not 0 <= adversary.probability <= 1:
         raise ConfigError(f"adversaries.{name}.probability: {adversary.probability} given; a number between 0 and 1.")
 
 
@@ -136,7 +133,7 @@ def _components(groups: list[set[str]], adversaries: Mapping[str, Adversary]) ->
     return tuple(sorted(ordered, key=lambda views: [rank(v) for v in views]))
 
 
-def _check(name: str, term: Term, used: Mapping[str, Adversary], frozen: frozenset[str], adversaries: Mapping[str, Adversary]) -> None:
+def _check(name: str, term: Objective, used: Mapping[str, Adversary], frozen: frozenset[str], adversaries: Mapping[str, Adversary]) -> None:
     known = {CLEAN, *adversaries, *frozen}
     for view, needs in term.reads.items():
         if view not in known:
@@ -147,8 +144,7 @@ def _check(name: str, term: Term, used: Mapping[str, Adversary], frozen: frozens
     adversary = used.get(term.view)
     if adversary is None:
         return
-    divergence = (adversary.inner or term).__class__.__name__ == "Consistency"
-    if divergence and getattr(adversary, "starts_at_zero", False):
+    if (adversary.inner or term).is_divergence and adversary.starts_at_zero:
         raise ConfigError(
             f"objectives.{name}: the gradient of a divergence is zero at delta = 0, so adversary '{term.view}' would never move; "
             "set random_start: true."
@@ -178,7 +174,7 @@ def describe(adversary: Adversary) -> str:
     unit = " x mean embedding norm" if threat.relative_to == "mean_embedding_norm" else ""
     ball = (f"{threat.ball} ball per {threat.scope} at {', '.join(threat.sites)}", f"radius {threat.radius:.3g}{unit}")
     parts = [
-        *getattr(adversary, "does", ball),  # what replaces words has no ball
+        *(adversary.describe() or ball),
         f"{threat.where} tokens",
         f"{adversary.steps} steps",
         f"dropout {adversary.dropout}",
@@ -188,7 +184,7 @@ def describe(adversary: Adversary) -> str:
     return ", ".join(parts)
 
 
-def _arguments(term: Term) -> str:
+def _arguments(term: Objective) -> str:
     others = [v for v in term.reads if v not in (term.view, CLEAN)]
     reference = " to reference" if "ref_logprobs" in term.columns else ""
     against = f" to {', '.join(others)}" if others else reference

@@ -19,17 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.engine import micro as mb
-from advalign.engine.ascent import above_prefix, ascend, by_delta, dropout_policy, ground, leaves_of, masked, sharing, trains_in_every_pass
+from advalign.engine.ascent import above_prefix, ascend, by_delta, dropout_policy, leaves_of, masked, perturbation_context, sharing
 from advalign.engine.plan import CLEAN, Plan
+from advalign.interfaces import Adversary, Objective, PerturbationContext
 from advalign.models import Network
-from advalign.protocols import Adversary, Ground, Term
 from advalign.types import Losses, Outputs, Tokens, Weights
 
-Found = dict[str, dict[str, Outputs]]  # {view: {source: outputs}}
+ViewOutputs = dict[str, dict[str, Outputs]]  # {view: {source: outputs}}
 
 
 @dataclass
-class Sums:
+class MetricAccumulator:
     """What an update reports, added up over its micro-batches: plain sums, and means as (sum, weight)."""
 
     totals: dict[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Sums:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class UpdateContext:
     """One learner's networks and plan during one update. `key` names the update in every random stream; `memory` is what
     each adversary keeps between updates. Rows of sources that are `idle` in a micro-batch weigh nothing and are not reported: they
     are there so that every process runs the same passes."""
@@ -59,7 +59,7 @@ class Run:
     weights: Mapping[str, Weights]
     sizes: Mapping[str, int]
     key: tuple[object, ...]
-    sums: Sums
+    sums: MetricAccumulator
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
 
@@ -68,22 +68,24 @@ class Run:
         backpropagated before the next is asked for: one, or as many as an accumulating adversary of the component has."""
         terms = {n: t for n, t in self.plan.of_component(component).items() if t.source in rows}
         read = {view: [s for s in self.plan.readers(view) if s in rows] for view in component}
-        training = next((v for v in component if read[v] and trains_in_every_pass(self.plan.adversaries.get(v))), None)
-        found: Found = {}
+        training = next(
+            (v for v in component if read[v] and v in self.plan.adversaries and self.plan.adversaries[v].trains_every_pass), None
+        )
+        found: ViewOutputs = {}
         for view in component:
             if read[view] and view != training:
-                found[view] = self._view(view, Here(read[view], micro, rows), found)
+                found[view] = self._view(view, ViewBatch(read[view], micro, rows), found)
         if training is not None:
-            yield from self._accumulated(training, Here(read[training], micro, rows), terms, found)
+            yield from self._accumulated(training, ViewBatch(read[training], micro, rows), terms, found)
         elif terms:
             each = self._each(terms, micro, rows, found)
             for view in component:
                 if view in found and view in self.plan.adversaries:
-                    self._note_end(view, Here(read[view], micro, rows), each, found)
+                    self._note_end(view, ViewBatch(read[view], micro, rows), each, found)
             yield {name: weighted.sum() for name, weighted in each.items()}, False
 
     def _each(
-        self, terms: Mapping[str, Term], micro: mb.Micro, rows: Mapping[str, Any], found: Found, share: float = 1.0
+        self, terms: Mapping[str, Objective], micro: mb.Micro, rows: Mapping[str, Any], found: ViewOutputs, share: float = 1.0
     ) -> dict[str, Tensor]:
         """{term: share * coef * weights / count * losses, unreduced}; recorded for the log."""
         each = {}
@@ -94,7 +96,7 @@ class Run:
                 self._record(name, term, each[name].sum(), losses, share)
         return each
 
-    def _note_end(self, view: str, here: Here, each: Mapping[str, Tensor], found: Found) -> None:
+    def _note_end(self, view: str, here: ViewBatch, each: Mapping[str, Tensor], found: ViewOutputs) -> None:
         """What an inner loop climbed, at its last edits: the terms of its view, or its own inner objective."""
         adversary = self.plan.adversaries[view]
         if adversary.inner is None:
@@ -106,21 +108,21 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ views
 
-    def _view(self, view: str, here: Here, found: Found) -> dict[str, Outputs]:
-        tokens, heat, needs = here.tokens, here.temperatures, self.plan.needs(view)
+    def _view(self, view: str, here: ViewBatch, found: ViewOutputs) -> dict[str, Outputs]:
+        tokens, temperature, needs = here.tokens, here.temperatures, self.plan.needs(view)
         if view in self.frozen:
             with torch.no_grad():
-                return here.split(self.frozen[view](tokens, needs, None, heat))
+                return here.split(self.frozen[view](tokens, needs, None, temperature))
         if view == CLEAN:
-            return here.split(self.network(tokens, needs, None, heat))
+            return here.split(self.network(tokens, needs, None, temperature))
         adversary = self.plan.adversaries[view]
 
         with dropout_policy(self.network, adversary.dropout) as same_masks:
-            forward = masked(lambda edits: here.split(self.network(tokens, needs, edits, heat)), same_masks)
+            forward = masked(lambda edits: here.split(self.network(tokens, needs, edits, temperature)), same_masks)
             climbing = above_prefix(self.network, adversary, forward)
             edits, start = ascend(
                 adversary,
-                ground=self._ground(view, adversary, here),
+                context=self._perturbation_context(view, adversary, here),
                 share=sharing(adversary.threat, tokens),
                 losses=lambda edits: self._ascended(view, adversary, climbing(edits), here, found),
             )
@@ -128,13 +130,15 @@ class Run:
                 self.sums.total(f"{view}/loss_start", float(start.sum()))
             return forward(edits)
 
-    def _accumulated(self, view: str, here: Here, terms: Mapping[str, Term], found: Found) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    def _accumulated(
+        self, view: str, here: ViewBatch, terms: Mapping[str, Objective], found: ViewOutputs
+    ) -> Iterator[tuple[dict[str, Tensor], bool]]:
         """Every pass trains: its losses count 1 / passes, and the deltas move by the gradient of the same backward."""
-        adversary: Any = self.plan.adversaries[view]
+        adversary = self.plan.adversaries[view]
         tokens, share = here.tokens, sharing(adversary.threat, here.tokens)
         moving = {n: t for n, t in terms.items() if view in t.reads}
         still = {n: t for n, t in terms.items() if view not in t.reads}
-        where = self._ground(view, adversary, here)
+        where = self._perturbation_context(view, adversary, here)
         state = adversary.start(where)
         with dropout_policy(self.network, adversary.dropout) as same_masks:
             forward = masked(lambda edits: here.split(self.network(tokens, self.plan.needs(view), edits, here.temperatures)), same_masks)
@@ -151,52 +155,54 @@ class Run:
                 gradients = {site: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for site, leaf in leaves.items()}
                 state = adversary.tell(state, by_delta(losses, share, where), gradients)
 
-    def _ground(self, view: str, adversary: Adversary, here: Here) -> Ground:
+    def _perturbation_context(self, view: str, adversary: Adversary, here: ViewBatch) -> PerturbationContext:
         memory = self.memory.setdefault(view, {})
         sources = [(s, here.rows[s].tokens) for s in here.sources]
-        return ground(self.network, adversary, view, here.tokens, sources, self.key, memory)
+        return perturbation_context(self.network, adversary, view, here.tokens, sources, self.key, memory)
 
-    def _ascended(self, view: str, adversary: Adversary, outputs: dict[str, Outputs], here: Here, found: Found) -> tuple[Tensor, Tensor]:
+    def _ascended(
+        self, view: str, adversary: Adversary, outputs: dict[str, Outputs], here: ViewBatch, found: ViewOutputs
+    ) -> tuple[Tensor, Tensor]:
         """The sum an inner loop climbs, with graph, and its share per row "B", without."""
         named = {f"{view}.inner": adversary.inner} if adversary.inner is not None else self.plan.terms_on(view)
-        views: Found = {v: {s: o.detach() for s, o in outs.items()} for v, outs in found.items()}
+        views: ViewOutputs = {v: {s: o.detach() for s, o in outs.items()} for v, outs in found.items()}
         views[view] = outputs
         per_row = self._per_row(self._climbed(named, here, views), here)
         if not per_row.requires_grad:  # rows without a term on this view: nothing to climb
             per_row = per_row + torch.stack([_touch(o) for o in outputs.values()]).sum()
         return per_row.sum(), per_row.detach()
 
-    def _climbed(self, named: Mapping[str, Term], here: Here, views: Found) -> dict[str, Tensor]:
+    def _climbed(self, named: Mapping[str, Objective], here: ViewBatch, views: ViewOutputs) -> dict[str, Tensor]:
         return {
             name: term.coef * self._weighted(name, term, here.micro, here.rows, self._evaluate(term, here.rows, views))
             for name, term in named.items()
             if term.source in here.sources
         }
 
-    def _per_row(self, each: Mapping[str, Tensor], here: Here) -> Tensor:
+    def _per_row(self, each: Mapping[str, Tensor], here: ViewBatch) -> Tensor:
         """Unreduced terms on one view, summed per row "B" of it; the rows of a pair share theirs equally."""
         known = {**self.plan.terms, **{f"{view}.inner": a.inner for view, a in self.plan.adversaries.items() if a.inner is not None}}
         per_source: dict[str, Tensor] = {}
         for name, weighted in each.items():
             source = known[name].source
-            by_row = _by_row(weighted, here.sizes[source])
-            per_source[source] = per_source[source] + by_row if source in per_source else by_row
+            row_memory = _by_row(weighted, here.sizes[source])
+            per_source[source] = per_source[source] + row_memory if source in per_source else row_memory
         some = next(iter(per_source.values()), torch.zeros(0, device=here.tokens.ids.device))
         return torch.cat([per_source.get(s, some.new_zeros(here.sizes[s])) for s in here.sources])
 
     # ------------------------------------------------------------------------------------------------ terms
 
-    def _evaluate(self, term: Term, rows: Mapping[str, Any], found: Found) -> Losses:
+    def _evaluate(self, term: Objective, rows: Mapping[str, Any], found: ViewOutputs) -> Losses:
         return term.losses(rows[term.source], {view: found[view][term.source] for view in term.reads})
 
-    def _weighted(self, name: str, term: Term, micro: mb.Micro, rows: Mapping[str, Any], losses: Losses) -> Tensor:
+    def _weighted(self, name: str, term: Objective, micro: mb.Micro, rows: Mapping[str, Any], losses: Losses) -> Tensor:
         weights = self.weights[name]
         width = rows[term.source].tokens.ids.shape[1]
         values = mb.cut_weights(weights, self.sizes[term.source], micro[term.source], width).to(losses.values.device)
         values = values / weights.count.clamp(min=1e-30).to(values.device)
         return (values * 0 if term.source in self.idle else values) * losses.values
 
-    def _record(self, name: str, term: Term, total: Tensor, losses: Losses, share: float) -> None:
+    def _record(self, name: str, term: Objective, total: Tensor, losses: Losses, share: float) -> None:
         if term.coef:
             self.sums.total(f"{name}/loss", float(total.detach()) / term.coef)
         for metric, (values, weights) in losses.metrics.items():
@@ -204,7 +210,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Here:
+class ViewBatch:
     """The rows of one view in one micro-batch: sources side by side."""
 
     sources: Sequence[str]
@@ -217,8 +223,8 @@ class Here:
 
     @cached_property
     def temperatures(self) -> Tensor | None:
-        heat = mb.temperatures([self.rows[s] for s in self.sources])
-        return None if heat is None else heat.to(self.tokens.ids.device)
+        temperature = mb.temperatures([self.rows[s] for s in self.sources])
+        return None if temperature is None else temperature.to(self.tokens.ids.device)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -83,12 +83,12 @@ def in_order(scores: Float[Tensor, "3 P"]) -> Float[Tensor, "P"]:
     return softplus(-(scores[:-1] - scores[1:])).mean(0)
 
 
-def squared_norms(slopes: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
+def squared_norms(input_gradients: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """||g||^2 of every row, over its real tokens."""
-    return torch.where(mask[..., None], slopes, 0.0).square().sum((1, 2))
+    return torch.where(mask[..., None], input_gradients, 0.0).square().sum((1, 2))
 
 
-def slope_penalty(squares: Float[Tensor, "B"], *, target: float, one_sided: bool = False) -> Float[Tensor, "B"]:
+def gradient_penalty(squares: Float[Tensor, "B"], *, target: float, one_sided: bool = False) -> Float[Tensor, "B"]:
     """||g||^2 / 2 for a target of 0 (arXiv:1801.04406, eq. 9), else (||g|| - target)^2 (arXiv:1704.00028, eq. 3), or its positive
     part's square. A slope of exactly zero, where a norm has no derivative, gets none."""
     if target == 0:

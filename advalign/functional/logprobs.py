@@ -22,7 +22,7 @@ def shift(x: Float[Tensor, "B T *R"]) -> Float[Tensor, "B T *R"]:
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
-def only(x: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+def zero_off_target(x: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """x on target, zero elsewhere. Elsewhere x may be undefined, nan included: it gets a gradient of exactly zero."""
     return x.masked_fill(~target, 0.0)
 

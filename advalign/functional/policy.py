@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from advalign.functional import divergence, ratios
-from advalign.functional.logprobs import only
+from advalign.functional.logprobs import zero_off_target
 from advalign.types import Losses
 
 
@@ -63,7 +63,7 @@ def geometric_ratio(
 ) -> Float[Tensor, "B T"]:
     """exp(mean_t c_t) on every token of a response; c_t = min(log r_t, clip) where A_t > 0, max(log r_t, -clip) where A_t < 0,
     and log r_t held on both sides where A_t = 0."""
-    gap = only(logprobs - old, target)
+    gap = zero_off_target(logprobs - old, target)
     high = torch.full_like(gap, clip).masked_fill(advantages < 0, torch.inf)
     low = torch.full_like(gap, -clip).masked_fill(advantages > 0, -torch.inf)
     held = torch.maximum(torch.minimum(gap, high), low)
@@ -80,7 +80,7 @@ def binds(ratio: Float[Tensor, "*S"], advantages: Float[Tensor, "*S"], *, low: f
 
 def token_ratio(logprobs: Float[Tensor, "B T"], old: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """r_t, 1 off target."""
-    return ratios.token(only(logprobs, target), only(old, target).detach())
+    return ratios.token(zero_off_target(logprobs, target), zero_off_target(old, target).detach())
 
 
 def sequence_ratio(logprobs: Float[Tensor, "B T"], old: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -90,7 +90,7 @@ def sequence_ratio(logprobs: Float[Tensor, "B T"], old: Float[Tensor, "B T"], ta
 
 def sequence_token_ratio(logprobs: Float[Tensor, "B T"], old: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """s_t = sg(s) p_t / sg(p_t): the value of s, the gradient of one token   (GSPO-token, arXiv:2507.18071, eq. 14)."""
-    logprobs = only(logprobs, target)
+    logprobs = zero_off_target(logprobs, target)
     return sequence_ratio(logprobs, old, target).detach() * (logprobs - logprobs.detach()).exp()
 
 
@@ -115,16 +115,16 @@ def surrogate(
 ) -> Losses:
     """`clipped_surrogate` of p / p_old at a level of RATIOS; with `attacked` (log-probabilities on another view),
     `weighted_likelihood` of those with the clipped ratio of `logprobs`. What lies off target is never read."""
-    advantages = only(advantages, target)
+    advantages = zero_off_target(advantages, target)
     ratio = RATIOS[level](logprobs, old, target)
     if attacked is None:
         losses = clipped_surrogate(ratio, advantages, low=low, high=high, dual_clip=dual_clip)
     else:
-        losses = weighted_likelihood(only(attacked, target), ratio.clamp(1 - low, 1 + high), advantages)
-    return Losses(losses * target, watched(ratio, logprobs, old, advantages, target, low=low, high=high))
+        losses = weighted_likelihood(zero_off_target(attacked, target), ratio.clamp(1 - low, 1 + high), advantages)
+    return Losses(losses * target, policy_metrics(ratio, logprobs, old, advantages, target, low=low, high=high))
 
 
-def watched(
+def policy_metrics(
     ratio: Float[Tensor, "B T"],
     logprobs: Float[Tensor, "B T"],
     old: Float[Tensor, "B T"],
@@ -137,7 +137,7 @@ def watched(
     """Token-weighted metrics: clip_ratio/low_mean and /high_mean (tokens whose gradient the clip removes from below, from above),
     clip_fraction (their sum), ratio, ratio_variance (of r around 1), approx_kl (k3 of KL(p_old || p), whose samples these are)."""
     seen, each = ratio.detach(), target.to(ratio.dtype)
-    advantages = only(advantages, target)
+    advantages = zero_off_target(advantages, target)
     above = ((seen > 1 + high) & (advantages > 0)).to(seen.dtype)
     below = ((seen < 1 - low) & (advantages < 0)).to(seen.dtype)
     return {
@@ -146,7 +146,7 @@ def watched(
         "clip_ratio/high_mean": (above, each),
         "ratio": (seen, each),
         "ratio_variance": ((seen - 1) ** 2, each),
-        "approx_kl": (divergence.k3(only(old, target).detach(), only(logprobs, target).detach()), each),
+        "approx_kl": (divergence.k3(zero_off_target(old, target).detach(), zero_off_target(logprobs, target).detach()), each),
     }
 
 
@@ -169,5 +169,5 @@ def covariance(logprobs: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"],
     """(log p_t - mean log p)(A_t - mean A) over the target tokens: what drives entropy down   (arXiv:2505.22617, eq. 9)."""
     each = target.to(logprobs.dtype)
     count = each.sum().clamp(min=1)
-    log_p, adv = only(logprobs, target), only(advantages, target)
+    log_p, adv = zero_off_target(logprobs, target), zero_off_target(advantages, target)
     return (log_p - log_p.sum() / count) * (adv - adv.sum() / count) * each

@@ -9,14 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from advalign.functional.logprobs import only
-
 CERTAIN = -1e-7  # a mean log-probability is kept below this: at 0 the odds are infinite
 
 
 def total(logprobs: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """log p(y) = sum_t log p_t over the target tokens of a row."""
-    return only(logprobs, target).sum(1)
+    return zero_off_target(logprobs, target).sum(1)
 
 
 def mean(logprobs: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.functional import answers
-from advalign.protocols import Assessor
+from advalign.interfaces import Judge
 from advalign.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactAnswer(Assessor):
+class ExactAnswerJudge(Judge):
     """s = verify(y) where the example carries its own verifier, else 1[final answer of y = reference]; nan where it has neither.
 
     The rule of the reward of the same name, without symbolic algebra: what follows the last "####", stands in the last \\boxed{},
@@ -32,4 +32,4 @@ class ExactAnswer(Assessor):
         return float(given is not None and answers.same(given, reference, self.tolerance))
 
 
-__all__ = ["ExactAnswer"]
+__all__ = ["ExactAnswerJudge"]

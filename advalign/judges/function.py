@@ -7,12 +7,12 @@ from typing import Any
 
 from advalign import plugins
 from advalign.errors import ConfigError
-from advalign.protocols import Assessor
+from advalign.interfaces import Judge
 from advalign.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
-class Function(Assessor):
+class FunctionJudge(Judge):
     """s = fn(prompt, response, example): True or 1 as it should be, False or 0 a violation, None or nan: it cannot tell.
 
     fn: a callable, or its dotted path. One answer at a time, so that one that fails leaves the others judged: the harness counts an
@@ -37,4 +37,4 @@ class Function(Assessor):
         return score
 
 
-__all__ = ["Function"]
+__all__ = ["FunctionJudge"]

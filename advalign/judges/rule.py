@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.errors import ConfigError
+from advalign.interfaces import Judge
 from advalign.judges import _text
-from advalign.protocols import Assessor
 from advalign.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Assessor):
+class Rule(Judge):
     """s = 1[every phrase of `must` and none of `must_not` stands in y].
 
     Phrases are whole words, folded; with `regex` they are regular expressions (case ignored). column: a key of the examples' `meta`

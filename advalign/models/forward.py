@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import logprobs as lp
-from advalign.models import adapters, heads, packed
+from advalign.models import adapters, heads, padding_free
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.perturb import applied, captured, edited, twice_differentiable, without_dropout
-from advalign.types import Distribution, Edit, Outputs, Reader, Tokens
+from advalign.types import Distribution, Edit, Outputs, ScoreReader, Tokens
 
 HEADS = ("policy", "classifier", "score", "value")
 
@@ -60,7 +60,7 @@ class Network(nn.Module):
         self.num_forwards = 0
         self.num_rows = 0
         self.reads = reads
-        self._packs: bool | None = None if reads is None and packed.prepare(model) and not encoder.bidirectional else False
+        self._packs: bool | None = None if reads is None and padding_free.prepare(model) and not encoder.bidirectional else False
         self._norm: tuple[Any, float] = (None, math.nan)
         if head in ("score", "value"):
             self.scalar = nn.Linear(_hidden_size(model), 1)
@@ -97,10 +97,10 @@ class Network(nn.Module):
         if self._packs is None:
             self._packs = False
             with without_dropout(self):
-                self._packs = packed.agrees(self._tried, self.device, self.model.get_input_embeddings().weight.shape[0])
+                self._packs = padding_free.agrees(self._tried, self.device, self.model.get_input_embeddings().weight.shape[0])
         return self._packs
 
-    def _tried(self, layout: packed.Layout | None, tokens: Tokens) -> Tensor:
+    def _tried(self, layout: padding_free.PackedLayout | None, tokens: Tokens) -> Tensor:
         return self._hidden(self._inputs(tokens, self.model.get_input_embeddings()(tokens.ids)), layout)
 
     @torch.no_grad()
@@ -133,14 +133,14 @@ class Network(nn.Module):
             what = "hidden states" if self.reads is not None else "tokens"
             raise ConfigError(f"model: one that reads {what} was asked for {', '.join(sorted(needs))}; see model: latent:<learner>.")
         if self.reads is not None:
-            return Outputs(reader=Reader(score=self._read))
+            return Outputs(reader=ScoreReader(score=self._read))
         edits = edits or {}
         here = edits.get("embedding", Edit())
         rows = tokens if here.tokens is None else here.tokens
         embeddings = applied(self.model.get_input_embeddings()(rows.ids), here)
         sites = [need.partition(":")[2] for need in sorted(needs) if need.startswith("hidden:")]
         sloped = "score_gradients" in needs
-        layout = packed.layout(rows, share=not edits and not self._random()) if self.packs and not sloped else None
+        layout = padding_free.layout(rows, share=not edits and not self._random()) if self.packs and not sloped else None
         if layout is not None:
             edits = layout.edits({site: edit for site, edit in edits.items() if site != "embedding"})
         if sloped and not embeddings.requires_grad:
@@ -152,8 +152,8 @@ class Network(nn.Module):
             if sloped:
                 assert outputs.scores is not None, f"head '{self.head}' has no scores"
                 # A score depends on its own row alone, so the gradient of their sum is that of each.
-                (slopes,) = torch.autograd.grad(outputs.scores.sum(), embeddings, create_graph=True)
-                outputs = replace(outputs, score_gradients=slopes)
+                (input_gradients,) = torch.autograd.grad(outputs.scores.sum(), embeddings, create_graph=True)
+                outputs = replace(outputs, score_gradients=input_gradients)
         if sites:
             hidden = hidden if layout is None else {site: layout.unpack(x) for site, x in hidden.items()}
             hidden |= {"embedding": embeddings} if "embedding" in sites else {}
@@ -166,7 +166,7 @@ class Network(nn.Module):
         tokens: Tokens,
         needs: Set[str],
         temperature: Tensor | None,
-        layout: packed.Layout | None,
+        layout: padding_free.PackedLayout | None,
     ) -> Outputs:
         if self.head == "classifier" and not hasattr(self.model, "score"):
             return Outputs(class_logits=self.model(**inputs).logits)
@@ -181,7 +181,7 @@ class Network(nn.Module):
             return Outputs(scores=scores, token_scores=each)
         return Outputs(values=_shift(self._scalar(hidden)) * tokens.target)
 
-    def _hidden(self, inputs: Mapping[str, Any], layout: packed.Layout | None) -> Float[Tensor, "B T D"]:
+    def _hidden(self, inputs: Mapping[str, Any], layout: padding_free.PackedLayout | None) -> Float[Tensor, "B T D"]:
         if layout is None:
             return self.backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
         return layout.unpack(self.backbone(**layout.inputs(inputs)).last_hidden_state)

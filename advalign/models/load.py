@@ -95,7 +95,7 @@ def load(
         return _finish(network, options)
 
 
-def blueprint(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
+def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     """The network of a spec without its weights, on the meta device: for what it costs, before anything is loaded. Adapters are left
     out."""
     folder = _folder(spec.model)
@@ -121,7 +121,7 @@ def frozen(network: Network, *, moving: bool = False) -> Network:
 # ------------------------------------------------------------------------------------------ one base, several learners
 
 
-def borrow(lender: Network, spec: ModelSpec, where: str, seed: int = 0) -> Network:
+def share_base(lender: Network, spec: ModelSpec, where: str, seed: int = 0) -> Network:
     """A network over the frozen base of `lender`, with an adapter and a head of its own."""
     options = {"seed": seed, **spec.options}
     _check_options(options, BORROWED)
@@ -144,19 +144,19 @@ def borrow(lender: Network, spec: ModelSpec, where: str, seed: int = 0) -> Netwo
         return _finish(network, options)
 
 
-def lender_of(spec: ModelSpec) -> str | None:
+def base_owner(spec: ModelSpec) -> str | None:
     """The learner whose base `spec` names, if it does."""
     return spec.model.removeprefix(LEARNER) if spec.model.startswith(LEARNER) else None
 
 
-def lenders_first(learners: Mapping[str, ModelSpec], given: Iterable[str] = ()) -> list[str]:
+def load_order(learners: Mapping[str, ModelSpec], given: Iterable[str] = ()) -> list[str]:
     """Names in an order in which they can be loaded. Refuses what cannot be shared; networks `given` ready-made are not judged."""
     done: list[str] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise ConfigError(f"learners.{name}.model: it would borrow from itself ({' -> '.join((*path, name))}).")
-        other = None if name in given else lender_of(learners[name])
+            raise ConfigError(f"learners.{name}.model: it would share_base from itself ({' -> '.join((*path, name))}).")
+        other = None if name in given else base_owner(learners[name])
         if other is not None:
             _check_sharing(name, other, learners, given)
             visit(other, (*path, name))
@@ -183,7 +183,7 @@ def _check_sharing(name: str, other: str, learners: Mapping[str, ModelSpec], giv
     if mine.dtype not in ("float32", theirs.dtype):
         raise ConfigError(f"{where}.dtype: {mine.dtype} given, but the base of '{other}' is {theirs.dtype}; leave it out.")
     folder = _folder(theirs.model)
-    keeps = lender_of(theirs) is not None or {"lora", "adapter"} & set(theirs.options) or (folder and (folder / adapters.CONFIG).is_file())
+    keeps = base_owner(theirs) is not None or {"lora", "adapter"} & set(theirs.options) or (folder and (folder / adapters.CONFIG).is_file())
     if other not in given and not keeps:
         raise _whole(where, mine.model)
 

@@ -104,7 +104,7 @@ def _on_hidden(change: Any) -> Any:
     return hook
 
 
-class Prefix:
+class SharedPrefix:
     """The blocks below the first perturbed one, run once for all passes of an inner loop: nothing there depends on the edits,
     and no gradient with respect to them flows there. `first`: the lowest block with an edit."""
 

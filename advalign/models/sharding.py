@@ -51,7 +51,7 @@ class Sharding:
     def twin(self, template: Network, of: Network) -> Network:
         """Another sharded network with the weights that `of` has now, slice by slice."""
         rest(of)
-        found = self.shard(hollow(template, self.mesh.device_type))
+        found = self.shard(empty_like(template, self.mesh.device_type))
         with torch.no_grad():
             for p, now in zip(found.parameters(), of.parameters(), strict=True):
                 local(p).copy_(local(now))
@@ -133,7 +133,7 @@ def rest(network: nn.Module) -> None:
             unit.reshard()
 
 
-def hollow(network: Network, device: str = "meta") -> Network:
+def empty_like(network: Network, device: str = "meta") -> Network:
     """The same modules with weights that hold nothing, tied where they were tied; buffers are copied."""
     memo: dict[int, Any] = {id(network.encoder): network.encoder}
     for p in network.parameters():
@@ -144,7 +144,7 @@ def hollow(network: Network, device: str = "meta") -> Network:
 def on_host(network: Network, template: Network, main: bool) -> Network | None:
     """All of a sharded network on the CPU of the main process, in the precision it is trained in; the others give their slices."""
     rest(network)
-    found = hollow(template, "cpu") if main else None
+    found = empty_like(template, "cpu") if main else None
     mine = list(found.parameters()) if found is not None else []
     for number, p in enumerate(network.parameters()):
         full = whole(p.detach())

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, preference
-from advalign.functional.logprobs import only
+from advalign.functional.logprobs import zero_off_target
 from advalign.models import heads
-from advalign.objectives._pairs import PairTerm
+from advalign.objectives._pairs import PairObjective
 from advalign.types import Outputs, PairRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerTerm(PairTerm):
+class AnswerObjective(PairObjective):
     """Abstract base: toward_weight CE(one answer) + away_weight log1mp(the other), each a mean over the tokens of its row.
 
     log1mp = mean_t -log(1 - p_t), where tokens with log p_t < cutoff give 0 and still count. Without `away_weight` only log p is needed.
@@ -49,7 +49,7 @@ class AnswerTerm(PairTerm):
             return nll, torch.zeros_like(nll)
         assert seen.distribution is not None
         logp, log1m = heads.odds(seen.distribution, rows.tokens)
-        unlikely = only(adversarial.unlikelihood(logp, log1m, cutoff=self.cutoff), target)
+        unlikely = zero_off_target(adversarial.unlikelihood(logp, log1m, cutoff=self.cutoff), target)
         return -preference.mean(logp, target), preference.mean(unlikely, target)
 
     def columns_of(self, nll: Float[Tensor, "B"], unlikely: Float[Tensor, "B"]) -> dict[str, Tensor]:

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import preference, weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, PairRows, Rows, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairTerm(Term):
+class PairObjective(Objective):
     """Abstract base: rows 2i chosen, rows 2i + 1 rejected, one loss per pair. A pair with an empty side does not count.
 
     Metrics, each a mean over pairs, under TRL's names: rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, and
     logps/chosen, logps/rejected where there are log-probabilities.
     """
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (PairRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (PairRows,)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import mismatch, policy, weights
+from advalign.interfaces import Objective
 from advalign.plugins import kind_of
-from advalign.protocols import Term
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 
@@ -35,7 +35,7 @@ class Correction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyTerm(Term):
+class PolicyObjective(Objective):
     """Abstract base of the objectives that read rollouts and their advantages.
 
     weighting     "token": every token of the update alike; "sequence": every response alike; "constant": a response's sum over `length`.
@@ -50,7 +50,7 @@ class PolicyTerm(Term):
     top_entropy: float = 1.0
     correction: Correction | None = None
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"old_logprobs"})
 
     def __post_init__(self) -> None:
@@ -62,6 +62,10 @@ class PolicyTerm(Term):
     @property
     def columns(self) -> frozenset[str]:
         return self.annotations | ({"old_entropy"} if self.top_entropy < 1 else frozenset())
+
+    @property
+    def assumes_current_sampler(self) -> bool:
+        return self.correction is None
 
     @property
     def exact_old(self) -> bool:
@@ -101,7 +105,7 @@ class PolicyTerm(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedTerm(PolicyTerm):
+class ClippedObjective(PolicyObjective):
     """Abstract base of the clipped surrogates: -min(r A, clip(r, 1 - low, 1 + high) A), r = p / p_old.
 
     `dual_clip` (arXiv:1912.09729) is off: the papers have none, and frameworks differ silently (on with c = 3 in one, off in another:

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.functional.logprobs import only
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["CAPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CAPO(PairTerm):
+class CAPO(PairObjective):
     """(d_chosen - d_rejected - 1 / (2 beta))^2, d = mean of log p - log p_ref, rejected tokens cut at `cutoff`."""
 
     beta: float = 0.25
@@ -43,7 +43,7 @@ class CAPO(PairTerm):
         assert rows.ref_logprobs is not None
         ratios = self._mean(logprobs, target) - self._mean(rows.ref_logprobs, target)
         losses = preference.ipo(preference.difference(ratios), beta=self.beta)
-        below = (only(logprobs, target) < self.cutoff).to(losses.dtype).sum(1) / target.sum(1).clamp(min=1)
+        below = (zero_off_target(logprobs, target) < self.cutoff).to(losses.dtype).sum(1) / target.sum(1).clamp(min=1)
         means = self.logps(rows, views, normalize=True)
         return self.reported(rows, losses, rewards=self.beta * ratios, logps=means, more={"cut/rejected": below[1::2]})
 

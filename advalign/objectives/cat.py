@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional.adversarial import leaky
-from advalign.objectives._pairs import PairTerm
+from advalign.objectives._pairs import PairObjective
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["CAT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CAT(PairTerm):
+class CAT(PairObjective):
     """away_weight leaky(-CE(rejected)) + toward_weight leaky(CE(chosen))."""
 
     away_weight: float = 0.5

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import adversarial, weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import DemoRows, Losses, Outputs, Rows, Tokens, Weights
 
 __all__ = ["CircuitBreaker"]
@@ -28,7 +28,7 @@ PLACES = ("all", "prompt", "response")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitBreaker(Term):
+class CircuitBreaker(Objective):
     """reroute: relu(cos(h, h_ref)) of harmful tokens; retain: ||h - h_ref||_2 of benign ones; mean over `layers`."""
 
     role: str = "reroute"
@@ -36,7 +36,7 @@ class CircuitBreaker(Term):
     against: str = "reference"
     where: str = "all"
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.functional import policy
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["CISPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO(PolicyTerm):
+class CISPO(PolicyObjective):
     """-sg(clip(r, 1 - low, 1 + high)) A log p."""
 
     clip_low: float = 1.0
@@ -26,7 +26,7 @@ class CISPO(PolicyTerm):
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
-        ratio, advantages = policy.token_ratio(clean, old, target), only(rows.advantages, target)
-        through = only(clean if attacked is None else attacked, target)
+        ratio, advantages = policy.token_ratio(clean, old, target), zero_off_target(rows.advantages, target)
+        through = zero_off_target(clean if attacked is None else attacked, target)
         losses = policy.weighted_likelihood(through, ratio.clamp(1 - self.clip_low, 1 + self.clip_high), advantages)
-        return Losses(losses, policy.watched(ratio, clean, old, advantages, target, low=self.clip_low, high=self.clip_high))
+        return Losses(losses, policy.policy_metrics(ratio, clean, old, advantages, target, low=self.clip_low, high=self.clip_high))

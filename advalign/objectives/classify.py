@@ -7,17 +7,17 @@ from typing import ClassVar
 from torch.nn.functional import cross_entropy
 
 from advalign.functional import weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Classify"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Term):
+class Classify(Objective):
     """-log softmax(z)_y of labelled rows."""
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -1,6 +1,6 @@
 """The clipped surrogate, with the loss of a few tokens of high covariance removed   (Clip-Cov, arXiv:2505.22617, eq. 10).
 
-cov_t = (log p_t - mean log p)(A_t - mean A): the tokens that drive entropy down. `share` of all tokens, drawn at random among those with
+cov_t = (log p_t - mean log p)(A_t - mean A): the tokens that drive entropy down. `fraction` of all tokens, drawn at random among those with
 low_cov < cov_t < high_cov (and whose gradient the clip leaves), lose their loss; the count stays that of all tokens. At least one is drawn.
 
 Differences: covariances are those of the draw (old log-probabilities), not of the current weights, so that no split into micro-batches
@@ -16,28 +16,28 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import policy
-from advalign.objectives._policy import PolicyTerm
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["ClipCov"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCov(PolicyTerm):
-    """-min(r A, clip(r, 1 - low, 1 + high) A), without a share of the high-covariance tokens."""
+class ClipCov(PolicyObjective):
+    """-min(r A, clip(r, 1 - low, 1 + high) A), without a fraction of the high-covariance tokens."""
 
     clip_low: float = 1.0
     clip_high: float = 1.0
-    share: float = 2e-4
+    fraction: float = 2e-4
     low_cov: float = 1.0
     high_cov: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.share <= 1 or self.low_cov >= self.high_cov:
+        if not 0 <= self.fraction <= 1 or self.low_cov >= self.high_cov:
             raise ConfigError(
-                f"objectives.clip_cov: share {self.share}, low_cov {self.low_cov}, high_cov {self.high_cov}; "
-                "a share is between 0 and 1, and low_cov below high_cov."
+                f"objectives.clip_cov: fraction {self.fraction}, low_cov {self.low_cov}, high_cov {self.high_cov}; "
+                "a fraction is between 0 and 1, and low_cov below high_cov."
             )
 
     @property
@@ -54,7 +54,7 @@ class ClipCov(PolicyTerm):
         target = self.target(rows)
         cov = policy.covariance(rows.old_logprobs, rows.advantages, target)
         candidates = (target & (cov > self.low_cov) & (cov < self.high_cov)).flatten().nonzero().squeeze(1)
-        number = min(max(int(self.share * int(target.sum())), 1), candidates.numel()) if self.share else 0
+        number = min(max(int(self.fraction * int(target.sum())), 1), candidates.numel()) if self.fraction else 0
         # Keyed by content: the same draw loses the same tokens, in a resumed run too.
         generator = torch.Generator().manual_seed(int(rows.tokens.ids[target].sum()))
         chosen = candidates[torch.randperm(candidates.numel(), generator=generator)[:number].to(candidates.device)]

@@ -15,8 +15,8 @@ from typing import ClassVar
 from advalign.errors import ConfigError, unknown
 from advalign.functional import weights
 from advalign.functional.divergence import BETWEEN
+from advalign.interfaces import Objective
 from advalign.models import heads
-from advalign.protocols import Term
 from advalign.types import DemoRows, LabelRows, Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Consistency"]
@@ -25,19 +25,20 @@ NEEDS = {"classes": "class_logits", "tokens": "distribution"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(Term):
+class Consistency(Objective):
     """D(p(. | against) || p(. | view)), per row (classes) or per token."""
 
     against: str = "clean"
-    of: str = "classes"
+    output: str = "classes"
     divergence: str = "symmetric_kl"
     stop: bool = False
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows, DemoRows, RolloutRows)
+    is_divergence: ClassVar[bool] = True
+    row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows, DemoRows, RolloutRows)
 
     def __post_init__(self) -> None:
-        if self.of not in NEEDS:
-            raise unknown("objectives.consistency.of", "comparison", self.of, NEEDS)
+        if self.output not in NEEDS:
+            raise unknown("objectives.consistency.output", "comparison", self.output, NEEDS)
         if self.divergence not in BETWEEN:
             raise unknown("objectives.consistency.divergence", "divergence", self.divergence, BETWEEN)
         if self.view == self.against:
@@ -45,18 +46,18 @@ class Consistency(Term):
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:
-        return {view: frozenset({NEEDS[self.of]}) for view in (self.against, self.view)}
+        return {view: frozenset({NEEDS[self.output]}) for view in (self.against, self.view)}
 
     def weights(self, rows: Rows) -> Weights:
-        if isinstance(rows, LabelRows) != (self.of == "classes"):
+        if isinstance(rows, LabelRows) != (self.output == "classes"):
             right = "classes" if isinstance(rows, LabelRows) else "tokens"
-            raise ConfigError(f"objectives.consistency.of: '{self.of}' cannot read {type(rows).__name__}; use '{right}'.")
+            raise ConfigError(f"objectives.consistency.output: '{self.output}' cannot read {type(rows).__name__}; use '{right}'.")
         assert isinstance(rows, LabelRows | DemoRows | RolloutRows)
-        return weights.rows(rows.tokens.mask.any(1)) if self.of == "classes" else weights.token(rows.tokens.target)
+        return weights.rows(rows.tokens.mask.any(1)) if self.output == "classes" else weights.token(rows.tokens.target)
 
     def losses(self, rows: LabelRows | DemoRows | RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         p, q = views[self.against], views[self.view]
-        if self.of == "tokens":
+        if self.output == "tokens":
             assert p.distribution is not None
             assert q.distribution is not None
             target = rows.tokens.target

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.objectives._policy import ClippedTerm
+from advalign.objectives._policy import ClippedObjective
 from advalign.types import RolloutRows
 
 __all__ = ["DAPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPO(ClippedTerm):
+class DAPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every token alike, clip-higher."""
 
     clip_high: float = 0.28  # "clip-higher", section 4.1

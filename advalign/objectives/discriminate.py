@@ -24,7 +24,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan, weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Discriminate"]
@@ -37,7 +37,7 @@ SATURATED = 8.0  # |s| beyond which sigmoid(s) leaves a gradient below 3.4e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminate(Term):
+class Discriminate(Objective):
     """Real against perturbed and generated rows: -log D(real) - log(1 - D(other)).
 
     level: one score per row ("sequence"), or one per token of the text ("token"), then a row's loss is the mean over its tokens.
@@ -46,14 +46,14 @@ class Discriminate(Term):
     Rows with an `offset` are told apart by s - offset (AIRL, arXiv:1710.11248: offset = log pi(text | prompt)).
     """
 
-    learner: str = "judge"
+    learner: str = "discriminator"
     loss: str = "bce"
     label_smoothing: float = 0.1
     score_l2: float = 0.0
     level: str = "sequence"
     kind_weights: Mapping[str, float] = field(default_factory=dict)
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:
         if self.loss not in ALONE + COMPARED:

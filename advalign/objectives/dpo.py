@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["DPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(PairTerm):
+class DPO(PairObjective):
     """-log sigmoid(beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
     beta: float = 0.1

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import weights
-from advalign.objectives._policy import ClippedTerm
+from advalign.objectives._policy import ClippedObjective
 from advalign.types import Weights
 
 __all__ = ["DrGRPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrGRPO(ClippedTerm):
+class DrGRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), a response's sum over a constant length."""
 
     length: int

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import weights
-from advalign.functional.logprobs import only
-from advalign.protocols import Term
+from advalign.functional.logprobs import zero_off_target
+from advalign.interfaces import Objective
 from advalign.types import DemoRows, Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entropy(Term):
+class Entropy(Objective):
     """-H(p(. | y_<t)) on target tokens."""
 
     weighting: str = "token"
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows, DemoRows)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows, DemoRows)
 
     def __post_init__(self) -> None:
         weights.check("objectives.entropy.weighting", self.weighting)
@@ -36,5 +36,5 @@ class Entropy(Term):
     def losses(self, rows: RolloutRows | DemoRows, views: Mapping[str, Outputs]) -> Losses:
         entropy = views[self.view].entropy
         assert entropy is not None
-        entropy = only(entropy, rows.tokens.target)
+        entropy = zero_off_target(entropy, rows.tokens.target)
         return Losses(-entropy, {"entropy": (entropy.detach(), rows.tokens.target.to(entropy.dtype))})

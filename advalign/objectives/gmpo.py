@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import policy
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["GMPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GMPO(PolicyTerm):
+class GMPO(PolicyObjective):
     """-exp(mean of held log-ratios) A, every response alike."""
 
     weighting: str = "sequence"
@@ -33,13 +33,13 @@ class GMPO(PolicyTerm):
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
-        advantages = only(rows.advantages, target)
-        rho = policy.geometric_ratio(clean, only(old, target).detach(), advantages, target, clip=self.clip)
+        advantages = zero_off_target(rows.advantages, target)
+        rho = policy.geometric_ratio(clean, zero_off_target(old, target).detach(), advantages, target, clip=self.clip)
         if attacked is None:
             losses = -rho * advantages
         else:
-            losses = policy.weighted_likelihood(only(attacked, target), rho, advantages)
+            losses = policy.weighted_likelihood(zero_off_target(attacked, target), rho, advantages)
         each = policy.token_ratio(clean, old, target)
         high = math.expm1(self.clip)
         low = -math.expm1(-self.clip)
-        return Losses(losses * target, policy.watched(each, clean, old, advantages, target, low=low, high=high))
+        return Losses(losses * target, policy.policy_metrics(each, clean, old, advantages, target, low=low, high=high))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan, weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["GradientPenalty"]
@@ -29,26 +29,30 @@ ROWS = ("real", "other", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientPenalty(Term):
+class GradientPenalty(Objective):
     """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
 
-    learner: str = "judge"
-    of: str = "real"  # `on` would be a truth value in YAML
+    learner: str = "discriminator"
+    rows: str = "real"
     target: float = 0.0
     one_sided: bool = False
     every: int = 16
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:
-        if self.of not in ROWS:
-            raise unknown("objectives.gradient_penalty.of", "kind of rows", self.of, ROWS)
+        if self.rows not in ROWS:
+            raise unknown("objectives.gradient_penalty.rows", "kind of rows", self.rows, ROWS)
         if self.target < 0:
             raise ConfigError(f"objectives.gradient_penalty.target: got {self.target}, must be at least 0.")
         if self.one_sided and not self.target:
             raise ConfigError("objectives.gradient_penalty.one_sided: a norm is never below a target of 0; give a target, such as 1.")
         if self.every < 1:
             raise ConfigError(f"objectives.gradient_penalty.every: got {self.every}, must be at least 1 step.")
+
+    @property
+    def interval(self) -> int:
+        return self.every
 
     @property
     def bundle(self) -> str:
@@ -63,13 +67,13 @@ class GradientPenalty(Term):
         return weights.rows(self._counted(rows))
 
     def losses(self, rows: LabelRows, views: Mapping[str, Outputs]) -> Losses:
-        slopes = views[self.view].score_gradients
-        assert slopes is not None
-        squares = gan.squared_norms(slopes, rows.tokens.mask)
-        values = gan.slope_penalty(squares, target=self.target, one_sided=self.one_sided)
+        input_gradients = views[self.view].score_gradients
+        assert input_gradients is not None
+        squares = gan.squared_norms(input_gradients, rows.tokens.mask)
+        values = gan.gradient_penalty(squares, target=self.target, one_sided=self.one_sided)
         each = self._counted(rows).to(squares.dtype)
         return Losses(self.every * values, {"slope": (squares.detach().sqrt(), each)})
 
     def _counted(self, rows: LabelRows) -> Bool[Tensor, "B"]:
-        wanted = {"real": rows.labels == 1, "other": rows.labels != 1, "all": torch.ones_like(rows.labels, dtype=torch.bool)}[self.of]
+        wanted = {"real": rows.labels == 1, "other": rows.labels != 1, "all": torch.ones_like(rows.labels, dtype=torch.bool)}[self.rows]
         return wanted & rows.tokens.mask.any(1)

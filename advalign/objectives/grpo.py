@@ -5,13 +5,13 @@
 
 from dataclasses import dataclass
 
-from advalign.objectives._policy import ClippedTerm
+from advalign.objectives._policy import ClippedObjective
 
 __all__ = ["GRPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(ClippedTerm):
+class GRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every response alike."""
 
     weighting: str = "sequence"  # eq. 3: 1/G sum_i 1/|o_i| sum_t

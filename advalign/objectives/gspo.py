@@ -8,7 +8,7 @@ Difference: none; the default of one framework is the token form. Clips are two 
 from dataclasses import dataclass
 
 from advalign.errors import unknown
-from advalign.objectives._policy import ClippedTerm
+from advalign.objectives._policy import ClippedObjective
 
 __all__ = ["GSPO"]
 
@@ -16,7 +16,7 @@ FORMS = {"sequence": "sequence", "token": "sequence_token"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSPO(ClippedTerm):
+class GSPO(ClippedObjective):
     """-min(s A, clip(s, 1 - low, 1 + high) A), s the geometric mean of a response's ratios."""
 
     weighting: str = "sequence"

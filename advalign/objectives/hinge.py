@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Hinge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hinge(PairTerm):
+class Hinge(PairObjective):
     """max(0, 1 - beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
     beta: float = 0.1

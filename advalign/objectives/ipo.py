@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["IPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPO(PairTerm):
+class IPO(PairObjective):
     """(d_chosen - d_rejected - 1 / (2 beta))^2, d = log p - log p_ref."""
 
     beta: float = 0.1

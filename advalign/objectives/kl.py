@@ -17,22 +17,22 @@ from torch import Tensor
 
 from advalign.errors import unknown
 from advalign.functional import divergence, ratios, weights
-from advalign.functional.logprobs import only
-from advalign.protocols import Term
+from advalign.functional.logprobs import zero_off_target
+from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["KL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KL(Term):
+class KL(Objective):
     """k3+(log p - log p_ref) on sampled tokens."""
 
     estimator: str = "k3+"
     weighting: str = "token"
     importance: bool = False
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class KL(Term):
         logprobs, target = views[self.view].logprobs, _sampled(rows)
         assert logprobs is not None
         assert rows.ref_logprobs is not None
-        logprobs, ref = only(logprobs, target), only(rows.ref_logprobs, target)
+        logprobs, ref = zero_off_target(logprobs, target), zero_off_target(rows.ref_logprobs, target)
         each = target.to(logprobs.dtype)
         metrics = {
             "k1": (divergence.k1(logprobs, ref).detach(), each),
@@ -63,7 +63,7 @@ class KL(Term):
         }
         losses = divergence.ESTIMATORS[self.estimator](logprobs, ref)
         if self.importance:
-            old = logprobs.detach() if rows.old_logprobs is None else only(rows.old_logprobs, target)
+            old = logprobs.detach() if rows.old_logprobs is None else zero_off_target(rows.old_logprobs, target)
             losses = losses * ratios.token(logprobs, old)
         return Losses(losses, metrics)
 

@@ -1,7 +1,7 @@
-"""l_t = -r_t A_t, plus beta |log r_t| on the `share` of tokens with the largest covariance   (KL-Cov, arXiv:2505.22617, eq. 12).
+"""l_t = -r_t A_t, plus beta |log r_t| on the `fraction` of tokens with the largest covariance   (KL-Cov, arXiv:2505.22617, eq. 12).
 
 cov_t = (log p_t - mean log p)(A_t - mean A) over the tokens of the update; at least one token is held. Mean over all tokens, no clip.
-Difference: covariances are those of the draw (old log-probabilities), as in `clip_cov`. Paper: share 2e-3 (7B) or 2e-4 (32B), beta 1.
+Difference: covariances are those of the draw (old log-probabilities), as in `clip_cov`. Paper: fraction 2e-3 (7B) or 2e-4 (32B), beta 1.
 On another view the policy term is -sg(r) A log p(y_t | y_<t, x + delta), and the penalty is on the attacked log-probabilities.
 """
 
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import policy
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["KLCov"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLCov(PolicyTerm):
+class KLCov(PolicyObjective):
     """-r A + beta |log r| on the tokens of largest covariance."""
 
-    share: float = 2e-3
+    fraction: float = 2e-3
     beta: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1 or self.beta < 0:
-            raise ConfigError(f"objectives.kl_cov: share {self.share}, beta {self.beta}; a share is in (0, 1], beta at least 0.")
+        if not 0 < self.fraction <= 1 or self.beta < 0:
+            raise ConfigError(f"objectives.kl_cov: fraction {self.fraction}, beta {self.beta}; a fraction is in (0, 1], beta at least 0.")
 
     @property
     def exact_old(self) -> bool:
@@ -47,7 +47,7 @@ class KLCov(PolicyTerm):
         assert rows.old_logprobs is not None
         target = self.target(rows)
         cov = policy.covariance(rows.old_logprobs, rows.advantages, target).masked_fill(~target, -torch.inf)
-        number = min(max(int(self.share * int(target.sum())), 1), int(target.sum()))
+        number = min(max(int(self.fraction * int(target.sum())), 1), int(target.sum()))
         held = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
         held[cov.flatten().topk(number).indices] = True
         return held.view(target.shape)
@@ -55,10 +55,10 @@ class KLCov(PolicyTerm):
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
-        ratio, advantages = policy.token_ratio(clean, old, target), only(rows.advantages, target)
+        ratio, advantages = policy.token_ratio(clean, old, target), zero_off_target(rows.advantages, target)
         surrogate = -ratio * advantages
         if attacked is not None:
-            surrogate = policy.weighted_likelihood(only(attacked, target), ratio, advantages)
-        penalty = (only(clean if attacked is None else attacked, target) - only(old, target)).abs()
-        metrics = policy.watched(ratio, clean, old, advantages, target, low=1.0, high=float("inf"))
+            surrogate = policy.weighted_likelihood(zero_off_target(attacked, target), ratio, advantages)
+        penalty = (zero_off_target(clean if attacked is None else attacked, target) - zero_off_target(old, target)).abs()
+        metrics = policy.policy_metrics(ratio, clean, old, advantages, target, low=1.0, high=float("inf"))
         return Losses(torch.stack([surrogate * target, penalty], -1), metrics)

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference, weights
+from advalign.interfaces import Objective
 from advalign.objectives._pairs import positive
-from advalign.protocols import Term
 from advalign.types import FeedbackRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["KTO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO(Term):
+class KTO(Objective):
     """lambda (1 - sigmoid(+-beta (r - z0))), r = log p - log p_ref: + for desirable responses, - for undesirable ones."""
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (FeedbackRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (FeedbackRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs", "anchor"})
 
     def __post_init__(self) -> None:

@@ -9,14 +9,14 @@ coefficients to sum 1, and makes four updates per attack; here every update has 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advalign.objectives._answers import AnswerTerm
+from advalign.objectives._answers import AnswerObjective
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["LAT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAT(AnswerTerm):
+class LAT(AnswerObjective):
     """toward_weight CE(chosen) + away_weight log1mp(rejected)."""
 
     def __post_init__(self) -> None:

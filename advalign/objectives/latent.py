@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan
-from advalign.objectives._pairs import PairTerm
+from advalign.objectives._pairs import PairObjective
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Latent"]
@@ -29,7 +29,7 @@ ROLES, SIDES = ("discriminate", "generate"), ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latent(PairTerm):
+class Latent(PairObjective):
     """discriminate (a learner `latent:...`): rank r over h over r'; generate (the policy): h as if r. `site`: "layer:k". `against`, and
     `policy` or `critic`: frozen copies, the latter two such that follow their learner (`ema: 0.0`)."""
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import policy, ratios, weights
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["LUFFY"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LUFFY(PolicyTerm):
+class LUFFY(PolicyObjective):
     """Sampled rows as PPO (unclipped unless `clip`), demonstrations in the group by f(p) = p / (p + shape)."""
 
     length: int | None = None
@@ -45,11 +45,11 @@ class LUFFY(PolicyTerm):
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
         off = torch.zeros_like(target) if rows.offpolicy is None else rows.offpolicy[:, None] & target
-        own, advantages = target & ~off, only(rows.advantages, target)
+        own, advantages = target & ~off, zero_off_target(rows.advantages, target)
         high = float("inf") if self.clip is None else self.clip
         low = 1.0 if self.clip is None else self.clip
         on = policy.surrogate(clean, old, advantages, own, low=low, high=high, attacked=attacked)
-        through = only(clean if attacked is None else attacked, off)
+        through = zero_off_target(clean if attacked is None else attacked, off)
         shaped = through.exp() if self.shape is None else ratios.offpolicy(through, shape=self.shape)
         metrics = dict(on.metrics) | {"offpolicy_ratio": (shaped.detach(), off.to(clean.dtype))}
         return Losses(torch.where(off, -shaped * advantages, on.values), metrics)

@@ -12,20 +12,20 @@ from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["MART"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Term):
+class MART(Objective):
     """BCE(p', y) + weight KL(p || p') (1 - p_y) of labelled rows."""
 
     against: str = "clean"
     weight: float = 5.0
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:
         if self.view == self.against:

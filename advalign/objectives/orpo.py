@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["ORPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ORPO(PairTerm):
+class ORPO(PairObjective):
     """-m_chosen - lambda log sigmoid(log odds_chosen - log odds_rejected), m = mean of log p per token."""
 
     odds_weight: float = 0.1

@@ -6,11 +6,11 @@
 
 from dataclasses import dataclass
 
-from advalign.objectives._policy import ClippedTerm
+from advalign.objectives._policy import ClippedObjective
 
 __all__ = ["PPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(ClippedTerm):
+class PPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every token alike; advantages of a critic (`gae`)."""

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import torch
 
 from advalign.functional import policy
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["REINFORCE"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class REINFORCE(PolicyTerm):
+class REINFORCE(PolicyObjective):
     """-A log p: no ratio, no clip."""
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
-        through = only(clean if attacked is None else attacked, target)
-        losses = policy.weighted_likelihood(through, torch.ones_like(through), only(rows.advantages, target))
+        through = zero_off_target(clean if attacked is None else attacked, target)
+        losses = policy.weighted_likelihood(through, torch.ones_like(through), zero_off_target(rows.advantages, target))
         ratio = policy.token_ratio(clean, old, target)
-        return Losses(losses, policy.watched(ratio, clean, old, rows.advantages, target, low=1.0, high=float("inf")))
+        return Losses(losses, policy.policy_metrics(ratio, clean, old, rows.advantages, target, low=1.0, high=float("inf")))

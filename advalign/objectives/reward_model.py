@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm
+from advalign.objectives._pairs import PairObjective
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["RewardModel"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModel(PairTerm):
+class RewardModel(PairObjective):
     """-log sigmoid(s_chosen - s_rejected - margin) + c (s_chosen + s_rejected)^2."""
 
     learner: str = "reward"

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import policy
-from advalign.functional.logprobs import only
-from advalign.objectives._policy import PolicyTerm
+from advalign.functional.logprobs import zero_off_target
+from advalign.objectives._policy import PolicyObjective
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["SAPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAPO(PolicyTerm):
+class SAPO(PolicyObjective):
     """-4 / tau sigmoid(tau (r - 1)) A: a soft gate in place of the clip."""
 
     weighting: str = "sequence"
@@ -35,11 +35,11 @@ class SAPO(PolicyTerm):
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.seen(rows, views)
         target = self.target(rows)
-        advantages, ratio = only(rows.advantages, target), policy.token_ratio(clean, old, target)
+        advantages, ratio = zero_off_target(rows.advantages, target), policy.token_ratio(clean, old, target)
         taus = {"tau_positive": self.tau_positive, "tau_negative": self.tau_negative}
         if attacked is None:
             losses = policy.soft_gate(ratio, advantages, **taus)
         else:
             slope = policy.soft_gate_slope(ratio, advantages, **taus)
-            losses = policy.weighted_likelihood(only(attacked, target), slope * ratio, advantages)
-        return Losses(losses * target, policy.watched(ratio, clean, old, advantages, target, low=0.2, high=0.2))
+            losses = policy.weighted_likelihood(zero_off_target(attacked, target), slope * ratio, advantages)
+        return Losses(losses * target, policy.policy_metrics(ratio, clean, old, advantages, target, low=0.2, high=0.2))

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import weights
-from advalign.functional.logprobs import only
+from advalign.functional.logprobs import zero_off_target
+from advalign.interfaces import Objective
 from advalign.objectives._demos import demonstrated
-from advalign.protocols import Term
 from advalign.types import DemoRows, Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["SFT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Term):
+class SFT(Objective):
     """-log p(y_t | y_<t) of demonstrations."""
 
     weighting: str = "token"
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
 
     def __post_init__(self) -> None:
         weights.check("objectives.sft.weighting", self.weighting)
@@ -39,5 +39,5 @@ class SFT(Term):
     def losses(self, rows: DemoRows | RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         logprobs, target = views[self.view].logprobs, demonstrated(rows, "objectives.sft")
         assert logprobs is not None
-        nll = -only(logprobs, target)
+        nll = -zero_off_target(logprobs, target)
         return Losses(nll, {"nll": (nll.detach(), target.to(nll.dtype))})

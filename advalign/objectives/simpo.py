@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairTerm, positive
+from advalign.objectives._pairs import PairObjective, positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["SimPO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO(PairTerm):
+class SimPO(PairObjective):
     """-log sigmoid(beta (m_chosen - m_rejected) - gamma), m = mean of log p per token."""
 
     beta: float = 2.0

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.errors import unknown
-from advalign.objectives._answers import AnswerTerm
+from advalign.objectives._answers import AnswerObjective
 from advalign.types import Losses, Outputs, PairRows
 
-__all__ = ["Target"]
+__all__ = ["TargetString"]
 
 SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target(AnswerTerm):
+class TargetString(AnswerObjective):
     """-(toward_weight CE(wanted) + away_weight log1mp(other)): climbed by an adversary, it makes the wanted answer likely."""
 
     wanted: str = "rejected"

@@ -13,22 +13,22 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.functional import weights
-from advalign.functional.logprobs import only
-from advalign.protocols import Term
+from advalign.functional.logprobs import zero_off_target
+from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Value"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value(Term):
+class Value(Objective):
     """1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)."""
 
     learner: str = "critic"
     clip: float = 0.5
     weighting: str = "token"
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"values"})
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Value(Term):
         assert values is not None
         assert rows.values is not None
         assert rows.returns is not None
-        values, old, returns = only(values, target), only(rows.values, target), only(rows.returns, target)
+        values, old, returns = zero_off_target(values, target), zero_off_target(rows.values, target), zero_off_target(rows.returns, target)
         near = torch.maximum(torch.minimum(values, old + self.clip), old - self.clip)
         free, held = (values - returns) ** 2, (near - returns) ** 2
         each = target.to(values.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan
+from advalign.interfaces import Reward
 
 FLOOR = 1e-4  # of a standard deviation, as that of groups
 SENTENCE = re.compile(r"[.!?…。！？]+[\"')\]]*(?=\s)|\n+")
@@ -26,7 +27,7 @@ LENGTH = ("none", "residual")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shaped:
+class Shaped(Reward):
     """Abstract: what is done to a score before it is a reward."""
 
     form: str = "logit"
@@ -39,13 +40,13 @@ class Shaped:
     def __post_init__(self) -> None:
         for name, known in {"form": FORMS, "length": LENGTH, "normalize": NORMALIZE}.items():
             if getattr(self, name) not in known:
-                raise unknown(f"rewards.learner.{name}", name, getattr(self, name), known)
+                raise unknown(f"rewards.discriminator.{name}", name, getattr(self, name), known)
         for name in ("clip", "soft_clip"):
             bound = getattr(self, name)
             if bound is not None and not bound > 0:
-                raise ConfigError(f"rewards.learner.{name}: {bound} is not above 0; use null for no clipping.")
+                raise ConfigError(f"rewards.discriminator.{name}: {bound} is not above 0; use null for no clipping.")
         if self.clip is not None and self.soft_clip is not None:
-            raise ConfigError("rewards.learner.soft_clip: clip is given too; use one of them.")
+            raise ConfigError("rewards.discriminator.soft_clip: clip is given too; use one of them.")
 
     def shaped(self, scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         """Scores, bounded and in their form."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional.answers import decided, final_answer, final_formula, marked, same
-from advalign.protocols import Context
+from advalign.interfaces import Context, Reward
 from advalign.rewards import _symbolic
 from advalign.types import Example, RolloutGroup
 
@@ -15,7 +15,7 @@ SECONDS = 2.0  # of processor time for one symbolic comparison
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactAnswer:
+class ExactAnswer(Reward):
     """r = 1[the final answer of the text equals the reference], or the example's own `verify(text)`; nan where it has neither.
 
     The rule-based accuracy reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2). The final answer is what follows the last "####",

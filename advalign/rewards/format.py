@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.errors import ConfigError
-from advalign.protocols import Context
+from advalign.interfaces import Context, Reward
 from advalign.types import RolloutGroup
 
 INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
@@ -13,7 +13,7 @@ THINK_ANSWER = rf"(?s)<think>{INSIDE}</think>\s*<answer>{INSIDE}</answer>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
+class Format(Reward):
     """r = 1[the whole text, outer white space aside, matches `pattern`].
 
     The format reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2; tags of its table 1). Ours: each tag exactly once, in this order,

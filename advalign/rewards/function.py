@@ -8,12 +8,12 @@ from typing import Any
 
 from advalign import plugins
 from advalign.errors import ConfigError, RewardError
-from advalign.protocols import Context
+from advalign.interfaces import Context, Reward
 from advalign.types import RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Function:
+class Function(Reward):
     """r = fn(prompts=[...], completions=[...], **columns)[i]; None or nan abstains.
 
     The calling convention of TRL's custom reward functions, so that they work unchanged: every argument is a list with one entry per

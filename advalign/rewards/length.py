@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.errors import ConfigError
-from advalign.protocols import Context
+from advalign.interfaces import Context, Reward
 from advalign.types import RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
+class Length(Reward):
     """r = 0 for n <= m - b, (m - b - n) / b up to m, -1 above   (DAPO's soft overlong punishment, arXiv:2503.14476, eq. 13).
 
     n counts `response_ids`, the end token included; m = `max_length`, b = `buffer` (the paper's 20480 and 4096). With `target` it is

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional.answers import decided, final_formula, marked, same
-from advalign.protocols import Context
+from advalign.interfaces import Context, Reward
 from advalign.rewards import _symbolic
 from advalign.types import Example, RolloutGroup
 
@@ -14,7 +14,7 @@ TOLERANCE = 1e-6  # relative, between plain numbers, as in `exact_answer`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math:
+class Math(Reward):
     """r = 1[answer = reference as mathematics]: (x - 1)(x + 1) is x^2 - 1, sqrt(3)/3 is 1/sqrt(3); nan where the reference is none.
 
     The accuracy reward of open reproductions of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2), by the package math-verify. The answer is

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from advalign.errors import ConfigError, RewardError
+from advalign.interfaces import Context, Reward
 from advalign.models import Network, load
-from advalign.protocols import Context
 from advalign.types import RolloutGroup, Tokens
 
 AT = "rewards.model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(Reward):
     """r = s(x, y), the score of a reward model that does not train (for one that trains beside the policy: `learner`).
 
     `model`: a folder written by a run with head: score, or a hub id or path of a sequence classifier with one label, or a Network. Its own
@@ -41,7 +41,7 @@ class Model:
             flat = [(g.example.prompt, r.text, r.finished) for g in groups for r in g.rollouts]
             if not flat:
                 return []
-            tokens = network.encoder.verdicts(*(list(column) for column in zip(*flat, strict=True)))
+            tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*flat, strict=True)))
             scores = _scores(network, tokens, self.token_budget)
             wrong = sum(not math.isfinite(s) for s in scores)
             if wrong:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from advalign.interfaces import RolloutEngine
 from advalign.models import Network
 from advalign.types import Example, RolloutGroup, Sampling
 
 
-class Engine:
+class Engine(RolloutEngine):
     """Abstract: an engine says how it goes on (`extend`)."""
 
     @torch.no_grad()
@@ -21,9 +22,3 @@ class Engine:
         prompts = network.encoder.prompts([e.prompt for e in examples])
         groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
         return self.extend(network, groups, n, sampling, generator)
-
-    def extend(
-        self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
-    ) -> list[RolloutGroup]:
-        """`n` more rollouts per group, from its own `prompt_ids`, which may already hold the beginning of a response."""
-        raise NotImplementedError

@@ -17,7 +17,7 @@ from advalign.models import Network
 from advalign.rollout import _vllm_weights as weights
 from advalign.types import Sampling
 
-PROCESSORS = ["advalign.rollout._vllm_logits:Sampled", "advalign.rollout._vllm_logits:Greedy"]
+PROCESSORS = ["advalign.rollout._vllm_logits:SampledLogits", "advalign.rollout._vllm_logits:Greedy"]
 # One process, so that weights go over by reference; the model runner that takes the processors above.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 OURS = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora")  # of vllm.LLM's arguments

@@ -5,7 +5,7 @@ z / temperature become log_softmax(z / temperature) just before the cut, which l
 and changes no number that stays. With `logprobs_mode: processed_logits` the sampled token's "logit" is therefore log p(y_t), exactly.
 
     vllm serve ... --logprobs-mode processed_logits \\
-        --logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy
+        --logits-processors advalign.rollout._vllm_logits:SampledLogits advalign.rollout._vllm_logits:Greedy
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 GREEDY = 1e-5  # vLLM's own bound on temperatures that mean the argmax
 
 
-class Sampled(LogitsProcessor):
+class SampledLogits(LogitsProcessor):
     """Rows that are sampled: vLLM applies processors that keep the argmax after the temperature."""
 
     def __init__(self, config: Any, device: torch.device, pinned: bool) -> None: ...

@@ -43,11 +43,16 @@ class HF(Engine):
     def sync(self, network: Any, version: int) -> None:
         """Nothing to do: the engine samples from the learner's own weights."""
 
-    def skip(self, generator: torch.Generator, number: int, sampling: Sampling) -> None:
+    def skip(self, generator: torch.Generator, number: int, sampling: Sampling) -> bool:
         """Leave the draws of `number` responses out: whoever answers the prompts behind them draws what one process would."""
         for start in range(0, number, 1024):
             rows = min(1024, number - start)
             torch.rand(rows, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)
+        return True
+
+    @property
+    def rows_at_once(self) -> int | None:
+        return self.max_rows
 
     @torch.no_grad()
     def extend(

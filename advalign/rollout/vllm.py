@@ -66,6 +66,10 @@ class VLLM(Engine):
             )
 
     @property
+    def is_remote(self) -> bool:
+        return self.url is not None
+
+    @property
     def logs(self) -> dict[str, float]:
         """Of the last check: the gap between the sampler's log-probabilities and the trainer's."""
         return dict(self.state.logs)
@@ -188,8 +192,8 @@ def _gaps(network: Network, groups: list[RolloutGroup], temperature: float) -> t
     network.eval()
     tokens = network.encoder.rollouts(groups)
     try:
-        heat = torch.full((len(groups),), temperature, dtype=network.dtype, device=network.device)
-        found = network(tokens.to(network.device), {"logprobs"}, None, heat).logprobs.double().cpu()
+        temperatures = torch.full((len(groups),), temperature, dtype=network.dtype, device=network.device)
+        found = network(tokens.to(network.device), {"logprobs"}, None, temperatures).logprobs.double().cpu()
     finally:
         network.train(mode)
     gaps = []

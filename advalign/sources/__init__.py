@@ -1,4 +1,4 @@
-"""Sources: which rows an objective sees. A started source yields host-side items; every learner builds its own rows of them."""
+"""Sources: which rows an objective sees. A started source row_type host-side items; every learner builds its own rows of them."""
 
 from advalign import plugins
 

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from advalign.errors import ConfigError, unknown
-from advalign.types import Example
+from advalign.interfaces import Reward, Scorer, SourceRuntime
+from advalign.types import Example, RolloutGroup, Sampling
 
 PLACEMENTS = ("prefix", "suffix", "rewrite")
 PAYOFFS = ("failure", "regret", "learnability")
@@ -58,20 +59,45 @@ class Injection:
         return self.separator.join((attack, prompt) if self.placement == "prefix" else (prompt, attack))
 
 
+class PlayedGame:
+    """Abstract: a source whose draw a `defender` source can take its half from. Its fields are those of `game`."""
+
+    if TYPE_CHECKING:
+        defender: str
+        answers: int
+        answer_sampling: Sampling
+        rewards: Sequence[Reward]
+
+
+class PlayedGameRuntime(SourceRuntime[RolloutGroup]):
+    """Abstract: the runtime of such a source."""
+
+    config: Any
+    """Its `PlayedGame`."""
+    examples: Sequence[Example]
+    """The problems it is played over."""
+    scorers: Sequence[Scorer]
+    """The started rewards of the game."""
+    answers: list[RolloutGroup]
+    """The defender's own groups of the last draw, scored by the game's rewards."""
+    attacked: list[bool]
+    """Which of them carry an attack."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Payoff:
     """What an attack earns where the defender's answers score u_1 .. u_K in [0, 1] with mean p: `earned` less `length_cost` per token;
     an attack that is not allowed earns `invalid`."""
 
-    of: str = "failure"
+    form: str = "failure"
     length_cost: float = 0.0
     invalid: float = -1.0
 
     weight: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if self.of not in PAYOFFS:
-            raise unknown("payoff.of", "payoff", self.of, PAYOFFS)
+        if self.form not in PAYOFFS:
+            raise unknown("payoff.form", "payoff", self.form, PAYOFFS)
         if not math.isfinite(self.invalid) or not 0 <= self.length_cost < math.inf:
             raise ConfigError(f"payoff: length_cost {self.length_cost}, invalid {self.invalid}; finite numbers, the cost at least 0.")
 

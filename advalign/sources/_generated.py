@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
-from advalign.protocols import Context
+from advalign.interfaces import Context
 from advalign.types import Example, RolloutGroup
 
 MATCHES = ("none", "prompt")
@@ -77,7 +77,7 @@ class LengthMatched:
         return [example for example, _ in pairs], [row for _, row in pairs]
 
 
-class Pool:
+class GeneratedPool:
     """A policy's texts of this step and of the last ones."""
 
     def __init__(self, config: Generated, context: Context) -> None:
@@ -106,7 +106,7 @@ class Pool:
         """What the policy wrote in this step, if anybody asked for it."""
         if self.config.sampled is None:
             return None
-        found: Sequence[RolloutGroup] | None = self.context.drawn(self.config.sampled)
+        found: Sequence[RolloutGroup] | None = self.context.current_items(self.config.sampled)
         if found is not None or not self.config.always:
             return found
         if self._own[0] != step:  # once a step, however often this is drawn
@@ -131,7 +131,7 @@ class Verified:
         self.past: list[list[Example]] = []
 
     def take(self, number: int, rng: random.Random) -> list[Example]:
-        groups: Sequence[RolloutGroup] = self.context.drawn(self.of) or ()
+        groups: Sequence[RolloutGroup] = self.context.current_items(self.of) or ()
         found = [
             replace(g.example, meta={**g.example.meta, "response": r.text})
             for g in groups

@@ -13,7 +13,7 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.functional.divergence import ESTIMATORS
-from advalign.protocols import Context
+from advalign.interfaces import Context
 from advalign.types import Example, RolloutGroup, RolloutRows
 
 

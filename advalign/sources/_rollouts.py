@@ -5,20 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from advalign.errors import ConfigError, RewardError
+from advalign.interfaces import Advantage, Context, Reward, SamplingRequest, Scorer, Scores, Source
 from advalign.plugins import kind_of
-from advalign.protocols import Context, Reward
-from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
+from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Rows, Sampling
 
-Scorer = Callable[[Sequence[RolloutGroup]], Sequence[float | Sequence[float]]]
+
+class RolloutSource(Source):
+    """Abstract base of sources whose rows are rollouts. Its fields `advantage` and `learner` are what it declares."""
+
+    row_type: ClassVar[type[Rows]] = RolloutRows
+    draws_before_updates: ClassVar[bool] = True
+
+    @property
+    def samples_with(self) -> str | None:
+        return self.learner
+
+    @property
+    def players(self) -> Sequence[tuple[str, str]]:
+        return (("learner", self.learner),)
+
+    @property
+    def advantage_estimator(self) -> Advantage | None:
+        return self.advantage
+
+    @property
+    def draw_size(self) -> int:
+        return self.batch_size
+
+    if TYPE_CHECKING:  # fields of every subclass
+        advantage: Advantage
+        learner: str
+        batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
+class Sampled(Source):
     """Abstract base of sources that a learner samples for: `group_size` responses per prompt of `data`, sampled by
     `learner`, scored by `rewards`. The reward of a response is the weighted sum of its rewards."""
 
@@ -30,6 +56,28 @@ class Sampled:
     learner: str = "policy"
     limit: int | None = None
 
+    draws_before_updates: ClassVar[bool] = True
+
+    @property
+    def samples_with(self) -> str | None:
+        return self.learner
+
+    @property
+    def players(self) -> Sequence[tuple[str, str]]:
+        return (("learner", self.learner),)
+
+    @property
+    def reward_parts(self) -> Sequence[Reward]:
+        return self.rewards
+
+    @property
+    def request(self) -> SamplingRequest | None:
+        return SamplingRequest(data=self.data, num_prompts=self.batch_size, responses_per_prompt=self.group_size, sampling=self.sampling)
+
+    @property
+    def draw_size(self) -> int:
+        return self.batch_size
+
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ConfigError("sources: prompts without rewards teach nothing; give at least one reward.")
@@ -39,18 +87,30 @@ class Sampled:
 
 
 def started(rewards: Sequence[Reward], context: Context) -> list[Scorer]:
-    """Scorers. Several processes share the groups, whole, but where a reward is of the whole draw (`whole`)."""
-    share = getattr(context, "over", None)  # a context of one process need not have it
-    scorers = [(r, r.start(context)) for r in rewards]
-    return [s if share is None or getattr(r, "whole", False) else _Shared(s, share) for r, s in scorers]
+    """Scorers. Several processes share the groups among them, unless a reward scores the whole draw."""
+    scorers = [(r, as_scorer(r.start(context))) for r in rewards]
+    return [s if r.scores_whole_draw else _SharedScorer(s, context.map_across_ranks) for r, s in scorers]
 
 
-class _Shared:
-    def __init__(self, scorer: Scorer, share: Callable[..., list[Any]]) -> None:
-        self.scorer, self.share = scorer, share
+def as_scorer(scorer: Callable[[Sequence[RolloutGroup]], Scores]) -> Scorer:
+    """A plain function carries nothing between draws."""
+    return scorer if isinstance(scorer, Scorer) else _FunctionScorer(scorer)
+
+
+class _FunctionScorer(Scorer):
+    def __init__(self, function: Callable[[Sequence[RolloutGroup]], Scores]) -> None:
+        self.function = function
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> Scores:
+        return self.function(groups)
+
+
+class _SharedScorer(Scorer):
+    def __init__(self, scorer: Scorer, map_across_ranks: Callable[..., list[Any]]) -> None:
+        self.scorer, self.map_across_ranks = scorer, map_across_ranks
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[Any]:
-        return [score for scores in self.share(groups, self._by_group) for score in scores]
+        return [score for scores in self.map_across_ranks(groups, self._by_group) for score in scores]
 
     def _by_group(self, groups: Sequence[RolloutGroup]) -> list[list[Any]]:
         given = [[float(s) for s in score] if isinstance(score, Sequence) else float(score) for score in self.scorer(groups)]
@@ -60,10 +120,10 @@ class _Shared:
         return [[next(rest) for _ in g.rollouts] for g in groups]
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scorer.state_dict() if hasattr(self.scorer, "state_dict") else {}
+        return self.scorer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.scorer.load_state_dict(state)  # type: ignore[attr-defined]
+        self.scorer.load_state_dict(state)
 
 
 def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Sequence[Scorer], where: str) -> dict[str, float]:
@@ -188,18 +248,18 @@ def rows(groups: Sequence[RolloutGroup], encoder: Any, weights: Sequence[float],
     )
 
 
-def bare(group: RolloutGroup) -> RolloutGroup:
+def without_verifier(group: RolloutGroup) -> RolloutGroup:
     """The group without what a checkpoint cannot hold: the example's verifier and its loose columns. A pool stores groups
     like this from the start, so that a resumed run reads what an uninterrupted one reads."""
     return replace(group, example=replace(group.example, verify=None, meta={}))
 
 
-def plain(group: RolloutGroup) -> dict[str, Any]:
+def to_json(group: RolloutGroup) -> dict[str, Any]:
     """A bare group as nested plain values."""
-    return asdict(bare(group))
+    return asdict(without_verifier(group))
 
 
-def recalled(values: Mapping[str, Any]) -> RolloutGroup:
-    """The inverse of `plain`."""
+def from_json(values: Mapping[str, Any]) -> RolloutGroup:
+    """The inverse of `to_json`."""
     rollouts = [Rollout(**rollout) for rollout in values["rollouts"]]
     return RolloutGroup(**{**values, "example": Example(**values["example"]), "rollouts": rollouts})

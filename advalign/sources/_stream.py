@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from advalign import data as loading
 from advalign.errors import BudgetError, ConfigError
-from advalign.protocols import Context
+from advalign.interfaces import Context, Source, SourceRuntime
 from advalign.types import Example, Rows
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Stream(Generic[T]):
         self.position = int(state["position"])
 
 
-class ListRuntime(Generic[T]):
+class ListRuntime(SourceRuntime[T]):
     """Abstract runtime over a fixed list of examples; a source adds `rows`."""
 
     def __init__(self, items: Sequence[T], batch_size: int, context: Context, name: str) -> None:
@@ -69,7 +69,7 @@ class ListRuntime(Generic[T]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListSource:
+class ListSource(Source):
     """Abstract base of the sources over a file, a hub id or a task: `batch_size` examples per draw. `limit` keeps that many, chosen by
     the data's `seed`. A source says what an example must hold (`complete`), and how a learner's encoder makes rows of it (`build`)."""
 
@@ -85,8 +85,8 @@ class ListSource:
             raise ConfigError(f"sources.batch_size: got {self.batch_size}, must be at least 1.")
 
     @property
-    def after(self) -> tuple[str, ...]:
-        return ()
+    def draw_size(self) -> int:
+        return self.batch_size
 
     def start(self, context: Context, name: str) -> ListRuntime[Example]:
         return _Runtime(self, context, name)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from advalign.errors import ConfigError, unknown
-from advalign.protocols import Context, Task
+from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.sources._corrupt import CORRUPTIONS, corrupted
-from advalign.sources._generated import UNITS, Generated, LengthMatched, Pool, Text, Verified
+from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
 from advalign.types import Example, LabelRows, Rows
 
 __all__ = ["Contrast"]
@@ -21,7 +21,7 @@ REAL, PERTURBED, GENERATED, CORRUPTED = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class DiscriminatorRow:
     """One row. `kind`: index into LabelRows.KINDS. `group`: rows of one prompt share a number. `offset`: taken off the score."""
 
     prompt: str
@@ -56,7 +56,7 @@ class Contrast(LengthMatched, Generated):
     swap: float = 0.0
     minus_logprob: str | None = None
 
-    yields: ClassVar[type[Rows]] = LabelRows
+    row_type: ClassVar[type[Rows]] = LabelRows
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,21 +69,21 @@ class Contrast(LengthMatched, Generated):
             raise ConfigError(f"sources.contrast.swap: got {self.swap}, must be a share from 0 to 1.")
 
     @property
-    def after(self) -> tuple[str, ...]:
+    def depends_on(self) -> tuple[str, ...]:
         return tuple(name for name in (self.real, self.sampled) if name)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
 
-class _Runtime:
+class _Runtime(SourceRuntime[DiscriminatorRow]):
     def __init__(self, config: Contrast, context: Context, name: str) -> None:
         self.config, self.context, self.name = config, context, name
-        self.pool = Pool(config, context)
+        self.pool = GeneratedPool(config, context)
         self.verified = Verified(config.real, config.replay_steps, context)
-        self.notes: dict[str, float] = {}  # of the last draw, for the log
+        self.logs: dict[str, float] = {}  # of the last draw, for the log
 
-    def draw(self, step: int, repeat: int) -> list[Verdict]:
+    def draw(self, step: int, repeat: int) -> list[DiscriminatorRow]:
         config, rng = self.config, self.context.random("source", self.name, step, repeat)
         paired = config.match == "prompt" or config.lengths is not None  # then the real side depends on the generated one
         spare = 4 if config.lengths is not None and config.match == "none" else 1  # some will find no partner
@@ -95,19 +95,19 @@ class _Runtime:
         if config.lengths is not None and generated:
             number = len(real)
             real, generated = config.paired(real, generated, config.match == "prompt")
-            self.notes["length_matched"] = len(real) / max(number, 1)
+            self.logs["length_matched"] = len(real) / max(number, 1)
         groups: dict[str, int] = {}  # rows are matched by the prompt they started from
-        items: list[Verdict] = []
+        items: list[DiscriminatorRow] = []
         for example in real:
             items += self._about(example, groups.setdefault(example.prompt, len(groups)), rng)
         for prompt, text, finished in generated if paired else self.pool.take(config.batch_size, step, repeat, rng):
             number = groups.setdefault(prompt, len(groups))
-            items.append(Verdict(prompt=prompt, text=text, finished=finished, kind=GENERATED, group=number))
+            items.append(DiscriminatorRow(prompt=prompt, text=text, finished=finished, kind=GENERATED, group=number))
         return self._offset(items)
 
     def _real(self, generated: Sequence[Text], rng: random.Random) -> list[Example]:
         source = self.context.source(self.config.real)
-        if not hasattr(source, "sample"):
+        if self.context.source_config(self.config.real).draws_before_updates:
             return self.verified.take(self.config.batch_size, rng)
         if self.config.match == "none" or not generated:
             return list(source.sample(self.config.batch_size, rng))
@@ -122,17 +122,17 @@ class _Runtime:
             )
         return [rng.choice(known[prompt]) for prompt in prompts[: self.config.batch_size]]
 
-    def _about(self, example: Example, group: int, rng: random.Random) -> list[Verdict]:
+    def _about(self, example: Example, group: int, rng: random.Random) -> list[DiscriminatorRow]:
         """A real row, and what is made of it."""
         text = example.meta["response"]
-        found = [Verdict(prompt=example.prompt, text=text, group=group)]
+        found = [DiscriminatorRow(prompt=example.prompt, text=text, group=group)]
         changed = self._perturbed(example, rng)
         if changed is not None:
-            found.append(Verdict(prompt=changed, text=text, kind=PERTURBED, group=group))
+            found.append(DiscriminatorRow(prompt=changed, text=text, kind=PERTURBED, group=group))
         if self.config.corrupt:
             worse = corrupted(text, self.config.corrupt, rng, example.verify)
             if worse is not None:
-                found.append(Verdict(prompt=example.prompt, text=worse, kind=CORRUPTED, group=group))
+                found.append(DiscriminatorRow(prompt=example.prompt, text=worse, kind=CORRUPTED, group=group))
         return found
 
     def _perturbed(self, example: Example, rng: random.Random) -> str | None:
@@ -148,14 +148,14 @@ class _Runtime:
                     return other.prompt
         return None if self.config.perturb is None else self.config.perturb.perturb(example, text, rng).prompt
 
-    def _offset(self, items: list[Verdict]) -> list[Verdict]:
+    def _offset(self, items: list[DiscriminatorRow]) -> list[DiscriminatorRow]:
         if self.config.minus_logprob is None or not items:
             return items
         prompts, texts, finished = [i.prompt for i in items], [i.text for i in items], [i.finished for i in items]
         found = self.context.logprobs(self.config.minus_logprob, prompts, texts, finished)
         return [replace(item, offset=value) for item, value in zip(items, found, strict=True)]
 
-    def rows(self, items: Sequence[Verdict], encoder: Any) -> LabelRows:
+    def rows(self, items: Sequence[DiscriminatorRow], encoder: Any) -> LabelRows:
         if not items:
             raise ConfigError(
                 f"sources.{self.name}: a draw without any row; raise lengths, or let the policy's responses come nearer to the real ones "
@@ -164,7 +164,7 @@ class _Runtime:
         columns = ([i.prompt for i in items], [i.text for i in items], [i.finished for i in items], [i.group for i in items])
         kind = torch.tensor([item.kind for item in items])
         offset = None if self.config.minus_logprob is None else torch.tensor([item.offset for item in items])
-        return LabelRows(tokens=encoder.verdicts(*columns), labels=(kind == REAL).long(), kind=kind, offset=offset)
+        return LabelRows(tokens=encoder.scored_pairs(*columns), labels=(kind == REAL).long(), kind=kind, offset=offset)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pool.state_dict() | self.verified.state_dict()

@@ -18,7 +18,7 @@ class Demos(ListSource):
     `limit` keeps that many examples, chosen by the data's seed; `batch_size` rows per draw.
     """
 
-    yields: ClassVar[type[Rows]] = DemoRows
+    row_type: ClassVar[type[Rows]] = DemoRows
 
     def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
         return answered(example, task, self.rng(number), where)

@@ -23,7 +23,7 @@ class Feedback(ListSource):
     from these mismatched rows the reference point of KTO is computed, so a draw has at least two items.
     """
 
-    yields: ClassVar[type[Rows]] = FeedbackRows
+    row_type: ClassVar[type[Rows]] = FeedbackRows
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

@@ -11,9 +11,9 @@ import torch
 
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
-from advalign.protocols import AdvantageEstimator, Context
+from advalign.interfaces import Advantage, Context
 from advalign.sources import _rollouts
-from advalign.sources._game import Injection, Opponents, Payoff, asked, earned
+from advalign.sources._game import Injection, Opponents, Payoff, PlayedGame, PlayedGameRuntime, asked, earned
 from advalign.sources._rollouts import Sampled
 from advalign.sources._stream import Stream
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Rows, Sampling
@@ -24,7 +24,7 @@ ATTACKER, DEFENDER = 0, 1  # RolloutRows.roles
 
 
 @dataclass(frozen=True, kw_only=True)
-class Game(Sampled):
+class Game(Sampled, PlayedGame):
     """a ~ attacker(. | x),  y_1 .. y_K ~ defender(. | x with a),  R(a) = 1 - mean_k u(x, y_k) - cost |a|
 
     Rows of the attacker (role 0): per example of `data` a group of `group_size` attacks by `learner`, `sampling` its budget of tokens.
@@ -36,7 +36,7 @@ class Game(Sampled):
     `allowed` is replaced by none and punished.
     """
 
-    advantage: AdvantageEstimator
+    advantage: Advantage
     learner: str = "attacker"
     defender: str = "policy"
     answers: int = 4
@@ -45,21 +45,27 @@ class Game(Sampled):
     payoff: Payoff = field(default_factory=Payoff)
     opponents: Opponents = field(default_factory=Opponents)
 
-    yields: ClassVar[type[Rows]] = RolloutRows
+    row_type: ClassVar[type[Rows]] = RolloutRows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = 1 if self.payoff.of == "failure" else 2
+        least = 1 if self.payoff.form == "failure" else 2
         if self.answers < least:
-            raise ConfigError(f"sources.game.answers: got {self.answers}; a payoff of {self.payoff.of} needs at least {least}.")
+            raise ConfigError(f"sources.game.answers: got {self.answers}; a payoff of {self.payoff.form} needs at least {least}.")
         pairs = self.opponents.pairs(self.learner, self.defender, self.batch_size)
         for side, name, place in (("attackers", self.learner, 0), ("defenders", self.defender, 1)):
             if all(pair[place] != name for pair in pairs):
                 raise ConfigError(f"sources.game.opponents.{side}: of {self.batch_size} examples none is left to '{name}' itself.")
 
     @property
-    def after(self) -> tuple[str, ...]:
-        return ()
+    def advantage_estimator(self) -> Advantage | None:
+        return self.advantage
+
+    @property
+    def players(self) -> Sequence[tuple[str, str]]:
+        opponents = [("opponents.attackers", name) for name in self.opponents.attackers]
+        opponents += [("opponents.defenders", name) for name in self.opponents.defenders]
+        return (("learner", self.learner), ("defender", self.defender), *opponents)
 
     def start(self, context: Context, name: str) -> GameRuntime:
         return GameRuntime(self, context, name)
@@ -76,7 +82,7 @@ class _Match:
     answers: RolloutGroup
 
 
-class GameRuntime:
+class GameRuntime(PlayedGameRuntime):
     """`answers`: the defender's own groups of the last draw, scored by `rewards`; each prompt that carries an attack is in `attacked`."""
 
     def __init__(self, config: Game, context: Context, name: str) -> None:
@@ -129,7 +135,7 @@ class GameRuntime:
         """u of every answer that could be judged."""
         totals = [_rollouts.total(r, self.config.rewards) for r in match.answers.rollouts]
         found = [u for u in totals if not math.isnan(u)]
-        if self.config.payoff.of == "learnability" and any(not 0 <= u <= 1 for u in found):
+        if self.config.payoff.form == "learnability" and any(not 0 <= u <= 1 for u in found):
             raise RewardError(f"{self.where}.payoff: learnability is of scores in [0, 1], and the rewards of an answer sum to {found}.")
         return found
 
@@ -137,7 +143,7 @@ class GameRuntime:
         payoff = self.config.payoff
         if not match.valid:
             return payoff.invalid
-        return earned(payoff.of, self._scores(match)) - payoff.length_cost * len(match.attack.response_ids)
+        return earned(payoff.form, self._scores(match)) - payoff.length_cost * len(match.attack.response_ids)
 
     def _keep_answers(self, matches: Sequence[_Match]) -> None:
         mine = [m for m in matches if m.defender == self.config.defender]

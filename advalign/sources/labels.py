@@ -19,7 +19,7 @@ class Labels(ListSource):
 
     batch_size: int = 32
 
-    yields: ClassVar[type[Rows]] = LabelRows
+    row_type: ClassVar[type[Rows]] = LabelRows
 
     def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
         if example.label is None:

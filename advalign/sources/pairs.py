@@ -29,7 +29,7 @@ class Pairs(ListSource):
     batch_size: int = 8
     differ: str = "response"
 
-    yields: ClassVar[type[Rows]] = PairRows
+    row_type: ClassVar[type[Rows]] = PairRows
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +57,7 @@ class Pairs(ListSource):
         given = any(m is not None for m in margins)
         return PairRows(
             # As a discriminator's rows: a scorer that reads both ways wants the pair template it scores with.
-            tokens=encoder.verdicts(prompts, texts, [True] * len(texts), group),
+            tokens=encoder.scored_pairs(prompts, texts, [True] * len(texts), group),
             margin=torch.tensor([m or 0.0 for m in margins]) if given else None,
         )
 

@@ -11,7 +11,7 @@ import torch
 
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
-from advalign.protocols import AdvantageEstimator, Context
+from advalign.interfaces import Advantage, Context, SourceRuntime
 from advalign.sources import _rollouts
 from advalign.sources._ahead import Ahead, Waiting
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
@@ -32,7 +32,7 @@ class Prompts(Sampled):
     updates: rollouts for up to so many coming steps are sampled in the background, by weights at most that many steps old).
     """
 
-    advantage: AdvantageEstimator
+    advantage: Advantage
     dynamic: Dynamic | None = None
     demonstrations: Demonstrations | None = None
     kl: KLPenalty | None = None
@@ -43,22 +43,30 @@ class Prompts(Sampled):
         super().__post_init__()
         if self.ahead < 0:
             raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, a number of steps is at least 0.")
-        for name, given in (("curriculum", self.curriculum), ("advantage", getattr(self.advantage, "needs_baseline", False) or None)):
+        for name, given in (("curriculum", self.curriculum), ("advantage", self.advantage.needs_baseline or None)):
             if self.ahead and given is not None:
                 why = "chooses prompts by what was scored last" if name == "curriculum" else "compares with the greedy response of now"
                 raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, but {name} {why}; use ahead: 0.")
 
-    yields: ClassVar[type[Rows]] = RolloutRows
+    row_type: ClassVar[type[Rows]] = RolloutRows
 
     @property
-    def after(self) -> tuple[str, ...]:
-        return ()
+    def advantage_estimator(self) -> Advantage | None:
+        return self.advantage
+
+    @property
+    def reward_penalty(self) -> KLPenalty | None:
+        return self.kl
+
+    @property
+    def steps_ahead(self) -> int:
+        return self.ahead
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
 
-class _Runtime:
+class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Prompts, context: Context, name: str) -> None:
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.config, self.context, self.name, self.where = config, context, name, f"sources.{name}"
@@ -73,7 +81,7 @@ class _Runtime:
         self.ahead: Ahead | None = None
         if config.ahead:
             take = lambda: self.stream.take(config.batch_size)  # noqa: E731
-            self.ahead = Ahead(config.ahead, getattr(context, "last", None), take, self._later, lambda: self.stream.state_dict())
+            self.ahead = Ahead(config.ahead, context.total_steps, take, self._later, lambda: self.stream.state_dict())
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}
@@ -110,7 +118,7 @@ class _Runtime:
                 self.stream.observe(group.example, sum(totals) / max(len(totals), 1))
         if config.demonstrations is not None and config.demonstrations.gate is not None:
             self._gate(kept, config.demonstrations)
-        if getattr(config.advantage, "needs_baseline", False):
+        if config.advantage.needs_baseline:
             self._baselines(kept, step, number)
         return kept
 
@@ -177,11 +185,10 @@ class _Runtime:
 
     def state_dict(self) -> dict[str, Any]:
         stream = self.stream if self.ahead is None else self.ahead
-        return stream.state_dict() | {"rewards": [s.state_dict() if hasattr(s, "state_dict") else {} for s in self.scorers]}
+        return stream.state_dict() | {"rewards": [s.state_dict() for s in self.scorers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
-        scorers: Sequence[Any] = self.scorers
-        for scorer, found in zip(scorers, state.get("rewards", [{}] * len(scorers)), strict=True):
+        for scorer, found in zip(self.scorers, state.get("rewards", [{}] * len(self.scorers)), strict=True):
             if found:
                 scorer.load_state_dict(found)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
-from advalign.protocols import Context
+from advalign.interfaces import Context, SourceRuntime
 from advalign.sources import _rollouts
 from advalign.sources._rollouts import Sampled
 from advalign.sources._stream import Stream
@@ -33,7 +33,7 @@ class Rejection(Sampled):
     refresh: int = 1
     collect: int = 16
 
-    yields: ClassVar[type[Rows]] = DemoRows
+    row_type: ClassVar[type[Rows]] = DemoRows
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,15 +41,11 @@ class Rejection(Sampled):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sources.rejection.{name}: got {getattr(self, name)}, must be at least 1.")
 
-    @property
-    def after(self) -> tuple[str, ...]:
-        return ()
-
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
 
-class _Runtime:
+class _Runtime(SourceRuntime[Any]):
     def __init__(self, config: Rejection, context: Context, name: str) -> None:
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.config, self.context, self.name = config, context, name
@@ -82,7 +78,7 @@ class _Runtime:
         self.logs["kept_share"] = len(kept) / sampled
         if kept:
             self.logs["kept_reward"] = sum(total for _, total in kept) / len(kept)
-            self._fill([_rollouts.bare(g) for g, _ in kept], self.collected + 1)
+            self._fill([_rollouts.without_verifier(g) for g, _ in kept], self.collected + 1)
         elif self.pool is None:
             best = f"the best total reward is {max(total for _, total in found):.3g}" if found else "the rewards abstained on all of them"
             raise RewardError(
@@ -111,14 +107,14 @@ class _Runtime:
     def state_dict(self) -> dict[str, Any]:
         state = {"prompts": self.prompts.state_dict(), "served": self.served, "collected": self.collected, "pool": None}
         if self.pool is not None:
-            state["pool"] = [self.pool.position, [_rollouts.plain(group) for group in self.pool.items]]
+            state["pool"] = [self.pool.position, [_rollouts.to_json(group) for group in self.pool.items]]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.prompts.load_state_dict(state["prompts"])
         if state["pool"] is not None:
             position, groups = state["pool"]
-            self._fill([_rollouts.recalled(values) for values in groups], state["collected"])
+            self._fill([_rollouts.from_json(values) for values in groups], state["collected"])
             assert self.pool is not None
             self.pool.position = position
         self.served, self.collected = int(state["served"]), int(state["collected"])

@@ -6,15 +6,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from advalign import data as loading
 from advalign.data.columns import example as example_of
 from advalign.errors import ConfigError
-from advalign.protocols import AdvantageEstimator, Context
+from advalign.interfaces import Advantage, Context, SourceRuntime
 from advalign.sources import _rollouts
 from advalign.sources._stream import Stream
-from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Rows
+from advalign.types import Example, Rollout, RolloutGroup, RolloutRows
 
 __all__ = ["Trajectories"]
 
@@ -22,7 +22,7 @@ OWN = ("reward", "logprobs", "group", "finished")  # columns beside those of a p
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectories:
+class Trajectories(_rollouts.RolloutSource):
     """Offline RL: rows {prompt, response, reward} and their advantages; r_t = p_now / p_then where the rows say log p_then.
 
     As advantage-weighted offline RL of language models (A-LoL, arXiv:2305.14718), but advantages come from any estimator and the
@@ -33,7 +33,7 @@ class Trajectories:
     """
 
     data: Any
-    advantage: AdvantageEstimator
+    advantage: Advantage
     batch_size: int = 16
     limit: int | None = None
     columns: Mapping[str, str] | None = None
@@ -41,17 +41,11 @@ class Trajectories:
     learner: str = "policy"
     temperature: float = 1.0
 
-    yields: ClassVar[type[Rows]] = RolloutRows
-
-    @property
-    def after(self) -> tuple[str, ...]:
-        return ()
-
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
 
-class _Runtime:
+class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Trajectories, context: Context, name: str) -> None:
         self.config, where = config, f"sources.{name}"
         groups = _grouped(_examples(config, where), _names(config), context.encoder(config.learner), where)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 from advalign.errors import AdvalignError
+from advalign.interfaces import Task
 from advalign.tasks._common import check_split, distinct, hashed, require
 from advalign.types import Example
 
@@ -16,7 +17,7 @@ APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class Arithmetic(Task):
     """verify(text) = 1[the last number in the text = a ∘ b], operands in [0, 10^digits); ood: `ood_extra` digits more, in both operands.
 
     The length-generalisation probe of scratchpad and addition studies (arXiv:2112.00114, section 4), with our own split: a prompt belongs

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from advalign.errors import AdvalignError
+from advalign.interfaces import Task
 from advalign.tasks._common import check_split, hashed, require
 from advalign.types import Example
 
@@ -18,7 +19,7 @@ Slots = tuple[int, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constraints:
+class Constraints(Task):
     """verify(text) = 1[low ≤ words ≤ high] · 1[every `with` word is in it] · 1[no `without` word is] · 1[all in the vocabulary].
 
     The constrained-writing task of GAPO (arXiv:2503.20194, section 3) as a closed toy: (longest - shortest + 1) lengths x words x

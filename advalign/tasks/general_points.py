@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 
 from advalign.errors import AdvalignError, unknown
+from advalign.interfaces import Task
 from advalign.tasks._common import check_split, distinct, hashed, require
 from advalign.tasks._noisy import KINDS, noisy
 from advalign.tasks._points import evaluate, solvable, solve
@@ -21,7 +22,7 @@ Cards = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralPoints:
+class GeneralPoints(Task):
     """verify(text) = 1[the last line uses every card once with + - * / and brackets, and equals the target]; faces are 10, ood 11, 12, 13.
 
     GeneralPoints of "SFT memorizes, RL generalizes" (arXiv:2501.17161, section 4.1). Ours: text only, the rule stands in the prompt in

@@ -10,13 +10,14 @@ from itertools import combinations
 from typing import Any
 
 from advalign.errors import AdvalignError
+from advalign.interfaces import Task
 from advalign.tasks._common import check_split, hashed, require
 from advalign.tasks._sentences import Asked, Corpus, build, one_sentence, spelled
 from advalign.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentences:
+class Sentences(Task):
     """verify(text) = 1[all required words are in it] · 1[at most n words] · 1[one sentence, ended by . ! or ?]; case does not matter.
 
     The constrained writing of GAPO (arXiv:2503.20194, section 3) on real text: every sentence of `data` asks for `num_words` of its own

@@ -53,10 +53,10 @@ class Background:
     ) -> list[RolloutGroup]:
         with stream:
             self.engine.sync(network, version)
-            return stamped(self.engine.generate(network, examples, n, sampling, generator), version)
+            return with_version(self.engine.generate(network, examples, n, sampling, generator), version)
 
 
-def stamped(groups: list[RolloutGroup], version: int) -> list[RolloutGroup]:
+def with_version(groups: list[RolloutGroup], version: int) -> list[RolloutGroup]:
     """The groups, whose rollouts know the version of the weights that sampled them."""
     for group in groups:
         for rollout in group.rollouts:

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from advalign.engine import micro as mb
-from advalign.engine.ranks import Ranks
+from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
+from advalign.interfaces import Advantage, Objective, Source
 from advalign.models import Network
 from advalign.models.sharding import rest
-from advalign.protocols import Term
 from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, fit
 
 
 @torch.no_grad()
-def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: Ranks | None = None) -> dict[str, Tensor]:
+def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: ProcessGroup | None = None) -> dict[str, Tensor]:
     """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout; `ranks` share the rows."""
     mode = network.training
     network.eval()
@@ -32,14 +32,14 @@ def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: Ra
     dtype = torch.promote_types(network.dtype, torch.float32)
     found = {need: torch.zeros(rows.tokens.ids.shape, dtype=dtype) for need in needs}
     try:
-        layout = mb.Layout(network.packs, frozenset(["rows"]))
-        hands = mb.deal({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
+        layout = mb.BatchLayout(network.packs, frozenset(["rows"]))
+        hands = mb.partition({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
         # As many forwards on every process: those of a sharded network wait for each other.
-        for micro, idle in mb.evened(hands, {"rows": rows})[0 if ranks is None else ranks.index]:
+        for micro, idle in mb.pad_to_equal_count(hands, {"rows": rows})[0 if ranks is None else ranks.index]:
             numbers = micro["rows"]
             here = mb.cut(rows, numbers, int(rows.tokens.lengths[numbers].max())).to(network.device)
-            heat = mb.temperatures([here])
-            outputs = network(here.tokens, needs, None, None if heat is None else heat.to(network.device))
+            temperature = mb.temperatures([here])
+            outputs = network(here.tokens, needs, None, None if temperature is None else temperature.to(network.device))
             for need in needs if not idle else ():
                 found[need][numbers] = fit(getattr(outputs, need).to("cpu", dtype), width)
     finally:
@@ -51,61 +51,66 @@ def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: Ra
 class Annotator:
     """Completes the rows of rollout draws. `states`: what estimators and KL coefficients carry from draw to draw, by source."""
 
-    def __init__(self, learners: Mapping[str, Any], frozen: Mapping[str, Network], ranks: Ranks | None, budget: int):
+    def __init__(self, learners: Mapping[str, Any], frozen: Mapping[str, Network], ranks: ProcessGroup | None, budget: int):
         self.learners, self.frozen, self.ranks, self.budget = learners, frozen, ranks, budget
         self.states: dict[str, dict[str, Any]] = {}
 
-    def needs(self, source: Any, readers: Sequence[Term], specs: Mapping[str, Any]) -> frozenset[str]:
+    def needs(self, source: Source, readers: Sequence[Objective], specs: Mapping[str, Any]) -> frozenset[str]:
         """The columns to compute. `specs`: {learner: its configuration}."""
         needed = frozenset(c for t in readers for c in t.columns)
-        penalty = getattr(source, "kl", None) is not None
+        penalty = source.reward_penalty is not None
         users = {t.learner: specs[t.learner] for t in readers if "old_logprobs" in t.columns}
-        sampler = getattr(source, "learner", None)
+        sampler = source.samples_with
         once = all(name == sampler and spec.updates * spec.minibatches * spec.epochs == 1 for name, spec in users.items())
-        once &= not getattr(source, "ahead", 0)
+        once &= not source.steps_ahead
         if penalty:
             return needed | {"old_logprobs", "ref_logprobs"}
         # With one update per draw, of the sampler itself as it was, the ratio is exactly 1.
         return needed - {"old_logprobs"} if once and not any(t.exact_old for t in readers) else needed
 
-    def __call__(self, name: str, source: Any, rows: RolloutRows, needed: Set[str]) -> tuple[RolloutRows, dict[str, float]]:
+    def __call__(self, name: str, source: Source, rows: RolloutRows, needed: Set[str]) -> tuple[RolloutRows, dict[str, float]]:
         """The rows of a draw of `source` with every column in `needed` and their advantages; and what to log about them."""
-        rows, advantage = self._columns(source, rows, needed), source.advantage
+        advantage = source.advantage_estimator
+        assert advantage is not None
+        rows = self._columns(source, advantage, rows, needed)
         state = self._state(name, source)
         logs = {} if rows.old_logprobs is None else _gap(rows)
-        summed = not getattr(advantage, "reads_token_rewards", False)
+        summed = not advantage.reads_token_rewards
         if summed and rows.token_rewards is not None:
             whole = rows.token_rewards.sum(1, keepdim=True).to(rows.rewards.dtype)
             rows = replace(rows, rewards=torch.cat([rows.rewards, whole], 1), token_rewards=None)
-        if getattr(source, "kl", None) is not None:
-            rows, found = source.kl.apply(rows, state["kl"], summed=summed)
+        if source.reward_penalty is not None:
+            rows, found = source.reward_penalty.apply(rows, state["kl"], summed=summed)
             logs |= found
         advantages, returns = advantage(rows, state["advantage"], _whole)
         return replace(rows, advantages=advantages, returns=returns), logs
 
-    def _columns(self, source: Any, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
+    def _columns(self, source: Source, advantage: Advantage, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
         new: dict[str, Any] = {}
         # Replayed rows keep the log-probabilities of the policy that sampled them.
         own = {n for n in ("logprobs", "entropy") if f"old_{n}" in needed and getattr(rows, f"old_{n}") is None}
         if own:
-            now = columns(self.learners[source.learner].network, rows, own, self.budget, self.ranks)
+            now = columns(self.learners[source.samples_with or ""].network, rows, own, self.budget, self.ranks)
             new |= {f"old_{need}": column for need, column in now.items()}
         if "old_logprobs" in new:  # where nobody knows who sampled (nan), it is taken to be the policy of now
             new["sampler_logprobs"] = torch.where(rows.sampler_logprobs.isnan(), new["old_logprobs"], rows.sampler_logprobs)
         if "ref_logprobs" in needed:
             new["ref_logprobs"] = _reference(rows, self.frozen.get("reference"), self.budget, self.ranks)
-        if source.advantage.needs_values or "values" in needed:
+        if advantage.needs_values or "values" in needed:
             critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
             if not critics:
-                name = type(source.advantage).__name__
+                name = type(advantage).__name__
                 raise ConfigError(f"sources: advantage '{name}' needs values, and no learner has head: value; add one (a critic).")
             new["values"] = columns(critics[0], rows, {"values"}, self.budget, self.ranks)["values"]
         return replace(rows, **new)
 
-    def _state(self, name: str, source: Any) -> dict[str, Any]:
+    def _state(self, name: str, source: Source) -> dict[str, Any]:
         if name not in self.states:
-            parts = {"advantage": source.advantage, "kl": getattr(source, "kl", None)}
-            self.states[name] = {k: part.initial_state() if hasattr(part, "initial_state") else None for k, part in parts.items()}
+            advantage, penalty = source.advantage_estimator, source.reward_penalty
+            self.states[name] = {
+                "advantage": None if advantage is None else advantage.initial_state(),
+                "kl": None if penalty is None else penalty.initial_state(),
+            }
         return self.states[name]
 
 
@@ -121,7 +126,9 @@ def _whole(x: Tensor) -> Tensor:
     return x
 
 
-def annotate_pairs(rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int, ranks: Ranks | None = None) -> PairRows:
+def annotate_pairs(
+    rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int, ranks: ProcessGroup | None = None
+) -> PairRows:
     if "ref_logprobs" not in needed:
         return rows
     return replace(rows, ref_logprobs=_reference(rows, reference, budget, ranks))
@@ -134,7 +141,7 @@ def annotate_feedback(
     policy: Network,
     reference: Network | None,
     budget: int,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> FeedbackRows:
     """The rows of a draw with reference and z0 = max(0, mean of sum_t log p - log p_ref over mismatched rows), without those rows."""
     new: dict[str, Any] = {"mismatched": None}
@@ -149,7 +156,7 @@ def annotate_feedback(
     return replace(rows, **new)
 
 
-def _reference(rows: Any, reference: Network | None, budget: int, ranks: Ranks | None = None) -> Tensor:
+def _reference(rows: Any, reference: Network | None, budget: int, ranks: ProcessGroup | None = None) -> Tensor:
     if reference is None:
-        raise ConfigError("frozen: an objective compares with the reference; add frozen: {reference: {of: policy}}.")
+        raise ConfigError("frozen: an objective compares with the reference; add frozen: {reference: {learner: policy}}.")
     return columns(reference, rows, {"logprobs"}, budget, ranks)["logprobs"]

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 
-from advalign.engine.ranks import Ranks
+from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.models import sharding
-from advalign.training import shards
+from advalign.training import sharded_checkpoint
 
 PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
@@ -31,7 +31,7 @@ def save(
     networks: dict[str, Any],
     state: dict[str, Any],
     *,
-    ranks: Ranks,
+    ranks: ProcessGroup,
     optimizers: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
@@ -49,7 +49,7 @@ def save(
     for name, network in networks.items():
         if sharding.units(network):
             sharding.rest(network)
-            shards.write(partial, name, network, (optimizers or {}).get(name), ranks.index, ranks.number)
+            sharded_checkpoint.write(partial, name, network, (optimizers or {}).get(name), ranks.index, ranks.number)
         elif ranks.main:
             save_model(network, str(partial / f"{name}.safetensors"))
     ranks.wait()
@@ -93,13 +93,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
     file = path / f"{name}.safetensors"
-    if not shards.files(path, name):
+    if not sharded_checkpoint.files(path, name):
         raise ConfigError(f"resume: {path.name} holds no weights of '{name}'; the configuration has changed since it was written.")
     if file.exists() and not sharding.units(network):
         load_model(network, str(file))
     else:
         sharding.rest(network)
-        shards.read(path, name, network)
+        sharded_checkpoint.read(path, name, network)
 
 
 def without_moments(network: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def with_moments(path: Path, name: str, network: torch.nn.Module, state: dict[st
     """The state of a learner as its optimizer wants it, whatever wrote it and whoever reads it."""
     optimizer = state["optimizer"]
     if "steps" in optimizer:
-        optimizer = shards.read_moments(path, name, network, optimizer)
+        optimizer = sharded_checkpoint.read_moments(path, name, network, optimizer)
     elif sharding.units(network):
-        optimizer = shards.cut(network, optimizer)
+        optimizer = sharded_checkpoint.cut(network, optimizer)
     return {**state, "optimizer": optimizer}
 
 

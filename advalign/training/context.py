@@ -9,44 +9,51 @@ from typing import Any
 
 import torch
 
-from advalign.engine import keys
+from advalign.engine import rng
 from advalign.engine.learner import LearnerRuntime
-from advalign.engine.ranks import Ranks
+from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError, unknown
-from advalign.evaluation.target import target_of
+from advalign.interfaces import Source
 from advalign.models import Network
 from advalign.models.sharding import gathered, local, rest, units
-from advalign.training.ahead import Background, stamped
+from advalign.targets.target import target_of
+from advalign.training.ahead import Background, with_version
 from advalign.training.annotate import columns
 from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
 
 
 class RunContext:
-    """Implements `protocols.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies;
-    `last`: how many steps the run has at most. With several processes each samples and scores its share, and all are given everything,
+    """Implements `interfaces.Context`. `items` is what the current step has drawn so far; `copies` are the run's frozen copies;
+    `total_steps`: how many steps the run has at most. With several processes each samples and scores its share, and all are given everything,
     so that a source need not know of them."""
 
-    def __init__(self, seed: int, engine: Any, budget: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, seed: int, engine: Any, budget: int, ranks: ProcessGroup | None = None) -> None:
         self.seed, self.engine, self.budget, self.ranks = seed, engine, budget, ranks
         self.learners: dict[str, LearnerRuntime] = {}
         self.sources: dict[str, Any] = {}
         self.items: dict[str, Any] = {}
-        self.copies: Copies | None = None
-        self.last: int | None = None
+        self.copies: FrozenCopies | None = None
+        self.total_steps: int | None = None
+        self.source_configs: Mapping[str, Source] = {}
         self.background = Background(engine)
 
     def generator(self, *key: object) -> torch.Generator:
-        return keys.generator(self.seed, *key)
+        return rng.generator(self.seed, *key)
 
     def random(self, *key: object) -> random.Random:
-        return keys.rng(self.seed, *key)
+        return rng.rng(self.seed, *key)
 
     def source(self, name: str) -> Any:
         if name not in self.sources:
             raise unknown("sources", "source", name, self.sources)
         return self.sources[name]
 
-    def drawn(self, name: str) -> Any:
+    def source_config(self, name: str) -> Source:
+        if name not in self.source_configs:
+            raise unknown("sources", "source", name, self.source_configs)
+        return self.source_configs[name]
+
+    def current_items(self, name: str) -> Any:
         return self.items.get(name)
 
     def learner(self, name: str) -> LearnerRuntime:
@@ -64,9 +71,9 @@ class RunContext:
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         network, version = self.network(learner)
         with gathered(network):
-            engine = Shared(self.engine, self.ranks)
+            engine = DistributedRolloutEngine(self.engine, self.ranks)
             engine.sync(network, version)
-            return stamped(engine.generate(network, examples, n, sampling, self.generator(*key)), version)
+            return with_version(engine.generate(network, examples, n, sampling, self.generator(*key)), version)
 
     def generate_later(
         self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
@@ -79,8 +86,8 @@ class RunContext:
         network, version = self.network(learner)
         return self.background.submit(network, version, examples, n, sampling, self.generator(*key))
 
-    def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
-        return list(work(items)) if self.ranks is None else self.ranks.over(items, work)
+    def map_across_ranks(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+        return list(work(items)) if self.ranks is None else self.ranks.map_across_ranks(items, work)
 
     def encoder(self, learner: str) -> Any:
         return self.network(learner)[0].encoder
@@ -92,7 +99,7 @@ class RunContext:
         network, version = self.network(learner)
         asked = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
         with gathered(network):
-            found = self.over(asked, lambda rows: _scored(network, rows, self.budget))
+            found = self.map_across_ranks(asked, lambda rows: _scored(network, rows, self.budget))
         known = dict(zip(asked, found, strict=True))
         return [known[row] for row in zip(prompts, texts, finished, strict=True)], version
 
@@ -110,7 +117,7 @@ class RunContext:
         if encoder.bidirectional or encoder.prompt(group.example.prompt) != group.prompt_ids:
             raise ConfigError(
                 f"learners.{learner}: scores per token need the sampler's tokenizer, and this learner has another one; "
-                "use rewards.learner.level: segment."
+                "use rewards.discriminator.level: segment."
             )
         lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
         if tokens.target.sum(1).tolist() != lengths:
@@ -118,7 +125,7 @@ class RunContext:
 
     def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
         network, _ = self.network(learner)
-        tokens = network.encoder.verdicts(prompts, texts, finished)
+        tokens = network.encoder.scored_pairs(prompts, texts, finished)
         return columns(network, DemoRows(tokens=tokens), {"logprobs"}, self.budget, self.ranks)["logprobs"].double().sum(1).tolist()
 
     @contextmanager
@@ -129,16 +136,16 @@ class RunContext:
         yield target_of(network)
 
 
-class Shared:
+class DistributedRolloutEngine:
     """A rollout engine whose prompts are answered by all processes, each a share; every one is given all answers. An engine that can
     `skip` the draws of responses before its share answers as one process would; another one is handed a stream for each share."""
 
-    def __init__(self, engine: Any, ranks: Ranks | None) -> None:
+    def __init__(self, engine: Any, ranks: ProcessGroup | None) -> None:
         self.engine, self.ranks = engine, ranks
 
     def sync(self, network: Any, version: int) -> None:
         """Every process tells an engine of its own; one that stands elsewhere (`url`) is told by the first."""
-        elsewhere = self.ranks is not None and getattr(self.engine, "url", None) is not None
+        elsewhere = self.ranks is not None and self.engine.is_remote
         with gathered(network):
             if self.ranks is None or not elsewhere or self.ranks.main:
                 self.engine.sync(network, version)
@@ -152,10 +159,8 @@ class Shared:
         if ranks is None or ranks.number == 1:
             return self.engine.generate(network, examples, n, sampling, generator)
         share = ranks.share(len(examples))
-        if share.start and hasattr(self.engine, "skip"):
-            self.engine.skip(generator, share.start * n, sampling)
-        elif share.start:
-            generator = keys.generator(generator.initial_seed(), "share", share.start)
+        if share.start and not self.engine.skip(generator, share.start * n, sampling):
+            generator = rng.generator(generator.initial_seed(), "share", share.start)
         mine = examples[share.start : share.stop]
         with gathered(network):
             groups = self.engine.generate(network, mine, n, sampling, generator) if mine else []
@@ -171,7 +176,7 @@ def _received(example: Example, group: Mapping[str, Any]) -> RolloutGroup:
     return RolloutGroup(**{**group, "example": example, "rollouts": [Rollout(**r) for r in group["rollouts"]]})
 
 
-class Copies:
+class FrozenCopies:
     """Frozen copies of learners by name, made when they are first needed. `versions`: of the weights they hold."""
 
     def __init__(self, known: Mapping[str, Any], learners: Mapping[str, LearnerRuntime]) -> None:
@@ -182,15 +187,15 @@ class Copies:
     def get(self, name: str) -> Network:
         if name not in self.networks:
             spec = self.known[name]
-            self.networks[name] = self.learners[spec.of].frozen(moving=spec.ema is not None or spec.refresh is not None)
-            self.versions[name] = self.learners[spec.of].version
+            self.networks[name] = self.learners[spec.learner].frozen(moving=spec.ema is not None or spec.refresh is not None)
+            self.versions[name] = self.learners[spec.learner].version
         return self.networks[name]
 
     @torch.no_grad()
     def average(self, learner: str) -> None:
         """After a step of `learner`: averages follow it."""
         for name, spec in self.known.items():
-            if spec.of == learner and spec.ema is not None:
+            if spec.learner == learner and spec.ema is not None:
                 self._blend(name, 1 - spec.ema)
 
     @torch.no_grad()
@@ -201,7 +206,7 @@ class Copies:
                 self._blend(name, 1.0)
 
     def _blend(self, name: str, share: float) -> None:
-        runtime = self.learners[self.known[name].of]
+        runtime = self.learners[self.known[name].learner]
         copy, now = self.get(name), runtime.network
         rest(copy)
         rest(now)
@@ -223,7 +228,7 @@ def scores(network: Network, prompts: Sequence[str], texts: Sequence[str], finis
     mode = network.training
     network.eval()
     distinct = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
-    tokens = network.encoder.verdicts(*(list(column) for column in zip(*distinct, strict=True)))
+    tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*distinct, strict=True)))
     order = tokens.lengths.argsort(descending=True)
     found: Mapping[int, float] = {}
     found = {}

@@ -13,13 +13,13 @@ import torch
 from advalign import data as loading
 from advalign.engine import micro as mb
 from advalign.errors import ConfigError, RewardError, unknown
-from advalign.evaluation import diversity, utility
 from advalign.functional import answers
+from advalign.interfaces import Context, Reward
+from advalign.metrics import diversity, utility
 from advalign.models import Network
-from advalign.protocols import Context, Reward
 from advalign.rewards.exact_answer import ExactAnswer
-from advalign.training import judged
-from advalign.training.judged import Verdicts
+from advalign.training import discriminator_evaluation
+from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
 
 RIGHT = 1 - 1e-9  # a verified score from which a response counts as solved
@@ -53,26 +53,35 @@ class Evaluation:
                 raise ConfigError(f"evaluations: {name} is {getattr(self, name)}; it must be at least 1.")
 
 
-KINDS = {"answers": Evaluation, "verdicts": Verdicts}  # the `kind` of an entry; without one: answers
+KINDS = {"answers": Evaluation, "discriminator": DiscriminatorEvaluation}  # the `kind` of an entry; without one: answers
 
 
-def check(evaluations: Mapping[str, Evaluation | Verdicts], learners: Mapping[str, Any]) -> None:
+def _scorer_of(evaluation: Evaluation | DiscriminatorEvaluation) -> str | None:
+    """The learner that gives the scores of a verifier."""
+    if isinstance(evaluation, DiscriminatorEvaluation) or evaluation.verifier is None:
+        return None
+    return evaluation.verifier.scoring_learner
+
+
+def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], learners: Mapping[str, Any]) -> None:
     """Refused before anything is loaded: an evaluation, a verifier or a sampler of a learner that is not there."""
     for name, evaluation in evaluations.items():
-        asked = {"learner": evaluation.learner, "verifier.learner": getattr(getattr(evaluation, "verifier", None), "learner", None)}
+        asked = {"learner": evaluation.learner, "verifier.learner": _scorer_of(evaluation)}
         for place, learner in asked.items():
             if learner is not None and learner not in learners:
                 raise unknown(f"evaluations.{name}.{place}", "learner", learner, learners)
-        if isinstance(evaluation, Verdicts):
-            judged.check(name, evaluation, learners)
+        if isinstance(evaluation, DiscriminatorEvaluation):
+            discriminator_evaluation.check(name, evaluation, learners)
         elif evaluation.self_bleu:
             diversity.check(f"evaluations.{name}.self_bleu")
 
 
-def run(evaluation: Evaluation | Verdicts, network: Network, engine: Any, budget: int, context: Context | None = None) -> dict[str, float]:
+def run(
+    evaluation: Evaluation | DiscriminatorEvaluation, network: Network, engine: Any, budget: int, context: Context | None = None
+) -> dict[str, float]:
     """Numbers of one evaluation; the same examples and the same sampling stream every time."""
-    if isinstance(evaluation, Verdicts):
-        return judged.run(evaluation, network, engine, budget, context)
+    if isinstance(evaluation, DiscriminatorEvaluation):
+        return discriminator_evaluation.run(evaluation, network, engine, budget, context)
     examples = loading.examples(
         evaluation.data, columns=evaluation.columns, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed
     )
@@ -190,7 +199,7 @@ def _over(network: Network, tokens: Tokens, need: str, budget: int) -> torch.Ten
     found: dict[int, torch.Tensor] = {}
     width = tokens.ids.shape[1]
     try:
-        for micro in mb.pack({"rows": DemoRows(tokens=tokens)}, budget, layout=mb.Layout(network.packs, frozenset(["rows"]))):
+        for micro in mb.pack({"rows": DemoRows(tokens=tokens)}, budget, layout=mb.BatchLayout(network.packs, frozenset(["rows"]))):
             rows = micro["rows"]
             here = tokens.index(rows).fit(int(tokens.lengths[rows].max())).to(network.device)
             out = getattr(network(here, {need}), need).float().cpu()

@@ -19,10 +19,11 @@ from advalign.engine.cost import Size, alive, operations
 from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan
 from advalign.errors import AdvalignError
+from advalign.interfaces import SamplingRequest, Source
 from advalign.models import Network, latent
-from advalign.models import shape as shapes
-from advalign.models.load import blueprint, lender_of, lenders_first
-from advalign.models.shape import Shape
+from advalign.models import model_cost as shapes
+from advalign.models.load import base_owner, load_order, meta_network
+from advalign.models.model_cost import ModelCost
 from advalign.training.annotate import Annotator
 from advalign.training.context import RunContext
 
@@ -62,9 +63,9 @@ def forecast(trainer: Any) -> list[Forecast]:
     """One per stage. Loads tokenizers and data, and no weights."""
     config = trainer.config
     networks: dict[str, Network] = {}
-    for name in lenders_first(config["learners"], trainer._given):
+    for name in load_order(config["learners"], trainer._given):
         spec = config["learners"][name]
-        lender, owner = lender_of(spec), latent.owner_of(spec.model)
+        lender, owner = base_owner(spec), latent.owner_of(spec.model)
         if owner is not None and name not in trainer._given:
             with torch.device("meta"):
                 networks[name] = latent.over(networks[owner], spec, f"learners.{name}")
@@ -72,14 +73,14 @@ def forecast(trainer: Any) -> list[Forecast]:
         networks[name] = trainer._given.get(name) or (networks[lender] if lender else _drawn(name, spec))
     known = {name: shapes.of(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
     sizes, estimated = _sizes(trainer, networks)
-    return [_stage(trainer, stage, known, sizes, estimated) for stage in trainer.recipe.stages]
+    return [_stage(trainer, stage, known, sizes, estimated) for stage in trainer.run_spec.stages]
 
 
 def _drawn(name: str, learner: Learner) -> Network:
     texts: list[str] = []
     if isinstance(learner.tokenizer, Mapping) and "data" in learner.tokenizer:
         texts = loading.texts(learner.tokenizer["data"])
-    return blueprint(learner, texts)
+    return meta_network(learner, texts)
 
 
 # ------------------------------------------------------------------------------------------------------- rows
@@ -91,17 +92,17 @@ def _sizes(trainer: Any, networks: Mapping[str, Network]) -> tuple[dict[str, Siz
     guessed: list[str] = []
     waiting = dict(trainer.config["sources"])
     while waiting:
-        name = next((n for n, s in waiting.items() if not set(s.after) & set(waiting)), next(iter(waiting)))
+        name = next((n for n, s in waiting.items() if not set(s.depends_on) & set(waiting)), next(iter(waiting)))
         source = waiting.pop(name)
         readers = [t.learner for t in trainer.config["objectives"].values() if t.source == name]
-        sampler = str(getattr(source, "learner", ""))
+        sampler = source.samples_with or ""
         network = networks[sampler if sampler in networks else _first(readers, networks)]
-        size = _asked(source, network) if hasattr(source, "sampling") else _drawn_once(trainer, name, source, network)
+        size = _asked(source.request, network) if source.request is not None else _drawn_once(trainer, name, source, network)
         if size is None:
             guessed.append(name)
-            others = [found[o] for o in source.after if o in found] or list(found.values())
+            others = [found[o] for o in source.depends_on if o in found] or list(found.values())
             length = sum(o.length for o in others) / len(others) if others else 64.0
-            rows = 2 * getattr(source, "batch_size", 16)
+            rows = 2 * source.draw_size
             size = Size(rows * length, rows * length / 2, length)
         found[name] = size
     return found, guessed
@@ -111,27 +112,27 @@ def _first(names: list[str], networks: Mapping[str, Network]) -> str:
     return names[0] if names else next(iter(networks))
 
 
-def _asked(source: Any, network: Network) -> Size | None:
+def _asked(request: SamplingRequest, network: Network) -> Size | None:
     """Rows of a source that is sampled for, every response as long as it may be."""
     try:
-        examples = loading.examples(source.data, limit=LOOKED_AT)
+        examples = loading.examples(request.data, limit=LOOKED_AT)
     except AdvalignError:
         return None
     lengths = [len(ids) for ids in network.encoder.prompts([e.prompt for e in examples])]
-    prompt, rows = sum(lengths) / len(lengths), source.batch_size * source.group_size
-    return Size(
-        rows * (prompt + source.sampling.max_new_tokens), rows * source.sampling.max_new_tokens, prompt + source.sampling.max_new_tokens
-    )
+    prompt, rows = sum(lengths) / len(lengths), request.num_prompts * request.responses_per_prompt
+    new = request.sampling.max_new_tokens
+    return Size(rows * (prompt + new), rows * new, prompt + new)
 
 
-def _drawn_once(trainer: Any, name: str, source: Any, network: Network) -> Size | None:
+def _drawn_once(trainer: Any, name: str, source: Source, network: Network) -> Size | None:
     """Rows of a source that needs nothing but its data."""
-    if source.after or getattr(source, "learner", None):
+    if source.depends_on or source.samples_with is not None:
         return None
     context = RunContext(trainer.args.seed, None, trainer.args.token_budget)
     try:
         runtime = source.start(context, name)
-        tokens = runtime.rows(runtime.draw(0, 0), network.encoder).tokens
+        rows: Any = runtime.rows(runtime.draw(0, 0), network.encoder)
+        tokens = rows.tokens
     except AdvalignError:
         return None
     return Size(float(tokens.mask.sum()), float(tokens.target.sum()), float(tokens.lengths.double().mean()))
@@ -140,10 +141,10 @@ def _drawn_once(trainer: Any, name: str, source: Any, network: Network) -> Size 
 # ------------------------------------------------------------------------------------------------------ a step
 
 
-def _stage(trainer: Any, stage: Any, known: Mapping[str, Shape], sizes: Mapping[str, Size], estimated: list[str]) -> Forecast:
+def _stage(trainer: Any, stage: Any, known: Mapping[str, ModelCost], sizes: Mapping[str, Size], estimated: list[str]) -> Forecast:
     made = Forecast(stage=stage.name)
-    config = trainer.recipe.now(stage, 0, 0, strongest=True)[0]
-    plans = {n: p for n, p in trainer.recipe.plans(stage, strongest=True).items() if p.terms}
+    config = trainer.run_spec.active_config(stage, 0, 0, strongest=True)[0]
+    plans = {n: p for n, p in trainer.run_spec.plans(stage, strongest=True).items() if p.terms}
     for source in {s for p in plans.values() for s in p.sources}:
         _sampling(made, trainer, source, config, known, sizes[source], {s for p in plans.values() for s in p.sources})
     working = [0.0]
@@ -157,28 +158,30 @@ def _stage(trainer: Any, stage: Any, known: Mapping[str, Shape], sizes: Mapping[
     return made
 
 
-def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mapping[str, Shape], size: Size, read: set[str]) -> None:
+def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mapping[str, ModelCost], size: Size, read: set[str]) -> None:
     source = config["sources"][name]
-    sampler = str(getattr(source, "learner", ""))
-    if not hasattr(source, "sampling") or sampler not in known:
+    request, sampler = source.request, source.samples_with or ""
+    if request is None or sampler not in known:
         return
-    shape, new = known[sampler], source.sampling.max_new_tokens
-    rows, prompt = source.batch_size * source.group_size, size.length - new
+    shape, new = known[sampler], request.sampling.max_new_tokens
+    rows, prompt = request.num_prompts * request.responses_per_prompt, size.length - new
     made.sampled += rows * new
-    made.operations["sampling"] += shape.forward(source.batch_size * prompt, source.batch_size, prompt)
+    made.operations["sampling"] += shape.forward(request.num_prompts * prompt, request.num_prompts, prompt)
     made.operations["sampling"] += shape.forward(rows * new, rows * new, 2 * (prompt + new / 2))
-    batches = -(-rows // getattr(trainer.engine, "max_rows", rows))
+    batches = -(-rows // (trainer.engine.rows_at_once or rows))
     made.moved += batches * new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cached
     readers = [t for t in trainer.config["objectives"].values() if t.source == name]
     needed = Annotator({}, {}, None, 0).needs(source, readers, config["learners"])
-    passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(source.advantage.needs_values)
+    passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(
+        source.advantage_estimator is not None and source.advantage_estimator.needs_values
+    )
     made.operations["annotation"] += passes * shape.forward(size.tokens, size.targets, size.length)
 
 
-def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mapping[str, Shape], sizes: Mapping[str, Size]) -> float:
+def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mapping[str, ModelCost], sizes: Mapping[str, Size]) -> float:
     """Adds the updates of a learner; what its micro-batches keep."""
-    shape, copies = known[p.learner], {n: known[copy.of] for n, copy in trainer.recipe.frozen.items() if copy.of != p.learner}
-    own = Shape(**{**vars(shape), "trained": shapes.trained_by(spec.options, shape)})
+    shape, copies = known[p.learner], {n: known[copy.learner] for n, copy in trainer.run_spec.frozen.items() if copy.learner != p.learner}
+    own = ModelCost(**{**vars(shape), "trained": shapes.trained_by(spec.options, shape)})
     times = spec.updates * spec.epochs
     for what, value in operations(p, own, sizes, copies).items():
         made.operations[what] += times * value
@@ -193,22 +196,23 @@ def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mappin
     return micro * kept * alive(p)
 
 
-def _standing(made: Forecast, trainer: Any, name: str, spec: Learner, shape: Shape, trains: bool) -> None:
-    borrowed, adapted = lender_of(spec) is not None, bool({"lora", "adapter"} & set(spec.options))
+def _standing(made: Forecast, trainer: Any, name: str, spec: Learner, shape: ModelCost, trains: bool) -> None:
+    borrowed, adapted = base_owner(spec) is not None, bool({"lora", "adapter"} & set(spec.options))
     trained = shapes.trained_by(spec.options, shape)
     made.memory["weights"] += (0 if borrowed else shape.parameters * shape.bytes) + (trained * shape.bytes if adapted else 0)
     if trains:
         made.memory["gradients"] += trained * shape.bytes
         made.memory["optimizer"] += 2 * trained * shape.bytes
-    copies = [c for c in trainer.recipe.frozen.values() if c.of == name]
+    copies = [c for c in trainer.run_spec.frozen.values() if c.learner == name]
     made.memory["copies"] += len(copies) * (trained if adapted else shape.parameters) * shape.bytes
 
 
-def _cached(trainer: Any, source: Any, known: Mapping[str, Shape], size: Size) -> float:
-    if not hasattr(source, "sampling") or getattr(source, "learner", None) not in known:
+def _cached(trainer: Any, source: Source, known: Mapping[str, ModelCost], size: Size) -> float:
+    request, sampler = source.request, source.samples_with or ""
+    if request is None or sampler not in known:
         return 0.0
-    rows = min(source.batch_size * source.group_size, getattr(trainer.engine, "max_rows", 10**9))
-    return rows * size.length * known[source.learner].cached
+    rows = min(request.num_prompts * request.responses_per_prompt, trainer.engine.rows_at_once or 10**9)
+    return rows * size.length * known[sampler].cached
 
 
 def _flops(x: float) -> str:

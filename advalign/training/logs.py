@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Log:
+class RunLog:
     """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard; how long it took in `speed.jsonl`. Opened at
     `step`, it drops what an interrupted run had written past it, so a resumed log is the log of one run."""
 
@@ -60,7 +60,7 @@ def _complete_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-class Bar:
+class ProgressBar:
     """A progress bar with the few numbers a person watches."""
 
     def __init__(self, total: int, done: int, title: str, enabled: bool = True) -> None:
@@ -71,7 +71,7 @@ class Bar:
         self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True), disable=not enabled)
         self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         self._progress.start()
         return self
 

@@ -93,7 +93,7 @@ class Follow:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A learner rests while the running mean of `metric` is above `above` or below `below`, at most `max_skips` steps in a row.
+    """A learner skips_update while the running mean of `metric` is above `above` or below `below`, at most `max_skips` steps in a row.
 
     It still reads its rows (one forward, no update), so its own metrics stay fresh: `judge/accuracy` is then the accuracy on rows that
     it has not been trained on. A discriminator that is far ahead teaches nothing but noise; one that is behind should not be obeyed.
@@ -185,7 +185,7 @@ class Timeline:
         if step - first >= until.after and until.met(mean):
             self.lengths[number] = step - first
 
-    def rests(self, learner: str) -> bool:
+    def skips_update(self, learner: str) -> bool:
         """Whether a learner sits this step out; counts it."""
         gate = self.gates.get(learner)
         if gate is None:

@@ -18,19 +18,19 @@ from transformers.utils import logging as hf_logging
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
-from advalign.engine.ranks import Ranks
+from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
+from advalign.interfaces import Adversary, Objective, Source
 from advalign.models import Network
-from advalign.models.load import lenders_first
-from advalign.protocols import Adversary, Source, Term
+from advalign.models.load import load_order
 from advalign.rollout.hf import HF
-from advalign.training import assemble, checkpoint, evaluate, processes
+from advalign.training import build, checkpoint, distributed, evaluate
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs
-from advalign.training.context import Copies, RunContext, Shared
-from advalign.training.logs import Bar, Log
-from advalign.training.recipe import Frozen, Recipe, TrainingArguments, learners_of, ordered
+from advalign.training.context import DistributedRolloutEngine, FrozenCopies, RunContext
+from advalign.training.logs import ProgressBar, RunLog
+from advalign.training.run_spec import Frozen, RunSpec, TrainingArguments, learners_of, ordered
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
-from advalign.training.speed import Meter
+from advalign.training.throughput import Meter
 from advalign.types import FeedbackRows, PairRows, RolloutRows
 
 
@@ -43,10 +43,10 @@ class Trainer:
         model: str | Learner | None = None,
         learners: Mapping[str, Learner] | None = None,
         sources: Mapping[str, Source],
-        objectives: Mapping[str, Term],
+        objectives: Mapping[str, Objective],
         adversaries: Mapping[str, Adversary] | None = None,
         frozen: Mapping[str, Frozen] | None = None,
-        evaluations: Mapping[str, evaluate.Evaluation | evaluate.Verdicts] | None = None,
+        evaluations: Mapping[str, evaluate.Evaluation | evaluate.DiscriminatorEvaluation] | None = None,
         schedules: Mapping[str, Ramp | Follow] | None = None,
         stages: Sequence[Stage] = (),
         gates: Mapping[str, Gate] | None = None,
@@ -62,27 +62,27 @@ class Trainer:
             "objectives": dict(objectives),
             "adversaries": dict(adversaries or {}),
         }
-        self.recipe = Recipe(
+        self.run_spec = RunSpec(
             config=self.config,
             frozen=dict(frozen or {}),
             schedules=dict(schedules or {}),
             stages=list(stages) or [Stage(steps=self.args.max_steps, name="train")],
             gates=dict(gates or {}),
         )
-        self.timeline = Timeline(self.recipe.stages, self.recipe.schedules, self.recipe.gates)
+        self.timeline = Timeline(self.run_spec.stages, self.run_spec.schedules, self.run_spec.gates)
         self.evaluations, self.callbacks, self.step = dict(evaluations or {}), list(callbacks), 0
         self.engine = rollout or HF()
         self._given = dict(networks or {})
         self._started = False
-        lenders_first(self.config["learners"], self._given)
-        self.recipe.check({name: self._given.get(name, learner).head for name, learner in self.config["learners"].items()})
+        load_order(self.config["learners"], self._given)
+        self.run_spec.check({name: self._given.get(name, learner).head for name, learner in self.config["learners"].items()})
         evaluate.check(self.evaluations, self.config["learners"])
 
     # ------------------------------------------------------------------------------------------- before the run
 
     @property
     def total_steps(self) -> int:
-        return sum(stage.steps for stage in self.recipe.stages)
+        return sum(stage.steps for stage in self.run_spec.stages)
 
     @property
     def model(self) -> Network:
@@ -93,28 +93,28 @@ class Trainer:
     @property
     def stage(self) -> Stage:
         """The current one."""
-        return self.recipe.stages[self.timeline.place(self.step)[0]]
+        return self.run_spec.stages[self.timeline.place(self.step)[0]]
 
     def plans(self) -> dict[str, Plan]:
         """What every learner runs at the current step."""
-        return self.recipe.plans(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)
+        return self.run_spec.plans(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)
 
     def formula(self) -> str:
         """The losses of every stage, as text; loads nothing."""
-        return self.recipe.formula()
+        return self.run_spec.formula()
 
     def notes(self) -> list[str]:
         """What is allowed and yet probably not meant: of the configuration, and once models are loaded, of their sizes."""
-        found = self.recipe.notes()
+        found = self.run_spec.notes()
         if self._started and self.args.distributed == "fsdp" and self.ranks.number == 1:
             found.append(
                 "args.distributed: fsdp given, and there is one process, so weights are whole; launch more (torchrun, accelerate)."
             )
         sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
-        return found + assemble.outgrown(self.config["sources"], sizes)
+        return found + build.warn_large_discriminators(self.config["sources"], sizes)
 
-    def _now(self) -> tuple[dict[str, Any], dict[str, Term]]:
-        return self.recipe.now(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)
+    def _active_config(self) -> tuple[dict[str, Any], dict[str, Objective]]:
+        return self.run_spec.active_config(self.stage, self.step, self.timeline.place(self.step)[1], values=self.timeline.values)
 
     def start(self) -> None:
         """Load models and start sources. `train` does it; call it to look at the models before."""
@@ -122,24 +122,25 @@ class Trainer:
             return
         hf_logging.disable_progress_bar()
         args = self.args
-        self.accelerator = processes.accelerator(args.mixed_precision)
-        self.ranks, shards = Ranks(self.accelerator), processes.sharding(self.accelerator, args)
-        processes.refuse(self.ranks.number, shards is not None, self.config["sources"], self.config["objectives"])
+        self.accelerator = distributed.accelerator(args.mixed_precision)
+        self.ranks, shards = ProcessGroup(self.accelerator), distributed.sharding(self.accelerator, args)
+        distributed.refuse(self.ranks.number, shards is not None, self.config["sources"], self.config["objectives"])
         self.context = RunContext(args.seed, self.engine, args.token_budget, self.ranks)
-        self.context.last = self.total_steps
+        self.context.total_steps = self.total_steps
+        self.context.source_configs = self.config["sources"]
         self.learners: dict[str, LearnerRuntime] = {}
-        networks = assemble.networks(self.config["learners"], self._given, args.seed)
+        networks = build.networks(self.config["learners"], self._given, args.seed)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(self.accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, self.accelerator, self.total_steps, shards)
         self.context.learners = self.learners
-        self.meter = Meter(self.learners, self.ranks.number, {name: copy.of for name, copy in self.recipe.frozen.items()})
-        self.copies = self.context.copies = Copies(self.recipe.frozen, self.learners)
+        self.meter = Meter(self.learners, self.ranks.number, {name: copy.learner for name, copy in self.run_spec.frozen.items()})
+        self.copies = self.context.copies = FrozenCopies(self.run_spec.frozen, self.learners)
         self.annotator = Annotator(self.learners, self.copies.networks, self.ranks, args.token_budget)
         # Started in order of need, so that a source may take hold of another one.
         for name in ordered(self.config["sources"]):
             self.context.sources[name] = self.config["sources"][name].start(self.context, name)
-        assemble.check_tokenizers(self.recipe, self.context)
+        build.check_tokenizers(self.run_spec, self.context)
         self._started = True
 
     # ------------------------------------------------------------------------------------------------ the run
@@ -154,9 +155,9 @@ class Trainer:
         newest = self._begin(folder, resume) if folder is not None else None
         if newest is not None:
             self.load_checkpoint(newest)
-        log = Log(folder, self.step) if folder is not None and self.ranks.main else None
+        log = RunLog(folder, self.step) if folder is not None and self.ranks.main else None
         history: list[dict[str, Any]] = []
-        with Bar(self.total_steps, self.step, "", enabled=progress and self.ranks.main) as bar:
+        with ProgressBar(self.total_steps, self.step, "", enabled=progress and self.ranks.main) as bar:
             while not self.timeline.finished(self.step):
                 stage = self.stage
                 followed = {f"schedules/{path}": value for path, value in self.timeline.values.items()}
@@ -195,43 +196,44 @@ class Trainer:
     def training_step(self) -> dict[str, float]:
         """Draw, then update every learner; policies before the discriminators that judge them."""
         plans = {name: p for name, p in self.plans().items() if p.terms}
-        config, _ = self._now()
+        config, _ = self._active_config()
         self._freeze(plans, [t for p in plans.values() for t in p.terms.values()])
         self.context.items = {}
         logs: dict[str, float] = {}
         for name in ordered({s: config["sources"][s] for p in plans.values() for s in p.sources}):
-            if hasattr(self.context.sources[name], "logs"):  # a learner samples for it
+            if config["sources"][name].draws_before_updates:
                 self._items(name, 0)
                 logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
-        logs |= {f"rollout/{k}": v for k, v in getattr(self.engine, "logs", {}).items()}
+        logs |= {f"rollout/{k}": v for k, v in self.engine.logs.items()}
         annotated: dict[str, Any] = {}
         for name, p in plans.items():
-            rests = self.timeline.rests(name)
-            logs |= {f"{name}/rests": float(rests)} if name in self.recipe.gates else {}
-            for repeat in range(1 if rests else config["learners"][name].updates):
+            skips_update = self.timeline.skips_update(name)
+            logs |= {f"{name}/skipped": float(skips_update)} if name in self.run_spec.gates else {}
+            for repeat in range(1 if skips_update else config["learners"][name].updates):
                 rows = {s: self._rows(s, name, repeat, config, annotated, logs) for s in p.sources}
-                logs |= self._updates(name, p, rows, config["learners"][name], repeat, train=not rests)
+                logs |= self._updates(name, p, rows, config["learners"][name], repeat, train=not skips_update)
             self.copies.average(name)
             self.learners[name].scheduler.step()
         self.step += 1
         return logs
 
     def _items(self, source: str, repeat: int) -> Any:
-        if source not in self.context.items or (repeat and self.config["sources"][source].yields is not RolloutRows):
+        if source not in self.context.items or (repeat and self.config["sources"][source].row_type is not RolloutRows):
             self.context.items[source] = self.context.sources[source].draw(self.step, repeat)
-            self.meter.sampled(getattr(self.config["sources"][source], "learner", ""), self.context.items[source])
+            self.meter.sampled(self.config["sources"][source].samples_with or "", self.context.items[source])
         return self.context.items[source]
 
     def _rows(
         self, source: str, learner: str, repeat: int, config: Mapping[str, Any], annotated: dict[str, Any], logs: dict[str, float]
     ) -> Any:
-        if source in annotated and config["sources"][source].yields is RolloutRows:
+        if source in annotated and config["sources"][source].row_type is RolloutRows:
             return annotated[source]
         items, runtime = self._items(source, repeat), self.context.sources[source]
-        logs |= {f"{source}/{k}": v for k, v in getattr(runtime, "notes", {}).items()}
+        if not config["sources"][source].draws_before_updates:
+            logs |= {f"{source}/{k}": v for k, v in runtime.logs.items()}
         rows = runtime.rows(items, self.learners[learner].network.encoder)
         self.ranks.agree(f"sources.{source}", rows.tokens.ids)
-        readers = [t for t in self._now()[1].values() if t.source == source]
+        readers = [t for t in self._active_config()[1].values() if t.source == source]
         needed = self.annotator.needs(config["sources"][source], readers, config["learners"])
         if isinstance(rows, RolloutRows):
             rows, found = self.annotator(source, config["sources"][source], rows, needed)
@@ -269,13 +271,13 @@ class Trainer:
         return self.copies.networks
 
     def _freeze(self, plans: Mapping[str, Plan], terms: Any) -> None:
-        """Copies that this step reads; sources make those that only they name when they ask for them."""
+        """FrozenCopies that this step reads; sources make those that only they name when they ask for them."""
         self.copies.refresh(self.step)
-        wanted = {v for p in plans.values() for component in p.components for v in component if v in self.recipe.frozen}
-        penalised = {n for n, s in self.config["sources"].items() if getattr(s, "kl", None) is not None}
+        wanted = {v for p in plans.values() for component in p.components for v in component if v in self.run_spec.frozen}
+        penalised = {n for n, s in self.config["sources"].items() if s.reward_penalty is not None}
         if any("ref_logprobs" in t.columns or t.source in penalised for t in terms):
             wanted.add("reference")
-        wanted |= {n for n, f in self.recipe.frozen.items() if f.ema is not None}
+        wanted |= {n for n, f in self.run_spec.frozen.items() if f.ema is not None}
         for name in sorted(wanted):
             self.copies.get(name)
 
@@ -287,7 +289,9 @@ class Trainer:
         logs: dict[str, float] = {}
         for name, evaluation in self.evaluations.items():
             network = self.context.learner(evaluation.learner).network
-            found = evaluate.run(evaluation, network, Shared(self.engine, self.ranks), self.args.token_budget, self.context)
+            found = evaluate.run(
+                evaluation, network, DistributedRolloutEngine(self.engine, self.ranks), self.args.token_budget, self.context
+            )
             logs |= {f"{name}/{k}": v for k, v in found.items()}
         for callback in self.callbacks:
             callback.on_evaluate(self, logs)
@@ -320,7 +324,7 @@ class Trainer:
 
     def _described(self) -> dict[str, str]:
         """What a resumed run must share with the one that was interrupted. Lengths of stages may grow."""
-        more = {"frozen": self.recipe.frozen, "schedules": self.recipe.schedules, "gates": self.recipe.gates}
+        more = {"frozen": self.run_spec.frozen, "schedules": self.run_spec.schedules, "gates": self.run_spec.gates}
         more |= {"args": {"seed": self.args.seed}}  # type: ignore[dict-item]
         return checkpoint.described(self.config | more)
 

@@ -85,7 +85,7 @@ def ran(described):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_builds_and_loads_nothing(path, monkeypatch):
-    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("advalign.training.build.load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr("advalign.data.examples", lambda *a, **k: pytest.fail("data were read"))
     trainer = config.trainer(config.read(path))
     assert trainer.args.output_dir == f"out/{path.stem}"  # no two of them write to one folder
@@ -154,9 +154,9 @@ def test_circuit_breakers_leave_where_they_were_and_their_schedule_is_the_publis
     """c_s = alpha (1 - t / 2T), c_r = alpha t / 2T with alpha = 10, T = 150. At the start cos = 1 and the gradient is 0 but for rounding:
     Adam makes a step of it."""
     trainer = config.trainer(described("circuit_breakers"))
-    stage = trainer.recipe.stages[0]
+    stage = trainer.run_spec.stages[0]
     for t in (0, 60, 150):
-        terms = trainer.recipe.now(stage, t, 0)[1]
+        terms = trainer.run_spec.now(stage, t, 0)[1]
         assert terms["reroute"].coef == pytest.approx(10 * (1 - t / 300))
         assert terms["retain"].coef + terms["refusals"].coef == pytest.approx(10 * t / 300)
     found = small("circuit_breakers", tmp_path, args={"max_steps": 12, "token_budget": 4096})

@@ -20,14 +20,14 @@ learners:
 sources:
   chat:     {kind: demos, data: "task:constraints", limit: 40, batch_size: 16}
   write:    {kind: prompts, data: "task:constraints", batch_size: 16, sampling: {max_new_tokens: 6}, advantage: {kind: group, scale: none},
-             rewards: [{kind: learner, learner: judge}, length]}
-  verdicts: {kind: contrast, real: chat, sampled: write, perturb: constraints}
+             rewards: [{kind: discriminator, learner: judge}, length]}
+  contrast: {kind: contrast, real: chat, sampled: write, perturb: constraints}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 2}
 objectives:
   policy: {kind: grpo, source: write}
   robust: {kind: sft, source: chat, view: pgd, coef: 0.5}
-  judge:  {kind: discriminate, source: verdicts}
+  judge:  {kind: discriminate, source: contrast}
 evaluations:
   held: {data: "task:constraints", number: 50, sampling: {max_new_tokens: 6}}
 args: {max_steps: 50, eval_steps: 25}
@@ -62,7 +62,7 @@ def test_show_stands_where_a_model_cannot_be_reached(advalign, small, tmp_path):
     assert "what a step costs is not known here: model: " in printed
 
 
-@pytest.mark.parametrize("room", plugins.ROOMS)
+@pytest.mark.parametrize("room", plugins.GROUPS)
 def test_list_prints_one_line_per_file(advalign, room):
     lines = done(advalign("list", room)).splitlines()
     assert [line.split()[0] for line in lines] == plugins.kinds(room)
@@ -72,13 +72,13 @@ def test_list_prints_one_line_per_file(advalign, room):
 
 
 def test_show_prints_the_sum_the_threat_and_the_forwards_and_loads_nothing(advalign, small, monkeypatch):
-    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("show loaded a model"))
+    monkeypatch.setattr("advalign.training.build.load", lambda *a, **k: pytest.fail("show loaded a model"))
     printed = done(advalign("show", small, "objectives.robust.coef=0.25", "learners.judge.updates=4"))
     assert "policy loss = 1 grpo(write) + 0.25 sft(chat | pgd)" in printed
     assert "pgd  L2 ball per token at embedding, radius 0.1 x mean embedding norm, all tokens, 2 steps, dropout off" in printed
     # One clean forward, two steps and the final one of the attack; apart: 1 for grpo, 2 + 1 for sft | pgd.
     assert "forwards per micro-batch: 1 clean + 2 inner + 1 adversarial      (run separately: 4)" in printed
-    assert "judge loss = 1 discriminate(verdicts)    4 updates per step" in printed
+    assert "judge loss = 1 discriminate(contrast)    4 updates per step" in printed
     assert "source write: prompts, batch_size 16, group_size 8" in printed
 
 
@@ -229,19 +229,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import weights
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 from advalign.types import DemoRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Scaled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled(Term):
+class Scaled(Objective):
     """-factor log p(y_t | y_<t)."""
 
     factor: float = 1.0
 
-    rows: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
+    row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

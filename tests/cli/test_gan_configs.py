@@ -21,7 +21,7 @@ def described(name):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_builds_and_loads_nothing(path, monkeypatch):
-    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("advalign.training.build.load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr("advalign.data.examples", lambda *a, **k: pytest.fail("data were read"))
     assert " loss = 1 " in config.trainer(config.read(path)).formula()
 
@@ -46,7 +46,7 @@ def small(name):
     """Untrained models of two layers, the constraints task for data, two steps of the last stage; everything else as it is."""
     found = copy.deepcopy(described(name))
     for role, learner in found["learners"].items():
-        reads = role == "judge" and name in ("gapo", "gail", "airl", "constraints")
+        reads = role == "discriminator" and name in ("gapo", "gail", "airl", "constraints")
         learner |= {"model": "scratch:encoder-tiny?hidden_size=32" if reads else "scratch:tiny-gpt2?n_embd=32", "tokenizer": WORDS}
         learner |= {"max_length": 32, "minibatches": 1, "warmup_steps": 0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
         learner["options"] = {k: v for k, v in learner.get("options", {}).items() if k == "pooling"}
@@ -76,7 +76,7 @@ def test_two_steps(name):
     trainer.start()
     before = {n: [p.detach().clone() for p in r.network.parameters()] for n, r in trainer.learners.items()}
     log = trainer.train(progress=False)[-1]
-    active = trainer.recipe.now(trainer.recipe.stages[-1], 0, 0)[1]
+    active = trainer.run_spec.now(trainer.run_spec.stages[-1], 0, 0)[1]
     for term in active:
         assert torch.isfinite(torch.tensor(log[f"{term}/loss"])), term
     for learner in {t.learner for t in active.values()}:
@@ -115,8 +115,8 @@ def test_in_gad_every_prompt_has_both_sides():
     trainer = config.trainer(found)
     trainer.start()
     log = trainer.training_step()
-    assert "judge/accuracy/generated" in log
-    runtime = trainer.context.sources["verdicts"]
+    assert "discriminator/accuracy/generated" in log
+    runtime = trainer.context.sources["contrast"]
     items = runtime.draw(1, 0)
     for group in {i.group for i in items}:
         assert {i.kind for i in items if i.group == group} == {0, 2}
@@ -126,11 +126,11 @@ def test_airl_takes_the_density_of_the_policy_off_every_score():
     trainer = config.trainer(small("airl"))
     trainer.start()
     trainer.training_step()
-    runtime = trainer.context.sources["verdicts"]
-    items = trainer.context.items["verdicts"]
+    runtime = trainer.context.sources["contrast"]
+    items = trainer.context.items["contrast"]
     texts = [i.text for i in items], [i.finished for i in items]
     # Taken before the policy moved, so they differ from those of now, and the new ones of the same draw are those of now.
     again = runtime._offset(items)
     assert [i.offset for i in again] == trainer.context.logprobs("policy", [i.prompt for i in items], *texts)
-    rows = runtime.rows(again, trainer.learners["judge"].network.encoder)
+    rows = runtime.rows(again, trainer.learners["discriminator"].network.encoder)
     assert rows.offset.tolist() == pytest.approx([i.offset for i in again], rel=1e-6)

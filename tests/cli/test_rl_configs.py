@@ -58,7 +58,7 @@ def ran(described):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_builds_and_loads_nothing(path, monkeypatch):
-    monkeypatch.setattr("advalign.training.assemble.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("advalign.training.build.load", lambda *a, **k: pytest.fail("a model was loaded"))
     monkeypatch.setattr("advalign.data.examples", lambda *a, **k: pytest.fail("data were read"))
     trainer = config.trainer(config.read(path))
     assert trainer.args.output_dir == f"out/{path.stem}"  # no two of them write to one folder

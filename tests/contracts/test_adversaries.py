@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from advalign import adversaries, config, plugins
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.protocols import Adversary, Ground
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Tokens
 
 PAGES = Path(plugins.__file__).parents[1] / "docs" / "algorithms"
@@ -32,13 +32,13 @@ every_ball = pytest.mark.parametrize("ball", DUAL)
 every_scope = pytest.mark.parametrize("scope", ["token", "row"])
 
 
-def ground(allowed, radius, keys, dim=3, dtype=torch.float64, memory=None, epoch=0, step=0):
+def perturbation_context(allowed, radius, keys, dim=3, dtype=torch.float64, memory=None, epoch=0, step=0):
     """Rows named by `keys`, whose token ids begin with their key; allowed positions are the real tokens."""
     keys = [int(key) for key in keys]
     generators = [torch.Generator().manual_seed(key) for key in keys]
     ids = torch.tensor([[key + 1, *range(7, 6 + allowed.shape[1])] for key in keys])
     number = torch.tensor(keys)
-    return Ground(
+    return PerturbationContext(
         shapes={SITE: (allowed.shape[1], dim)},
         allowed=allowed,
         radius=radius,
@@ -67,9 +67,9 @@ def climb(adversary, where, loss_of):
     return state, asked
 
 
-def settle(adversary, memory):
-    if hasattr(adversary, "settle"):
-        adversary.settle(memory, lambda x: x)
+def end_update(adversary, memory):
+    if hasattr(adversary, "end_update"):
+        adversary.end_update(memory, lambda x: x)
 
 
 def run(adversary, where, loss_of):
@@ -78,7 +78,7 @@ def run(adversary, where, loss_of):
     for key, generator in zip(where.tokens.key.tolist(), where.generators, strict=True):
         generator.manual_seed(key)
     state, _ = climb(adversary, where, loss_of)
-    settle(adversary, where.memory)
+    end_update(adversary, where.memory)
     return adversary.ask(adversary.start(where) if isinstance(adversary, ONE_VECTOR) else state)[SITE].add, first
 
 
@@ -104,13 +104,13 @@ def linear():
 def test_stays_in_its_ball_and_off_what_is_not_allowed(cls, ball, scope, linear):
     adversary = cls(radius=0.4, ball=ball, scope=scope, **FEW.get(cls, {}))
     assert isinstance(adversary, Adversary)
-    state, asked = climb(adversary, ground(linear["allowed"], 0.4, range(3)), linear["loss"])
-    delta, _ = run(adversary, ground(linear["allowed"], 0.4, range(3)), linear["loss"])
+    state, asked = climb(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
+    delta, _ = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
     for each in (*asked, adversary.ask(state)[SITE].add, delta):
         assert balls.norm(each, ball=ball, scope=scope).max() <= 0.4 * (1 + 1e-12)
         assert torch.equal(each[~linear["allowed"]], torch.zeros_like(each[~linear["allowed"]]))
     assert delta.abs().max() > 0
-    zero, _ = run(adversary, ground(linear["allowed"], 0.0, range(3)), linear["loss"])
+    zero, _ = run(adversary, perturbation_context(linear["allowed"], 0.0, range(3)), linear["loss"])
     assert torch.equal(zero, torch.zeros_like(zero))
 
 
@@ -120,20 +120,20 @@ def test_raises_the_loss_of_every_row(cls, ball, scope, linear):
     adversary = cls(radius=0.4, ball=ball, scope=scope, **FEW.get(cls, {}))
     if cls in ONE_VECTOR:  # which rows of one label have in common what they fear
         linear = linear | {"loss": lambda delta: F.softplus((delta * linear["allowed"][..., None]).sum(1) @ linear["w"])}
-    delta, first = run(adversary, ground(linear["allowed"], 0.4, range(3)), linear["loss"])
+    delta, first = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
     assert (linear["loss"](delta) > linear["loss"](first)).all()
 
 
 @every_own_delta
 def test_does_not_depend_on_padding_order_or_split(cls, scope, linear):
     adversary = cls(radius=0.4, scope=scope, **FEW.get(cls, {}))
-    delta, _ = run(adversary, ground(linear["allowed"], 0.4, range(3)), linear["loss"])
-    wide, _ = run(adversary, ground(F.pad(linear["allowed"], (0, 3)), 0.4, range(3)), linear["loss"])
+    delta, _ = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
+    wide, _ = run(adversary, perturbation_context(F.pad(linear["allowed"], (0, 3)), 0.4, range(3)), linear["loss"])
     torch.testing.assert_close(wide[:, :4], delta, rtol=0, atol=1e-14)
     order = torch.tensor([2, 0, 1])
-    moved, _ = run(adversary, ground(linear["allowed"][order], 0.4, order), lambda d: linear["loss"](d, order))
+    moved, _ = run(adversary, perturbation_context(linear["allowed"][order], 0.4, order), lambda d: linear["loss"](d, order))
     torch.testing.assert_close(moved, delta[order], rtol=0, atol=1e-14)
-    alone, _ = run(adversary, ground(linear["allowed"][1:2], 0.4, [1]), lambda d: linear["loss"](d, slice(1, 2)))
+    alone, _ = run(adversary, perturbation_context(linear["allowed"][1:2], 0.4, [1]), lambda d: linear["loss"](d, slice(1, 2)))
     torch.testing.assert_close(alone, delta[1:2], rtol=0, atol=1e-14)
 
 
@@ -141,8 +141,8 @@ def test_does_not_depend_on_padding_order_or_split(cls, scope, linear):
 def test_does_not_depend_on_the_scale_of_the_loss(cls, scope, linear):
     """A mean over 4096 rows has gradients 4096 times smaller than a sum: the deltas are those of the same rows."""
     adversary = cls(radius=0.4, scope=scope, **FEW.get(cls, {}))
-    delta, _ = run(adversary, ground(linear["allowed"], 0.4, range(3)), linear["loss"])
-    small, _ = run(adversary, ground(linear["allowed"], 0.4, range(3)), lambda d: linear["loss"](d) / 4096)
+    delta, _ = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
+    small, _ = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), lambda d: linear["loss"](d) / 4096)
     torch.testing.assert_close(small, delta, rtol=0, atol=1e-12)
 
 
@@ -155,10 +155,10 @@ def test_two_updates_do_not_depend_on_the_split_and_keep_what_a_checkpoint_holds
         memory, last = {}, torch.zeros(3, 4, 3, dtype=torch.float64)
         for epoch in range(2):
             for rows in parts:
-                where = ground(linear["allowed"][rows], 0.4, range(3)[rows], memory=memory, epoch=epoch)
+                where = perturbation_context(linear["allowed"][rows], 0.4, range(3)[rows], memory=memory, epoch=epoch)
                 state, _ = climb(adversary, where, lambda d, rows=rows: linear["loss"](d, rows))
                 last[rows] = adversary.ask(state)[SITE].add
-            settle(adversary, memory)
+            end_update(adversary, memory)
             file = io.BytesIO()
             torch.save(memory, file)
             memory = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
@@ -168,7 +168,7 @@ def test_two_updates_do_not_depend_on_the_split_and_keep_what_a_checkpoint_holds
 
 @every_adversary
 def test_a_bfloat16_model_gets_float32_deltas(cls, linear):
-    where = ground(linear["allowed"], 1e-5, range(3), dtype=torch.bfloat16)
+    where = perturbation_context(linear["allowed"], 1e-5, range(3), dtype=torch.bfloat16)
     adversary = cls(radius=1e-5)
     assert adversary.ask(adversary.start(where))[SITE].add.dtype == torch.float32
 
@@ -176,13 +176,13 @@ def test_a_bfloat16_model_gets_float32_deltas(cls, linear):
 @every_adversary
 def test_zero_or_masked_gradients_never_make_nan(cls, linear):
     adversary = cls(radius=0.4)
-    where = ground(linear["allowed"], 0.4, range(3))
+    where = perturbation_context(linear["allowed"], 0.4, range(3))
     state = adversary.start(where)
     before = adversary.ask(state)[SITE].add
     gradient = torch.zeros_like(before)
     gradient[~linear["allowed"]] = float("nan")
     state = adversary.tell(state, torch.zeros(3, dtype=torch.float64), {SITE: gradient})
-    settle(adversary, where.memory)
+    end_update(adversary, where.memory)
     after = adversary.ask(state)[SITE].add
     grown = 1 / adversary.xi if cls is adversaries.VAT else 1.0  # which is at a small part of its radius until its last ask
     torch.testing.assert_close(after, before * grown, rtol=0, atol=1e-15)
@@ -200,7 +200,7 @@ def test_pgd_attains_the_worst_case_of_a_linear_model(ball, scope, linear):
     """Margin lowered by at most r ||w||_q per token ball; one ball per row over n tokens: ||(w/n, ..., w/n)||_q r."""
     radius = 0.4
     adversary = adversaries.PGD(radius=radius, ball=ball, scope=scope, steps=60, step_size=0.2)
-    delta, _ = run(adversary, ground(linear["allowed"], radius, range(3)), linear["loss"])
+    delta, _ = run(adversary, perturbation_context(linear["allowed"], radius, range(3)), linear["loss"])
     clean = linear["margin"](torch.zeros_like(delta))
     for row, n in enumerate([4, 2, 3]):
         share = linear["w"].repeat(n) / n
@@ -228,14 +228,14 @@ def test_pgd_solves_the_trust_region_problem():
         return (flat @ a * flat).sum(1) / 2 + flat @ g
 
     adversary = adversaries.PGD(radius=radius, steps=400, step_size=0.3)
-    delta, _ = run(adversary, ground(torch.ones(8, 1, dtype=torch.bool), radius, range(8)), loss)  # eight restarts
+    delta, _ = run(adversary, perturbation_context(torch.ones(8, 1, dtype=torch.bool), radius, range(8)), loss)  # eight restarts
     assert loss(delta).max().item() == pytest.approx(best, abs=1e-9)
 
 
 def test_pgd_keep_best_is_per_delta():
     """Two deltas, losses told: first (1, 5), then (3, 2): the first keeps its second iterate, the second its first."""
     adversary = adversaries.PGD(radius=1.0, steps=2, keep="best")
-    state = adversary.start(ground(torch.ones(2, 1, dtype=torch.bool), 1.0, range(2)))
+    state = adversary.start(perturbation_context(torch.ones(2, 1, dtype=torch.bool), 1.0, range(2)))
     asked = []
     for losses in ([1.0, 5.0], [3.0, 2.0]):
         asked.append(adversary.ask(state)[SITE].add)
@@ -251,7 +251,7 @@ def test_pgd_from_zero_says_so_and_does_not_move_a_divergence():
     """VAT by hand: KL near zero is d'Hd/2, whose gradient vanishes at 0; from a random start it climbs to r² λ_max / 2."""
     hessian = torch.diag(torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64))
     loss = lambda delta: ((delta[:, 0] @ hessian) * delta[:, 0]).sum(1) / 2  # noqa: E731
-    where = ground(torch.ones(1, 1, dtype=torch.bool), 0.1, [0])
+    where = perturbation_context(torch.ones(1, 1, dtype=torch.bool), 0.1, [0])
     still, moving = (adversaries.PGD(radius=0.1, steps=100, step_size=0.5, random_start=start) for start in (False, True))
     assert (still.starts_at_zero, moving.starts_at_zero) == (True, False)
     assert torch.equal(run(still, where, loss)[0], torch.zeros(1, 1, 3, dtype=torch.float64))
@@ -264,7 +264,7 @@ def test_noise_cube_is_neftune():
     allowed = torch.zeros(rows, 9, dtype=torch.bool)
     allowed[:, :n] = True
     adversary = adversaries.Noise(radius=alpha, distribution="uniform_cube", scope="row", relative_to="absolute")
-    delta = adversary.ask(adversary.start(ground(allowed, alpha, range(rows), dim=dim)))[SITE].add
+    delta = adversary.ask(adversary.start(perturbation_context(allowed, alpha, range(rows), dim=dim)))[SITE].add
     half = alpha / math.sqrt(n * dim)
     assert 0.99 * half < delta.abs().max().item() <= half
     # Var of a squared uniform is 4/45: the mean over 400 rows of 48 numbers has relative error sqrt(4/45 * 9 / 19200) = 0.65 %.
@@ -276,7 +276,7 @@ def test_noise_cube_is_neftune():
 @every_scope
 def test_every_noise_stays_in_its_ball(distribution, ball, scope):
     adversary = adversaries.Noise(radius=0.3, ball=ball, scope=scope, distribution=distribution)
-    delta = adversary.ask(adversary.start(ground(torch.ones(50, 4, dtype=torch.bool), 0.3, range(50))))[SITE].add
+    delta = adversary.ask(adversary.start(perturbation_context(torch.ones(50, 4, dtype=torch.bool), 0.3, range(50))))[SITE].add
     size = balls.norm(delta, ball=ball, scope=scope)
     assert size.max() <= 0.3 * (1 + 1e-12)
     assert size.min() > 0
@@ -285,7 +285,7 @@ def test_every_noise_stays_in_its_ball(distribution, ball, scope):
 def test_pgd_restarts_keep_the_best_of_all(linear):
     """Asked 2 x 3 times; the second run starts anew; what is returned is the asked iterate of the highest loss, per row."""
     adversary = adversaries.PGD(radius=0.4, steps=3, restarts=2, keep="best")
-    where = ground(linear["allowed"], 0.4, range(3))
+    where = perturbation_context(linear["allowed"], 0.4, range(3))
     wavy = lambda d: torch.sin(8 * d).sum((1, 2))  # noqa: E731
     state, asked = climb(adversary, where, wavy)
     assert len(asked) == 6
@@ -294,8 +294,8 @@ def test_pgd_restarts_keep_the_best_of_all(linear):
     assert (losses.argmax(0) < 3).any()
     expected = torch.stack([asked[k][row] for row, k in enumerate(losses.argmax(0).tolist())])
     assert torch.equal(adversary.ask(state)[SITE].add, expected)
-    alone, _ = climb(adversaries.PGD(radius=0.4, steps=3, keep="best"), ground(linear["allowed"], 0.4, range(3)), wavy)
-    assert torch.equal(asked[0], adversaries.PGD(radius=0.4).start(ground(linear["allowed"], 0.4, range(3))).delta[SITE])
+    alone, _ = climb(adversaries.PGD(radius=0.4, steps=3, keep="best"), perturbation_context(linear["allowed"], 0.4, range(3)), wavy)
+    assert torch.equal(asked[0], adversaries.PGD(radius=0.4).start(perturbation_context(linear["allowed"], 0.4, range(3))).delta[SITE])
     assert torch.equal(alone.best[SITE][losses.argmax(0) < 3], expected[losses.argmax(0) < 3])
 
 
@@ -303,16 +303,18 @@ def test_a_warm_row_starts_where_it_was_left_and_a_new_one_anywhere(linear):
     """Rows 0, 1; then rows 2, 1 in other places of a wider batch: row 1 has its delta back, by its tokens, and row 2 a new one."""
     adversary = adversaries.PGD(radius=0.4, steps=2, warm=True)
     memory = {}
-    state, _ = climb(adversary, ground(linear["allowed"][:2], 0.4, [0, 1], memory=memory), lambda d: linear["loss"](d, slice(0, 2)))
+    state, _ = climb(
+        adversary, perturbation_context(linear["allowed"][:2], 0.4, [0, 1], memory=memory), lambda d: linear["loss"](d, slice(0, 2))
+    )
     left = adversary.ask(state)[SITE].add
     wide = F.pad(linear["allowed"][[2, 1]], (0, 2))
-    early = adversary.start(ground(wide, 0.4, [2, 1], memory=memory)).delta[SITE]
+    early = adversary.start(perturbation_context(wide, 0.4, [2, 1], memory=memory)).delta[SITE]
     assert not torch.allclose(early[1, :4], left[1])  # not before the update has ended: another micro-batch might hold row 1, too
-    settle(adversary, memory)
-    again = adversary.start(ground(wide, 0.4, [2, 1], memory=memory)).delta[SITE]
+    end_update(adversary, memory)
+    again = adversary.start(perturbation_context(wide, 0.4, [2, 1], memory=memory)).delta[SITE]
     assert torch.equal(again[1, :4], left[1])
-    assert torch.equal(again[0, :4], adversaries.PGD(radius=0.4).start(ground(wide, 0.4, [2, 1])).delta[SITE][0, :4])
-    smaller = adversary.start(ground(wide, 0.1, [2, 1], memory=memory)).delta[SITE]  # a radius that has shrunk meanwhile
+    assert torch.equal(again[0, :4], adversaries.PGD(radius=0.4).start(perturbation_context(wide, 0.4, [2, 1])).delta[SITE][0, :4])
+    smaller = adversary.start(perturbation_context(wide, 0.1, [2, 1], memory=memory)).delta[SITE]  # a radius that has shrunk meanwhile
     torch.testing.assert_close(smaller[1, :4], balls.project(left[1:2], ball="L2", scope="token", radius=0.1)[0])
 
 
@@ -320,10 +322,10 @@ def test_the_longest_unseen_row_leaves_first():
     adversary = adversaries.PGD(radius=0.4, steps=1, warm=True, capacity=2)
     memory, allowed = {}, torch.ones(1, 2, dtype=torch.bool)
     for key in (1, 2, 1, 3):
-        climb(adversary, ground(allowed, 0.4, [key], memory=memory), lambda d: d.sum((1, 2)))
-        settle(adversary, memory)
-    fresh = {key: adversary.start(ground(allowed, 0.4, [key])).delta[SITE] for key in (1, 2, 3)}
-    kept = {key: adversary.start(ground(allowed, 0.4, [key], memory=memory)).delta[SITE] for key in (1, 2, 3)}
+        climb(adversary, perturbation_context(allowed, 0.4, [key], memory=memory), lambda d: d.sum((1, 2)))
+        end_update(adversary, memory)
+    fresh = {key: adversary.start(perturbation_context(allowed, 0.4, [key])).delta[SITE] for key in (1, 2, 3)}
+    kept = {key: adversary.start(perturbation_context(allowed, 0.4, [key], memory=memory)).delta[SITE] for key in (1, 2, 3)}
     assert [torch.equal(kept[key], fresh[key]) for key in (1, 2, 3)] == [False, True, False]
     assert len(memory["warm"]) == 2
 
@@ -333,11 +335,11 @@ def test_a_group_is_known_by_what_its_rows_share():
     adversary = adversaries.PGD(radius=0.4, steps=1, warm=True, share="group", where="prompt")
     allowed = torch.tensor([[True, True, False, False]])
     memory = {}
-    where = ground(allowed, 0.4, [5], memory=memory)
+    where = perturbation_context(allowed, 0.4, [5], memory=memory)
     full = torch.ones_like(allowed)
     first = dataclasses.replace(where, tokens=dataclasses.replace(where.tokens, mask=full))
     state, _ = climb(adversary, first, lambda d: d.sum((1, 2)))
-    settle(adversary, memory)
+    end_update(adversary, memory)
     other = dataclasses.replace(first, tokens=dataclasses.replace(first.tokens, ids=torch.tensor([[6, 7, 90, 91]])))
     assert torch.equal(adversary.start(other).delta[SITE], adversary.ask(state)[SITE].add)
 

@@ -23,13 +23,13 @@ from advalign.adversaries.refusal import last_states
 from advalign.engine import ascent
 from advalign.engine.plan import describe, plan
 from advalign.errors import ConfigError
+from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import load, perturb, scratch
 from advalign.models.encode import Encoder, pad
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.dpo import DPO
 from advalign.objectives.sft import SFT
-from advalign.protocols import Adversary, Ground
 from advalign.types import Edit
 
 LEXICON = {
@@ -101,12 +101,12 @@ class Linear:
         return (hidden * edit.tokens.mask[..., None]).sum(1) @ self.w
 
 
-def ground(net, tokens, allowed=None, seeds=None):
+def perturbation_context(net, tokens, allowed=None, seeds=None):
     seeds = range(len(tokens.ids)) if seeds is None else seeds
     generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
     allowed = tokens.mask if allowed is None else allowed
     shapes = {"embedding": (tokens.ids.shape[1], net.width("embedding"))}
-    return Ground(
+    return PerturbationContext(
         shapes=shapes,
         allowed=allowed,
         radius=0.0,
@@ -126,7 +126,7 @@ def run(adversary, where, losses):
         return values.sum(), values.detach()
 
     rows = torch.arange(len(where.generators))
-    edits, first = ascent.ascend(adversary, ground=where, share=rows, losses=both)
+    edits, first = ascent.ascend(adversary, context=where, share=rows, losses=both)
     return edits["embedding"], both(edits)[1], first
 
 
@@ -196,7 +196,7 @@ def test_the_chat_template_is_not_the_prompt():
     net = Linear(enc, head="policy")
     adversary = adversaries.Characters(guide="random", steps=0, budget=1.0)
     here = ascent.region("prompt", tokens)
-    (state,) = [adversary.start(ground(net, tokens, here))]
+    (state,) = [adversary.start(perturbation_context(net, tokens, here))]
     for row, words in zip(state.rows, (2, 4), strict=True):
         assert row.limit == words
 
@@ -220,7 +220,7 @@ def test_of_a_linear_model_the_greedy_choice_is_the_optimum(seed, tmp_path):
     net = Linear(encoder("pieces"), seed=seed)
     tokens = net.encoder.classify(["good movie bad"])
     adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), budget=0.6, steps=3)  # ceil(0.6 * 3) = 2 words
-    edit, loss, first = run(adversary, ground(net, tokens), net.losses)
+    edit, loss, first = run(adversary, perturbation_context(net, tokens), net.losses)
     ids = {w: i for i, w in enumerate(VOCABULARY)}
     value = {w: float(net.model.get_input_embeddings().weight.detach()[ids[w]] @ net.w) for w in VOCABULARY}
     words = ["good", "movie", "bad"]
@@ -234,7 +234,7 @@ def test_gains_by_a_slow_loop_with_ragged_substitutes(lexicon):
     net = Linear(encoder("pieces"), dim=4)
     tokens = net.encoder.classify(["good acting , boring movie", "bad movie"])
     adversary = adversaries.Synonyms(lexicon=lexicon, budget=1.0)
-    state = adversary.start(ground(net, tokens))
+    state = adversary.start(perturbation_context(net, tokens))
     gradient = torch.randn(*tokens.ids.shape, 4, dtype=torch.float64)
     embed = net.model.get_input_embeddings()
     found = _search.ranked(state.rows, gradient, embed, "gain")
@@ -260,7 +260,7 @@ def test_gains_by_a_slow_loop_with_ragged_substitutes(lexicon):
 def test_order_norm_ranks_words_by_their_gradient(lexicon):
     net = Linear(encoder("pieces"))
     tokens = net.encoder.classify(["good bad movie"])
-    state = adversaries.Synonyms(lexicon=lexicon, budget=1.0, order="norm").start(ground(net, tokens))
+    state = adversaries.Synonyms(lexicon=lexicon, budget=1.0, order="norm").start(perturbation_context(net, tokens))
     gradient = torch.zeros(1, 5, 3, dtype=torch.float64)
     gradient[0, 1:4, 0] = torch.tensor([0.1, -3.0, 2.0])  # [CLS] good bad movie [SEP]
     (moves,) = _search.ranked(state.rows, gradient, net.model.get_input_embeddings(), "norm")
@@ -295,7 +295,7 @@ def test_what_does_not_raise_the_loss_is_taken_back(tmp_path):
     tokens = net.encoder.classify(["good movie"])
     for steps, text, gain in ((2, "good movie", 0.0), (3, "good movie", 0.0), (4, "fine movie", 1.0)):
         adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), budget=1.0, steps=steps)
-        edit, loss, first = run(adversary, ground(net, tokens), losses)
+        edit, loss, first = run(adversary, perturbation_context(net, tokens), losses)
         if steps == 3:  # ceil(2 / 2) = 1 word per pass: fine is kept, then film is refused
             text, gain = "fine movie", 1.0
         assert texts_of(net, edit) == [text]
@@ -314,7 +314,7 @@ def test_a_move_that_failed_is_not_tried_again(tmp_path):
     tokens = net.encoder.classify(["good movie"])
     for steps, text in ((2, "good movie"), (3, "good movie"), (4, "film movie")):
         adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), budget=0.5, steps=steps)
-        assert texts_of(net, run(adversary, ground(net, tokens), losses)[0]) == [text]
+        assert texts_of(net, run(adversary, perturbation_context(net, tokens), losses)[0]) == [text]
 
 
 def test_a_zero_gradient_still_moves(lexicon):
@@ -327,7 +327,7 @@ def test_a_zero_gradient_still_moves(lexicon):
         return moved**2
 
     adversary = adversaries.Synonyms(lexicon=lexicon, budget=0.5, steps=2)
-    _, loss, first = run(adversary, ground(net, tokens), losses)
+    _, loss, first = run(adversary, perturbation_context(net, tokens), losses)
     assert torch.equal(first, torch.zeros_like(first))
     assert (loss > 0).all()
 
@@ -358,7 +358,7 @@ def test_contract(kind, guide, tokenizer, lexicon):
     allowed[:, 4:6] = False
     adversary = made(kind, lexicon, guide=guide)
     assert isinstance(adversary, Adversary)
-    where = ground(net, tokens, allowed)
+    where = perturbation_context(net, tokens, allowed)
     edit, loss, first = run(adversary, where, net.losses)
     assert (loss >= first).all()
     if guide == "gradient" and (kind == "synonyms" or tokenizer in ("characters", "bytes")):  # small vocabularies know few misspellings
@@ -399,11 +399,11 @@ def test_does_not_depend_on_padding_order_or_split(kind, guide, tokenizer, lexic
     net = Linear(encoder(tokenizer))
     tokens = net.encoder.classify(TEXTS)
     adversary = made(kind, lexicon, guide=guide)
-    whole = rows_of(run(adversary, ground(net, tokens), net.losses)[0])
-    wide = rows_of(run(adversary, ground(net, tokens.fit(tokens.ids.shape[1] + 3)), net.losses)[0])
+    whole = rows_of(run(adversary, perturbation_context(net, tokens), net.losses)[0])
+    wide = rows_of(run(adversary, perturbation_context(net, tokens.fit(tokens.ids.shape[1] + 3)), net.losses)[0])
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    moved = rows_of(run(adversary, ground(net, tokens.index(order), seeds=order), net.losses)[0])
-    alone = rows_of(run(adversary, ground(net, tokens.index(torch.tensor([2])), seeds=[2]), net.losses)[0])
+    moved = rows_of(run(adversary, perturbation_context(net, tokens.index(order), seeds=order), net.losses)[0])
+    alone = rows_of(run(adversary, perturbation_context(net, tokens.index(torch.tensor([2])), seeds=[2]), net.losses)[0])
     assert whole == wide
     assert [whole[i] for i in order] == moved
     assert whole[2] == alone[0]
@@ -414,7 +414,7 @@ def test_random_edits_are_a_function_of_the_key(kind, lexicon):
     net = Linear(encoder("bytes"))
     tokens = net.encoder.classify(["good bad movie acting boring"] * 12)
     adversary = made(kind, lexicon, guide="random", steps=0, budget=0.4)
-    state = lambda seeds: texts_of(net, adversary.ask(adversary.start(ground(net, tokens, seeds=seeds)))["embedding"])  # noqa: E731
+    state = lambda seeds: texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens, seeds=seeds)))["embedding"])  # noqa: E731
     one, again, other = state(range(12)), state(range(12)), state(range(100, 112))
     assert one == again
     assert one != other
@@ -431,7 +431,7 @@ def test_all_substitutes_are_drawn_about_equally_often(tmp_path):
     net.encoder = Encoder(scratch.tokenizer("words", ["good movie fine great film"]))
     tokens = net.encoder.classify(["good movie"] * 800)
     adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), guide="random", steps=0, budget=0.5)
-    found = texts_of(net, adversary.ask(adversary.start(ground(net, tokens)))["embedding"])
+    found = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
     # Four standard deviations of a count with p = 1/2 over 800 draws: 4 sqrt(200) = 57; p = 1/4: 4 sqrt(150) = 49.
     assert abs(found.count("good film") - 400) <= 57
     assert abs(found.count("fine movie") - 200) <= 49
@@ -448,7 +448,7 @@ def test_rows_never_outgrow_the_model(lexicon):
         found = []
         for seed in range(30):
             adversary = made("synonyms", lexicon, guide="random", steps=0, budget=1.0)
-            found.append(len(rows_of(adversary.ask(adversary.start(ground(net, tokens, seeds=[seed])))["embedding"])[0]))
+            found.append(len(rows_of(adversary.ask(adversary.start(perturbation_context(net, tokens, seeds=[seed])))["embedding"])[0]))
         sizes[length] = max(found)
     assert sizes == {6: 6, 7: 7, 8: 8}
 
@@ -479,7 +479,7 @@ def letters(tmp_path):
 
 
 def on(net, adversary, tokens, key=("update",), memory=None):
-    return ascent.ground(net, adversary, "words", tokens, [("s", tokens)], key, memory)
+    return ascent.perturbation_context(net, adversary, "words", tokens, [("s", tokens)], key, memory)
 
 
 def test_outputs_of_changed_rows_come_back_to_their_original_positions(tmp_path):
@@ -552,7 +552,7 @@ def test_a_divergence_between_clean_and_changed_rows(letters):
     net = network()
     rows = demos(net)
     adversary = adversaries.Synonyms(lexicon=letters, budget=0.5, steps=3, where="prompt")
-    _, logs = update(learner(net), {"c": Consistency(source="chat", view="words", of="tokens")}, {"chat": rows}, {"words": adversary})
+    _, logs = update(learner(net), {"c": Consistency(source="chat", view="words", output="tokens")}, {"chat": rows}, {"words": adversary})
     assert logs["words/loss_start"] == pytest.approx(0, abs=1e-12)
     assert logs["c/loss"] == logs["words/gain"] > 1e-6
 
@@ -568,7 +568,7 @@ def test_with_the_real_word_pieces(minilm, lexicon):
     assert texts == [["a", "boring", "movie", "and", "bad", "acting", "it", "move"], ["unbelievably", "good", "performance"]]
     # Multi-piece misspellings: as in the contract, what the model reads is what the changed text encodes to.
     adversary = adversaries.Characters(budget=1.0, steps=4, edits=("swap", "homoglyph", "keyboard"))
-    edit, loss, first = run(adversary, ground(net, tokens), net.losses)
+    edit, loss, first = run(adversary, perturbation_context(net, tokens), net.losses)
     assert (loss > first).all()
     for row, text in zip(rows_of(edit), texts_of(net, edit), strict=True):
         assert encoder.classify([text]).ids[0].tolist() == row
@@ -684,16 +684,16 @@ def test_the_direction_is_the_difference_of_means_at_the_last_prompt_token(contr
         means.append({site: torch.stack([e[site] for e in ends]).mean(0) for site in ends[0]})
     want = {site: means[0][site] - means[1][site] for site in means[0]}
     modes = [m.training for m in net.modules()]
-    own = adversaries.Refusal(**contrast, last=1.0)
+    own = adversaries.RefusalDirection(**contrast, last=1.0)
     tokens = demos(net).tokens
     found = own.ask(own.start(on(net, own, tokens)))
     assert set(found) == {"layer:0", "layer:1"}
     for site, edit in found.items():
         torch.testing.assert_close(edit.ablate, want[site] / want[site].norm(), rtol=0, atol=1e-12)
-    one = adversaries.Refusal(**contrast, layer=1, last=1.0)
+    one = adversaries.RefusalDirection(**contrast, layer=1, last=1.0)
     shared = one.ask(one.start(on(net, one, tokens)))
     assert all(torch.equal(edit.ablate, found["layer:1"].ablate) for edit in shared.values())
-    assert set(adversaries.Refusal(**contrast, last=0.5).measure(net, random.Random(0))) == {"layer:1"}
+    assert set(adversaries.RefusalDirection(**contrast, last=0.5).measure(net, random.Random(0))) == {"layer:1"}
     assert [m.training for m in net.modules()] == modes
     torch.testing.assert_close(
         last_states(net, ["a b", "a c d", "b a a"], ["layer:1"], at_once=2)["layer:1"], means[0]["layer:1"], rtol=0, atol=1e-12
@@ -703,7 +703,7 @@ def test_the_direction_is_the_difference_of_means_at_the_last_prompt_token(contr
 def test_ablation_takes_the_direction_out_of_the_prompt_and_nothing_else(contrast):
     net = network().eval()
     tokens = demos(net).tokens
-    adversary = adversaries.Refusal(**contrast, last=0.5, where="prompt", probability=1.0)
+    adversary = adversaries.RefusalDirection(**contrast, last=0.5, where="prompt", probability=1.0)
     edits = adversary.ask(adversary.start(on(net, adversary, tokens)))
     with torch.no_grad():
         clean = net(tokens, {"logprobs", "hidden:layer:1"})
@@ -720,7 +720,7 @@ def test_ablation_takes_the_direction_out_of_the_prompt_and_nothing_else(contras
 
 def test_the_direction_is_measured_again_after_every_so_many_updates(contrast):
     net = network()
-    adversary, rows = adversaries.Refusal(**contrast, every=2, probability=1.0), {"chat": demos(net)}
+    adversary, rows = adversaries.RefusalDirection(**contrast, every=2, probability=1.0), {"chat": demos(net)}
     runtime = learner(net, learning_rate=0.05)
     seen = []
     for i in range(5):
@@ -734,7 +734,7 @@ def test_the_direction_is_measured_again_after_every_so_many_updates(contrast):
 def test_half_of_the_rows_are_ablated(contrast):
     net = network()
     tokens = net.encoder.demos(["a b c :"] * 400, ["d"] * 400)
-    adversary = adversaries.Refusal(**contrast)
+    adversary = adversaries.RefusalDirection(**contrast)
     edits = adversary.ask(adversary.start(on(net, adversary, tokens)))
     where = next(iter(edits.values())).where
     assert torch.equal(where.any(1), where.all(1))
@@ -744,7 +744,7 @@ def test_half_of_the_rows_are_ablated(contrast):
 def test_a_training_step_on_the_refusal_view_is_one_forward(contrast):
     net = network()
     rows, terms = {"chat": demos(net)}, {"a": SFT(source="chat", view="v")}
-    adversary = {"v": adversaries.Refusal(**contrast, probability=1.0, every=9)}
+    adversary = {"v": adversaries.RefusalDirection(**contrast, probability=1.0, every=9)}
     runtime = learner(net)
     whole, logs = update(runtime, terms, rows, adversary)
     before = net.num_forwards
@@ -812,8 +812,8 @@ WORDS = adversaries.Characters()
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, where="prompt")), "where that of the discrete half, 'all'"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, probability=0.5)), "set them on mixed itself"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=PGD, discrete_probability=2), r"discrete_probability: 2 given"),
-        (lambda: adversaries.Refusal(harmful="a", harmless="b", last=0), r"refusal\.last: 0 given"),
-        (lambda: adversaries.Refusal(harmful="a", harmless="b", every=0), r"refusal\.every: 0 given"),
+        (lambda: adversaries.RefusalDirection(harmful="a", harmless="b", last=0), r"refusal\.last: 0 given"),
+        (lambda: adversaries.RefusalDirection(harmful="a", harmless="b", every=0), r"refusal\.every: 0 given"),
     ],
 )
 def test_refused_in_a_sentence(make, says):
@@ -822,15 +822,17 @@ def test_refused_in_a_sentence(make, says):
 
 
 def test_without_a_network_nothing_can_be_replaced_or_measured():
-    bare = Ground(shapes={"embedding": (4, 3)}, allowed=torch.ones(1, 4, dtype=torch.bool), radius=0.0, dtype=torch.float64, generators=[])
-    for adversary in (WORDS, adversaries.Refusal(harmful="a", harmless="b")):
+    bare = PerturbationContext(
+        shapes={"embedding": (4, 3)}, allowed=torch.ones(1, 4, dtype=torch.bool), radius=0.0, dtype=torch.float64, generators=[]
+    )
+    for adversary in (WORDS, adversaries.RefusalDirection(harmful="a", harmless="b")):
         with pytest.raises(ConfigError, match="network"):
             adversary.start(bare)
 
 
 def test_prompts_of_one_mean_have_no_direction_between_them(contrast):
     net = network()
-    adversary = adversaries.Refusal(harmful=contrast["harmful"], harmless=contrast["harmful"])
+    adversary = adversaries.RefusalDirection(harmful=contrast["harmful"], harmless=contrast["harmful"])
     with pytest.raises(ConfigError, match="no direction between them"):
         adversary.start(on(net, adversary, demos(net).tokens))
 
@@ -857,7 +859,7 @@ def test_show_says_what_they_do():
         "with probability 0.5 synonyms for at most 0.25 of the words, by gradient, around it L2 ball per token"
     )
     assert "radius 0.1 x mean embedding norm, all tokens, 7 steps" in describe(both)
-    assert describe(adversaries.Refusal(harmful="a", harmless="b", layer=3)).startswith(
+    assert describe(adversaries.RefusalDirection(harmful="a", harmless="b", layer=3)).startswith(
         "layer:3's refusal direction taken out of the last 0.75"
     )
 
@@ -866,5 +868,5 @@ def test_words_in_keep_stay(lexicon):
     net = Linear(encoder("pieces"))
     tokens = net.encoder.classify(["good movie"] * 30)
     adversary = adversaries.Synonyms(lexicon=lexicon, guide="random", steps=0, budget=1.0, keep=("good",))
-    found = texts_of(net, adversary.ask(adversary.start(ground(net, tokens)))["embedding"])
+    found = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
     assert all(text.startswith("good ") and text != "good movie" for text in found)

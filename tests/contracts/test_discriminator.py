@@ -16,7 +16,7 @@ from advalign.engine import ascent
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, adapters, load
 from advalign.models.encode import pad
-from advalign.models.load import borrow
+from advalign.models.load import share_base
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.gradient_penalty import GradientPenalty
 from advalign.objectives.sft import SFT
@@ -26,14 +26,14 @@ GPT2 = "scratch:tiny-gpt2?n_embd=32"
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn"]}
 
 
-def judge(model=GPT2, **options):
+def discriminator(model=GPT2, **options):
     return network("score", model=model, options=options)
 
 
-def verdicts(net):
+def scored_pairs(net):
     """Two prompts: one real and two others, one real and one other; lengths differ."""
     prompts, texts = ["a b :", "a b :", "a b :", "c :", "c :"], ["d e", "f g h i", "k", "a", "b c d e"]
-    tokens = net.encoder.verdicts(prompts, texts, [True, True, False, True, True], [0, 0, 0, 1, 1])
+    tokens = net.encoder.scored_pairs(prompts, texts, [True, True, False, True, True], [0, 0, 0, 1, 1])
     return LabelRows(tokens=tokens, labels=torch.tensor([1, 0, 0, 1, 0]), kind=torch.tensor([0, 1, 2, 0, 2]))
 
 
@@ -70,13 +70,13 @@ def test_by_token_a_row_counts_once_however_long_it_is():
 def test_where_every_token_has_the_row_s_score_both_levels_agree(loss):
     rows = bare([1, 4, 2], [1, 0, 1])
     scores = torch.tensor([0.3, -0.8, 1.2], dtype=torch.float64)
-    by_row = total(Discriminate(source="s", loss=loss, score_l2=0.1), rows, Outputs(scores=scores))
+    row_memory = total(Discriminate(source="s", loss=loss, score_l2=0.1), rows, Outputs(scores=scores))
     by_token = total(
         Discriminate(source="s", loss=loss, score_l2=0.1, level="token"),
         rows,
         Outputs(token_scores=scores[:, None].expand(rows.tokens.ids.shape)),
     )
-    assert float(by_row) == pytest.approx(float(by_token), abs=1e-14)
+    assert float(row_memory) == pytest.approx(float(by_token), abs=1e-14)
 
 
 def test_with_the_policy_s_logprobs_as_offset_the_best_score_is_the_log_probability_of_real_text():
@@ -199,14 +199,14 @@ def linear():
 def test_the_slope_of_a_linear_score_is_its_weight_over_the_root_of_the_length(view):
     # s = w . mean_t e_t: ds/de_t = w / n at each of n tokens, so |g|^2 = |w|^2 / n, at every point; |w|^2 = 1 + 4 + 1/4 + 9 + 1 = 15.25.
     net = linear()
-    rows = verdicts(net)
+    rows = contrast(net)
     n, square = rows.tokens.lengths.double(), 15.25
     for term, want, by_w in [
         # R1 on the two real rows, and its gradient with respect to w: every / n w, averaged
         (GradientPenalty(source="v", view=view, learner="policy"), 16 * (square / n[[0, 3]] / 2).mean(), 16 * (1 / n[[0, 3]]).mean()),
         # (|g| - 1)^2 on all rows; d/dw = 2 (|g| - 1) / (|g| n) w
         (
-            GradientPenalty(source="v", view=view, learner="policy", of="all", target=1.0, every=1),
+            GradientPenalty(source="v", view=view, learner="policy", rows="all", target=1.0, every=1),
             (((square / n).sqrt() - 1) ** 2).mean(),
             (2 * (1 - (n / square).sqrt()) / n).mean(),
         ),
@@ -221,13 +221,13 @@ def test_the_slope_of_a_linear_score_is_its_weight_over_the_root_of_the_length(v
 
 @pytest.mark.parametrize("model", [GPT2, "scratch:encoder-tiny?hidden_size=32"])
 def test_the_gradient_of_a_penalty_is_the_measured_one(model):
-    net = judge(model)
+    net = discriminator(model)
     for p in net.parameters():
         p.data.mul_(3)  # far from linear
-    rows = verdicts(net)
+    rows = contrast(net)
     terms = {
-        "judge": Discriminate(source="v", learner="policy", loss="relativistic"),
-        "gp": GradientPenalty(source="v", learner="policy", of="all", target=0.5, every=1, coef=2.0),
+        "discriminator": Discriminate(source="v", learner="policy", loss="relativistic"),
+        "gp": GradientPenalty(source="v", learner="policy", rows="all", target=0.5, every=1, coef=2.0),
     }
     found, logs = update(learner(net), terms, {"v": rows})
     generator = torch.Generator().manual_seed(3)
@@ -241,7 +241,7 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
         with torch.no_grad():
             for p, d in zip(net.parameters(), direction, strict=True):
                 p.sub_(step * d)
-        return values["judge/loss"] + 2 * values["gp/loss"]
+        return values["discriminator/loss"] + 2 * values["gp/loss"]
 
     measured = (loss(1e-6) - loss(-1e-6)) / 2e-6
     assert measured == pytest.approx(float(found @ torch.cat([d.flatten() for d in direction])), rel=1e-5)
@@ -249,12 +249,12 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
 
 
 def test_penalty_and_loss_share_one_forward_and_no_split_changes_them():
-    net = judge()
-    rows = verdicts(net)
+    net = discriminator()
+    rows = contrast(net)
     terms = {
-        "judge": Discriminate(source="v", learner="policy", loss="relativistic"),
+        "discriminator": Discriminate(source="v", learner="policy", loss="relativistic"),
         "gp": GradientPenalty(source="v", learner="policy"),
-        "mid": GradientPenalty(source="v", learner="policy", view="mid", of="all", target=1.0, every=1),
+        "mid": GradientPenalty(source="v", learner="policy", view="mid", rows="all", target=1.0, every=1),
     }
     before = net.num_forwards
     whole, logs = update(learner(net), terms, {"v": rows}, {"mid": Interpolate()})
@@ -268,24 +268,24 @@ def test_penalty_and_loss_share_one_forward_and_no_split_changes_them():
 
 
 def test_rows_of_another_source_beside_them_do_not_change_a_slope():
-    net = judge()
-    rows = verdicts(net)
+    net = discriminator()
+    rows = contrast(net)
     alone, _ = update(learner(net), {"gp": GradientPenalty(source="v", learner="policy")}, {"v": rows})
     terms = {"gp": GradientPenalty(source="v", learner="policy"), "zero": Discriminate(source="w", learner="policy", coef=1e-30)}
-    beside, _ = update(learner(net), terms, {"v": rows, "w": verdicts(net)})
+    beside, _ = update(learner(net), terms, {"v": rows, "w": contrast(net)})
     torch.testing.assert_close(beside, alone, rtol=0, atol=1e-12)
 
 
 def test_an_adversary_can_climb_a_penalty():
-    net = judge()
+    net = discriminator()
     for p in net.parameters():
         p.data.mul_(3)
-    terms = {"gp": GradientPenalty(source="v", learner="policy", view="pgd", of="all", every=1)}
-    _, logs = update(learner(net), terms, {"v": verdicts(net)}, {"pgd": PGD(radius=0.5, steps=3)})
+    terms = {"gp": GradientPenalty(source="v", learner="policy", view="pgd", rows="all", every=1)}
+    _, logs = update(learner(net), terms, {"v": contrast(net)}, {"pgd": PGD(radius=0.5, steps=3)})
     assert logs["pgd/gain"] > 0.01 * logs["pgd/loss_start"] > 0
 
 
-@pytest.mark.parametrize("wrong", [{"of": "fake"}, {"target": -1.0}, {"one_sided": True}, {"every": 0}])
+@pytest.mark.parametrize("wrong", [{"learner": "fake"}, {"target": -1.0}, {"one_sided": True}, {"every": 0}])
 def test_a_penalty_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigError, match=rf"objectives\.gradient_penalty\.{next(iter(wrong))}"):
         GradientPenalty(source="s", **wrong)
@@ -297,13 +297,13 @@ def test_a_penalty_refuses_what_makes_no_sense(wrong):
 def between(net, tokens, key=("k",)):
     """The edit of every row."""
     adversary = Interpolate()
-    where = ascent.ground(net, adversary, "mid", tokens, [("v", tokens)], key)
+    where = ascent.perturbation_context(net, adversary, "mid", tokens, [("v", tokens)], key)
     return adversary.ask(adversary.start(where))["embedding"].add
 
 
 def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
-    net = judge()
-    rows = verdicts(net)
+    net = discriminator()
+    rows = contrast(net)
     tokens, delta = rows.tokens, between(net, rows.tokens)
     here = net.model.get_input_embeddings()(tokens.ids).detach()
     for row, others in [(0, (1, 2)), (1, (0, 2)), (2, (0, 1)), (3, (4,)), (4, (3,))]:
@@ -318,8 +318,8 @@ def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
 
 
 def test_a_row_alone_stays_where_it_is_and_order_does_not_matter():
-    net = judge()
-    tokens = verdicts(net).tokens
+    net = discriminator()
+    tokens = contrast(net).tokens
     delta = between(net, tokens)
     for numbers in ([3, 4], [0, 1, 2]):
         part = tokens.index(torch.tensor(numbers)).fit(tokens.ids.shape[1])
@@ -338,39 +338,43 @@ def test_one_row_one_partner():
 
 
 def pair():
-    """A policy with an adapter, and a judge with adapter and head of its own on the same base; both away from zero."""
+    """A policy with an adapter, and a discriminator with adapter and head of its own on the same base; both away from zero."""
     policy = network("policy", options={"lora": LORA})
-    judge = borrow(policy, ModelSpec(model="learner:policy", head="score", options={"lora": LORA}, dtype="float64"), "learners.judge")
-    for net in (policy, judge):
+    discriminator = share_base(
+        policy, ModelSpec(model="learner:policy", head="score", options={"lora": LORA}, dtype="float64"), "learners.discriminator"
+    )
+    for net in (policy, discriminator):
         for p in net.parameters():
             if p.requires_grad:
                 p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype) * 0.1)
-    return policy, judge
+    return policy, discriminator
 
 
 def test_neither_side_s_backward_reaches_the_other():
-    policy, judge = pair()
+    policy, discriminator = pair()
     shared = {p.data_ptr() for n, p in policy.named_parameters() if not adapters.owns(policy, n)}
-    assert shared == {p.data_ptr() for n, p in judge.named_parameters() if not adapters.owns(judge, n)}
-    terms = {"judge": Discriminate(source="v", learner="policy"), "gp": GradientPenalty(source="v", learner="policy")}
-    update(learner(judge), terms, {"v": verdicts(judge)})
+    assert shared == {p.data_ptr() for n, p in discriminator.named_parameters() if not adapters.owns(discriminator, n)}
+    terms = {"discriminator": Discriminate(source="v", learner="policy"), "gp": GradientPenalty(source="v", learner="policy")}
+    update(learner(discriminator), terms, {"v": contrast(discriminator)})
     assert all(p.grad is None for p in policy.parameters())
-    assert all(p.grad is not None for p in judge.parameters() if p.requires_grad)
-    kept = [p.grad.clone() for p in judge.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in discriminator.parameters() if p.requires_grad)
+    kept = [p.grad.clone() for p in discriminator.parameters() if p.requires_grad]
     demos = DemoRows(tokens=policy.encoder.demos(["a b :", "c :"], ["d e", "f"]))
     update(learner(policy), {"sft": SFT(source="d")}, {"d": demos})
     assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
-    assert all(torch.equal(p.grad, g) for p, g in zip((p for p in judge.parameters() if p.requires_grad), kept, strict=True))
+    assert all(torch.equal(p.grad, g) for p, g in zip((p for p in discriminator.parameters() if p.requires_grad), kept, strict=True))
 
 
 def test_the_same_text_called_real_and_generated_has_one_score():
-    _, judge = pair()
-    tokens = judge.encoder.verdicts(["a b :"] * 2 + ["c :"] * 2, ["d e", "d e", "f g h", "f g h"], [True] * 4, [0, 0, 1, 1])
+    _, discriminator = pair()
+    tokens = discriminator.encoder.scored_pairs(["a b :"] * 2 + ["c :"] * 2, ["d e", "d e", "f g h", "f g h"], [True] * 4, [0, 0, 1, 1])
     rows = LabelRows(tokens=tokens, labels=torch.tensor([1, 0, 1, 0]), kind=torch.tensor([0, 2, 0, 2]))
-    scores = judge(rows.tokens, {"scores"}).scores.detach()
+    scores = discriminator(rows.tokens, {"scores"}).scores.detach()
     assert torch.equal(scores[0::2], scores[1::2])
     assert scores[0] != scores[2]
     # So their comparison is a tie, and the margin nothing.
-    logs = update(learner(judge), {"judge": Discriminate(source="v", learner="policy", loss="relativistic")}, {"v": rows})[1]
-    assert logs["judge/loss"] == pytest.approx(math.log(2), abs=1e-15)
-    assert logs["judge/margin"] == 0.0
+    logs = update(learner(discriminator), {"discriminator": Discriminate(source="v", learner="policy", loss="relativistic")}, {"v": rows})[
+        1
+    ]
+    assert logs["discriminator/loss"] == pytest.approx(math.log(2), abs=1e-15)
+    assert logs["discriminator/margin"] == 0.0

@@ -9,17 +9,16 @@ import victims
 
 from advalign import adversaries, attacks
 from advalign.attacks import _suffix
-from advalign.attacks._token_search import Search
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.evaluation.target import ClassifierTarget, GeneratorTarget
 from advalign.models import load, scratch
 from advalign.models.encode import Encoder
+from advalign.targets.target import ClassifierTarget, GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 
 def wanting(number=4):
-    """Sums whose reference response is the wrong digit the attacker wants to hear."""
+    """MetricAccumulator whose reference response is the wrong digit the attacker wants to hear."""
     return [Example(prompt=e.prompt, answer="zero" if e.answer != "zero" else "five", id=e.id) for e in victims.sums()[3 : 3 + number]]
 
 
@@ -123,7 +122,7 @@ def test_the_gradient_is_that_of_one_hot_rows():
     target, (example,) = GeneratorTarget(network), wanting(1)
     suffix = tuple(network.encoder.tokenizer("two plus")["input_ids"])
     search = Search(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
-    found = search.slopes(suffix)
+    found = search.input_gradients(suffix)
     prompt, response = network.encoder.prompt(example.prompt), network.encoder.response(example.answer)
     matrix = network.model.get_input_embeddings().weight.detach()
     ids = torch.tensor([*prompt, *suffix, *response])

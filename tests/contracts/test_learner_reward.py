@@ -10,7 +10,7 @@ from advalign.advantages.gae import GAE
 from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.models import load
-from advalign.rewards import Learner, _scores
+from advalign.rewards import _scores
 from advalign.sources import _rollouts
 from advalign.training.context import scores as scored
 from advalign.types import Example, Rollout, RolloutGroup
@@ -27,18 +27,18 @@ def network(model, head="score", words="words"):
 
 
 class Context:
-    """A policy that writes words, a judge that reads characters, and another that reads the policy's words."""
+    """A policy that writes words, a discriminator that reads characters, and another that reads the policy's words."""
 
     def __init__(self):
         self.policy = network("scratch:tiny-gpt2?n_embd=32", "policy")
-        self.judge = network("scratch:encoder-tiny?hidden_size=32", words="characters")
+        self.discriminator = network("scratch:encoder-tiny?hidden_size=32", words="characters")
         self.reader = network("scratch:tiny-gpt2?n_embd=32")
 
     def encoder(self, learner):
         return {"policy": self.policy}[learner].encoder
 
     def score(self, learner, prompts, texts, finished):
-        return scored({"judge": self.judge}[learner], prompts, texts, finished, 4096), 3
+        return scored({"discriminator": self.discriminator}[learner], prompts, texts, finished, 4096), 3
 
     def score_tokens(self, learner, groups):
         tokens = self.reader.encoder.rollouts(groups)
@@ -67,7 +67,7 @@ def flat(found):
 
 
 def asked(context, found, **options):
-    return Learner(learner="judge", **options).start(context)(found)
+    return Learner(learner="discriminator", **options).start(context)(found)
 
 
 # ------------------------------------------------------------------------------------------------------------- forms
@@ -126,7 +126,7 @@ def test_increases_stand_on_the_last_token_of_their_segment_and_sum_to_the_rewar
     for credit, r, prompt in zip(each, flat(found), [g.example.prompt for g in found for _ in g.rollouts], strict=True):
         before, want = 0.0, [0.0] * len(credit)
         for end in (ends := _scores.ends(r.text, segment)):
-            (score,), _ = context.score("judge", [prompt], [r.text[:end]], [end == ends[-1]])
+            (score,), _ = context.score("discriminator", [prompt], [r.text[:end]], [end == ends[-1]])
             now = float(gan.reward(torch.tensor(score, dtype=torch.float64), form="logit" if form == "logit" else "-log(1-D)"))
             # By hand: the first token with which the text so far is as long as the segment; the end belongs to the last.
             reached = [len(context.policy.encoder.decode(r.response_ids[: t + 1])) >= end for t in range(len(credit))]
@@ -212,19 +212,19 @@ def test_what_is_done_to_responses_is_done_to_the_sums_of_their_tokens(context, 
 def test_running_statistics_are_those_of_everything_seen_and_are_saved(context):
     first, second = groups(context, ANSWERS[:4]), groups(context, ANSWERS[2:])
     raw = [torch.tensor(asked(context, g), dtype=torch.float64) for g in (first, second)]
-    scorer = Learner(learner="judge", normalize="running").start(context)
+    scorer = Learner(learner="discriminator", normalize="running").start(context)
     assert scorer(first) == pytest.approx(((raw[0] - raw[0].mean()) / raw[0].std()).tolist(), abs=1e-12)
     state = json.loads(json.dumps(scorer.state_dict()))
     both = torch.cat(raw)
     want = ((raw[1] - both.mean()) / both.std()).tolist()
     assert scorer(second) == pytest.approx(want, abs=1e-12)
-    resumed = Learner(learner="judge", normalize="running").start(context)
+    resumed = Learner(learner="discriminator", normalize="running").start(context)
     resumed.load_state_dict(state)
     assert resumed(second) == scorer_again(context, first, second)
 
 
 def scorer_again(context, first, second):
-    scorer = Learner(learner="judge", normalize="running").start(context)
+    scorer = Learner(learner="discriminator", normalize="running").start(context)
     scorer(first)
     return scorer(second)
 
@@ -251,4 +251,4 @@ def test_equal_scores_are_not_blown_up(context):
 )
 def test_what_makes_no_sense_is_refused(wrong, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        Learner(learner="judge", **wrong)
+        Learner(learner="discriminator", **wrong)

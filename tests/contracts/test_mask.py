@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from advalign import adversaries, config
 from advalign.errors import ConfigError
-from advalign.models import words
+from advalign.interfaces import Adversary, PerturbationContext
+from advalign.models import word_masking
 from advalign.models.encode import Encoder
 from advalign.models.scratch import tokenizer
 from advalign.objectives.classify import Classify
-from advalign.protocols import Adversary, Ground
 from advalign.types import LabelRows
 
 TEXTS = ["a b c d e f g h i j", "a b c", "k", "c c c d"]
@@ -26,9 +26,9 @@ def encoder(kind, texts=TEXTS, **options):
     return Encoder(tok, bidirectional=True, max_length=64)
 
 
-def ground(given, tokens, keys=None, allowed=None):
+def perturbation_context(given, tokens, keys=None, allowed=None):
     keys = list(range(tokens.ids.shape[0])) if keys is None else keys
-    return Ground(
+    return PerturbationContext(
         shapes={"embedding": (tokens.ids.shape[1], 3)},
         allowed=tokens.mask if allowed is None else allowed,
         radius=0.0,
@@ -52,7 +52,7 @@ def test_as_many_words_are_masked_as_the_rate_says_and_the_rest_is_untouched():
     tokens = given.classify(TEXTS)
     adversary = adversaries.Mask(rate=0.7)
     assert isinstance(adversary, Adversary)
-    edit = masked(adversary, ground(given, tokens))
+    edit = masked(adversary, perturbation_context(given, tokens))
     # T - k: 10 - 3, 3 - 1, one word stays, 4 - (4 - round(2.8)).
     assert [row.count("<mask>") for row in pieces(given, edit.tokens)] == [7, 2, 0, 3]
     for old, new in zip(pieces(given, tokens), pieces(given, edit.tokens), strict=True):
@@ -67,7 +67,7 @@ def test_as_many_words_are_masked_as_the_rate_says_and_the_rest_is_untouched():
 def test_every_set_of_words_is_drawn_equally_often():
     """Four words, two kept: six sets. 1200 rows, 200 each; chi-square with five degrees of freedom: 20.5 is its 0.999 quantile."""
     given = encoder("words")
-    edit = masked(adversaries.Mask(rate=0.5), ground(given, given.classify(["a b c d"] * 1200)))
+    edit = masked(adversaries.Mask(rate=0.5), perturbation_context(given, given.classify(["a b c d"] * 1200)))
     sets = Counter(tuple(row) for row in pieces(given, edit.tokens))
     assert len(sets) == 6
     assert sum((n - 200) ** 2 / 200 for n in sets.values()) < 20.5
@@ -78,9 +78,9 @@ def test_a_word_of_many_pieces_is_one_mask_token():
     given = encoder("bpe", ["it was fun", "unbelievable"], size=265)
     tokens = given.classify(["it was fun", "it was unbelievable"])
     assert tokens.lengths.tolist()[0] < tokens.lengths.tolist()[1]
-    number = words.numbered(given.tokenizer, tokens, tokens.mask)
+    number = word_masking.numbered(given.tokenizer, tokens, tokens.mask)
     assert number.amax(1).tolist() == [3, 3]
-    hidden, origin = words.masked(tokens, number, [[3], [3]], mask_id=given.tokenizer.mask_token_id, pad_id=given.pad_id)
+    hidden, origin = word_masking.masked(tokens, number, [[3], [3]], mask_id=given.tokenizer.mask_token_id, pad_id=given.pad_id)
     assert torch.equal(hidden.ids[0], hidden.ids[1])
     assert torch.equal(hidden.ids[0], given.classify(["it was<mask>"]).ids[0])
     assert (origin[1] >= 0).sum() == hidden.mask[1].sum() - 1
@@ -91,10 +91,10 @@ def test_words_of_word_pieces(minilm):
     given = Encoder(AutoTokenizer.from_pretrained(minilm), bidirectional=True)
     tokens = given.classify(["Unbelievably, it isn't", "good"])
     assert pieces(given, tokens)[0] == ["[CLS]", "un", "##bel", "##ie", "##va", "##bly", ",", "it", "isn", "'", "t", "[SEP]"]
-    number = words.numbered(given.tokenizer, tokens, tokens.mask)
+    number = word_masking.numbered(given.tokenizer, tokens, tokens.mask)
     assert number[0].tolist() == [0, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 0]
     assert number[1].tolist() == [0, 1, *[0] * 10]
-    edit = words.masked(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
+    edit = word_masking.masked(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
     assert pieces(given, edit) == [["[CLS]", "[MASK]", ",", "it", "[MASK]", "'", "t", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
     # The row is the one a masked text has, which is what the vote sees (evaluation/voting.py).
     assert pieces(given, given.classify(["[MASK], it [MASK]'t"])) == pieces(given, edit)[:1]
@@ -103,7 +103,7 @@ def test_words_of_word_pieces(minilm):
 def test_words_of_characters_are_what_white_space_separates():
     given = encoder("characters", ["ab cd e"])
     tokens = given.classify(["ab cd e"])
-    assert words.numbered(given.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
+    assert word_masking.numbered(given.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
 
 
 def test_a_word_is_masked_only_where_all_its_pieces_are_allowed():
@@ -111,8 +111,8 @@ def test_a_word_is_masked_only_where_all_its_pieces_are_allowed():
     tokens = given.classify(["ab cd e"])
     allowed = tokens.mask.clone()
     allowed[0, 2] = False  # "b"
-    assert words.numbered(given.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
-    none = masked(adversaries.Mask(rate=0.9), ground(given, tokens, allowed=torch.zeros_like(tokens.mask)))
+    assert word_masking.numbered(given.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
+    none = masked(adversaries.Mask(rate=0.9), perturbation_context(given, tokens, allowed=torch.zeros_like(tokens.mask)))
     assert torch.equal(none.tokens.ids, tokens.ids)
 
 
@@ -120,11 +120,11 @@ def test_does_not_depend_on_padding_order_or_split():
     given = encoder("words")
     tokens = given.classify(TEXTS)
     adversary = adversaries.Mask(rate=0.5)
-    whole = pieces(given, masked(adversary, ground(given, tokens)).tokens)
-    assert pieces(given, masked(adversary, ground(given, tokens.fit(20))).tokens) == whole
+    whole = pieces(given, masked(adversary, perturbation_context(given, tokens)).tokens)
+    assert pieces(given, masked(adversary, perturbation_context(given, tokens.fit(20))).tokens) == whole
     order = torch.tensor([2, 0, 3, 1])
-    assert pieces(given, masked(adversary, ground(given, tokens.index(order), order)).tokens) == [whole[i] for i in order]
-    assert pieces(given, masked(adversary, ground(given, tokens.index(order[1:2]), [0])).tokens) == whole[:1]
+    assert pieces(given, masked(adversary, perturbation_context(given, tokens.index(order), order)).tokens) == [whole[i] for i in order]
+    assert pieces(given, masked(adversary, perturbation_context(given, tokens.index(order[1:2]), [0])).tokens) == whole[:1]
 
 
 def test_training_on_it_is_training_on_masked_texts():
@@ -168,7 +168,7 @@ def test_refused(fields, sentence):
 
 def test_a_tokenizer_without_a_mask_token_is_refused():
     given = Encoder(tokenizer("words", TEXTS, bidirectional=True), bidirectional=True)
-    where = ground(given, given.classify(TEXTS))
+    where = perturbation_context(given, given.classify(TEXTS))
     with pytest.raises(ConfigError, match=r"mask.replace: the tokenizer has no mask token to stand for a word; give `replace: unknown`"):
         adversaries.Mask().start(where)
     assert [r.count("<unk>") for r in pieces(given, masked(adversaries.Mask(replace="unknown"), where).tokens)] == [7, 2, 0, 3]

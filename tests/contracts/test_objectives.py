@@ -12,6 +12,7 @@ import torch
 
 from advalign import plugins
 from advalign.errors import ConfigError
+from advalign.interfaces import Objective
 from advalign.objectives._policy import Correction
 from advalign.objectives.capo import CAPO
 from advalign.objectives.cat import CAT
@@ -41,8 +42,7 @@ from advalign.objectives.reward_model import RewardModel
 from advalign.objectives.sapo import SAPO
 from advalign.objectives.sft import SFT
 from advalign.objectives.simpo import SimPO
-from advalign.objectives.target import Target
-from advalign.protocols import Term
+from advalign.objectives.target import TargetString as Target
 from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, Reader, RolloutRows, Tokens, fit
 
 B, T, V, D = 8, 7, 5, 3
@@ -51,7 +51,7 @@ B, T, V, D = 8, 7, 5, 3
 REQUIRED = {"dr_grpo": {"length": 7}, "latent": {"site": "layer:1"}}
 
 
-def default(cls: type[Term]) -> Term:
+def default(cls: type[Objective]) -> Objective:
     required = REQUIRED.get(plugins.kind_of(cls), {})
     try:
         return cls(source="s", **required)
@@ -76,16 +76,16 @@ TABLE = [
     IPO(source="s", view="pgd", normalize=True),
     *(cls(source="s", view="pgd") for cls in (ORPO, SimPO, KTO, RewardModel, DFT)),
     *(Consistency(source="s", view="pgd", divergence=name, stop=stop) for name in ("kl", "js") for stop in (True, False)),
-    Consistency(source="s", view="pgd", of="tokens", divergence="mse"),
-    Consistency(source="s", view="pgd", of="tokens", stop=True),
+    Consistency(source="s", view="pgd", output="tokens", divergence="mse"),
+    Consistency(source="s", view="pgd", output="tokens", stop=True),
     *(cls(source="s", view="pgd") for cls in (CAT, CAPO, LAT)),
     Target(source="s", view="pgd", wanted="chosen", away_weight=0.5),
     CircuitBreaker(source="s", role="retain", layers=(0, 2), where="response"),
     *(Discriminate(source="s", loss=loss, view=view) for loss, view in (("hinge", "clean"), ("bradley_terry", "pgd"))),
     *(Discriminate(source="s", loss=loss, score_l2=0.1) for loss in ("relativistic", "wasserstein", "least_squares")),
     *(Discriminate(source="s", loss=loss, level="token", score_l2=0.1) for loss in ("bce", "wasserstein")),
-    GradientPenalty(source="s", view="pgd", of="all", target=1.0, every=1),
-    GradientPenalty(source="s", of="other", target=3.0, one_sided=True),
+    GradientPenalty(source="s", view="pgd", rows="all", target=1.0, every=1),
+    GradientPenalty(source="s", rows="other", target=3.0, one_sided=True),
     Latent(source="s", site="layer:0", side="rejected", view="pgd"),
 ]
 
@@ -104,7 +104,7 @@ def tokens(empty: tuple[int, ...] = ()) -> Tokens:
     )
 
 
-def build(term: Term, **kwargs):
+def build(term: Objective, **kwargs):
     """Rows of the first class the objective reads and accepts."""
     t, nll = tokens(**kwargs), lambda seed: -random(B, T, seed=seed).abs()
     makers = {
@@ -133,7 +133,7 @@ def build(term: Term, **kwargs):
 HEAD = random(V, D, seed=20)
 
 
-def outputs(term: Term) -> tuple[dict[str, Outputs], dict[tuple[str, str], torch.Tensor]]:
+def outputs(term: Objective) -> tuple[dict[str, Outputs], dict[tuple[str, str], torch.Tensor]]:
     """Views with the declared fields, and their leaves."""
     leaves: dict[tuple[str, str], torch.Tensor] = {}
     for i, (view, names) in enumerate(sorted(term.reads.items())):
@@ -164,7 +164,7 @@ def mean_along(direction: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor
     return torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def total(term: Term, rows, seen, weights=None) -> torch.Tensor:
+def total(term: Objective, rows, seen, weights=None) -> torch.Tensor:
     weights = weights or term.weights(rows)
     return (weights.values / weights.count * term.losses(rows, seen).values).sum()
 
@@ -174,11 +174,11 @@ def cut(x: torch.Tensor, per: int, numbers: torch.Tensor) -> torch.Tensor:
     return x[numbers[::per] // per]
 
 
-def per_loss(term: Term, rows) -> int:
+def per_loss(term: Objective, rows) -> int:
     return B // term.weights(rows).values.shape[0]
 
 
-def bundles(term: Term, rows) -> list[list[int]]:
+def bundles(term: Objective, rows) -> list[list[int]]:
     if getattr(term, "bundle", "row") == "group":
         return [(rows.tokens.group == g).nonzero().squeeze(1).tolist() for g in rows.tokens.group.unique()]
     per = per_loss(term, rows)
@@ -186,14 +186,14 @@ def bundles(term: Term, rows) -> list[list[int]]:
 
 
 @pytest.fixture(params=TABLE, ids=str)
-def term(request) -> Term:
+def term(request) -> Objective:
     return request.param
 
 
 def test_is_a_frozen_dataclass_that_names_real_things(term):
     assert is_dataclass(term)
     assert type(term).__dataclass_params__.frozen
-    own = [f for f in fields(term) if f.name not in {g.name for g in fields(Term)}]
+    own = [f for f in fields(term) if f.name not in {g.name for g in fields(Objective)}]
     assert len(own) <= 8
     assert "kind" not in {f.name for f in own}  # in a configuration that word names the file
     assert all(f.kw_only for f in fields(term))

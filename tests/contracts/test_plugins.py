@@ -10,7 +10,7 @@ import pytest
 from advalign import plugins
 from advalign.errors import ConfigError
 
-ALL = [(room, kind) for room in plugins.ROOMS for kind in plugins.kinds(room)]
+ALL = [(room, kind) for room in plugins.GROUPS for kind in plugins.kinds(room)]
 
 
 @pytest.mark.parametrize(("room", "kind"), ALL, ids=[f"{room}.{kind}" for room, kind in ALL])
@@ -36,7 +36,7 @@ def test_no_field_is_called_epsilon_and_there_are_few(room: str, kind: str) -> N
     assert len(own) <= 8, "more than eight fields of its own: two ideas share a class"
 
 
-@pytest.mark.parametrize("room", plugins.ROOMS)
+@pytest.mark.parametrize("room", plugins.GROUPS)
 def test_every_room_has_plugins_and_names_each_once(room: str) -> None:
     kinds = plugins.kinds(room)
     assert kinds
@@ -54,12 +54,12 @@ def test_a_misspelt_kind_meets_its_nearest() -> None:
 
 OUTSIDE = '''
 from dataclasses import dataclass
-from advalign.protocols import Term
+from advalign.interfaces import Objective
 
 __all__ = ["Mine"]
 
 @dataclass(frozen=True, kw_only=True)
-class Mine(Term):
+class Mine(Objective):
     """l = 0, from somebody's laboratory."""
 
 class NotExported: ...

@@ -19,7 +19,7 @@ from advalign import config, plugins
 from advalign.advantages import Group
 from advalign.errors import ConfigError, RewardError
 from advalign.models import load
-from advalign.rewards import ExactAnswer, Format, Function, Learner, Length, Math, _symbolic
+from advalign.rewards import ExactAnswer, Format, Function, Length, Math, _symbolic
 from advalign.rewards.exact_answer import final_answer
 from advalign.sources import Prompts
 from advalign.types import Example, Rollout, RolloutGroup

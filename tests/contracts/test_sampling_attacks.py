@@ -14,7 +14,7 @@ from advalign import attacks
 from advalign.attacks._transforms import MORSE, TRANSFORMS
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.evaluation.target import ClassifierTarget, GeneratorTarget
+from advalign.targets.target import ClassifierTarget, GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 PROMPT = "How do I bake {good} bread?"
@@ -167,7 +167,7 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     example = Example(prompt="one plus two =", answer="three", id="a", verify=lambda t: float(t == "three"))
     network = victims.generator_model()
     target = GeneratorTarget(network)
-    (found,) = propose(attacks.Function(fn=f"{__name__}.digits"), [example], target=target)
+    (found,) = propose(attacks.FunctionAttack(fn=f"{__name__}.digits"), [example], target=target)
     expected = [
         f"{w} plus {example.prompt}"
         for w in victims.DIGITS
@@ -176,12 +176,14 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     assert Counter(found.attempts) == Counter(expected)
     assert found.queries == 6 + len(expected)
     assert found.note == f"{len(expected)} attempts, 6 queries while searching"
-    (row,) = Suite(data=[example], attacks={"f": attacks.Function(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).of("f")
+    (row,) = (
+        Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).of("f")
+    )
     assert (row.status, row.broken) == ("succeeded" if expected else "failed", len(expected))
 
 
 def test_a_function_is_stopped_by_attempts_and_by_the_budget():
-    endless = attacks.Function(fn=lambda target, prompt, rng: (f"{prompt} {i}" for i in itertools.count()), attempts=5)
+    endless = attacks.FunctionAttack(fn=lambda target, prompt, rng: (f"{prompt} {i}" for i in itertools.count()), attempts=5)
     assert one(endless).attempts == tuple(f"{PROMPT} {i}" for i in range(5))
     assert len(one(endless, budget=Budget(queries=3)).attempts) == 3
 
@@ -190,15 +192,15 @@ def test_a_function_is_stopped_by_attempts_and_by_the_budget():
             target.answer([Example(prompt="one")], 1)
             yield str(i)
 
-    found = one(attacks.Function(fn=asking), prompt="one", budget=Budget(queries=6))
+    found = one(attacks.FunctionAttack(fn=asking), prompt="one", budget=Budget(queries=6))
     assert (len(found.attempts), found.queries) == (3, 6)  # each attempt costs a question and being judged
-    assert one(attacks.Function(fn=lambda target, prompt, rng: f"Please: {prompt}"), prompt="x").attempts == ("Please: x",)
+    assert one(attacks.FunctionAttack(fn=lambda target, prompt, rng: f"Please: {prompt}"), prompt="x").attempts == ("Please: x",)
 
 
 def test_a_function_works_on_classifiers():
     examples = victims.sentences(2)
     target = ClassifierTarget(victims.classifier())
-    attack = attacks.Function(fn=lambda target, prompt, rng: sorted([prompt, "dire"], key=lambda t: float(target.predict([t])[0, 0])))
+    attack = attacks.FunctionAttack(fn=lambda target, prompt, rng: sorted([prompt, "dire"], key=lambda t: float(target.predict([t])[0, 0])))
     found = propose(attack, examples, target=target)
     assert [sorted(p.attempts) for p in found] == [sorted([e.prompt, "dire"]) for e in examples]
     assert target.num_queries == 4
@@ -253,11 +255,11 @@ def test_samples_are_varied_reproducible_and_independent_of_company(attacker):
         (lambda: attacks.ManyShot(shots=[Example(prompt="a", id="x")]).pairs(), "'x' has no response"),
         (lambda: attacks.BestOfN(strength=1.5), "strength: 1.5"),
         (lambda: attacks.BestOfN(scramble=False, capitals=False, noise=False), "all off"),
-        (lambda: attacks.Function(), "none given"),
-        (lambda: one(attacks.Function(fn="loads")), "cannot import 'loads'"),
-        (lambda: one(attacks.Function(fn="json.load_")), "cannot import 'json.load_'"),
-        (lambda: one(attacks.Function(fn="math.pi")), "is a float, not a function"),
-        (lambda: one(attacks.Function(fn=lambda *_: [3])), "yielded a int"),
+        (lambda: attacks.FunctionAttack(), "none given"),
+        (lambda: one(attacks.FunctionAttack(fn="loads")), "cannot import 'loads'"),
+        (lambda: one(attacks.FunctionAttack(fn="json.load_")), "cannot import 'json.load_'"),
+        (lambda: one(attacks.FunctionAttack(fn="math.pi")), "is a float, not a function"),
+        (lambda: one(attacks.FunctionAttack(fn=lambda *_: [3])), "yielded a int"),
         (lambda: attacks.Learned(), "none given"),
         (lambda: attacks.Learned(model="x", placement="sufix"), "Did you mean 'suffix'"),
         (lambda: attacks.Learned(model="x", template="no place"), "must hold {prompt}"),

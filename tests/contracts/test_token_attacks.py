@@ -11,9 +11,9 @@ import victims
 
 from advalign import attacks
 from advalign.attacks import _token_steps as steps
-from advalign.attacks._token_search import Aim, Search
+from advalign.attacks._token_search import Aim
 from advalign.errors import BudgetError, ConfigError
-from advalign.evaluation.target import GeneratorTarget
+from advalign.targets.target import GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 SEARCHES = {
@@ -26,7 +26,7 @@ every_search = pytest.mark.parametrize("name", SEARCHES)
 
 
 def wanting(number=3):
-    """Sums whose reference response is the wrong digit the attacker wants to hear."""
+    """MetricAccumulator whose reference response is the wrong digit the attacker wants to hear."""
     return [Example(prompt=e.prompt, answer="zero" if e.answer != "zero" else "five", id=e.id) for e in victims.sums()[3 : 3 + number]]
 
 
@@ -137,8 +137,8 @@ def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
     """mu = 1/4: the second step ranks by g_1 / 4 + 3 g_2 / 4, the third by g_1 / 16 + 3 g_2 / 16 + 3 g_3 / 4."""
     search = Search(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
     seen, ranked = [], []
-    slopes, options = Search.slopes, Search.options
-    monkeypatch.setattr(Search, "slopes", lambda self, s: seen.append(slopes(self, s)) or seen[-1])
+    input_gradients, options = Search.input_gradients, Search.options
+    monkeypatch.setattr(Search, "input_gradients", lambda self, s: seen.append(input_gradients(self, s)) or seen[-1])
     monkeypatch.setattr(Search, "options", lambda self, g, top: ranked.append(g) or options(self, g, top))
     steps.descend(search, steps=3, candidates=4, top=4, momentum=0.25)
     torch.testing.assert_close(ranked[1], seen[0] / 4 + 3 * seen[1] / 4)
@@ -147,8 +147,12 @@ def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
 
 def test_a_buffer_starts_every_step_from_the_best_so_far(monkeypatch):
     search = Search(GeneratorTarget(network()), wanting(1), Aim(length=3), Budget(), random.Random(0))
-    starts, slopes = [], Search.slopes
-    monkeypatch.setattr(Search, "slopes", lambda self, s: starts.append((s, min(v for k, v in self.known.items() if k))) or slopes(self, s))
+    starts, input_gradients = [], Search.input_gradients
+    monkeypatch.setattr(
+        Search,
+        "input_gradients",
+        lambda self, s: starts.append((s, min(v for k, v in self.known.items() if k))) or input_gradients(self, s),
+    )
     steps.descend(search, steps=6, candidates=4, top=8, buffer=3)
     assert [search.known[s] for s, _ in starts] == [best for _, best in starts]
     losses = [search.known[s] for s, _ in starts]

@@ -10,7 +10,7 @@ import torch
 
 from advalign.attacks import Words, _words_edits
 from advalign.errors import ConfigError
-from advalign.evaluation.limits import changed_words
+from advalign.evaluation.suites.budget import changed_words
 from advalign.types import Budget, Example
 
 WEIGHTS = {"good": 3.0, "great": 5.0, "fine": 1.5, "superb": 4.0, "lovely": 2.0, "bad": -3.0, "awful": -4.5, "dull": -2.0, "dire": -1.5}

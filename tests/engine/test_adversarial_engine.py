@@ -67,7 +67,7 @@ def test_every_pass_trains_and_moves_the_delta_by_the_gradient_of_the_same_backw
 def test_passes_that_all_train_do_not_depend_on_the_split_and_leave_other_terms_alone(budget):
     net = network()
     rows = {"chat": demos(net)}
-    terms = ROBUST | {"clean": SFT(source="chat", coef=0.7), "agree": Consistency(source="chat", view="adv", of="tokens", coef=0.3)}
+    terms = ROBUST | {"clean": SFT(source="chat", coef=0.7), "agree": Consistency(source="chat", view="adv", output="tokens", coef=0.3)}
     adversaries = {"adv": Climb(radius=0.3, steps=3, random_start=True)}
     whole, logs = update(learner(net), terms, rows, adversaries)
     parts, split = update(learner(net), terms, rows, adversaries, budget=budget)
@@ -81,7 +81,7 @@ def test_passes_that_all_train_do_not_depend_on_the_split_and_leave_other_terms_
 
 def test_two_adversaries_that_train_in_every_pass_cannot_be_compared():
     terms = {view: SFT(source="chat", view=view) for view in ("one", "two")}
-    terms["c"] = Consistency(source="chat", view="one", against="two", of="tokens")
+    terms["c"] = Consistency(source="chat", view="one", against="two", output="tokens")
     with pytest.raises(ConfigError, match="one and two are compared with each other"):
         plan("policy", terms, dict.fromkeys(("one", "two"), Climb(radius=0.1, random_start=True)), [])
     with pytest.raises(ConfigError, match="cannot ascend another one"):
@@ -92,14 +92,14 @@ def test_two_adversaries_that_train_in_every_pass_cannot_be_compared():
 class Counts(Noise):
     """Remembers what it saw, and settles once per update."""
 
-    def start(self, ground):
-        ground.memory["rows"] = ground.memory.get("rows", 0) + len(ground.names)
-        ground.memory["names"] = {**ground.memory.get("names", {}), **dict.fromkeys(ground.names, 1)}
-        assert ground.tokens is not None
-        assert ground.key[0] == "update"
-        return super().start(ground)
+    def start(self, context):
+        context.memory["rows"] = context.memory.get("rows", 0) + len(context.names)
+        context.memory["names"] = {**context.memory.get("names", {}), **dict.fromkeys(context.names, 1)}
+        assert context.tokens is not None
+        assert context.key[0] == "update"
+        return super().start(context)
 
-    def settle(self, memory, all_reduce):
+    def end_update(self, memory, all_reduce):
         memory["settled"] = memory.get("settled", 0) + 1
 
 
@@ -121,16 +121,16 @@ def test_memory_lives_from_update_to_update_and_is_saved():
 class Swap(Noise):
     """Puts a token in front of every row and replaces its first one: a discrete edit that makes rows longer."""
 
-    def start(self, ground):
-        return ground
+    def start(self, context):
+        return context
 
-    def ask(self, ground):
-        t = ground.tokens
+    def ask(self, context):
+        t = context.tokens
         one = torch.full_like(t.ids[:, :1], 3)
         ids = torch.cat([one, one, t.ids[:, 1:]], 1)
         mask, target = (torch.cat([x[:, :1], x], 1) for x in (t.mask, t.target))
         origin = torch.arange(1, t.ids.shape[1] + 1).expand_as(t.ids)
-        add = torch.zeros(*ids.shape, 32, dtype=ground.dtype)
+        add = torch.zeros(*ids.shape, 32, dtype=context.dtype)
         return {"embedding": Edit(add, tokens=replace(t, ids=ids, mask=mask, target=target), origin=origin)}
 
 
@@ -249,9 +249,9 @@ def test_special_tokens_stay_where_they_may_not_move():
     seen = {}
 
     class Watch(Noise):
-        def start(self, ground):
-            seen[self.special] = ground.allowed
-            return super().start(ground)
+        def start(self, context):
+            seen[self.special] = context.allowed
+            return super().start(context)
 
     for special in (True, False):
         update(learner(net), {"c": Classify(source="s", view="adv")}, {"s": rows}, {"adv": Watch(radius=0.1, special=special)})

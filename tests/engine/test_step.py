@@ -28,7 +28,7 @@ MIX = {
     "imitate": SFT(source="chat"),
     "robust": SFT(source="chat", view="pgd", coef=0.5),
     "prefer": DPO(source="taste", view="noise", coef=0.2),
-    "agree": Consistency(source="chat", view="noise", of="tokens", coef=0.3),
+    "agree": Consistency(source="chat", view="noise", output="tokens", coef=0.3),
 }
 ADVERSARIES = {"pgd": PGD(radius=0.3, steps=3), "noise": Noise(radius=0.5)}
 

@@ -11,7 +11,7 @@ import victims
 from attackers import Say
 
 from advalign.evaluation import Suite
-from advalign.evaluation.benign import Benign
+from advalign.evaluation.suites.benign import Benign
 from advalign.types import Example
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
@@ -77,11 +77,11 @@ def test_it_fits_the_width_of_a_telephone(page, tmp_path):
 def test_twins_are_on_the_page():
     """Over-refusal and what was refused stand on the page of a generator."""
     from advalign import judges
-    from advalign.evaluation.answers import AnsweringGenerator
+    from advalign.targets.black_box import AnsweringGenerator
 
     data = [Example(prompt=f"say {i}", id=str(i)) for i in range(4)]
     benign = Benign(data=[Example(prompt="how are you", id="b0"), Example(prompt="what is two", id="b1")])
-    suite = Suite(data=data, attacks={"a": Say(texts=("{}!",))}, judge=judges.Refusal(), benign=benign)
+    suite = Suite(data=data, attacks={"a": Say(texts=("{}!",))}, judge=judges.RefusalJudge(), benign=benign)
     report = suite.run(AnsweringGenerator(lambda ps: ["I cannot do that" if "two" in p else f"hello {p}" for p in ps], name="fn")).report()
     assert "Refused without reason" in report.html()
     assert "| what is two | I cannot do that |" in report.markdown()

@@ -14,15 +14,17 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from advalign.errors import BudgetError, ConfigError
-from advalign.evaluation import Suite, certified, voting
-from advalign.evaluation.certified import Masking, Smoothing
-from advalign.evaluation.log import fingerprint
-from advalign.evaluation.target import ClassifierTarget
-from advalign.evaluation.voting import RanMask, Smoothed
+from advalign.evaluation import Suite
+from advalign.evaluation.suites import certified
+from advalign.evaluation.suites.certified import Masking, Smoothing
+from advalign.evaluation.suites.log import fingerprint
 from advalign.functional import certify
 from advalign.models import Network, load
 from advalign.models.encode import Encoder
 from advalign.models.scratch import tokenizer
+from advalign.targets import voting
+from advalign.targets.target import ClassifierTarget
+from advalign.targets.voting import RanMask, Smoothed
 from advalign.types import Edit, Example, Outputs
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ from attackers import Say
 
 from advalign import judges
 from advalign.errors import ConfigError
-from advalign.evaluation import Suite, compare, export
-from advalign.evaluation.answers import AnsweringGenerator
+from advalign.evaluation import Suite
+from advalign.evaluation.reports import compare, export
+from advalign.targets.black_box import AnsweringGenerator
 from advalign.types import AttackResult, Example
 
 

@@ -13,11 +13,11 @@ from attackers import Say
 from advalign import attacks, judges
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.evaluation.answers import AnsweringClassifier, AnsweringGenerator
-from advalign.evaluation.benign import Benign
-from advalign.evaluation.cache import AnswerCache
-from advalign.evaluation.log import model_mark
-from advalign.evaluation.target import ClassifierTarget
+from advalign.evaluation.suites.benign import Benign
+from advalign.evaluation.suites.log import model_fingerprint
+from advalign.targets.black_box import AnsweringClassifier, AnsweringGenerator
+from advalign.targets.cache import AnswerCache
+from advalign.targets.target import ClassifierTarget
 from advalign.types import Budget, Example, Proposal, Sampling
 
 
@@ -73,7 +73,7 @@ def test_a_forced_beginning_is_not_the_model_s_own_words():
         heard.append(response)
         return "five" not in response
 
-    suite = Suite(data=victims.sums(), attacks={"force": Force(word="five")}, examples=6, judge=judges.Function(fn=read))
+    suite = Suite(data=victims.sums(), attacks={"force": Force(word="five")}, examples=6, judge=judges.FunctionJudge(fn=read))
     result = suite.run(network)
     assert {r.status for r in result.results} <= {"failed", "skipped"}
     assert all(not text.startswith("five") for text in heard[-6:])
@@ -94,7 +94,7 @@ def test_a_judge_that_cannot_tell_is_never_a_safe_answer(how):
     suite, network = sums(
         lambda prompts: [f"{p}|" if "!" in p else "hello" for p in prompts],
         attacks={"a": Say(texts=("{}!",))},
-        judge=judges.Function(fn=lambda p, r, e: read(p, r.replace("!", ""), e)),
+        judge=judges.FunctionJudge(fn=lambda p, r, e: read(p, r.replace("!", ""), e)),
     )
     result = suite.run(network)
     row = result.row(result.arms[0])
@@ -111,7 +111,7 @@ def test_a_judge_that_always_fails_leaves_nothing_and_fails_the_run():
         raise KeyError("verdict")
 
     suite, network = sums(
-        lambda prompts: [f"hello {p}" for p in prompts], attacks={"a": Say(texts=("{}!",))}, judge=judges.Function(fn=read)
+        lambda prompts: [f"hello {p}" for p in prompts], attacks={"a": Say(texts=("{}!",))}, judge=judges.FunctionJudge(fn=read)
     )
     result = suite.run(network)
     assert math.isnan(result.row(result.arms[0])["accuracy under attack"])
@@ -158,7 +158,7 @@ def test_attacks_that_training_knew_are_reported_apart():
 
 def test_who_refuses_everything_or_says_nothing_fails():
     benign = Benign(data=[Example(prompt=f"hello {i}", id=f"b{i}") for i in range(8)])
-    judge = judges.Refusal()
+    judge = judges.RefusalJudge()
     refuser, network = sums(
         lambda ps: [f"I'm sorry, but I can't help with {p}." for p in ps], attacks={"a": Say(texts=("{}!",))}, judge=judge, benign=benign
     )
@@ -252,13 +252,13 @@ def test_the_results_do_not_depend_on_batch_order_workers_or_cache(tmp_path):
 def test_the_cache_serves_what_it_was_told_and_only_to_the_same_model(tmp_path):
     network, texts = victims.classifier(), ["a good movie", "the bad plot"]
     plain = ClassifierTarget(network).predict(texts)
-    first = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_mark(network)))
+    first = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_fingerprint(network)))
     assert torch.equal(first.predict(texts), plain)
-    second = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_mark(network)))
+    second = ClassifierTarget(network, cache=AnswerCache(tmp_path / "c", model_fingerprint(network)))
     assert torch.equal(second.predict([*texts, "the fine plot"])[:2], plain)
     assert (second.num_queries, second.num_cached, second.num_forwards) == (3, 2, 1)
     other = victims.classifier(steps=0)
-    third = ClassifierTarget(other, cache=AnswerCache(tmp_path / "c", model_mark(other)))
+    third = ClassifierTarget(other, cache=AnswerCache(tmp_path / "c", model_fingerprint(other)))
     assert torch.equal(third.predict(texts), ClassifierTarget(other).predict(texts))
     assert third.num_cached == 0
 
@@ -294,7 +294,7 @@ def test_flops_are_two_per_parameter_and_token():
         (lambda: Suite.load({"data": [], "attacks": {"x": {"kind": "gcgg"}}}), "no kind of attacks 'gcgg'"),
         (lambda: Suite.load({"data": [], "attacks": {}, "judge": {"kind": "refusl"}}), "Did you mean 'refusal'"),
         (
-            lambda: Suite(data=victims.sentences(4), attacks={}, judge=judges.Refusal()).run(victims.classifier()),
+            lambda: Suite(data=victims.sentences(4), attacks={}, judge=judges.RefusalJudge()).run(victims.classifier()),
             "suite.judge: given, but the model is a classifier",
         ),
         (
@@ -306,12 +306,12 @@ def test_flops_are_two_per_parameter_and_token():
             lambda: Suite(data=victims.sentences(4), attacks={"w": words(2)}).run(AnsweringClassifier(lambda t: [0.0], name="mine")),
             "'mine' gave scores of shape",
         ),
-        (lambda: judges.Refusal(expect="refuse"), "Did you mean 'refusal'"),
+        (lambda: judges.RefusalJudge(expect="refuse"), "Did you mean 'refusal'"),
         (lambda: judges.Rule(), "a rule needs at least one"),
         (lambda: judges.Rule(must=("(",), regex=True), "no regular expression"),
         (lambda: judges.Endpoint(url="localhost", model="m"), "http:// or https://"),
-        (lambda: judges.Function(fn="nonsense"), "neither a function nor a dotted path"),
-        (lambda: judges.Prefix(text=" "), "begins every answer"),
+        (lambda: judges.FunctionJudge(fn="nonsense"), "neither a function nor a dotted path"),
+        (lambda: judges.PrefixJudge(text=" "), "begins every answer"),
     ],
 )
 def test_refused_in_one_sentence(make, says):
@@ -408,7 +408,7 @@ def test_attempts_that_want_draws_are_answered_by_draws_of_their_own():
     def said(sampled, data):
         heard.clear()
         sampling = Sampling(max_new_tokens=3, temperature=3.0)
-        suite = Suite(data=data, attacks={"a": Again(sampled=sampled)}, judge=judges.Function(fn=read), sampling=sampling)
+        suite = Suite(data=data, attacks={"a": Again(sampled=sampled)}, judge=judges.FunctionJudge(fn=read), sampling=sampling)
         suite.run(victims.generator_model())
         found = {}
         for name, response in heard[len(data) :]:

@@ -8,10 +8,10 @@ import transformers
 import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from advalign.evaluation import prefix as _prefix
-from advalign.evaluation.prefix import Prefix
-from advalign.evaluation.target import GeneratorTarget
 from advalign.models import Network, load
+from advalign.targets import prefix as _prefix
+from advalign.targets.prefix import Prefix
+from advalign.targets.target import GeneratorTarget
 from advalign.types import Example
 
 WORDS = ["one two three four five six plus minus times over ="]
@@ -82,7 +82,9 @@ def test_losses_are_those_of_whole_rows(family, dtype, error):
 def test_gradients_are_those_of_whole_rows(family):
     net = network(family, "float64")
     prefix, tails, response = rows(net, number=1)
-    found = [Prefix(GeneratorTarget(net), prefix, cached=c).slopes(tails[0], slice(1, 3), 3, nll_of(response)) for c in (True, False)]
+    found = [
+        Prefix(GeneratorTarget(net), prefix, cached=c).input_gradients(tails[0], slice(1, 3), 3, nll_of(response)) for c in (True, False)
+    ]
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6 if family != "gpt2" else 1e-10)
     # The slope towards a word is what one-hot rows have: linear in the embedding, so differences are those of directional derivatives.

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from advalign.evaluation import Report
-from advalign.evaluation.report import show
+from advalign.evaluation.reports.report import show
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from advalign import adversaries, attacks, cli
 from advalign.errors import ConfigError
-from advalign.evaluation import Suite, selfcheck
-from advalign.evaluation.checks import degenerate
-from advalign.evaluation.target import ClassifierTarget, GeneratorTarget
+from advalign.evaluation import Suite
+from advalign.evaluation.selfcheck.checks import degenerate
+from advalign.evaluation.selfcheck.selfcheck import selfcheck
 from advalign.models import Network, load
+from advalign.targets.target import ClassifierTarget, GeneratorTarget
 from advalign.types import Example, Outputs, ThreatModel
 
 SMALL = {"radius": 0.3, "steps": 6, "queries": 44, "number": 8}

@@ -10,8 +10,9 @@ import victims
 
 from advalign import adversaries, attacks
 from advalign.errors import ConfigError
-from advalign.evaluation import Suite, utility
-from advalign.evaluation.limits import changed_words
+from advalign.evaluation import Suite
+from advalign.evaluation.suites.budget import changed_words
+from advalign.metrics import utility
 from advalign.types import Budget, Example, Proposal, Sampling, ThreatModel
 
 FLIP = dict(zip(victims.GOOD, victims.BAD, strict=True)) | dict(zip(victims.BAD, victims.GOOD, strict=True))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from advalign.evaluation import utility
+from advalign.metrics import utility
 
 
 def subsets(row, k):

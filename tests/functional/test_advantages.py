@@ -48,7 +48,7 @@ def test_floor_is_a_floor_not_an_addend():
 
 
 def test_batch_std_over_two_ranks():
-    # Ranks hold (0, 2) and (4, 10): mean 4, squares 16 + 4 + 0 + 36 = 56, ddof-1 std sqrt(56 / 3). Groups are centred locally.
+    # ProcessGroup hold (0, 2) and (4, 10): mean 4, squares 16 + 4 + 0 + 36 = 56, ddof-1 std sqrt(56 / 3). Groups are centred locally.
     ranks = [t(0, 2), t(4, 10)]
     for rank, local in enumerate(ranks):
         calls = iter([torch.stack([t(4), t(16)]).squeeze(1), t(56).squeeze(0)])

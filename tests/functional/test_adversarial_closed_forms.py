@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contracts.test_adversaries import SITE, climb, ground, passes, run, settle
+from contracts.test_adversaries import SITE, climb, passes, perturbation_context, run, settle
 from made import demos, gradients, labels, learner, network, update
 from torch.nn import functional as F
 
@@ -29,7 +29,7 @@ every_ball = pytest.mark.parametrize("ball", DUAL)
 
 def rows_of(number, dim=4):
     """`number` rows of one token each."""
-    return ground(torch.ones(number, 1, dtype=torch.bool), 0.3, range(number), dim=dim)
+    return perturbation_context(torch.ones(number, 1, dtype=torch.bool), 0.3, range(number), dim=dim)
 
 
 # ------------------------------------------------------------------------------------- linear and quadratic models
@@ -190,8 +190,8 @@ def test_the_expected_divergence_under_noise(distribution):
 
 
 def ground_of(net, adversary, rows):
-    """The ground the engine hands to adversary "adv" in update KEY."""
-    return ascent.ground(net, adversary, "adv", rows.tokens, [("s", rows.tokens)], KEY)
+    """The context the engine hands to adversary "adv" in update KEY."""
+    return ascent.perturbation_context(net, adversary, "adv", rows.tokens, [("s", rows.tokens)], KEY)
 
 
 def start_of(net, adversary, rows):
@@ -229,11 +229,11 @@ def test_freelb_on_a_linear_logistic_model(count, number):
     assert passes(adversary) == number
     where = replace(rows_of(1), radius=math.inf)
     weight = w.clone().requires_grad_()
-    slopes = []
+    input_gradients = []
 
     def loss(d):
         value = F.softplus(-y * ((x + d[:, 0]) @ weight))
-        slopes.append(torch.autograd.grad(value.sum() / number, weight, retain_graph=True)[0])
+        input_gradients.append(torch.autograd.grad(value.sum() / number, weight, retain_graph=True)[0])
         return value
 
     _, asked = climb(adversary, where, loss)
@@ -243,7 +243,7 @@ def test_freelb_on_a_linear_logistic_model(count, number):
         torch.testing.assert_close(asked[k][0, 0], d, rtol=0, atol=EXACT)
         margin = y * w @ (x + d)
         expected = expected - torch.sigmoid(-margin) * y * (x + d) / number
-    torch.testing.assert_close(sum(slopes), expected, rtol=0, atol=EXACT)
+    torch.testing.assert_close(sum(input_gradients), expected, rtol=0, atol=EXACT)
 
 
 def test_freelb_starts_in_its_cube():
@@ -251,7 +251,7 @@ def test_freelb_starts_in_its_cube():
     allowed = torch.zeros(300, 8, dtype=torch.bool)
     allowed[:, :5] = True
     adversary = adversaries.FreeLB(radius=math.inf, init_magnitude=0.9)
-    first = adversary.ask(adversary.start(ground(allowed, math.inf, range(300), dim=6)))[SITE].add
+    first = adversary.ask(adversary.start(perturbation_context(allowed, math.inf, range(300), dim=6)))[SITE].add
     half = 0.9 / math.sqrt(5 * 6)
     assert 0.99 * half < first.abs().max() <= half
     # Standard error of a mean square over 300 x 30 numbers: 0.9^2/3 x sqrt(4/5 / 9000) = 0.9 %.
@@ -312,7 +312,7 @@ def test_relative_lengths_are_those_of_the_radius():
     net = network()
     rows = demos(net)
     norm = net.mean_embedding_norm()
-    for absolute in (adversaries.FreeLB(init_magnitude=0.2), adversaries.LAT(where="all", random_start=True)):
+    for absolute in (adversaries.FreeLB(init_magnitude=0.2), adversaries.LATAdversary(where="all", random_start=True)):
         relative = replace(absolute, relative_to="mean_embedding_norm")
         deltas = []
         for adversary, scale in ((absolute, 1.0), (relative, norm)):
@@ -354,11 +354,11 @@ def test_free_carries_to_the_next_minibatch_by_place_or_not(carry):
     """A delta of width 4; then a row of width 2 and one of width 6 in its place: cropped, filled with zeros, or new."""
     adversary = adversaries.Free(radius=0.4, scope="row", carry=carry)
     memory, allowed = {}, torch.ones(2, 4, dtype=torch.bool)
-    state, _ = climb(adversary, ground(allowed, 0.4, [0, 1], memory=memory), lambda d: d.sum((1, 2)))
+    state, _ = climb(adversary, perturbation_context(allowed, 0.4, [0, 1], memory=memory), lambda d: d.sum((1, 2)))
     left = adversary.ask(state)[SITE].add
-    replay = adversary.ask(adversary.start(ground(allowed, 0.4, [0, 1], memory=memory, epoch=1)))[SITE].add
+    replay = adversary.ask(adversary.start(perturbation_context(allowed, 0.4, [0, 1], memory=memory, epoch=1)))[SITE].add
     assert torch.equal(replay, left)
-    others = [ground(torch.ones(2, width, dtype=torch.bool), 0.4, [0, 1], memory=dict(memory), step=1) for width in (2, 6)]
+    others = [perturbation_context(torch.ones(2, width, dtype=torch.bool), 0.4, [0, 1], memory=dict(memory), step=1) for width in (2, 6)]
     cropped, filled = (adversary.ask(adversary.start(where))[SITE].add for where in others)
     torch.testing.assert_close(cropped, left[:, :2] * carry, rtol=0, atol=1e-16)
     torch.testing.assert_close(filled, F.pad(left, (0, 0, 0, 2)) * carry, rtol=0, atol=1e-16)
@@ -368,7 +368,7 @@ def test_free_carries_to_the_next_minibatch_by_place_or_not(carry):
 
 
 def test_universal_moves_once_per_update_by_the_summed_gradient():
-    """Two rows of opposite slopes, 3 and 2 tokens long: v moves along -(3 - 2) w / ||w||, whatever the split; then to the border."""
+    """Two rows of opposite input_gradients, 3 and 2 tokens long: v moves along -(3 - 2) w / ||w||, whatever the split; then to the border."""
     w = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
     sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     allowed = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
@@ -377,7 +377,7 @@ def test_universal_moves_once_per_update_by_the_summed_gradient():
         memory = {}
         for update_ in range(4):
             for part in parts:
-                where = ground(allowed[part], 0.5, part, memory=memory)
+                where = perturbation_context(allowed[part], 0.5, part, memory=memory)
                 state, asked = climb(adversary, where, lambda d, part=part: (d @ w).sum(1) * sign[part])
                 # 0.4 x 0.5 per update along -w/5, at most 0.5
                 expected = -w / 5 * min(0.2 * update_, 0.5)
@@ -406,7 +406,7 @@ def test_universal_lives_from_update_to_update_and_through_a_checkpoint():
 
 def test_a_random_universal_start_is_the_same_for_every_micro_batch_and_learner_restart():
     adversary = adversaries.Universal(radius=0.5, random_start=True)
-    starts = [adversary.ask(adversary.start(ground(torch.ones(1, 1, dtype=torch.bool), 0.5, [k])))[SITE].add for k in (3, 8)]
+    starts = [adversary.ask(adversary.start(perturbation_context(torch.ones(1, 1, dtype=torch.bool), 0.5, [k])))[SITE].add for k in (3, 8)]
     assert torch.equal(*starts)
     assert 0 < starts[0].norm() <= 0.5
 
@@ -419,8 +419,8 @@ def test_lat_is_torch_adamw_and_a_projection_after_every_step():
     rate, radius, steps = 0.05, 0.2, 16
     allowed = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
     loss = lambda d: (torch.sin(3 * d + 1) * allowed[..., None]).sum((1, 2))  # noqa: E731
-    adversary = adversaries.LAT(radius=radius, learning_rate=rate, steps=steps)
-    delta, first = run(adversary, ground(allowed, radius, range(2)), loss)
+    adversary = adversaries.LATAdversary(radius=radius, learning_rate=rate, steps=steps)
+    delta, first = run(adversary, perturbation_context(allowed, radius, range(2)), loss)
     leaf = torch.zeros(2, 3, 3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.AdamW([leaf], lr=rate, eps=1e-16)
     for _ in range(steps):
@@ -439,7 +439,7 @@ def test_lat_moves_several_sites_at_once_and_each_in_its_own_ball():
     rows = {"s": demos(net)}
     kept = {}
 
-    class Watch(adversaries.LAT):
+    class Watch(adversaries.LATAdversary):
         def ask(self, state):
             kept.update({site: edit.add for site, edit in super().ask(state).items()})
             return super().ask(state)
@@ -486,7 +486,7 @@ def test_the_gradient_an_adversary_is_told_is_a_central_difference():
 
 
 def losses_of(net, rows, adversary):
-    """(attacked, clean) loss per row: its own loop over the network, from the engine's ground."""
+    """(attacked, clean) loss per row: its own loop over the network, from the engine's context."""
 
     def loss(d):
         return F.cross_entropy(net(rows.tokens, {"class_logits"}, {SITE: Edit(d)}).class_logits, rows.labels, reduction="none")
@@ -518,8 +518,8 @@ def test_the_best_iterate_never_gets_worse(what):
 
 def test_a_divergence_needs_an_adversary_that_is_not_at_zero():
     terms = {"c": Consistency(source="s", view="adv")}
-    still = [adversaries.FreeLB(init_magnitude=0.0), adversaries.Free(), adversaries.Universal(), adversaries.LAT()]
-    moving = [adversaries.FreeLB(), adversaries.Free(random_start=True), adversaries.LAT(random_start=True), adversaries.VAT()]
+    still = [adversaries.FreeLB(init_magnitude=0.0), adversaries.Free(), adversaries.Universal(), adversaries.LATAdversary()]
+    moving = [adversaries.FreeLB(), adversaries.Free(random_start=True), adversaries.LATAdversary(random_start=True), adversaries.VAT()]
     for adversary in still:
         with pytest.raises(ConfigError, match="the gradient of a divergence is zero at delta = 0"):
             plan("policy", terms, {"adv": adversary}, [])

@@ -12,6 +12,7 @@ from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
 from advalign.functional import adversarial
+from advalign.interfaces import PerturbationContext
 from advalign.models import heads
 from advalign.models.load import frozen
 from advalign.objectives.capo import CAPO
@@ -21,8 +22,7 @@ from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.lat import LAT
 from advalign.objectives.mart import MART
-from advalign.objectives.target import Target
-from advalign.protocols import Ground
+from advalign.objectives.target import TargetString as Target
 from advalign.types import DemoRows, Distribution, LabelRows, Outputs, PairRows, Tokens
 
 
@@ -439,14 +439,14 @@ def test_r3f_in_expectation():
     radius, dim, number = 1e-3, 4, 20_000  # tokens of 200 rows, each a draw of its own
     weight, h = torch.randn(3, dim, dtype=torch.float64), torch.randn(dim, dtype=torch.float64)
     noise = Noise(distribution="uniform_cube", ball="Linf", relative_to="absolute", radius=radius)
-    ground = Ground(
+    context = PerturbationContext(
         shapes={"embedding": (100, dim)},
         allowed=torch.ones(200, 100, dtype=torch.bool),
         radius=radius,
         dtype=torch.float64,
         generators=[torch.Generator().manual_seed(i) for i in range(200)],
     )
-    z = noise.ask(noise.start(ground))["embedding"].add.reshape(number, dim)
+    z = noise.ask(noise.start(context))["embedding"].add.reshape(number, dim)
     p = (weight @ h).softmax(0)
     curvature = weight.t() @ (p.diag() - p[:, None] * p) @ weight
     rows, term = labelled([0] * number), Consistency(source="s", view="noise")

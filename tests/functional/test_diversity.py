@@ -11,7 +11,8 @@ from made import network
 
 from advalign import Evaluation, Sampling, cli, data
 from advalign.errors import ConfigError
-from advalign.evaluation import Report, diversity
+from advalign.evaluation import Report
+from advalign.metrics import diversity
 from advalign.types import Example, Rollout, RolloutGroup
 
 nltk = pytest.mark.skipif(not diversity.installed(), reason="nltk is not installed")

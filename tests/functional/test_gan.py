@@ -120,11 +120,11 @@ def test_relativistic_gradient_is_the_one_derived_by_hand_and_vanishes_where_bot
 
 def test_slope_penalties_by_hand():
     # Row 0: |(3, 0, 4)| = 5 over its two tokens, the third is padding; row 1: zero.
-    slopes = torch.zeros(2, 3, 2, dtype=torch.float64)
-    slopes[0, 0, 0], slopes[0, 1, 1], slopes[0, 2] = 3.0, 4.0, 100.0
-    slopes.requires_grad_()
+    input_gradients = torch.zeros(2, 3, 2, dtype=torch.float64)
+    input_gradients[0, 0, 0], input_gradients[0, 1, 1], input_gradients[0, 2] = 3.0, 4.0, 100.0
+    input_gradients.requires_grad_()
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    squares = gan.squared_norms(slopes, mask)
+    squares = gan.squared_norms(input_gradients, mask)
     assert squares.tolist() == [25.0, 0.0]
     for options, values in [
         ({"target": 0.0}, [12.5, 0.0]),
@@ -133,14 +133,14 @@ def test_slope_penalties_by_hand():
         ({"target": 7.0}, [4.0, 49.0]),
         ({"target": 7.0, "one_sided": True}, [0.0, 0.0]),
     ]:
-        got = gan.slope_penalty(squares, **options)
+        got = gan.gradient_penalty(squares, **options)
         assert got.tolist() == pytest.approx(values, abs=1e-12)
-        (g,) = torch.autograd.grad(got.sum(), slopes, retain_graph=True)
+        (g,) = torch.autograd.grad(got.sum(), input_gradients, retain_graph=True)
         assert bool(g.isfinite().all())  # the norm has no derivative at 0
         assert float(g[0, 2].abs().sum()) == 0.0
     # d (|g| - 1)^2 = 2 (|g| - 1) g / |g|: at |g| = 5 that is 8/5 g
-    (g,) = torch.autograd.grad(gan.slope_penalty(squares, target=1.0).sum(), slopes)
-    torch.testing.assert_close(g[0, :2], 1.6 * slopes[0, :2].detach(), rtol=0, atol=1e-14)
+    (g,) = torch.autograd.grad(gan.gradient_penalty(squares, target=1.0).sum(), input_gradients)
+    torch.testing.assert_close(g[0, :2], 1.6 * input_gradients[0, :2].detach(), rtol=0, atol=1e-14)
 
 
 def test_bradley_terry_sums_to_the_loop_over_pairs():

@@ -17,7 +17,7 @@ from advalign.functional import advantages, gan, policy
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -344,7 +344,7 @@ def test_a_sampled_game_between_two_transformers_ends_near_the_real_distribution
     trainer = Trainer(
         learners={
             "policy": Learner(model="scratch:tiny-gpt2?n_embd=16&n_layer=1&n_head=2&initializer_range=0.15", learning_rate=3e-3, **model),
-            "judge": Learner(model=wide, head="score", learning_rate=3e-3, updates=3, options={"dropout": 0.0}, **model),
+            "discriminator": Learner(model=wide, head="score", learning_rate=3e-3, updates=3, options={"dropout": 0.0}, **model),
         },
         sources={
             "flat": Demos(data=table(tmp_path / "flat.jsonl", [10] * 6), batch_size=32),
@@ -355,19 +355,19 @@ def test_a_sampled_game_between_two_transformers_ends_near_the_real_distribution
                 batch_size=1,
                 group_size=64,
                 sampling=Sampling(max_new_tokens=2),
-                rewards=[Judged(learner="judge")],
+                rewards=[Judged(learner="discriminator")],
                 advantage=Group(scale="none"),
             ),
-            "verdicts": Contrast(real="real", sampled="write", batch_size=64),
+            "contrast": Contrast(real="real", sampled="write", batch_size=64),
         },
         objectives={
             "warm": SFT(source="flat"),
             "policy": GRPO(source="write"),
-            "judge": Discriminate(source="verdicts", label_smoothing=0.0),
+            "discriminator": Discriminate(source="contrast", label_smoothing=0.0),
         },
         stages=[
             Stage(name="warm", steps=40, objectives=("warm",)),
-            Stage(name="game", steps=130, objectives=("policy", "judge"), set={"learners.policy.learning_rate": 1e-3}),
+            Stage(name="game", steps=130, objectives=("policy", "discriminator"), set={"learners.policy.learning_rate": 1e-3}),
         ],
         callbacks=[watch],
     )

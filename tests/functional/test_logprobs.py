@@ -186,7 +186,7 @@ def test_shift_moves_by_one_and_keeps_nothing_of_the_last():
 
 def test_only_stops_nan_in_value_and_gradient():
     x = torch.tensor([[1.0, float("nan"), 2.0]], requires_grad=True)
-    y = logprobs.only(x, torch.tensor([[True, False, True]]))
+    y = logprobs.zero_off_target(x, torch.tensor([[True, False, True]]))
     (y**2).sum().backward()
     assert y.tolist() == [[1.0, 0.0, 2.0]]
     assert x.grad.tolist() == [[2.0, 0.0, 4.0]]

@@ -171,7 +171,7 @@ def test_consistency_of_tokens_stops_too():
     for stop in (False, True):
         clean, pgd = (torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
         seen = {name: Outputs(distribution=Distribution(hidden=x, head=lambda h: h)) for name, x in (("clean", clean), ("pgd", pgd))}
-        total(Consistency(source="s", view="pgd", of="tokens", stop=stop), rows, **seen).backward()
+        total(Consistency(source="s", view="pgd", output="tokens", stop=stop), rows, **seen).backward()
         assert (clean.grad is None or float(clean.grad.abs().sum()) == 0.0) == stop
         assert float(pgd.grad.abs().sum()) > 0
 

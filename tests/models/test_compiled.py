@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from games import game, judge, policy
+from games import discriminator, game, policy
 from made import demos, labels, learner, network, rollouts, update
 
 from advalign import TrainingArguments
@@ -100,13 +100,13 @@ def test_an_encoder_and_a_second_derivative(plain):
         terms = {"clean": Classify(source="l"), "robust": Classify(source="l", view="pgd")}
         found.append(update(learner(net), terms, {"l": labels(net)}, {"pgd": PGD(radius=0.1, steps=2, random_start=False)})[0])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
-    slopes = []
+    input_gradients = []
     for compile in (True, False):
         net = network("score", model="scratch:encoder-tiny?hidden_size=32", options={"compile": compile})
         outputs = net(net.encoder.classify(["a b c", "d"]), {"scores", "score_gradients"})
         outputs.score_gradients.square().sum().backward()
-        slopes.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
-    torch.testing.assert_close(slopes[0], slopes[1], rtol=0, atol=1e-10)
+        input_gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    torch.testing.assert_close(input_gradients[0], input_gradients[1], rtol=0, atol=1e-10)
 
 
 def test_a_frozen_copy_compiles_its_own_blocks(fast):
@@ -154,7 +154,7 @@ def test_compiled_training_ends_where_plain_training_ends(tmp_path):
     ends = []
     for compile in (True, False):
         options = {"compile": compile}
-        learners = {"policy": policy(options=options), "judge": judge()}
+        learners = {"policy": policy(options=options), "discriminator": discriminator()}
         trainer = game(learners=learners, args=TrainingArguments(max_steps=1, output_dir=str(tmp_path / str(compile))))
         trainer.train(progress=False)
         ends.append(torch.cat([p.detach().flatten() for p in trainer.learners["policy"].network.parameters()]))

@@ -1,4 +1,4 @@
-"""Text to tokens: round trips, what is a target, and nothing in the format by which a judge could tell real from generated."""
+"""Text to tokens: round trips, what is a target, and nothing in the format by which a discriminator could tell real from generated."""
 
 import random
 
@@ -9,7 +9,7 @@ from advalign.errors import BudgetError
 from advalign.models import Encoder, load
 from advalign.models.scratch import tokenizer
 from advalign.rollout.hf import HF
-from advalign.sources.contrast import GENERATED, REAL, Contrast, Verdict
+from advalign.sources.contrast import GENERATED, REAL, Contrast, Judgement
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Rollout, RolloutGroup, Sampling
 
@@ -69,16 +69,18 @@ def test_sampled_ids_are_never_tokenised_again():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_identical_text_has_identical_ids_whether_real_or_sampled(bidirectional):
-    # A judge must not win by format. Real: a demonstration. Generated: the same text, as a policy samples and decodes it.
+    # A discriminator must not win by format. Real: a demonstration. Generated: the same text, as a policy samples and decodes it.
     task, rng = Constraints(), random.Random(0)
     writer, reader = (encoder(texts=task.vocabulary(), bidirectional=b) for b in (False, bidirectional))
     examples = task.examples("train", 5, rng)
     texts = [task.demonstrate(e, rng) for e in examples]
     sampled = [writer.decode(writer.response(t)) for t in texts]  # ids with their end, back to text
     assert sampled == texts
-    real = [Verdict(prompt=e.prompt, text=t, kind=REAL, group=i) for i, (e, t) in enumerate(zip(examples, texts, strict=True))]
-    generated = [Verdict(prompt=e.prompt, text=t, kind=GENERATED, group=i) for i, (e, t) in enumerate(zip(examples, sampled, strict=True))]
-    rows = Contrast(real="chat").start(None, "verdicts").rows(real + generated, reader)
+    real = [Judgement(prompt=e.prompt, text=t, kind=REAL, group=i) for i, (e, t) in enumerate(zip(examples, texts, strict=True))]
+    generated = [
+        Judgement(prompt=e.prompt, text=t, kind=GENERATED, group=i) for i, (e, t) in enumerate(zip(examples, sampled, strict=True))
+    ]
+    rows = Contrast(real="chat").start(None, "contrast").rows(real + generated, reader)
     assert torch.equal(rows.tokens.ids[:5], rows.tokens.ids[5:])
     assert torch.equal(rows.tokens.target[:5], rows.tokens.target[5:])
     assert rows.labels.tolist() == [1] * 5 + [0] * 5
@@ -90,7 +92,7 @@ def test_a_sampled_text_reaches_the_judge_as_its_own_words():
     groups = HF().generate(policy, [Example(prompt="red")], 12, Sampling(max_new_tokens=5), torch.Generator().manual_seed(0))
     rollouts = [r for r in groups[0].rollouts if not set(r.response_ids[:-1]) & {0, 1, 2, 3, 4} and r.response_ids[-1] > 4]
     assert rollouts
-    tokens = policy.encoder.verdicts(["red"] * len(rollouts), [r.text for r in rollouts], [r.finished for r in rollouts])
+    tokens = policy.encoder.scored_pairs(["red"] * len(rollouts), [r.text for r in rollouts], [r.finished for r in rollouts])
     for row, target, rollout in zip(tokens.ids, tokens.target, rollouts, strict=True):
         assert row[target].tolist() == rollout.response_ids
 
@@ -99,7 +101,7 @@ def test_two_segments_of_a_bidirectional_judge():
     e = encoder(bidirectional=True)
     cls, sep = e.tokenizer.cls_token_id, e.tokenizer.sep_token_id
     one, two, three = (e.tokenizer.get_vocab()[w] for w in ("red", "gold", "blue"))
-    tokens = e.verdicts(["red gold", "red gold"], ["blue", "blue"], [True, False])
+    tokens = e.scored_pairs(["red gold", "red gold"], ["blue", "blue"], [True, False])
     assert tokens.ids.tolist() == [[cls, one, two, sep, three, sep], [cls, one, two, sep, three, e.pad_id]]
     # The text is the target, with its closing separator where it is finished.
     assert tokens.target.tolist() == [[False] * 4 + [True] * 2, [False] * 4 + [True, False]]
@@ -119,7 +121,7 @@ def test_the_segments_are_those_of_the_tokenizer():
 
 
 def test_an_empty_text_is_still_a_second_segment():
-    tokens = encoder(bidirectional=True).verdicts(["red", "red"], ["", "gold"], [True, True])
+    tokens = encoder(bidirectional=True).scored_pairs(["red", "red"], ["", "gold"], [True, True])
     assert tokens.lengths.tolist() == [4, 5]  # <cls> red <sep> <sep>
     assert tokens.target.sum(1).tolist() == [1, 2]
 
@@ -134,7 +136,7 @@ def test_a_chat_template_wraps_prompts_alone():
     assert e.tokenizer.convert_ids_to_tokens(e.prompt("red gold")) == ["[user]", "red", "gold", "[assistant]"]
     tokens = e.demos(["red gold"], ["blue"])
     assert tokens.ids[tokens.target].tolist() == plain.ids[plain.target].tolist() == e.response("blue")
-    judged = e.verdicts(["red gold"], ["blue"], [True])
+    judged = e.scored_pairs(["red gold"], ["blue"], [True])
     assert torch.equal(judged.ids, tokens.ids)
 
 
@@ -145,5 +147,5 @@ def test_lengths():
     with pytest.raises(BudgetError, match=sentence):
         e.demos(["a b c : red"], ["gold"])
     with pytest.raises(BudgetError, match="leaves no room"):
-        e.verdicts(["a b c : red"], ["gold"], [True])
+        e.scored_pairs(["a b c : red"], ["gold"], [True])
     assert encoder(bidirectional=True, max_length=5).classify(["a b c : red gold"]).ids.shape == (1, 5)

@@ -99,7 +99,7 @@ def test_a_folder_may_be_given_another_head(tmp_path):
 def test_dtypes_and_dropout():
     network = make(ENCODER, head="score", dtype="float64", options={"dropout": 0.5})
     assert {p.dtype for p in network.parameters()} == {torch.float64}
-    tokens = network.encoder.verdicts(*PAIRS, [True, True])
+    tokens = network.encoder.scored_pairs(*PAIRS, [True, True])
     network.train()
     assert not torch.equal(*(network(tokens, {"scores"}).scores for _ in range(2)))
     network.eval()

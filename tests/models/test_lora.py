@@ -16,13 +16,13 @@ from advalign.advantages.gae import GAE
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, adapters, load
-from advalign.models.load import borrow, frozen, lenders_first
+from advalign.models.load import frozen, load_order, share_base
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rewards.exact_answer import ExactAnswer
-from advalign.rewards.learner import Learner as Judged
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
 from advalign.training import checkpoint
@@ -200,7 +200,7 @@ def family(*, checkpointing=False, moved=True):
     policy = lora(moved=moved, **more)
     critic = ModelSpec(model="learner:policy", head="value", options={"lora": LORA | {"r": 2}, **more})
     reward = ModelSpec(model="learner:policy", head="score", options={"lora": LORA | {"target_modules": ["c_proj"]}})
-    nets = {"policy": policy, "critic": borrow(policy, critic, "learners.critic", 1), "reward": borrow(policy, reward, "x", 2)}
+    nets = {"policy": policy, "critic": share_base(policy, critic, "learners.critic", 1), "reward": share_base(policy, reward, "x", 2)}
     return {name: shaken(net) if moved and name != "policy" else net for name, net in nets.items()}
 
 
@@ -267,7 +267,7 @@ def test_a_backward_may_come_after_another_learner_s_whole_update():
 
 def test_a_learner_without_lora_trains_its_head_on_the_shared_base():
     policy = lora()
-    critic = borrow(policy, ModelSpec(model="learner:policy", head="value"), "learners.critic")
+    critic = share_base(policy, ModelSpec(model="learner:policy", head="value"), "learners.critic")
     assert set(trained(critic)) == set(critic.state_dict()) - {adapters.FINGERPRINT} == {"scalar.weight", "scalar.bias"}
 
 
@@ -284,9 +284,9 @@ WITH = ModelSpec(model=GPT2, tokenizer={"kind": "words"}, options={"lora": LORA}
         ),
         (
             {"a": ModelSpec(model="learner:b"), "b": ModelSpec(model="learner:a")},
-            r"learners.a.model: it would borrow from itself \(a -> b -> a\)",
+            r"learners.a.model: it would share_base from itself \(a -> b -> a\)",
         ),
-        ({"a": ModelSpec(model="learner:a")}, r"learners.a.model: it would borrow from itself \(a -> a\)"),
+        ({"a": ModelSpec(model="learner:a")}, r"learners.a.model: it would share_base from itself \(a -> a\)"),
         (
             {"policy": WITH, "critic": ModelSpec(model="learner:policy", tokenizer={"kind": "characters"})},
             r"learners.critic.tokenizer: 'learner:policy' brings the tokenizer of 'policy', and another one is given; leave it out",
@@ -303,12 +303,12 @@ WITH = ModelSpec(model=GPT2, tokenizer={"kind": "words"}, options={"lora": LORA}
 )
 def test_what_cannot_be_shared_is_refused_before_anything_is_loaded(learners, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        lenders_first(learners)
+        load_order(learners)
 
 
 def test_lenders_are_loaded_first_and_chains_may_be_long():
     learners = {"c": ModelSpec(model="learner:b"), "b": ModelSpec(model="learner:a", tokenizer=None), "a": WITH}
-    assert lenders_first(learners) == ["a", "b", "c"]
+    assert load_order(learners) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_lenders_are_loaded_first_and_chains_may_be_long():
 )
 def test_what_a_base_cannot_lend_is_a_sentence(lender, spec, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        borrow(lender(), ModelSpec(model="learner:policy", **spec), "learners.x")
+        share_base(lender(), ModelSpec(model="learner:policy", **spec), "learners.x")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_a_trained_reward_model_can_be_put_on_the_policy_s_base(tmp_path):
     nets = family()
     nets["reward"].save_pretrained(tmp_path / "reward")
     spec = ModelSpec(model="learner:policy", head="score", options={"adapter": str(tmp_path / "reward")})
-    again = borrow(nets["policy"], spec, "learners.reward").eval()
+    again = share_base(nets["policy"], spec, "learners.reward").eval()
     assert pointers(again) == pointers(nets["reward"])
     assert torch.equal(output(again), output(nets["reward"].eval()))
 
@@ -486,7 +486,7 @@ def ppo(folder, steps=5, **arguments):
             "value": Value(source="sums"),
             "near": KL(source="sums", coef=0.1),
         },
-        frozen={"reference": Frozen(of="policy"), "mean": Frozen(of="policy", ema=0.5)},
+        frozen={"reference": Frozen(learner="policy"), "mean": Frozen(learner="policy", ema=0.5)},
         stages=[
             Stage(name="warm", steps=2, objectives=("imitate",)),
             Stage(name="ppo", steps=steps - 2, objectives=("policy", "value", "near")),

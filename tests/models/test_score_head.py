@@ -8,7 +8,7 @@ from made import network
 
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, load, perturb
-from advalign.models.load import borrow, frozen
+from advalign.models.load import frozen, share_base
 from advalign.types import Edit
 
 GPT2, BERT = "scratch:tiny-gpt2?n_embd=32", "scratch:encoder-tiny?hidden_size=32"
@@ -25,7 +25,7 @@ def scorer(model=GPT2, **options):
 
 
 def rows(net):
-    return net.encoder.verdicts(*ROWS)
+    return net.encoder.scored_pairs(*ROWS)
 
 
 def scores(net):
@@ -59,22 +59,22 @@ def test_in_a_decoder_a_token_s_score_is_that_of_the_text_so_far():
             assert float(net(begun, {"scores"}).scores.detach()) == pytest.approx(float(each[row, t]), abs=1e-13)
 
 
-# ------------------------------------------------------------------------------------------------ slopes of a score
+# ------------------------------------------------------------------------------------------------ input_gradients of a score
 
 
 @pytest.mark.parametrize("model", [GPT2, BERT])
 def test_the_gradient_of_a_score_is_its_slope_along_any_change_of_embeddings(model):
     net = scorer(model)
     tokens = rows(net)
-    slopes = net(tokens, {"score_gradients"}).score_gradients.detach()
-    assert float(slopes[~tokens.mask].abs().max()) == 0.0  # nobody reads padding
-    direction = torch.randn(slopes.shape, generator=torch.Generator().manual_seed(2), dtype=slopes.dtype)
+    input_gradients = net(tokens, {"score_gradients"}).score_gradients.detach()
+    assert float(input_gradients[~tokens.mask].abs().max()) == 0.0  # nobody reads padding
+    direction = torch.randn(input_gradients.shape, generator=torch.Generator().manual_seed(2), dtype=input_gradients.dtype)
 
     def moved(step):
         return net(tokens, {"scores"}, {"embedding": Edit(step * direction)}).scores.detach()
 
     measured = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    torch.testing.assert_close(measured, (slopes * direction).sum((1, 2)), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(measured, (input_gradients * direction).sum((1, 2)), rtol=1e-6, atol=1e-8)
     # At an edit it is the slope there.
     there = net(tokens, {"score_gradients"}, {"embedding": Edit(direction)}).score_gradients.detach()
     measured = (moved(1 + 1e-5) - moved(1 - 1e-5)) / 2e-5
@@ -153,11 +153,13 @@ def test_options_of_the_head_outlive_a_folder_and_a_copy(lora, tmp_path):
 def test_a_borrowed_head_has_options_too_and_a_folder_of_one_remembers_them(tmp_path):
     policy = network("policy", options={"lora": LORA}).eval()
     spec = ModelSpec(model="learner:policy", head="score", options={"lora": LORA, "spectral_norm": True})
-    judge = borrow(policy, spec, "learners.judge").eval()
-    assert float(judge.scalar.weight.detach().norm()) == pytest.approx(1.0, abs=1e-14)
-    judge.save_pretrained(tmp_path)
-    again = borrow(policy, ModelSpec(model="learner:policy", head="score", options={"adapter": str(tmp_path)}), "learners.judge").eval()
-    assert torch.equal(scores(again), scores(judge))
+    discriminator = share_base(policy, spec, "learners.discriminator").eval()
+    assert float(discriminator.scalar.weight.detach().norm()) == pytest.approx(1.0, abs=1e-14)
+    discriminator.save_pretrained(tmp_path)
+    again = share_base(
+        policy, ModelSpec(model="learner:policy", head="score", options={"adapter": str(tmp_path)}), "learners.discriminator"
+    ).eval()
+    assert torch.equal(scores(again), scores(discriminator))
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

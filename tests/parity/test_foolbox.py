@@ -8,7 +8,7 @@ import math
 import pytest
 import scipy.stats
 import torch
-from contracts.test_adversaries import SITE, climb, ground, run
+from contracts.test_adversaries import SITE, climb, perturbation_context, run
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,7 +50,7 @@ def attacked(model, attack):
 
 def ours(model, adversary):
     net, x, y = model
-    where = ground(ALL, RADIUS, range(ROWS), dim=DIM)
+    where = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
     return run(adversary, where, lambda d: F.cross_entropy(net(x + d), y, reduction="none"))[0]
 
 
@@ -137,7 +137,7 @@ def test_vat(model, steps, monkeypatch):
     """The same normal start, xi = 1e-6 in both (ours is a fraction of the radius): the same direction."""
     net, x, _ = model
     adversary = adversaries.VAT(radius=RADIUS, scope="row", steps=steps, xi=1e-6 / RADIUS)
-    where = ground(ALL, RADIUS, range(ROWS), dim=DIM)
+    where = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
     log_p = net(x).log_softmax(1)
     state, asked = climb(adversary, where, lambda d: (log_p.exp() * (log_p - net(x + d).log_softmax(1))).sum(1))
     monkeypatch.setattr(ep, "normal", lambda like, shape, mean, stddev: ep.astensor(asked[0]))

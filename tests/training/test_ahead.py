@@ -11,7 +11,7 @@ from games import DATA, policy, write
 from advalign import Correction, Curriculum, Dynamic, Learner, Sampling, Stage, Trainer, TrainingArguments
 from advalign.advantages.group import Group
 from advalign.advantages.remax import ReMax
-from advalign.engine import keys
+from advalign.engine import rng
 from advalign.errors import ConfigError
 from advalign.models import load
 from advalign.objectives.grpo import GRPO
@@ -90,7 +90,7 @@ def test_the_rollouts_of_a_step_are_those_of_the_policy_so_many_steps_before(ahe
         old = max(0, step - ahead)
         assert {r.policy_version for g in groups for r in g.rollouts} == {old}
         assert history[step]["write/staleness"] == step - old
-        generator = keys.generator(trainer.args.seed, "rollout", "write", step)
+        generator = rng.generator(trainer.args.seed, "rollout", "write", step)
         expected, fresh = (HF().generate(after[i], [g.example for g in groups], 3, SHORT, generator.clone_state()) for i in (old, step))
         assert ids(groups) == ids(expected)
         differ += ids(groups) != ids(fresh)

@@ -12,9 +12,9 @@ from games import game, imitation, policy, same, weights
 
 from advalign import Evaluation, Sampling, TrainingArguments, config, data
 from advalign.errors import ConfigError, RewardError
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function
-from advalign.rewards.learner import Learner as Judged
 from advalign.training import evaluate
 from advalign.types import Example, Rollout, RolloutGroup
 
@@ -119,7 +119,9 @@ def test_a_verifier_gives_one_score_per_response(number, sentence):
 
 
 def test_a_learner_as_verifier_is_asked_with_its_own_network():
-    held = Evaluation(data="task:constraints", number=4, samples=4, verifier=Judged(learner="judge"), sampling=Sampling(max_new_tokens=4))
+    held = Evaluation(
+        data="task:constraints", number=4, samples=4, verifier=Judged(learner="discriminator"), sampling=Sampling(max_new_tokens=4)
+    )
     trainer = game(evaluations={"held": held})
     logs = trainer.evaluate()
     # The same rollouts again, by hand: score all, sort, take the top one; no two scores are equal.
@@ -129,27 +131,37 @@ def test_a_learner_as_verifier_is_asked_with_its_own_network():
     picked = []
     for g in groups:
         texts, done = [r.text for r in g.rollouts], [r.finished for r in g.rollouts]
-        scores, _ = trainer.context.score("judge", [g.example.prompt] * 4, texts, done)
+        scores, _ = trainer.context.score("discriminator", [g.example.prompt] * 4, texts, done)
         top = [g.example.verify(t) for t, s in zip(texts, scores, strict=True) if s == max(scores)]
         picked.append(sum(top) / len(top))
     assert logs["held/best_of@4/accuracy"] == pytest.approx(sum(picked) / 4)
 
 
 def test_a_verifier_in_a_configuration():
-    text = {"data": "task:arithmetic", "samples": 8, "verifier": {"kind": "learner", "learner": "judge", "form": "probability"}}
+    text = {
+        "data": "task:arithmetic",
+        "samples": 8,
+        "verifier": {"kind": "discriminator", "learner": "discriminator", "form": "probability"},
+    }
     built = config.sections({"evaluations": {"held": text}})["evaluations"]["held"]
-    assert built.verifier == Judged(learner="judge", form="probability")
+    assert built.verifier == Judged(learner="discriminator", form="probability")
     page = (Path(evaluate.__file__).parents[2] / "docs" / "evaluation_in_training.md").read_text(encoding="utf-8")
     shown = config.sections(yaml.safe_load(re.findall(r"^## A policy\n\n((?:    .*\n)+)", page, re.MULTILINE)[0]))
     assert [e.split for e in shown["evaluations"].values()] == ["test", "ood"]
-    assert shown["evaluations"]["ood"].verifier == Judged(learner="judge")
+    assert shown["evaluations"]["ood"].verifier == Judged(learner="discriminator")
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"learner": "jugde"}, r"evaluations\.held\.learner: no learner 'jugde'\. Known: judge, policy\. Did you mean 'judge'\?"),
-        ({"verifier": Judged(learner="critic")}, r"evaluations\.held\.verifier\.learner: no learner 'critic'\. Known: judge, policy\."),
+        (
+            {"learner": "jugde"},
+            r"evaluations\.held\.learner: no learner 'jugde'\. Known: discriminator, policy\. Did you mean 'discriminator'\?",
+        ),
+        (
+            {"verifier": Judged(learner="critic")},
+            r"evaluations\.held\.verifier\.learner: no learner 'critic'\. Known: discriminator, policy\.",
+        ),
         ({"samples": 0}, r"evaluations: samples is 0"),
         ({"number": 0}, r"evaluations: number is 0"),
     ],

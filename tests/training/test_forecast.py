@@ -13,7 +13,7 @@ from advalign import objectives as obj
 from advalign import rewards as rw
 from advalign import sources as src
 from advalign.models import load
-from advalign.models import shape as shapes
+from advalign.models import model_cost as shapes
 from advalign.training.forecast import forecast
 from advalign.types import Tokens
 
@@ -109,9 +109,9 @@ def test_what_stands_in_memory_is_counted_exactly():
 
 
 def test_a_blueprint_has_the_shape_of_the_model_and_no_weights():
-    from advalign.models.load import blueprint
+    from advalign.models.load import meta_network
 
-    drawn = blueprint(POLICY, WORDS)
+    drawn = meta_network(POLICY, WORDS)
     real = load(MODEL, head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64)
     assert next(drawn.parameters()).device.type == "meta"
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in real.parameters()]

@@ -17,7 +17,7 @@ from advalign.errors import ConfigError, RewardError
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function
 from advalign.sources._variants import Distractors, Solver
-from advalign.sources.found import Found
+from advalign.sources.adversarial_prompts import AdversarialPrompts
 from advalign.training import checkpoint
 from advalign.types import Example
 
@@ -35,7 +35,7 @@ def start(context, **fields):
         "distract": DIGIT,
         "advantage": CENTRED,
     }
-    return Found(**{**given, "distract": DIGIT, **fields}).start(context, "found")
+    return AdversarialPrompts(**{**given, "distract": DIGIT, **fields}).start(context, "found")
 
 
 class Counted(Table):
@@ -249,7 +249,7 @@ learners:
   policy: {model: "scratch:tiny-gpt2?n_embd=32", tokenizer: {kind: characters, data: "task:arithmetic"}, max_length: 40}
 sources:
   hard:
-    kind: found
+    kind: adversarial_prompts
     data: "task:arithmetic"
     batch_size: 4
     group_size: 4

@@ -14,15 +14,15 @@ from training.test_resume import assert_equal
 
 from advalign import Learner, Trainer, TrainingArguments, config, plugins
 from advalign.advantages.group import Group
-from advalign.engine import keys
+from advalign.engine import rng
 from advalign.errors import ConfigError, RewardError
 from advalign.models.encode import pad
 from advalign.objectives.grpo import GRPO
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function
 from advalign.sources._game import Injection, Opponents, Payoff, earned
+from advalign.sources.defender import Defender
 from advalign.sources.game import Game
-from advalign.sources.turn import Turn
 from advalign.training import checkpoint
 from advalign.types import Example, Rollout, RolloutGroup, Sampling
 
@@ -39,12 +39,12 @@ class Table:
         self.says, self.asked, self.sources, self.items = says, [], {}, {}
 
     def random(self, *key):
-        return keys.rng(self.seed, *key)
+        return rng.rng(self.seed, *key)
 
     def source(self, name):
         return self.sources[name]
 
-    def drawn(self, name):
+    def current_items(self, name):
         return self.items.get(name)
 
     def generate(self, learner, examples, n, sampling, key):
@@ -138,7 +138,7 @@ def test_the_game_is_zero_sum_and_other_payoffs_are_not():
     attacks = [r.rewards[0] for g in runtime.draw(0, 0) for r in g.rollouts]
     means = [sum(r.rewards[0] for r in g.rollouts) / 2 for g in runtime.answers]
     assert [a + b for a, b in zip(attacks, means, strict=True)] == [1.0] * 4
-    hopeless = [r.rewards[0] for g in play(context, payoff=Payoff(of="regret")).draw(0, 0) for r in g.rollouts]
+    hopeless = [r.rewards[0] for g in play(context, payoff=Payoff(form="regret")).draw(0, 0) for r in g.rollouts]
     assert hopeless == [0.5, 0.0] * 2
 
 
@@ -170,7 +170,7 @@ def test_a_rewrite_keeps_the_words_of_the_prompt_in_their_order():
 
 
 def turn(context, **fields):
-    runtime = Turn(**{"game": "game", "advantage": CENTRED, **fields}).start(context, "turn")
+    runtime = Defender(**{"game": "game", "advantage": CENTRED, **fields}).start(context, "turn")
     context.items["game"] = context.sources["game"].draw(0, 0)
     return runtime
 
@@ -214,7 +214,7 @@ def tokens(groups):
 def test_a_turn_plays_the_game_where_nobody_else_reads_it():
     context = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     play(context)
-    runtime = Turn(game="game", advantage=CENTRED).start(context, "turn")
+    runtime = Defender(game="game", advantage=CENTRED).start(context, "turn")
     assert len(runtime.draw(0, 0)) == 4
     assert runtime.logs["attack_success"] == 0.75
 
@@ -276,15 +276,15 @@ REFUSED = {
     "a placement": (lambda: Injection(placement="middle"), "injection.placement: no placement 'middle'. Known: .*"),
     "a template": (lambda: Injection(template="attack"), "injection.template: 'attack' given; .*"),
     "a pattern": (lambda: Injection(allowed="["), "injection.allowed: '\\[' is no regular expression .*"),
-    "a payoff": (lambda: Payoff(of="regrett"), "payoff.of: no payoff 'regrett'. .*Did you mean 'regret'.*"),
+    "a payoff": (lambda: Payoff(form="regrett"), "payoff.form: no payoff 'regrett'. .*Did you mean 'regret'.*"),
     "a gift": (lambda: Payoff(length_cost=-1.0), "payoff: length_cost -1.0, .*"),
     "shares": (lambda: Opponents(attackers={"a": 0.7}, defenders={"b": 0.7}), r"opponents: shares \[0.7, 0.7\] given; .*"),
     "one answer": (
-        lambda: play(Table(), answers=1, payoff=Payoff(of="regret")),
+        lambda: play(Table(), answers=1, payoff=Payoff(form="regret")),
         "sources.game.answers: got 1; a payoff .*",
     ),
     "no attacker": (lambda: play(Table(), opponents=Opponents(attackers={"a": 1.0})), "sources.game.opponents.attackers: of 2 examples .*"),
-    "a share": (lambda: Turn(game="game", advantage=CENTRED, clean=1.0), "sources.turn.clean: got 1.0; .*"),
+    "a share": (lambda: Defender(game="game", advantage=CENTRED, clean=1.0), "sources.turn.clean: got 1.0; .*"),
 }
 
 
@@ -298,18 +298,18 @@ def test_refused_in_a_sentence(case):
 def test_a_turn_that_does_not_fit_its_game_is_refused():
     context = Table()
     play(context)
-    with pytest.raises(ConfigError, match=r"^sources.turn.learner: 'judge' given, but in 'game' the defender is 'policy'\.$"):
-        turn(context, learner="judge")
+    with pytest.raises(ConfigError, match=r"^sources.turn.learner: 'discriminator' given, but in 'game' the defender is 'policy'\.$"):
+        turn(context, learner="discriminator")
     play(context, answers=1)
     with pytest.raises(ConfigError, match=r"^sources.turn.advantage: Group compares .*, and 'game' has answers: 1; .*"):
         turn(context)
-    context.sources["game"] = SimpleNamespace(config=Turn(game="other", advantage=CENTRED))
-    with pytest.raises(ConfigError, match=r"^sources.turn.game: source 'game' is a Turn, and a turn is of a game\.$"):
+    context.sources["game"] = SimpleNamespace(config=Defender(game="other", advantage=CENTRED))
+    with pytest.raises(ConfigError, match=r"^sources.turn.game: source 'game' is a Defender, and a turn is of a game\.$"):
         turn(context)
     big = Function(fn=lambda completions: [2.0] * len(completions))
     both = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     with pytest.raises(RewardError, match=r"^sources.game.payoff: learnability is of scores in \[0, 1\], .*\.$"):
-        play(both, rewards=[big], payoff=Payoff(of="learnability")).draw(0, 0)
+        play(both, rewards=[big], payoff=Payoff(form="learnability")).draw(0, 0)
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -336,10 +336,10 @@ sources:
     opponents: {attackers: {slow: 0.25}, defenders: {old: 0.25}}
     rewards: [{kind: format, pattern: ".*[01].*"}]
     advantage: role_ema
-  turn: {kind: turn, game: duel, clean: 0.2, advantage: group, rewards: [{kind: length, max_length: 3, buffer: 1}]}
+  turn: {kind: defender, game: duel, clean: 0.2, advantage: group, rewards: [{kind: length, max_length: 3, buffer: 1}]}
 frozen:
-  slow: {of: attacker, ema: 0.9}
-  old: {of: policy, refresh: 3}
+  slow: {learner: attacker, ema: 0.9}
+  old: {learner: policy, refresh: 3}
 objectives:
   attack: {kind: grpo, source: duel, learner: attacker}
   defend: {kind: grpo, source: turn}

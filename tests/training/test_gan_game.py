@@ -1,4 +1,4 @@
-"""The game between learners: who rests, who is asked, what is compared, and that all of it resumes to the bit."""
+"""The game between learners: who skips_update, who is asked, what is compared, and that all of it resumes to the bit."""
 
 import json
 import random
@@ -15,58 +15,64 @@ from advalign.errors import ConfigError, RewardError
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.dpo import DPO
 from advalign.objectives.grpo import GRPO
-from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.sources import _rollouts
 from advalign.sources._corrupt import CORRUPTIONS, corrupted
 from advalign.sources.contrast import CORRUPTED, GENERATED, PERTURBED, REAL, Contrast
-from advalign.sources.versus import Versus
+from advalign.sources.self_vs_real import SelfVsReal
 from advalign.tasks.constraints import Constraints
 from advalign.training.annotate import Annotator
 from advalign.training.context import scores
 from advalign.training.schedule import Gate, Stage, Timeline, Until
 from advalign.types import Example, Rollout, RolloutGroup
-from tests.games import SHORT, chat, game, imitation, judge, policy, same, spy, weights, write
+from tests.games import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
 
 # ------------------------------------------------------------------------------------------------- who takes part
 
 
 def test_a_gate_by_hand():
     """Smoothing 0.5: the mean after 0.8, 1.0 is 0.9, then after 0.2 it is 0.55. Above 0.85 it is closed, for two steps at most."""
-    timeline = Timeline([Stage(steps=99)], None, {"judge": Gate(metric="judge/accuracy", above=0.85, max_skips=2, smoothing=0.5)})
-    assert not timeline.rests("judge")  # nothing is known yet
-    timeline.observe(1, {"judge/accuracy": 0.8})
-    assert not timeline.rests("judge")
-    timeline.observe(2, {"judge/accuracy": 1.0})
-    assert [timeline.rests("judge") for _ in range(6)] == [True, True, False, True, True, False]
-    resumed = Timeline([Stage(steps=99)], None, {"judge": Gate(metric="judge/accuracy", above=0.85, max_skips=2, smoothing=0.5)})
+    timeline = Timeline(
+        [Stage(steps=99)], None, {"discriminator": Gate(metric="discriminator/accuracy", above=0.85, max_skips=2, smoothing=0.5)}
+    )
+    assert not timeline.skips_update("discriminator")  # nothing is known yet
+    timeline.observe(1, {"discriminator/accuracy": 0.8})
+    assert not timeline.skips_update("discriminator")
+    timeline.observe(2, {"discriminator/accuracy": 1.0})
+    assert [timeline.skips_update("discriminator") for _ in range(6)] == [True, True, False, True, True, False]
+    resumed = Timeline(
+        [Stage(steps=99)], None, {"discriminator": Gate(metric="discriminator/accuracy", above=0.85, max_skips=2, smoothing=0.5)}
+    )
     resumed.load_state_dict(timeline.state_dict())
-    assert resumed.rests("judge")
-    resumed.observe(3, {"judge/accuracy": 0.2})
-    assert not resumed.rests("judge")
-    assert not resumed.rests("policy")  # without a gate
+    assert resumed.skips_update("discriminator")
+    resumed.observe(3, {"discriminator/accuracy": 0.2})
+    assert not resumed.skips_update("discriminator")
+    assert not resumed.skips_update("policy")  # without a gate
 
 
 def test_a_resting_learner_reads_and_does_not_move():
-    trainer = game(gates={"judge": Gate(metric="judge/accuracy", above=-1.0, max_skips=2)}, args=TrainingArguments(max_steps=4))
+    trainer = game(
+        gates={"discriminator": Gate(metric="discriminator/accuracy", above=-1.0, max_skips=2)}, args=TrainingArguments(max_steps=4)
+    )
     trainer.start()
     seen = []
     for _ in range(4):
-        before = weights(trainer.learners["judge"].network)
+        before = weights(trainer.learners["discriminator"].network)
         logs = trainer.training_step()
         trainer.timeline.observe(trainer.step, logs)
-        moved = not same(before, weights(trainer.learners["judge"].network))
-        seen.append((logs["judge/rests"], moved, "judge/accuracy" in logs))
-    # The first step knows nothing; then two rests, and one step by force.
+        moved = not same(before, weights(trainer.learners["discriminator"].network))
+        seen.append((logs["discriminator/skipped"], moved, "discriminator/accuracy" in logs))
+    # The first step knows nothing; then two skips_update, and one step by force.
     assert seen == [(0.0, True, True), (1.0, False, True), (1.0, False, True), (0.0, True, True)]
-    assert trainer.learners["judge"].version == 2
+    assert trainer.learners["discriminator"].version == 2
 
 
 def test_a_learner_every_other_step(monkeypatch):
     who: list[str] = []
     spy(monkeypatch, before=lambda runtime, rows: who.append(runtime.name))
-    trainer = game(learners={"policy": policy(), "judge": judge(every=2)}, args=TrainingArguments(max_steps=4))
+    trainer = game(learners={"policy": policy(), "discriminator": discriminator(every=2)}, args=TrainingArguments(max_steps=4))
     trainer.train(progress=False)
-    assert who == ["policy", "judge", "policy", "policy", "judge", "policy"]
+    assert who == ["policy", "discriminator", "policy", "policy", "discriminator", "policy"]
 
 
 def test_a_stage_ends_on_an_evaluation():
@@ -83,13 +89,15 @@ def test_a_stage_ends_on_an_evaluation():
 
 
 def test_notes_on_what_is_probably_not_meant():
-    trainer = game(sources={"chat": chat(), "write": write(advantage=Group()), "verdicts": Contrast(real="chat", sampled="write")})
+    trainer = game(sources={"chat": chat(), "write": write(advantage=Group()), "contrast": Contrast(real="chat", sampled="write")})
     assert [note.split(" ")[0] for note in trainer.notes()] == ["sources.write.advantage"]
-    assert game(sources={"chat": chat(), "write": write(advantage=Group(floor=1.0)), "verdicts": Contrast(real="chat")}).notes() == []
+    assert game(sources={"chat": chat(), "write": write(advantage=Group(floor=1.0)), "contrast": Contrast(real="chat")}).notes() == []
     trainer.start()
-    small, large = (sum(p.numel() for p in trainer.learners[n].network.parameters()) for n in ("policy", "judge"))
+    small, large = (sum(p.numel() for p in trainer.learners[n].network.parameters()) for n in ("policy", "discriminator"))
     assert large > small
-    assert f"learners.judge has {large:,} parameters and judges 'policy' of sources.write with {small:,}" in trainer.notes()[1]
+    assert (
+        f"learners.discriminator has {large:,} parameters and discriminators 'policy' of sources.write with {small:,}" in trainer.notes()[1]
+    )
 
 
 # ------------------------------------------------------------------------------------------------- frozen copies
@@ -97,12 +105,12 @@ def test_notes_on_what_is_probably_not_meant():
 
 def test_an_averaged_judge_gives_the_reward():
     trainer = game(
-        sources={"chat": chat(), "write": write(rewards=[Judged(learner="slow")]), "verdicts": Contrast(real="chat", sampled="write")},
-        frozen={"slow": Frozen(of="judge", ema=0.5)},
+        sources={"chat": chat(), "write": write(rewards=[Judged(learner="slow")]), "contrast": Contrast(real="chat", sampled="write")},
+        frozen={"slow": Frozen(learner="discriminator", ema=0.5)},
     )
     trainer.start()
     trainer.training_step()
-    first = weights(trainer.learners["judge"].network)
+    first = weights(trainer.learners["discriminator"].network)
     assert trainer.copies.versions["slow"] == 1
     slow = trainer.frozen["slow"]
     groups = trainer.context.generate("policy", [Example(prompt="length 3 with red without blue :")], 2, SHORT, ("here",))
@@ -110,21 +118,21 @@ def test_an_averaged_judge_gives_the_reward():
     prompts, done = [groups[0].example.prompt] * 2, [r.finished for r in groups[0].rollouts]
     found, version = trainer.context.score("slow", prompts, texts, done)
     assert found == scores(slow, prompts, texts, done, 8192)
-    assert found != scores(trainer.learners["judge"].network, prompts, texts, done, 8192)
+    assert found != scores(trainer.learners["discriminator"].network, prompts, texts, done, 8192)
     assert version == 1
-    # w_slow = (w_0 + w_1) / 2 after one step of the judge.
-    again = game(sources=trainer.config["sources"], frozen={"slow": Frozen(of="judge", ema=0.5)})
+    # w_slow = (w_0 + w_1) / 2 after one step of the discriminator.
+    again = game(sources=trainer.config["sources"], frozen={"slow": Frozen(learner="discriminator", ema=0.5)})
     again.start()
-    start = weights(again.learners["judge"].network)
+    start = weights(again.learners["discriminator"].network)
     for name, value in weights(slow).items():
         assert torch.allclose(value, (start[name] + first[name]) / 2, atol=1e-12)
 
 
 def test_a_reward_of_nobody_and_of_a_policy_is_refused():
-    with pytest.raises(ConfigError, match=r"sources.write.rewards.0.learner: .*'jugde'.*judge"):
-        game(sources={"chat": chat(), "write": write(rewards=[Judged(learner="jugde")]), "verdicts": Contrast(real="chat")})
+    with pytest.raises(ConfigError, match=r"sources.write.rewards.0.learner: .*'jugde'.*discriminator"):
+        game(sources={"chat": chat(), "write": write(rewards=[Judged(learner="jugde")]), "contrast": Contrast(real="chat")})
     with pytest.raises(ConfigError, match="'policy' has head 'policy', and a reward needs head: score"):
-        game(sources={"chat": chat(), "write": write(rewards=[Judged(learner="policy")]), "verdicts": Contrast(real="chat")})
+        game(sources={"chat": chat(), "write": write(rewards=[Judged(learner="policy")]), "contrast": Contrast(real="chat")})
 
 
 def test_a_previous_iterate_is_taken_anew():
@@ -142,7 +150,7 @@ def test_a_previous_iterate_is_taken_anew():
 
 
 def spin(**arguments):
-    sources = {"chat": chat(), "own": Versus(real="chat", learner="previous", sampling=SHORT, batch_size=4, history=0.5)}
+    sources = {"chat": chat(), "own": SelfVsReal(real="chat", learner="previous", sampling=SHORT, batch_size=4, history=0.5)}
     frozen = {"reference": Frozen(refresh=2), "previous": Frozen(refresh=2)}
     objectives = {"spin": DPO(source="own")}
     args = TrainingArguments(**arguments)
@@ -174,10 +182,10 @@ def test_the_rejected_side_is_what_was_sampled():
     # A model that reads both ways gets the same texts, in its own pair template.
     other = game()
     other.start()
-    reader = other.learners["judge"].network.encoder
+    reader = other.learners["discriminator"].network.encoder
     pairs = runtime.rows(items, reader)
     for i, (chosen, group) in enumerate(items):
-        alone = reader.verdicts([group.example.prompt] * 2, [chosen, group.rollouts[0].text], [True, group.rollouts[0].finished])
+        alone = reader.scored_pairs([group.example.prompt] * 2, [chosen, group.rollouts[0].text], [True, group.rollouts[0].finished])
         for side in (0, 1):
             mask = pairs.tokens.mask[2 * i + side]
             assert pairs.tokens.ids[2 * i + side][mask].tolist() == alone.ids[side][alone.mask[side]].tolist()
@@ -185,20 +193,20 @@ def test_the_rejected_side_is_what_was_sampled():
 
 def test_a_whole_game_resumes_to_the_bit(tmp_path):
     def whole(folder, steps, **more):
-        verdicts = Contrast(
+        contrast = Contrast(
             real="chat", sampled="write", perturb=Constraints(), batch_size=4, replay=0.5, corrupt=("drop",), minus_logprob="policy"
         )
         return game(
-            learners={"policy": policy(), "judge": judge(updates=2)},
+            learners={"policy": policy(), "discriminator": discriminator(updates=2)},
             sources={
                 "chat": chat(),
                 "write": write(rewards=[Judged(learner="slow")]),
-                "own": Versus(real="chat", learner="before", sampling=SHORT, batch_size=4, history=0.5),
-                "verdicts": verdicts,
+                "own": SelfVsReal(real="chat", learner="before", sampling=SHORT, batch_size=4, history=0.5),
+                "contrast": contrast,
             },
-            objectives={"policy": GRPO(source="write"), "spin": DPO(source="own"), "judge": Discriminate(source="verdicts")},
-            frozen={"slow": Frozen(of="judge", ema=0.9), "reference": Frozen(refresh=3), "before": Frozen(refresh=3)},
-            gates={"judge": Gate(metric="judge/accuracy", above=0.3, max_skips=1)},
+            objectives={"policy": GRPO(source="write"), "spin": DPO(source="own"), "discriminator": Discriminate(source="contrast")},
+            frozen={"slow": Frozen(learner="discriminator", ema=0.9), "reference": Frozen(refresh=3), "before": Frozen(refresh=3)},
+            gates={"discriminator": Gate(metric="discriminator/accuracy", above=0.3, max_skips=1)},
             args=TrainingArguments(max_steps=steps, output_dir=str(tmp_path / folder), save_steps=4, seed=5),
             **more,
         )
@@ -209,7 +217,7 @@ def test_a_whole_game_resumes_to_the_bit(tmp_path):
     resumed = whole("b", 7)
     history = resumed.train(resume=True, progress=False)
     assert [row["step"] for row in history] == [5, 6, 7]
-    for name in ("policy", "judge"):
+    for name in ("policy", "discriminator"):
         assert same(weights(straight.learners[name].network), weights(resumed.learners[name].network))
     for name in ("slow", "reference", "before"):
         assert same(weights(straight.frozen[name]), weights(resumed.frozen[name]))
@@ -231,7 +239,7 @@ class Drawn:
     def source(self, name):
         return SimpleNamespace(examples=self.examples, sample=lambda n, rng: rng.sample(self.examples, min(n, len(self.examples))))
 
-    def drawn(self, name):
+    def current_items(self, name):
         return self.groups or None
 
     def logprobs(self, learner, prompts, texts, finished):
@@ -435,8 +443,8 @@ def test_scores_per_token_need_the_samplers_tokenizer():
     trainer.start()
     examples = [Example(prompt="length 3 with red without blue :")]
     groups = trainer.context.generate("policy", examples, 2, Sampling(max_new_tokens=4), ("here",))
-    with pytest.raises(ConfigError, match=r"learners.judge: scores per token need the sampler's tokenizer"):
-        trainer.context.score_tokens("judge", groups)
+    with pytest.raises(ConfigError, match=r"learners.discriminator: scores per token need the sampler's tokenizer"):
+        trainer.context.score_tokens("discriminator", groups)
 
 
 def test_logprobs_are_those_of_the_sampler():

@@ -1,17 +1,17 @@
-"""A discriminator on held-out rows: numbers by hand, discriminators whose verdicts are known, and fresh ones that can or cannot learn."""
+"""A discriminator on held-out rows: numbers by hand, discriminators whose contrast are known, and fresh ones that can or cannot learn."""
 
 import itertools
 import random
 
 import pytest
 import torch
-from games import DATA, SHORT, game, judge, policy, same, weights
+from games import DATA, SHORT, discriminator, game, policy, same, weights
 
 from advalign import TrainingArguments, config
 from advalign.errors import ConfigError
 from advalign.tasks.constraints import Constraints
-from advalign.training import judged
-from advalign.training.judged import Probe, Verdicts
+from advalign.training import discriminator_evaluation
+from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, Probe
 from advalign.types import Rollout, RolloutGroup
 
 # ------------------------------------------------------------------------------------------------------- by hand
@@ -23,7 +23,7 @@ EXAMPLE = torch.tensor([0, 1, 0, 1, 0, 0, 1, 1])
 
 
 def test_every_number_by_hand():
-    logs = judged.judged(SCORES, KIND, EXAMPLE, bins=1)
+    logs = discriminator_evaluation.judged(SCORES, KIND, EXAMPLE, bins=1)
     # Real: 2 is right, -1 wrong. Perturbed: both below 0. Generated: 1 and 9 wrong, -2 right, 0 half.
     kinds = {"real": 1 / 2, "perturbed": 1, "generated": 1.5 / 4}
     assert {k: logs[f"accuracy/{k}"] for k in kinds} == kinds
@@ -47,17 +47,17 @@ def test_every_number_by_hand():
 
 def test_more_samples_of_the_same_change_nothing_but_counts_of_rows():
     again = torch.tensor([*range(8), *range(4, 8)])
-    first, more = (judged.judged(SCORES[i], KIND[i], EXAMPLE[i], bins=3) for i in (torch.arange(8), again))
+    first, more = (discriminator_evaluation.judged(SCORES[i], KIND[i], EXAMPLE[i], bins=3) for i in (torch.arange(8), again))
     assert {k: v for k, v in more.items() if k != "saturation"} == pytest.approx({k: v for k, v in first.items() if k != "saturation"})
 
 
 def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
-    first = judged.judged(SCORES, KIND, EXAMPLE, bins=3)
+    first = discriminator_evaluation.judged(SCORES, KIND, EXAMPLE, bins=3)
     for seed in range(3):
         order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
-        assert judged.judged(SCORES[order], KIND[order], EXAMPLE[order], bins=3) == pytest.approx(first)
+        assert discriminator_evaluation.judged(SCORES[order], KIND[order], EXAMPLE[order], bins=3) == pytest.approx(first)
     # What Bradley-Terry leaves open: a constant. Areas, pairs and (real and others having equal weight) the margin do not see it.
-    moved = judged.judged(SCORES - 4, KIND, EXAMPLE, bins=3)
+    moved = discriminator_evaluation.judged(SCORES - 4, KIND, EXAMPLE, bins=3)
     free = [k for k in first if k.startswith(("auc", "pair_accuracy", "margin"))]
     assert len(free) == 7
     assert {k: moved[k] for k in free} == pytest.approx({k: first[k] for k in free})
@@ -66,13 +66,13 @@ def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
 
 def test_correlations_by_hand():
     lengths = torch.tensor([1.0, 1.0, 50.0, 60.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    logs = judged.correlations(3 * lengths.log() + 1, lengths, KIND)
+    logs = discriminator_evaluation.correlations(3 * lengths.log() + 1, lengths, KIND)
     assert logs == pytest.approx({"corr_length": 1.0, "corr_length/generated": 1.0})
     # Real texts are short and liked, generated ones long and disliked, all alike inside their kind but for two: score and log length are
     # (1, 0) (1, 0) (0, 1) (0, 1) (1, 1) (0, 1) in units: r = cov / (std std) over these six; inside generated ones length is constant.
     s = torch.tensor([1.0, 1, 0, 0, 0, 0, 1, 0], dtype=torch.float64)
     long = torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2], dtype=torch.float64)
-    logs = judged.correlations(s, long, KIND)
+    logs = discriminator_evaluation.correlations(s, long, KIND)
     # mean s = 1/2, mean l = 2/3 (in units of log 2): cov = 1/6 - 1/3 = -1/6; var s = 1/4, var l = 2/9: r = -1/6 / sqrt(1/18) = -1/sqrt 2
     assert logs == {"corr_length": pytest.approx(-(2**-0.5))}
 
@@ -108,7 +108,7 @@ def another(example, i):
 
 def whole(**fields):
     given = {"data": DATA, "number": 12, "perturb": Constraints(), "sampler": "policy", "samples": 3, "sampling": SHORT}
-    return Verdicts(**{**given, **fields})
+    return DiscriminatorEvaluation(**{**given, **fields})
 
 
 def evaluated(evaluation, engine=None, **sections):
@@ -153,13 +153,13 @@ def test_one_that_scores_length_is_told_apart(monkeypatch):
 def test_rows_are_the_same_every_time_and_perturbed_prompts_are_violated():
     trainer = game(evaluations={})
     trainer.start()
-    first, again = (judged.held_out(whole(), trainer.engine, trainer.context) for _ in range(2))
+    first, again = (discriminator_evaluation.held_out(whole(), trainer.engine, trainer.context) for _ in range(2))
     assert first == again
     assert [row[3] for row in first] == [0] * 12 + [1] * 12 + [2] * 36
     assert [row[1] for row in first[:12]] == [row[1] for row in first[12:24]]  # the same text
     assert all(a[0] != b[0] for a, b in zip(first[:12], first[12:24], strict=True))  # under another prompt
     assert {row[0] for row in first[24:]} == {row[0] for row in first[:12]}
-    other = judged.held_out(whole(seed=1), trainer.engine, trainer.context)
+    other = discriminator_evaluation.held_out(whole(seed=1), trainer.engine, trainer.context)
     assert {row[0] for row in other[:12]} != {row[0] for row in first[:12]}
 
 
@@ -183,22 +183,25 @@ def test_a_probe_finds_what_can_be_told_and_only_that():
 def test_a_fresh_one_is_described_like_the_learner_and_shares_no_trained_weight(shared):
     pytest.importorskip("peft") if shared else None
     lora = {"lora": {"r": 2, "target_modules": ["c_attn"]}}
-    learners = {"policy": policy(options=lora), "judge": judge(model="learner:policy", options=lora)} if shared else {}
+    learners = {"policy": policy(options=lora), "discriminator": discriminator(model="learner:policy", options=lora)} if shared else {}
     trainer = game(args=TrainingArguments(max_steps=1), **({"learners": learners} if shared else {}))
     trainer.start()
-    old = trainer.learners["judge"].network
+    old = trainer.learners["discriminator"].network
     with torch.no_grad():
         for p in old.parameters():
             if p.requires_grad:
                 p.fill_(7.0)
-    new = judged.fresh(trainer.context, "judge", seed=0)
+    new = discriminator_evaluation.fresh(trainer.context, "discriminator", seed=0)
     trained = [n for n, p in new.named_parameters() if p.requires_grad]
     assert trained == [n for n, p in old.named_parameters() if p.requires_grad]
     assert trained
     assert all(float((new.get_parameter(n).detach() - 7).abs().max()) > 1 for n in trained)
     assert (new.pooling, new.encoder.bidirectional) == (old.pooling, old.encoder.bidirectional)
     row = [("length 3 with red without blue :", "red green red", True, 0, 0)]
-    assert new.encoder.verdicts(*[[x] for x in row[0][:3]]).ids.tolist() == old.encoder.verdicts(*[[x] for x in row[0][:3]]).ids.tolist()
+    assert (
+        new.encoder.scored_pairs(*[[x] for x in row[0][:3]]).ids.tolist()
+        == old.encoder.scored_pairs(*[[x] for x in row[0][:3]]).ids.tolist()
+    )
 
 
 def test_an_evaluation_leaves_the_run_as_it_was():
@@ -227,12 +230,12 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
     from advalign import Evaluation
 
     described = {
-        "judged": {"kind": "verdicts", "data": DATA, "perturb": "constraints", "sampler": "policy", "probe": {"learning_rate": 1e-3}},
+        "judged": {"kind": "discriminator", "data": DATA, "perturb": "constraints", "sampler": "policy", "probe": {"learning_rate": 1e-3}},
         "plain": {"data": DATA, "samples": 2},
         "same": {"kind": "answers", "data": DATA, "samples": 2},
     }
     built = config.sections({"evaluations": described})["evaluations"]
-    assert built["judged"] == Verdicts(data=DATA, perturb=Constraints(), sampler="policy", probe=Probe(learning_rate=1e-3))
+    assert built["judged"] == DiscriminatorEvaluation(data=DATA, perturb=Constraints(), sampler="policy", probe=Probe(learning_rate=1e-3))
     assert built["plain"] == built["same"] == Evaluation(data=DATA, samples=2)
 
 
@@ -241,13 +244,13 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
     [
         (
             {"kind": "verdict"},
-            r"evaluations\.held: no kind of evaluations 'verdict'\. Known: answers, verdicts\. Did you mean 'verdicts'\?",
+            r"evaluations\.held: no kind of evaluations 'verdict'\. Known: answers, contrast\. Did you mean 'contrast'\?",
         ),
-        ({"kind": "verdicts"}, r"evaluations\.held: evaluations: verdicts on real rows alone say nothing"),
-        ({"kind": "verdicts", "sampler": "policy", "samples": 0}, r"samples is 0; it must be at least 1"),
-        ({"kind": "verdicts", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
-        ({"kind": "verdicts", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
-        ({"kind": "verdicts", "sampler": "policy", "probe": {"steps": 3}}, r"evaluations\.held\.probe: Probe needs learning_rate"),
+        ({"kind": "discriminator"}, r"evaluations\.held: evaluations: contrast on real rows alone say nothing"),
+        ({"kind": "discriminator", "sampler": "policy", "samples": 0}, r"samples is 0; it must be at least 1"),
+        ({"kind": "discriminator", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
+        ({"kind": "discriminator", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
+        ({"kind": "discriminator", "sampler": "policy", "probe": {"steps": 3}}, r"evaluations\.held\.probe: Probe needs learning_rate"),
     ],
 )
 def test_refused_with_a_sentence(fields, sentence):
@@ -256,7 +259,7 @@ def test_refused_with_a_sentence(fields, sentence):
 
 
 def test_refused_where_a_learner_is_missing_or_is_no_scorer():
-    with pytest.raises(ConfigError, match=r"evaluations\.held\.sampler: no learner 'polcy'\. Known: judge, policy\."):
+    with pytest.raises(ConfigError, match=r"evaluations\.held\.sampler: no learner 'polcy'\. Known: discriminator, policy\."):
         game(evaluations={"held": whole(sampler="polcy")})
     with pytest.raises(ConfigError, match=r"learner 'policy' is a policy; use head: score"):
         evaluated(whole(learner="policy"))

@@ -32,7 +32,7 @@ def ganpo(steps=2, sides=("chosen", "rejected"), preference=True, args=None, sta
         objectives["prefer"] = DPO(source="pairs")
     for side in sides:
         learners[f"reader_{side}"] = reader()
-        frozen[f"critic_{side}"] = Frozen(of=f"reader_{side}", ema=0.0)
+        frozen[f"critic_{side}"] = Frozen(learner=f"reader_{side}", ema=0.0)
         objectives[f"near_{side}"] = Latent(source="pairs", site=SITE, side=side, critic=f"critic_{side}")
         objectives[side] = Latent(source="pairs", site=SITE, side=side, role="discriminate", learner=f"reader_{side}")
     pairs = src.Pairs(data=DATA, limit=8, batch_size=4, differ="response")
@@ -49,7 +49,7 @@ def ganpo(steps=2, sides=("chosen", "rejected"), preference=True, args=None, sta
 def shaken(trainer, size=0.05):
     """Started, with the reference taken and the policy then moved away from it."""
     trainer.start()
-    for name in trainer.recipe.frozen:
+    for name in trainer.run_spec.frozen:
         trainer.copies.get(name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_nothing_depends_on_micro_batches_or_padding():
 
 def test_a_discriminator_learns_who_computed_the_states_and_the_policy_to_be_taken_for_the_other():
     """First a discriminator alone, of a policy that was shaken and stands still; then the policy alone, against that discriminator."""
-    stages = [Stage(steps=60, name="judge", objectives=("chosen",)), Stage(steps=25, name="follow", objectives=("near_chosen",))]
+    stages = [Stage(steps=60, name="discriminator", objectives=("chosen",)), Stage(steps=25, name="follow", objectives=("near_chosen",))]
     logs = shaken(ganpo(sides=("chosen",), preference=False, stages=stages), size=0.1).train(progress=False)
     assert sum(row["chosen/accuracy/real"] for row in logs[50:60]) / 10 > 0.9
     lead = [row["near_chosen/score/policy"] - row["near_chosen/score/real"] for row in logs[60:]]
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(change, message):
             learners=learners,
             sources=trainer_of.config["sources"],
             objectives=trainer_of.config["objectives"],
-            frozen=trainer_of.recipe.frozen,
+            frozen=trainer_of.run_spec.frozen,
         ).start()
 
 
@@ -261,8 +261,8 @@ def test_bad_terms_are_refused():
 
 
 def test_a_network_that_reads_tokens_is_no_discriminator_of_states():
-    term = Latent(source="pairs", site=SITE, role="discriminate", learner="judge")
-    learners = {"policy": policy(), "judge": policy(model="scratch:encoder-tiny?hidden_size=32", head="score")}
+    term = Latent(source="pairs", site=SITE, role="discriminate", learner="discriminator")
+    learners = {"policy": policy(), "discriminator": policy(model="scratch:encoder-tiny?hidden_size=32", head="score")}
     pairs = src.Pairs(data=DATA, limit=8, batch_size=4, differ="response")
     frozen = {"reference": Frozen(), "now": Frozen(ema=0.0)}
     trainer = Trainer(learners=learners, sources={"pairs": pairs}, objectives={"rank": term}, frozen=frozen)

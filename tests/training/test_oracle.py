@@ -17,7 +17,7 @@ from advalign.models import load
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.learner import Learner as Judged
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -51,16 +51,16 @@ class Draws:
         items = trainer.context.items
         demos = [(e.prompt, e.meta["response"]) for e in items["chat"]]
         groups = [(g.prompt_ids, g.example.prompt, [(r.response_ids, r.text, r.finished) for r in g.rollouts]) for g in items["write"]]
-        verdicts = [(v.prompt, v.text, v.finished, v.kind == 0) for v in items["verdicts"]]
-        self.seen.append((demos, groups, verdicts))
+        contrast = [(v.prompt, v.text, v.finished, v.kind == 0) for v in items["contrast"]]
+        self.seen.append((demos, groups, contrast))
 
 
 def trained(folder, seen):
-    policy, judge = (
+    policy, discriminator = (
         Learner(model=str(folder / name), head=head, max_length=32, learning_rate=RATE, dtype="float64") for name, head in HEADS
     )
     trainer = Trainer(
-        learners={"policy": policy, "judge": judge},
+        learners={"policy": policy, "discriminator": discriminator},
         sources={
             "chat": Demos(data=DATA, limit=20, batch_size=5),
             "write": Prompts(
@@ -68,16 +68,16 @@ def trained(folder, seen):
                 batch_size=3,
                 group_size=4,
                 sampling=Sampling(max_new_tokens=7),
-                rewards=[Judged(learner="judge")],
+                rewards=[Judged(learner="discriminator")],
                 advantage=Group(scale="none"),
             ),
-            "verdicts": Contrast(real="chat", sampled="write", perturb=Constraints(), batch_size=4),
+            "contrast": Contrast(real="chat", sampled="write", perturb=Constraints(), batch_size=4),
         },
         adversaries={"pgd": PGD(radius=0.1, steps=2, random_start=False)},
         objectives={
             "policy": GRPO(source="write"),
             "robust": SFT(source="chat", view="pgd", coef=0.5),
-            "judge": Discriminate(source="verdicts"),
+            "discriminator": Discriminate(source="contrast"),
         },
         # A small budget: the oracle sees whole batches, the engine several micro-batches.
         args=TrainingArguments(max_steps=STEPS, token_budget=60),
@@ -86,23 +86,23 @@ def trained(folder, seen):
     return trainer, trainer.train(progress=False)
 
 
-HEADS = (("policy", "policy"), ("judge", "score"))
+HEADS = (("policy", "policy"), ("discriminator", "score"))
 
 
-def batch(module, words, demos, groups, verdicts):
+def batch(module, words, demos, groups, contrast):
     """The draws of one step as the oracle's ids, made with the tokenizers alone."""
 
     def ids(text):
         return words["policy"](text)["input_ids"]
 
     def judged(prompt, text, finished):
-        row = words["judge"]([prompt], [text])["input_ids"][0]  # as a list: an empty text alone would be no second segment
+        row = words["discriminator"]([prompt], [text])["input_ids"][0]  # as a list: an empty text alone would be no second segment
         return row if finished else row[:-1]
 
     return module.Batch(
         demos=[(ids(prompt), [*ids(response), 2]) for prompt, response in demos],
         groups=[(prompt_ids, [response for response, _, _ in rollouts]) for prompt_ids, _, rollouts in groups],
-        verdicts=[(judged(prompt, text, finished), int(real)) for prompt, text, finished, real in verdicts],
+        contrast=[(judged(prompt, text, finished), int(real)) for prompt, text, finished, real in contrast],
         judged=[judged(prompt, text, finished) for _, prompt, rollouts in groups for _, text, finished in rollouts],
     )
 
@@ -119,25 +119,25 @@ def test_three_steps_end_at_the_oracles_parameters(tmp_path, double, model, tole
 
     module = oracle()
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float64)
-    judge = BertModel.from_pretrained(tmp_path / "judge", dtype=torch.float64)
+    discriminator = BertModel.from_pretrained(tmp_path / "discriminator", dtype=torch.float64)
     head = torch.nn.Linear(32, 1)
-    head.load_state_dict(load_file(tmp_path / "judge" / "scalar_head.safetensors"))
+    head.load_state_dict(load_file(tmp_path / "discriminator" / "scalar_head.safetensors"))
     words = {name: AutoTokenizer.from_pretrained(tmp_path / name) for name, _ in HEADS}
     optimizers = [
         torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0),
-        torch.optim.AdamW([*judge.parameters(), *head.parameters()], lr=RATE, weight_decay=0.0),
+        torch.optim.AdamW([*discriminator.parameters(), *head.parameters()], lr=RATE, weight_decay=0.0),
     ]
     start = {n: p.detach().clone() for n, p in policy.named_parameters()}
     for draws, logs in zip(seen.seen, history, strict=True):
-        logged = module.step(policy, judge, head, optimizers, batch(module, words, *draws))
-        assert logs["write/rewards/learner/mean"] == pytest.approx(logged["reward"], rel=tolerance, abs=tolerance)
-        assert logs["judge/loss"] == pytest.approx(logged["judge"], rel=tolerance)
+        logged = module.step(policy, discriminator, head, optimizers, batch(module, words, *draws))
+        assert logs["write/rewards/discriminator/mean"] == pytest.approx(logged["reward"], rel=tolerance, abs=tolerance)
+        assert logs["discriminator/loss"] == pytest.approx(logged["discriminator"], rel=tolerance)
 
-    mine = {"policy": policy, "judge": judge, "head": head}
+    mine = {"policy": policy, "discriminator": discriminator, "head": head}
     theirs = {
         "policy": trainer.learners["policy"].network.model,
-        "judge": trainer.learners["judge"].network.model,
-        "head": trainer.learners["judge"].network.scalar,
+        "discriminator": trainer.learners["discriminator"].network.model,
+        "head": trainer.learners["discriminator"].network.scalar,
     }
     for name in mine:
         for (parameter, a), b in zip(mine[name].named_parameters(), theirs[name].parameters(), strict=True):

@@ -45,7 +45,7 @@ def small():
     sources["write"]["group_size"] = 3
     # An untrained policy reaches no threshold. Two pools in four draws: the second is not that of the checkpoint.
     sources["best"] |= {"collect": 6, "group_size": 3, "threshold": None, "refresh": 3}
-    sources["past"] = {"kind": "replay", "of": "write", "batch_size": 3, "steps": 3, "advantage": {"kind": "group"}}
+    sources["past"] = {"kind": "replay", "learner": "write", "batch_size": 3, "steps": 3, "advantage": {"kind": "group"}}
     objectives["again"] = {"kind": "grpo", "source": "past"}
     for stage in described["stages"]:
         stage["steps"] = STEPS

@@ -10,10 +10,10 @@ from training.test_resume import assert_equal
 from advalign import Trainer, TrainingArguments, attacks
 from advalign import sources as src
 from advalign.errors import ConfigError
-from advalign.evaluation.target import GeneratorTarget
 from advalign.functional.logprobs import from_logits
 from advalign.objectives.lat import LAT
-from advalign.sources.pool import Pool
+from advalign.sources.persistent_suffixes import PersistentSuffixes
+from advalign.targets.target import GeneratorTarget
 from advalign.types import Example
 
 
@@ -27,7 +27,7 @@ def search(**fields):
 
 def run(steps=3, pool=None, **fields):
     """A trainer that defends a tiny policy against a pool; a learning rate of 0 keeps the weights where they are."""
-    given = Pool(**{"of": "harm", "attack": search(), "size": 4, "batch_size": 2, "reset_every": 1000, **(pool or {})})
+    given = PersistentSuffixes(**{"learner": "harm", "attack": search(), "size": 4, "batch_size": 2, "reset_every": 1000, **(pool or {})})
     model = policy(**{"max_length": 48, "learning_rate": 0.0, **fields})
     sources, objectives = {"harm": pairs(), "pool": given}, {"defend": LAT(source="pool")}
     return Trainer(learners={"policy": model}, sources=sources, objectives=objectives, args=TrainingArguments(max_steps=steps))
@@ -144,7 +144,7 @@ def test_what_an_attack_finds_does_not_depend_on_who_is_drawn_with_it():
         def __getattr__(self, name):
             return getattr(self._context, name)
 
-        def over(self, items, work):
+        def map_across_ranks(self, items, work):
             return [row for item in items for row in work([item])]
 
     (_, together), (_, apart) = started(), started()
@@ -179,10 +179,10 @@ def test_training_on_a_pool_withstands_searches_better_than_training_on_clean_pr
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Pool(of="harm", attack=attacks.Beast()), "gcg, tokens"),
-        (lambda: Pool(of="harm", attack=search(), size=4, batch_size=5), "holds 4"),
-        (lambda: Pool(of="harm", attack=search(), reset=1.5), "between 0 and 1"),
-        (lambda: Pool(of="harm", attack=search(), reset_every=0), "at least 1"),
+        (lambda: PersistentSuffixes(source="harm", attack=attacks.Beast()), "gcg, tokens"),
+        (lambda: PersistentSuffixes(source="harm", attack=search(), size=4, batch_size=5), "holds 4"),
+        (lambda: PersistentSuffixes(source="harm", attack=search(), reset=1.5), "between 0 and 1"),
+        (lambda: PersistentSuffixes(source="harm", attack=search(), reset_every=0), "at least 1"),
     ],
 )
 def test_nonsense_is_refused(build, words):
@@ -194,7 +194,7 @@ def test_nonsense_is_refused(build, words):
 def test_a_source_without_pairs_of_responses_is_refused(source):
     trainer = Trainer(
         learners={"policy": policy(max_length=48)},
-        sources={"harm": source, "pool": Pool(of="harm", attack=search(), size=2, batch_size=2)},
+        sources={"harm": source, "pool": PersistentSuffixes(source="harm", attack=search(), size=2, batch_size=2)},
         objectives={"defend": LAT(source="pool")},
         args=TrainingArguments(max_steps=1),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from games import DATA, game, imitation, judge, policy, same, spy, weights, write
+from games import DATA, discriminator, game, imitation, policy, same, spy, weights, write
 from made import network
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -214,7 +214,7 @@ def test_a_reference_in_half_precision_is_kept_as_it_was_computed():
 
 
 def reward_trainer(steps=1, model=None, **more):
-    learner = (judge if model == "encoder" else policy)(head="score", learning_rate=3e-3)
+    learner = (discriminator if model == "encoder" else policy)(head="score", learning_rate=3e-3)
     given = {
         "learners": {"reward": learner},
         "sources": {"taste": Pairs(data=DATA, limit=16, batch_size=8)},

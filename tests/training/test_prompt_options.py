@@ -240,7 +240,7 @@ def test_states_of_estimators_are_resumed(tmp_path):
     def run(steps, folder, resume=False):
         trainer = ppo()
         trainer.args = replace(trainer.args, max_steps=steps, output_dir=str(folder), save_steps=1)
-        trainer.recipe.stages[0] = replace(trainer.recipe.stages[0], steps=steps)
+        trainer.run_spec.stages[0] = replace(trainer.run_spec.stages[0], steps=steps)
         trainer.train(resume=resume, progress=False)
         return trainer
 

@@ -1,7 +1,7 @@
 """Every mistake is one sentence: where it is, what was given, what is allowed, and the nearest match."""
 
 import pytest
-from games import WORDS, chat, game, imitation, judge, policy, write
+from games import WORDS, chat, discriminator, game, imitation, policy, write
 
 from advalign import Evaluation, Frozen, Learner, Ramp, Stage, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE
@@ -15,8 +15,8 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rewards.function import Function
-from advalign.rewards.learner import Learner as Judged
 from advalign.sources.contrast import Contrast
 from advalign.sources.prompts import Prompts
 
@@ -31,19 +31,19 @@ AT_START = {
     ),
     "source": (
         lambda: game(objectives={"imitate": SFT(source="chta")}),
-        r"objectives.imitate.source: no source 'chta'. Known: chat, verdicts, write. Did you mean 'chat'\?",
+        r"objectives.imitate.source: no source 'chta'. Known: chat, contrast, write. Did you mean 'chat'\?",
     ),
     "learner": (
         lambda: game(objectives={"imitate": SFT(source="chat", learner="polcy")}),
-        r"objectives.imitate.learner: no learner 'polcy'. Known: judge, policy. Did you mean 'policy'\?",
+        r"objectives.imitate.learner: no learner 'polcy'. Known: discriminator, policy. Did you mean 'policy'\?",
     ),
     "rows": (
         lambda: game(objectives={"policy": GRPO(source="chat")}),
-        r"objectives.policy.source: GRPO reads RolloutRows, but source 'chat' yields DemoRows.",
+        r"objectives.policy.source: GRPO reads RolloutRows, but source 'chat' builds DemoRows.",
     ),
     "rows of a discriminator": (
-        lambda: game(objectives={"judge": Discriminate(source="write")}),
-        r"objectives.judge.source: Discriminate reads LabelRows, but source 'write' yields RolloutRows.",
+        lambda: game(objectives={"discriminator": Discriminate(source="write")}),
+        r"objectives.discriminator.source: Discriminate reads LabelRows, but source 'write' builds RolloutRows.",
     ),
     "warm-up of a constant rate": (
         lambda: imitation(model=policy(warmup_steps=5)),
@@ -55,19 +55,21 @@ AT_START = {
     ),
     "reference of kl": (
         lambda: game(objectives={"near": KL(source="write")}),
-        r"objectives.near: KL compares with the reference; add frozen: \{reference: \{of: policy\}\}.",
+        r"objectives.near: KL compares with the reference; add frozen: \{reference: \{learner: policy\}\}.",
     ),
     "reference of dpo": (
         lambda: game(objectives={"prefer": DPO(source="chat")}),
-        r"objectives.prefer.source: DPO reads PairRows, but source 'chat' yields DemoRows.",
+        r"objectives.prefer.source: DPO reads PairRows, but source 'chat' builds DemoRows.",
     ),
     "frozen of nobody": (
-        lambda: game(frozen={"reference": Frozen(of="polic")}),
-        r"frozen.reference.of: no learner 'polic'. Known: judge, policy. Did you mean 'policy'\?",
+        lambda: game(frozen={"reference": Frozen(learner="polic")}),
+        r"frozen.reference.learner: no learner 'polic'. Known: discriminator, policy. Did you mean 'policy'\?",
     ),
     "source of a source": (
-        lambda: game(sources={"chat": chat(), "verdicts": Contrast(real="chta")}, objectives={"judge": Discriminate(source="verdicts")}),
-        r"sources.verdicts: no source 'chta'. Known: chat, verdicts. Did you mean 'chat'\?",
+        lambda: game(
+            sources={"chat": chat(), "contrast": Contrast(real="chta")}, objectives={"discriminator": Discriminate(source="contrast")}
+        ),
+        r"sources.contrast: no source 'chta'. Known: chat, contrast. Did you mean 'chat'\?",
     ),
     "critic": (
         lambda: game(sources={"write": write(advantage=GAE())}, objectives={"policy": DAPO(source="write")}),
@@ -75,7 +77,7 @@ AT_START = {
     ),
     "objective of a stage": (
         lambda: game(stages=[Stage(name="warm", steps=1, objectives=("robst",))]),
-        r"stages.warm.objectives: no objective 'robst'. Known: judge, policy, robust. Did you mean 'robust'\?",
+        r"stages.warm.objectives: no objective 'robst'. Known: discriminator, policy, robust. Did you mean 'robust'\?",
     ),
     "set on a source": (
         lambda: game(stages=[Stage(name="warm", steps=1, set={"sources.chat.batch_size": 2})]),
@@ -91,7 +93,7 @@ AT_START = {
     ),
     "schedule of nothing": (
         lambda: game(schedules={"objectives.robst.coef": Ramp(start=1.0, end=2.0)}),
-        r"schedules: no entry 'robst'. Known: judge, policy, robust. Did you mean 'robust'\?",
+        r"schedules: no entry 'robst'. Known: discriminator, policy, robust. Did you mean 'robust'\?",
     ),
     "schedule below a number": (
         lambda: game(schedules={"objectives.robust.coef.high": Ramp(start=1.0, end=2.0)}),
@@ -103,7 +105,7 @@ AT_START = {
     ),
     "divergence from zero": (
         lambda: imitation(
-            objectives={"agree": Consistency(source="chat", view="pgd", of="tokens")}, adversaries={"pgd": PGD(random_start=False)}
+            objectives={"agree": Consistency(source="chat", view="pgd", output="tokens")}, adversaries={"pgd": PGD(random_start=False)}
         ),
         r"objectives.agree: the gradient of a divergence is zero at delta = 0, so adversary 'pgd' would never move",
     ),
@@ -123,7 +125,7 @@ IN_THE_RUN = {
     "reward of nobody": (
         lambda: game(sources={"write": write(rewards=[Judged(learner="jugde")])}, objectives={"policy": GRPO(source="write")}),
         ConfigError,
-        r"sources.write.rewards.0.learner: no learner 'jugde'. Known: judge, policy. Did you mean 'judge'\?",
+        r"sources.write.rewards.0.learner: no learner 'jugde'. Known: discriminator, policy. Did you mean 'discriminator'\?",
     ),
     "reward that throws": (
         lambda: rewarded(lambda completions: 1 / 0),
@@ -147,7 +149,7 @@ IN_THE_RUN = {
     ),
     "tokenizers": (
         lambda: game(
-            learners={"policy": policy(), "judge": judge(), "student": policy(tokenizer={**WORDS, "kind": "characters"})},
+            learners={"policy": policy(), "discriminator": discriminator(), "student": policy(tokenizer={**WORDS, "kind": "characters"})},
             objectives={"copy": GRPO(source="write", learner="student")},
         ),
         ConfigError,
@@ -155,7 +157,8 @@ IN_THE_RUN = {
     ),
     "value without returns": (
         lambda: game(
-            learners={"policy": policy(), "judge": judge(), "critic": policy(head="value")}, objectives={"value": Value(source="write")}
+            learners={"policy": policy(), "discriminator": discriminator(), "critic": policy(head="value")},
+            objectives={"value": Value(source="write")},
         ),
         ConfigError,
         r"objectives.value: source 'write' estimates no returns; give it `advantage: \{kind: gae\}`.",
@@ -176,9 +179,11 @@ IN_THE_RUN = {
         r"learners.policy.tokenizer: a tokenizer from scratch needs data",
     ),
     "evaluation of nobody": (
-        lambda: imitation(evaluations={"held": Evaluation(data="task:constraints", learner="judge")}, args=TrainingArguments(eval_steps=1)),
+        lambda: imitation(
+            evaluations={"held": Evaluation(data="task:constraints", learner="discriminator")}, args=TrainingArguments(eval_steps=1)
+        ),
         ConfigError,
-        r"evaluations.held.learner: no learner 'judge'. Known: policy.",
+        r"evaluations.held.learner: no learner 'discriminator'. Known: policy.",
     ),
 }
 
@@ -219,4 +224,4 @@ def test_a_run_stops_with_a_sentence(case):
 def test_sources_that_wait_for_each_other_are_refused():
     sources = {"a": Contrast(real="b"), "b": Contrast(real="a")}
     with pytest.raises(ConfigError, match=r"sources.a: it waits for itself \(a -> b -> a\)."):
-        game(sources=sources, objectives={"judge": Discriminate(source="a")}).train(progress=False)
+        game(sources=sources, objectives={"discriminator": Discriminate(source="a")}).train(progress=False)

@@ -24,18 +24,18 @@ from advalign.training import checkpoint
 from advalign.training.logs import read
 
 # The game of the whole machine: a reward that is a learner, several updates per draw, an attack, a reference, dropout and
-# replay in the judge, an average of the policy, a ramp, and a stage that a metric ends (always after step 3).
+# replay in the discriminator, an average of the policy, a ramp, and a stage that a metric ends (always after step 3).
 GAME = """
 learners:
   policy: {model: "scratch:tiny?hidden_size=32", tokenizer: &words {kind: words, data: "task:constraints"}, max_length: 32,
            learning_rate: 1.0e-3, minibatches: 2, epochs: 2, lr_scheduler_type: linear}
-  judge:  {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: *words, max_length: 32, learning_rate: 1.0e-3,
+  discriminator:  {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: *words, max_length: 32, learning_rate: 1.0e-3,
            updates: 2, options: {dropout: 0.1}}
 sources:
   chat:     {kind: demos, data: "task:constraints", limit: 20, batch_size: 4}
   write:    {kind: prompts, data: "task:constraints", batch_size: 4, group_size: 3, sampling: {max_new_tokens: 6},
-             rewards: [{kind: learner, learner: judge}, {kind: function, fn: hold.nothing}], advantage: {kind: group, scale: none}}
-  verdicts: {kind: contrast, real: chat, sampled: write, perturb: constraints, batch_size: 6, replay: 0.5}
+             rewards: [{kind: discriminator, learner: discriminator}, {kind: function, fn: hold.nothing}], advantage: {kind: group, scale: none}}
+  contrast: {kind: contrast, real: chat, sampled: write, perturb: constraints, batch_size: 6, replay: 0.5}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 2}
 objectives:
@@ -43,15 +43,15 @@ objectives:
   policy:  {kind: grpo, source: write}
   near:    {kind: kl, source: write, coef: 0.1}
   robust:  {kind: sft, source: chat, view: pgd, coef: 0.5}
-  judge:   {kind: discriminate, source: verdicts}
+  discriminator:   {kind: discriminate, source: contrast}
 frozen:
-  reference: {of: policy}
-  mean:      {of: policy, ema: 0.9}
+  reference: {learner: policy}
+  mean:      {learner: policy, ema: 0.9}
 schedules:
   objectives.robust.coef: {start: 0.1, end: 0.5, steps: 10}
 stages:
-  - {name: warm, steps: 6, objectives: [imitate, judge], until: {metric: judge/accuracy, above: 0.0, after: 3}}
-  - {name: mix, steps: 9, objectives: [policy, near, robust, judge]}
+  - {name: warm, steps: 6, objectives: [imitate, discriminator], until: {metric: discriminator/accuracy, above: 0.0, after: 3}}
+  - {name: mix, steps: 9, objectives: [policy, near, robust, discriminator]}
 evaluations:
   heldout: {data: "task:constraints", number: 4, sampling: {max_new_tokens: 6}}
 args: {save_steps: 4, eval_steps: 4, seed: 3}
@@ -135,7 +135,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     assert {e["policy/ratio"] for e in log[3:]} != {1.0}  # several updates per draw: clipping is at work
     assert (whole / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
     a, b = whole / f"checkpoint-{ALL}", broken / f"checkpoint-{ALL}"
-    weights = ["frozen.mean", "frozen.reference", "learner.judge", "learner.policy"]
+    weights = ["frozen.mean", "frozen.reference", "learner.discriminator", "learner.policy"]
     assert sorted(p.stem for p in a.glob("*.safetensors")) == weights
     for name in weights:
         assert (a / f"{name}.safetensors").read_bytes() == (b / f"{name}.safetensors").read_bytes(), name
@@ -227,7 +227,7 @@ def test_a_half_written_line_of_the_log_is_dropped(saved, tmp_path):
 
 
 def test_a_frozen_copy_is_read_back_as_it_was(tmp_path):
-    terms = {"near": Consistency(source="chat", against="start", of="tokens")}
+    terms = {"near": Consistency(source="chat", against="start", output="tokens")}
     options = {"terms": terms, "frozen": {"start": Frozen()}}
     trainer = small(tmp_path, **options)
     trainer.train(progress=False)

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from games import SHORT, WORDS, game, judge, policy, spy, write
+from games import SHORT, WORDS, discriminator, game, policy, spy, write
 from made import network
 
 from advalign import TrainingArguments, config, plugins
 from advalign.advantages.group import Group
 from advalign.advantages.leave_one_out import LeaveOneOut
-from advalign.engine import keys
+from advalign.engine import rng
 from advalign.errors import AdvalignError, ConfigError, RewardError
 from advalign.objectives._policy import Correction
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
+from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rewards.function import Function
-from advalign.rewards.learner import Learner as Judged
 from advalign.rewards.length import Length
 from advalign.sources import _rollouts
 from advalign.sources.rejection import Rejection
@@ -43,12 +43,12 @@ class Scripted:
         self.sources, self.items, self.updates, self.asked = {}, {}, 0, []
 
     def random(self, *key):
-        return keys.rng(self.seed, *key)
+        return rng.rng(self.seed, *key)
 
     def source(self, name):
         return self.sources[name]
 
-    def drawn(self, name):
+    def current_items(self, name):
         return self.items.get(name)
 
     def version(self, learner):
@@ -97,7 +97,7 @@ def replaying(context=None, **fields):
     """A started replay of a source that draws two groups "<step>a", "<step>b" per step, three updates after the last."""
     context = context or Scripted()
     context.sources.setdefault("write", SimpleNamespace(config=write()))
-    runtime = Replay(**{"of": "write", "advantage": CENTRED, "batch_size": 100, **fields}).start(context, "past")
+    runtime = Replay(**{"learner": "write", "advantage": CENTRED, "batch_size": 100, **fields}).start(context, "past")
 
     def step(number, seen=True):
         context.updates = 3 * number
@@ -200,14 +200,14 @@ def test_replay_refuses_in_a_sentence():
     _, step, _ = replaying()
     with pytest.raises(ConfigError, match=r"^sources.past: no draw of 'write' is left to replay and no active objective reads it; .*\.$"):
         step(0, seen=False)
-    with pytest.raises(ConfigError, match=r"^sources.past.learner: 'judge' given, but source 'write' is sampled by 'policy'\.$"):
-        replaying(learner="judge")
+    with pytest.raises(ConfigError, match=r"^sources.past.learner: 'discriminator' given, but source 'write' is sampled by 'policy'\.$"):
+        replaying(learner="discriminator")
     context = Scripted()
     context.sources["write"] = SimpleNamespace(config=Rejection(data="task:constraints", rewards=[Function(fn=len)]))
-    with pytest.raises(ConfigError, match=r"^sources.past.of: source 'write' yields DemoRows; only rollouts can be replayed\.$"):
+    with pytest.raises(ConfigError, match=r"^sources.past.source: source 'write' builds DemoRows; only rollouts can be replayed\.$"):
         replaying(context)
     with pytest.raises(ConfigError, match=r"^sources.replay.steps: got 0, must be at least 1\.$"):
-        Replay(of="write", advantage=CENTRED, steps=0)
+        Replay(source="write", advantage=CENTRED, steps=0)
 
 
 def rated(**fields):
@@ -225,7 +225,7 @@ def slow_logprobs(net, prompt, response):
 
 @pytest.mark.usefixtures("double")
 def test_the_ratio_of_replayed_rows_is_now_over_then_and_that_of_fresh_rows_is_one(monkeypatch):
-    sources = {"write": rated(batch_size=2), "past": Replay(of="write", advantage=CENTRED, batch_size=2, steps=1)}
+    sources = {"write": rated(batch_size=2), "past": Replay(source="write", advantage=CENTRED, batch_size=2, steps=1)}
     objectives = {"fresh": GRPO(source="write"), "old": GRPO(source="past", clip_low=1.0, clip_high=1e9)}
     trainer = game(learners={"policy": policy(learning_rate=1e-2)}, sources=sources, objectives=objectives, adversaries={})
     trainer.start()
@@ -260,7 +260,7 @@ def test_the_ratio_of_replayed_rows_is_now_over_then_and_that_of_fresh_rows_is_o
 
 
 def test_several_updates_per_draw_annotate_fresh_rows_and_keep_what_replayed_rows_brought(monkeypatch):
-    sources = {"write": rated(), "past": Replay(of="write", advantage=CENTRED)}
+    sources = {"write": rated(), "past": Replay(source="write", advantage=CENTRED)}
     objectives = {"fresh": GRPO(source="write"), "old": GRPO(source="past")}
     trainer = game(learners={"policy": policy(epochs=2)}, sources=sources, objectives=objectives, adversaries={})
     seen = []
@@ -316,7 +316,7 @@ def test_a_list_of_rewards_is_summed_and_a_group_column_goes_before_the_prompt()
         {"question": "a :", "answer": "e", "scores": [1, 0.75], "trial": 2},
     ]
     columns = {"reward": "scores", "group": "trial", "response": "answer"}
-    # Sums (1.5, 0.5) and (0.25, 1.75): means 1 and 1.
+    # MetricAccumulator (1.5, 0.5) and (0.25, 1.75): means 1 and 1.
     assert advantages(*offline(data, columns=columns)) == pytest.approx({"b": 0.5, "c": -0.5, "d": -0.75, "e": 0.75}, abs=1e-6)
     wrong = [*data, {"question": "b :", "answer": "e", "scores": [1, 0], "trial": 2}]
     with pytest.raises(ConfigError, match=r"^sources.past: row '5' is in group '2' with another prompt; a group answers one prompt\.$"):
@@ -573,12 +573,12 @@ def test_rejection_before_its_first_draw_has_a_state_too():
 
 
 def test_a_rejection_scores_with_the_judge_before_its_update():
-    best = Rejection(data="task:constraints", rewards=[Judged(learner="judge")], collect=4, group_size=3, sampling=SHORT)
+    best = Rejection(data="task:constraints", rewards=[Judged(learner="discriminator")], collect=4, group_size=3, sampling=SHORT)
     trainer = game()
     sources = trainer.config["sources"] | {"best": best}
     objectives = trainer.config["objectives"] | {"distil": SFT(source="best")}
-    # The judge is the first learner, makes its update first, and must not have made it when it scores.
-    trainer = game(learners={"judge": judge(updates=2), "policy": policy()}, sources=sources, objectives=objectives)
+    # The discriminator is the first learner, makes its update first, and must not have made it when it scores.
+    trainer = game(learners={"discriminator": discriminator(updates=2), "policy": policy()}, sources=sources, objectives=objectives)
     for step in range(2):
         trainer.training_step() if step else (trainer.start(), trainer.training_step())
         rollouts = [r for g in trainer.context.items["best"] for r in g.rollouts]
@@ -624,8 +624,8 @@ def test_rejection_refuses_zeros(field):
 def test_a_group_is_the_same_after_json():
     given = group("a :", version=4, offpolicy=True)
     given.baseline = 1 / 3
-    again = _rollouts.recalled(json.loads(json.dumps(_rollouts.plain(given))))
-    assert again == _rollouts.bare(given)
+    again = _rollouts.from_json(json.loads(json.dumps(_rollouts.to_json(given))))
+    assert again == _rollouts.without_verifier(given)
     assert again != given  # the verifier and the loose columns are gone, and nothing else
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from games import chat, game, imitation, judge, policy, spy, write
+from games import chat, discriminator, game, imitation, policy, spy, write
 
 from advalign import Evaluation, Frozen, Sampling, TrainingArguments
 from advalign.advantages.gae import GAE
@@ -26,27 +26,29 @@ from advalign.types import RolloutRows
 # ------------------------------------------------------------------------------------------------ order and isolation
 
 
-@pytest.mark.parametrize("order", [("policy", "judge"), ("judge", "policy")])
+@pytest.mark.parametrize("order", [("policy", "discriminator"), ("discriminator", "policy")])
 def test_a_reward_comes_from_the_judge_before_its_update(order):
-    learners = {"policy": policy(minibatches=2, epochs=2), "judge": judge(updates=3)}
+    learners = {"policy": policy(minibatches=2, epochs=2), "discriminator": discriminator(updates=3)}
     trainer = game(learners={name: learners[name] for name in order})
     trainer.start()
     for step in range(2):
-        before = copy.deepcopy(trainer.learners["judge"].network)
+        before = copy.deepcopy(trainer.learners["discriminator"].network)
         trainer.training_step()
         groups = trainer.context.items["write"]
         rollouts = [r for g in groups for r in g.rollouts]
         assert len(rollouts) == 4 * 3
-        # 2 minibatches x 2 epochs per step of the policy, 3 draws per step of the judge.
+        # 2 minibatches x 2 epochs per step of the policy, 3 draws per step of the discriminator.
         assert {r.policy_version for r in rollouts} == {4 * step}
         assert {tuple(r.reward_versions) for r in rollouts} == {(3 * step,)}
         prompts = [g.example.prompt for g in groups for _ in g.rollouts]
         texts, finished = [r.text for r in rollouts], [r.finished for r in rollouts]
         given = torch.tensor([r.rewards[0] for r in rollouts], dtype=torch.float64)
-        then, now = (torch.tensor(scores(n, prompts, texts, finished, 8192)).double() for n in (before, trainer.learners["judge"].network))
+        then, now = (
+            torch.tensor(scores(n, prompts, texts, finished, 8192)).double() for n in (before, trainer.learners["discriminator"].network)
+        )
         assert torch.allclose(given, then, rtol=0, atol=1e-6)
         assert not torch.allclose(given, now, rtol=0, atol=1e-4)
-    assert [trainer.learners[name].version for name in ("policy", "judge")] == [8, 6]
+    assert [trainer.learners[name].version for name in ("policy", "discriminator")] == [8, 6]
 
 
 def test_an_update_moves_one_learner_and_leaves_the_others_weights_and_gradients(monkeypatch):
@@ -70,12 +72,12 @@ def test_an_update_moves_one_learner_and_leaves_the_others_weights_and_gradients
     spy(monkeypatch, before, after)
     trainer.training_step()
     trainer.training_step()
-    assert seen == [("policy", ["policy"]), ("judge", ["judge"])] * 2
+    assert seen == [("policy", ["policy"]), ("discriminator", ["discriminator"])] * 2
 
 
 def test_the_judge_reads_real_perturbed_and_generated_rows(monkeypatch):
     seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["verdicts"]) if "verdicts" in rows else None)
+    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["contrast"]) if "contrast" in rows else None)
     trainer = game()
     trainer.train(progress=False)
     for rows in seen:
@@ -94,7 +96,7 @@ def test_one_update_per_draw_has_ratio_exactly_one_and_several_move_it():
     spread = {"clip_low": 1e-4, "clip_high": 1e-4}
     for fields in ({"minibatches": 2}, {"epochs": 3}, {"updates": 2}):
         objectives = {"policy": GRPO(source="write", **spread)}
-        several = game(learners={"policy": policy(**fields), "judge": judge()}, objectives=objectives).train(progress=False)
+        several = game(learners={"policy": policy(**fields), "discriminator": discriminator()}, objectives=objectives).train(progress=False)
         assert all(entry["policy/ratio"] != 1.0 and entry["policy/approx_kl"] > 0 for entry in several), fields
         assert all(entry["policy/clip_fraction"] > 0 for entry in several), fields
 
@@ -112,7 +114,7 @@ def test_minibatches_keep_groups_and_pairs_whole_and_cover_the_draw(monkeypatch)
     seen = []
     spy(monkeypatch, before=lambda runtime, rows: seen.append(rows) if runtime.name == "policy" else None)
     trainer = Trainer(
-        learners={"policy": policy(minibatches=3, epochs=2), "judge": judge()},
+        learners={"policy": policy(minibatches=3, epochs=2), "discriminator": discriminator()},
         sources={"write": write(batch_size=4), "taste": Pairs(data="task:constraints", limit=8, batch_size=5)},
         objectives={"policy": GRPO(source="write"), "prefer": DPO(source="taste")},
         frozen={"reference": Frozen()},
@@ -179,7 +181,7 @@ def test_a_strong_kl_holds_the_policy_near_the_reference():
     assert distance(10.0) < 0.7 * distance(1e-6)
 
 
-# --------------------------------------------------------------------------------------------- rewards that cannot judge
+# --------------------------------------------------------------------------------------------- rewards that cannot discriminator
 
 
 def test_an_abstaining_reward_removes_the_row_and_is_counted(monkeypatch):

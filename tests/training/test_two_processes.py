@@ -15,7 +15,7 @@ from advalign import TrainingArguments
 from advalign.errors import ConfigError
 from advalign.models import load
 from advalign.objectives.gradient_penalty import GradientPenalty
-from advalign.training import processes
+from advalign.training import distributed
 
 pytestmark = pytest.mark.slow
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_spread_is_refused():
     with pytest.raises(ConfigError, match=r"args\.distributed: .*'fdsp'.*Did you mean 'fsdp'"):
         TrainingArguments(distributed="fdsp")
     with pytest.raises(ConfigError, match=r"objectives\.slope: GradientPenalty differentiates twice"):
-        processes.refuse(2, True, {}, {"slope": GradientPenalty(source="verdicts")})
-    processes.refuse(2, False, {}, {"slope": GradientPenalty(source="verdicts")})
+        distributed.refuse(2, True, {}, {"slope": GradientPenalty(source="contrast")})
+    distributed.refuse(2, False, {}, {"slope": GradientPenalty(source="contrast")})
     with pytest.raises(ConfigError, match=r"sources\.write\.ahead: 1 given, and 2 processes"):
-        processes.refuse(2, False, {"write": SimpleNamespace(ahead=1)}, {})
-    assert processes.sharding(Accelerator(), TrainingArguments(distributed="fsdp")) is None  # one process holds everything
+        distributed.refuse(2, False, {"write": SimpleNamespace(ahead=1)}, {})
+    assert distributed.sharding(Accelerator(), TrainingArguments(distributed="fsdp")) is None  # one process holds everything

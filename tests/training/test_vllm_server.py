@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/completions":
             self._answer({"choices": self._choices(body)})
         else:
-            self._answer({"detail": "Not Found"}, 404)
+            self._answer({"detail": "Not AdversarialPrompts"}, 404)
 
     def _choices(self, body):
         assert (body["ignore_eos"], body["stop_token_ids"], body["return_token_ids"], body["logprobs"]) == (True, [2], True, 0)
@@ -192,7 +192,8 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path):
     ):
         engine.sync(net, 1)
     with pytest.raises(
-        RolloutError, match=r'^rollout\.url: http\S+/v1/nothing answered 404 \(\{"detail": "Not Found"\}\); docs/rollouts\.md shows'
+        RolloutError,
+        match=r'^rollout\.url: http\S+/v1/nothing answered 404 \(\{"detail": "Not AdversarialPrompts"\}\); docs/rollouts\.md shows',
     ):
         engine.state.backend._ask("/v1/nothing", {})
     with pytest.raises(

@@ -1,0 +1,124 @@
+"""Two models under the same attacks on the same examples: paired differences, with intervals and tests that know they are paired."""
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advalign.errors import ConfigError
+from advalign.evaluation.reports.report import Report
+from advalign.functional.intervals import mcnemar, paired_bootstrap
+from advalign.types import AttackResult
+
+NOTE = (
+    "Accuracy on the examples that could be judged for both. Difference: second minus first, its interval from resampling examples in "
+    "pairs; p: McNemar's exact test that both err equally often. Tests are not corrected for their number: the worst case is the one "
+    "to decide by."
+)
+RIGHT = {"failed": True, "over_budget": True, "succeeded": False, "skipped": False}
+BROKEN = {status for status, right in RIGHT.items() if not right}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One line per attack, and one each for clean answers and the worst case."""
+
+    names: tuple[str, str]
+    rows: Sequence[Mapping[str, Any]]
+
+    def report(self) -> Report:
+        first, second = self.names
+        report = Report(f"{second} against {first}", "the same attacks on the same examples")
+        report.table([_line(row, self.names) for row in self.rows], note=NOTE)
+        bars = [{"label": r["under"], "value": r["difference"], "low": r["low"], "high": r["high"]} for r in self.rows]
+        title = f"By how much {second} is more often right"
+        return report.bars(bars, title=title, x_label="difference in accuracy", note="Paired bootstrap over examples, 95 %.")
+
+    def markdown(self) -> str:
+        return self.report().markdown()
+
+    def row(self, under: str) -> Mapping[str, Any]:
+        return next(r for r in self.rows if r["under"] == under)
+
+
+def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names: tuple[str, str] = ("first", "second")) -> Comparison:
+    """Compare what two runs of one suite found."""
+    a, b = _table(first), _table(second)
+    shared = [name for name in a if name in b]
+    if not shared:
+        raise ConfigError(
+            f"compare: no attack in common; {names[0]} has {', '.join(a) or 'none'}, {names[1]} has {', '.join(b) or 'none'}."
+        )
+    rows = []
+    for name, left, right in [("clean", _clean(first), _clean(second)), *((n, a[n], b[n]) for n in shared)]:
+        rows.append(_row(name, left, right, names))
+    rows.append(_row("worst case", _worst(first, shared), _worst(second, shared), names))
+    return Comparison(names=names, rows=rows)
+
+
+def folders(first: str | Path, second: str | Path) -> Comparison:
+    """Compare two folders that `advalign eval --output` wrote."""
+    names = (Path(first).name, Path(second).name)
+    if names[0] == names[1]:
+        names = (str(first), str(second))
+    return results(_read(first), _read(second), names)
+
+
+def _read(folder: str | Path) -> list[AttackResult]:
+    path = Path(folder) / "results.jsonl"
+    if not path.is_file():
+        raise ConfigError(
+            f"compare: {folder} holds no results.jsonl; give a folder that advalign eval --output wrote, or --suite for models."
+        )
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [AttackResult(**json.loads(line)) for line in lines if line]
+
+
+def _table(found: Sequence[AttackResult]) -> dict[str, dict[str, bool]]:
+    """{attack: {example: right under attack}}, without what nobody could judge."""
+    table: dict[str, dict[str, bool]] = {}
+    for r in found:
+        row = table.setdefault(r.attack, {})
+        if r.status in RIGHT:
+            row[r.example] = RIGHT[r.status]
+    return table
+
+
+def _clean(found: Sequence[AttackResult]) -> dict[str, bool]:
+    return {r.example: r.status != "skipped" for r in found if r.status in RIGHT}
+
+
+def _worst(found: Sequence[AttackResult], attacks: Collection[str]) -> dict[str, bool]:
+    """Right, and broken by none of `attacks`, as a suite counts its worst case. One that nobody could judge is left out unless another
+    attack broke the example; an attack that was not run on it says nothing."""
+    statuses: dict[str, set[str]] = {}
+    for r in found:
+        if r.attack in attacks:
+            statuses.setdefault(r.example, set()).add(r.status)
+    told = {name: seen for name, seen in statuses.items() if seen & BROKEN or (seen & RIGHT.keys() and "undetermined" not in seen)}
+    return {name: not seen & BROKEN for name, seen in told.items()}
+
+
+def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], names: tuple[str, str]) -> dict[str, Any]:
+    shared = [name for name in a if name in b]
+    row: dict[str, Any] = {"under": under, "n": len(shared)}
+    if not shared:
+        return row | dict.fromkeys(("first", "second", "difference", "low", "high", "p"), math.nan)
+    first, second = (torch.tensor([side[name] for name in shared]) for side in (a, b))
+    difference, low, high = paired_bootstrap(second.double(), first.double())
+    row |= {"first": first.double().mean().item(), "second": second.double().mean().item()}
+    row |= {"difference": difference, "low": low, "high": high, "p": mcnemar(first, second)}
+    return row | {"only first": int((first & ~second).sum()), "only second": int((second & ~first).sum())}
+
+
+def _line(row: Mapping[str, Any], names: tuple[str, str]) -> dict[str, Any]:
+    line = {"under": row["under"], names[0]: row["first"], names[1]: row["second"], "difference": row["difference"]}
+    line |= {"95 % interval": f"{row['low']:+.3f}\u00a0–\u00a0{row['high']:+.3f}", "p": row["p"], "n": row["n"]}
+    return line | {f"only {name}": row.get(f"only {side}", 0) for name, side in zip(names, ("first", "second"), strict=True)}
+
+
+__all__ = ["Comparison", "folders", "results"]

@@ -1,0 +1,69 @@
+"""What an objective declares: one line of `loss = sum_k coef_k objective_k(source_k | view_k)`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from advalign.types import Losses, Outputs, Rows, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """Abstract base of every objective. It does not know whether its view was attacked, and it never averages."""
+
+    source: str
+    """Name of the source whose rows it reads."""
+    view: str = "clean"
+    """How the model is run on them: `clean`, an adversary or a frozen copy, by name."""
+    learner: str = "policy"
+    """Name of the learner whose loss it is a summand of."""
+    coef: float = 1.0
+    """What its loss is multiplied by; 0 switches it off."""
+
+    row_types: ClassVar[tuple[type[Rows], ...]] = ()
+    """Row containers it reads; a source that builds another is refused. Empty: any."""
+    annotations: ClassVar[frozenset[str]] = frozenset()
+    """Columns that are computed once per draw and that it reads: old_logprobs, old_entropy, ref_logprobs, values, anchor."""
+    is_divergence: ClassVar[bool] = False
+    """Compares its view with another view of the same rows, so its gradient is zero at a zero edit."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The annotations this object needs: those of its class, and those of its options."""
+        return self.annotations
+
+    @property
+    def interval(self) -> int:
+        """It is active in every so many steps of a stage, and multiplies its own losses by that number."""
+        return 1
+
+    @property
+    def exact_old(self) -> bool:
+        """Whether old_logprobs are read even where they equal the present ones (one update per draw)."""
+        return False
+
+    @property
+    def assumes_current_sampler(self) -> bool:
+        """Whether rows sampled by older weights bias it: it weighs tokens by a ratio to the sampler, and nothing corrects that."""
+        return False
+
+    @property
+    def bundle(self) -> str:
+        """What must not be split over micro-batches: "row" (pairs always stay together), or "group"."""
+        return "row"
+
+    @property
+    @abstractmethod
+    def reads(self) -> Mapping[str, frozenset[str]]:
+        """{view: names of the `Outputs` fields it reads there}."""
+
+    @abstractmethod
+    def weights(self, rows: Any) -> Weights:
+        """Weights of the unreduced losses over the rows of a WHOLE update; no model is needed for them."""
+
+    @abstractmethod
+    def losses(self, rows: Any, views: Mapping[str, Outputs]) -> Losses:
+        """Unreduced losses of some rows, first axis rows (or pairs), in the shape of the weights."""

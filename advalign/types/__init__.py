@@ -1,0 +1,37 @@
+"""Containers. Axes: B rows, T tokens, V vocabulary, D hidden, C classes, R rewards, P pairs, G rollouts per prompt, N deltas.
+
+Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = V(ids[<t])`. Rows are right padded.
+"""
+
+from advalign.types.attacks import AttackResult, Budget, Proposal
+from advalign.types.edits import Edit, ThreatModel
+from advalign.types.losses import Losses, Weights
+from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
+from advalign.types.rollouts import Example, Rollout, RolloutGroup, Sampling
+from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, RolloutRows, Rows, Tokens, fit
+
+__all__ = [
+    "AttackResult",
+    "Budget",
+    "DemoRows",
+    "Distribution",
+    "Edit",
+    "Example",
+    "FeedbackRows",
+    "LabelRows",
+    "Losses",
+    "NEEDS",
+    "Outputs",
+    "PairRows",
+    "Proposal",
+    "Rollout",
+    "RolloutGroup",
+    "RolloutRows",
+    "Rows",
+    "Sampling",
+    "ScoreReader",
+    "ThreatModel",
+    "Tokens",
+    "Weights",
+    "fit",
+]
