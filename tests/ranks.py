@@ -10,7 +10,7 @@ from made import demos, gradients, learner, network, rollouts
 from safetensors.torch import save_file
 
 from advalign.adversaries.pgd import PGD
-from advalign.engine.micro import deal, split_groups
+from advalign.engine.micro import partition, split_groups
 from advalign.engine.plan import plan
 from advalign.objectives.kl import KL
 from advalign.objectives.ppo import PPO
@@ -49,7 +49,7 @@ def share(net, case: Case, rank: int | None = None):
 
 
 def num_micros(case: Case) -> tuple[int, ...]:
-    return tuple(map(len, deal(share(network(), case), case.budget, parts=WORLD)))
+    return tuple(map(len, partition(share(network(), case), case.budget, parts=WORLD)))
 
 
 def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str, float]]:

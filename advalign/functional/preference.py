@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from advalign.functional.logprobs import zero_off_target
+
 CERTAIN = -1e-7  # a mean log-probability is kept below this: at 0 the odds are infinite
 
 

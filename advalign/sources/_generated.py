@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Context
+from advalign.interfaces import Context, Source
 from advalign.types import Example, RolloutGroup
 
 MATCHES = ("none", "prompt")
@@ -17,7 +17,7 @@ Text = tuple[str, str, bool]  # prompt, text, finished
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
+class Generated(Source):
     """Abstract base: which rows of the source `sampled` are negatives.
 
     match: "prompt" takes the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of

@@ -72,6 +72,10 @@ class Contrast(LengthMatched, Generated):
     def depends_on(self) -> tuple[str, ...]:
         return tuple(name for name in (self.real, self.sampled) if name)
 
+    @property
+    def draw_size(self) -> int:
+        return self.batch_size
+
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 

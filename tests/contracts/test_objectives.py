@@ -43,7 +43,7 @@ from advalign.objectives.sapo import SAPO
 from advalign.objectives.sft import SFT
 from advalign.objectives.simpo import SimPO
 from advalign.objectives.target import TargetString as Target
-from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, Reader, RolloutRows, Tokens, fit
+from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, ScoreReader, RolloutRows, Tokens, fit
 
 B, T, V, D = 8, 7, 5, 3
 
@@ -152,7 +152,7 @@ def views(leaves: dict[tuple[str, str], torch.Tensor]) -> dict[str, Outputs]:
         if name.startswith("hidden:"):
             each.setdefault("hidden", {})[name.removeprefix("hidden:")] = x
         elif name == "reader":
-            each[name] = Reader(score=partial(mean_along, x.detach()))
+            each[name] = ScoreReader(score=partial(mean_along, x.detach()))
         else:
             each[name] = Distribution(hidden=x, head=lambda h: h @ HEAD.t()) if name == "distribution" else x
     return {view: Outputs(**each) for view, each in found.items()}

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from advalign.models import Network, load
 from advalign.targets import prefix as _prefix
-from advalign.targets.prefix import Prefix
+from advalign.targets.prefix import CachedPrefix
 from advalign.targets.target import GeneratorTarget
 from advalign.types import Example
 
@@ -68,7 +68,7 @@ EXACT = [("gpt2", "float64", 1e-10), ("llama", "float64", 1e-6), ("window", "flo
 def test_losses_are_those_of_whole_rows(family, dtype, error):
     net = network(family, dtype)
     prefix, tails, response = rows(net)
-    shared = Prefix(GeneratorTarget(net, batch_tokens=40), prefix)  # two rows per batch
+    shared = CachedPrefix(GeneratorTarget(net, batch_tokens=40), prefix)  # two rows per batch
     with torch.no_grad():
         expected = whole(net, prefix, tails, response)
     assert shared.note == ""
@@ -83,7 +83,8 @@ def test_gradients_are_those_of_whole_rows(family):
     net = network(family, "float64")
     prefix, tails, response = rows(net, number=1)
     found = [
-        Prefix(GeneratorTarget(net), prefix, cached=c).input_gradients(tails[0], slice(1, 3), 3, nll_of(response)) for c in (True, False)
+        CachedPrefix(GeneratorTarget(net), prefix, cached=c).input_gradients(tails[0], slice(1, 3), 3, nll_of(response))
+        for c in (True, False)
     ]
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6 if family != "gpt2" else 1e-10)
@@ -106,7 +107,7 @@ def test_gradients_are_those_of_whole_rows(family):
 def test_a_model_that_keeps_a_state_instead_is_computed_whole_and_says_so():
     net = network("state")
     prefix, tails, response = rows(net)
-    shared = Prefix(GeneratorTarget(net), prefix)
+    shared = CachedPrefix(GeneratorTarget(net), prefix)
     with torch.no_grad():
         expected = whole(net, prefix, tails, response)
     torch.testing.assert_close(shared.read(tails, 3, nll_of(response)), expected, rtol=0, atol=1e-5)
@@ -125,7 +126,7 @@ def test_a_cache_that_gives_other_numbers_is_given_up(monkeypatch):
         return wide
 
     monkeypatch.setattr(_prefix, "_wide", spoiled)
-    shared = Prefix(GeneratorTarget(net), prefix)
+    shared = CachedPrefix(GeneratorTarget(net), prefix)
     with torch.no_grad():
         expected = whole(net, prefix, tails, response)
     torch.testing.assert_close(shared.read(tails, 3, nll_of(response)), expected, rtol=0, atol=1e-5)
@@ -137,7 +138,7 @@ def test_the_meter_counts_the_prefix_once_and_every_tail():
     net = network("llama")
     prefix, tails, response = rows(net)
     target = GeneratorTarget(net)
-    shared = Prefix(target, prefix)
+    shared = CachedPrefix(target, prefix)
     shared.read(tails, 3, nll_of(response))
     assert (target.num_queries, target.num_forwards, target.num_tokens) == (5, 4, 9 + 8 + 17 + 40)
     shared.read(tails, 3, nll_of(response))

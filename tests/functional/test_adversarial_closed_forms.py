@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contracts.test_adversaries import SITE, climb, passes, perturbation_context, run, settle
+from contracts.test_adversaries import SITE, climb, passes, perturbation_context, run, end_update
 from made import demos, gradients, labels, learner, network, update
 from torch.nn import functional as F
 
@@ -382,7 +382,7 @@ def test_universal_moves_once_per_update_by_the_summed_gradient():
                 # 0.4 x 0.5 per update along -w/5, at most 0.5
                 expected = -w / 5 * min(0.2 * update_, 0.5)
                 assert (asked[0] - expected * allowed[part][..., None]).abs().max() <= EXACT
-            settle(adversary, memory)
+            end_update(adversary, memory)
 
 
 def test_universal_lives_from_update_to_update_and_through_a_checkpoint():

@@ -245,7 +245,7 @@ def test_covariance_by_a_slow_loop():
 
 def test_clip_cov_removes_a_share_of_the_tokens_between_its_bounds():
     rows, new = made(*[6] * 20, per_row=False)
-    term = ClipCov(**S, share=0.05, low_cov=0.1, high_cov=5.0)
+    term = ClipCov(**S, fraction=0.05, low_cov=0.1, high_cov=5.0)
     gone = term.removed(rows)
     cov = policy.covariance(rows.old_logprobs, rows.advantages, rows.tokens.target)
     assert int(gone.sum()) == 6  # 5 % of 120
@@ -259,7 +259,7 @@ def test_clip_cov_removes_a_share_of_the_tokens_between_its_bounds():
 
 def test_kl_cov_holds_the_largest_covariances():
     rows, new = made(*[6] * 20, per_row=False)
-    term = KLCov(**S, share=0.05, beta=0.7)
+    term = KLCov(**S, fraction=0.05, beta=0.7)
     held = term.held(rows)
     cov = policy.covariance(rows.old_logprobs, rows.advantages, rows.tokens.target)
     assert int(held.sum()) == 6
@@ -405,7 +405,7 @@ BAD = [
     (lambda: GSPO(**S, form="sequnce"), "Did you mean 'sequence'"),
     (lambda: SAPO(**S, tau_negative=0.0), "objectives.sapo.tau_negative"),
     (lambda: DrGRPO(**S, length=0), "objectives.dr_grpo.length"),
-    (lambda: KLCov(**S, share=0.0), "objectives.kl_cov: share 0.0"),
+    (lambda: KLCov(**S, fraction=0.0), "objectives.kl_cov: share 0.0"),
     (lambda: ClipCov(**S, low_cov=2.0, high_cov=1.0), "low_cov below high_cov"),
     (lambda: GMPO(**S, clip=0.0), "objectives.gmpo.clip"),
     (lambda: LUFFY(**S, shape=0.0), "objectives.luffy.shape"),

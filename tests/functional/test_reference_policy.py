@@ -66,7 +66,7 @@ CASES = {
     "cispo_0.2_0.2": CISPO(**S, clip_low=0.2, clip_high=0.2),
     "cispo_1_4": CISPO(**S),
     "gmpo_0.4": GMPO(**S),
-    "kl_cov_ratio0.2_coef1": KLCov(**S, share=0.2),
+    "kl_cov_ratio0.2_coef1": KLCov(**S, fraction=0.2),
 }
 
 
@@ -75,7 +75,7 @@ def test_losses_and_gradients(golden, name):
     r = rows(golden)
     if name.startswith("kl_cov"):
         # There the covariance is taken with the log-probabilities of now; ours are the draw's. The choice is made with theirs here.
-        held = KLCov(**S, share=0.2).held(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
+        held = KLCov(**S, fraction=0.2).held(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
         object.__setattr__(CASES[name], "held", lambda _: held)
     total, gradient, _ = loss_and_gradient(golden, CASES[name], r)
     want = golden["policy_losses"][name]

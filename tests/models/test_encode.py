@@ -9,7 +9,7 @@ from advalign.errors import BudgetError
 from advalign.models import Encoder, load
 from advalign.models.scratch import tokenizer
 from advalign.rollout.hf import HF
-from advalign.sources.contrast import GENERATED, REAL, Contrast, Judgement
+from advalign.sources.contrast import GENERATED, REAL, Contrast, DiscriminatorRow
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Rollout, RolloutGroup, Sampling
 
@@ -76,9 +76,9 @@ def test_identical_text_has_identical_ids_whether_real_or_sampled(bidirectional)
     texts = [task.demonstrate(e, rng) for e in examples]
     sampled = [writer.decode(writer.response(t)) for t in texts]  # ids with their end, back to text
     assert sampled == texts
-    real = [Judgement(prompt=e.prompt, text=t, kind=REAL, group=i) for i, (e, t) in enumerate(zip(examples, texts, strict=True))]
+    real = [DiscriminatorRow(prompt=e.prompt, text=t, kind=REAL, group=i) for i, (e, t) in enumerate(zip(examples, texts, strict=True))]
     generated = [
-        Judgement(prompt=e.prompt, text=t, kind=GENERATED, group=i) for i, (e, t) in enumerate(zip(examples, sampled, strict=True))
+        DiscriminatorRow(prompt=e.prompt, text=t, kind=GENERATED, group=i) for i, (e, t) in enumerate(zip(examples, sampled, strict=True))
     ]
     rows = Contrast(real="chat").start(None, "contrast").rows(real + generated, reader)
     assert torch.equal(rows.tokens.ids[:5], rows.tokens.ids[5:])

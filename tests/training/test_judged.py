@@ -11,7 +11,7 @@ from advalign import TrainingArguments, config
 from advalign.errors import ConfigError
 from advalign.tasks.constraints import Constraints
 from advalign.training import discriminator_evaluation
-from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, Probe
+from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, DiscriminatorProbe
 from advalign.types import Rollout, RolloutGroup
 
 # ------------------------------------------------------------------------------------------------------- by hand
@@ -167,7 +167,7 @@ def test_rows_are_the_same_every_time_and_perturbed_prompts_are_violated():
 
 
 def test_a_probe_finds_what_can_be_told_and_only_that():
-    probe = Probe(learning_rate=3e-3, steps=40)
+    probe = DiscriminatorProbe(learning_rate=3e-3, steps=40)
     fields = {"number": 24, "samples": 1, "perturb": None, "probe": probe}
     # The policy says one word over and over, which no demonstration does: any discriminator can learn that.
     easy = evaluated(whole(**fields), Texts(lambda e, i: "red red red red red"))
@@ -205,7 +205,7 @@ def test_a_fresh_one_is_described_like_the_learner_and_shares_no_trained_weight(
 
 
 def test_an_evaluation_leaves_the_run_as_it_was():
-    trainer = game(evaluations={"held": whole(number=4, probe=Probe(learning_rate=1e-3, steps=2))})
+    trainer = game(evaluations={"held": whole(number=4, probe=DiscriminatorProbe(learning_rate=1e-3, steps=2))})
     trainer.start()
     networks = [runtime.network for runtime in trainer.learners.values()]
     for network in networks:
@@ -235,7 +235,9 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
         "same": {"kind": "answers", "data": DATA, "samples": 2},
     }
     built = config.sections({"evaluations": described})["evaluations"]
-    assert built["judged"] == DiscriminatorEvaluation(data=DATA, perturb=Constraints(), sampler="policy", probe=Probe(learning_rate=1e-3))
+    assert built["judged"] == DiscriminatorEvaluation(
+        data=DATA, perturb=Constraints(), sampler="policy", probe=DiscriminatorProbe(learning_rate=1e-3)
+    )
     assert built["plain"] == built["same"] == Evaluation(data=DATA, samples=2)
 
 
@@ -250,7 +252,10 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
         ({"kind": "discriminator", "sampler": "policy", "samples": 0}, r"samples is 0; it must be at least 1"),
         ({"kind": "discriminator", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
         ({"kind": "discriminator", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
-        ({"kind": "discriminator", "sampler": "policy", "probe": {"steps": 3}}, r"evaluations\.held\.probe: Probe needs learning_rate"),
+        (
+            {"kind": "discriminator", "sampler": "policy", "probe": {"steps": 3}},
+            r"evaluations\.held\.probe: DiscriminatorProbe needs learning_rate",
+        ),
     ],
 )
 def test_refused_with_a_sentence(fields, sentence):
