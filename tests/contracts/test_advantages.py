@@ -81,7 +81,8 @@ def names(estimator):
 
 def state_of(estimator):
     """What the trainer hands in before the first draw; moved off zero, where a moving baseline would be invisible."""
-    return {k: v + 0.25 for k, v in estimator.initial_state().items()} if hasattr(estimator, "initial_state") else None
+    state = estimator.initial_state()
+    return None if state is None else {k: v + 0.25 for k, v in state.items()}
 
 
 def call(estimator, given, all_reduce=alone):

@@ -121,7 +121,7 @@ def test_the_gradient_is_that_of_one_hot_rows():
     network = double()
     target, (example,) = GeneratorTarget(network), wanting(1)
     suffix = tuple(network.encoder.tokenizer("two plus")["input_ids"])
-    search = Search(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
+    search = TokenSearchRun(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
     found = search.input_gradients(suffix)
     prompt, response = network.encoder.prompt(example.prompt), network.encoder.response(example.answer)
     matrix = network.model.get_input_embeddings().weight.detach()

@@ -67,7 +67,7 @@ def flat(found):
 
 
 def asked(context, found, **options):
-    return Learner(learner="discriminator", **options).start(context)(found)
+    return Discriminator(learner="discriminator", **options).start(context)(found)
 
 
 # ------------------------------------------------------------------------------------------------------------- forms
@@ -146,7 +146,7 @@ def test_rewards_on_tokens_have_the_returns_of_their_sum_at_the_first_token(cont
     returns, first = [], []
     for each_at_its_token in (True, False):
         found = groups(context)
-        reward = Learner(learner="reader", level="token", form="log", weight=0.5)
+        reward = Discriminator(learner="reader", level="token", form="log", weight=0.5)
         scorer = reward.start(context)
         totals = [sum(e) for e in scorer(found)]
         _rollouts.score(found, [reward], [scorer if each_at_its_token else (lambda _, totals=totals: totals)], "sources.s")
@@ -212,19 +212,19 @@ def test_what_is_done_to_responses_is_done_to_the_sums_of_their_tokens(context, 
 def test_running_statistics_are_those_of_everything_seen_and_are_saved(context):
     first, second = groups(context, ANSWERS[:4]), groups(context, ANSWERS[2:])
     raw = [torch.tensor(asked(context, g), dtype=torch.float64) for g in (first, second)]
-    scorer = Learner(learner="discriminator", normalize="running").start(context)
+    scorer = Discriminator(learner="discriminator", normalize="running").start(context)
     assert scorer(first) == pytest.approx(((raw[0] - raw[0].mean()) / raw[0].std()).tolist(), abs=1e-12)
     state = json.loads(json.dumps(scorer.state_dict()))
     both = torch.cat(raw)
     want = ((raw[1] - both.mean()) / both.std()).tolist()
     assert scorer(second) == pytest.approx(want, abs=1e-12)
-    resumed = Learner(learner="discriminator", normalize="running").start(context)
+    resumed = Discriminator(learner="discriminator", normalize="running").start(context)
     resumed.load_state_dict(state)
     assert resumed(second) == scorer_again(context, first, second)
 
 
 def scorer_again(context, first, second):
-    scorer = Learner(learner="discriminator", normalize="running").start(context)
+    scorer = Discriminator(learner="discriminator", normalize="running").start(context)
     scorer(first)
     return scorer(second)
 
@@ -251,4 +251,4 @@ def test_equal_scores_are_not_blown_up(context):
 )
 def test_what_makes_no_sense_is_refused(wrong, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        Learner(learner="discriminator", **wrong)
+        Discriminator(learner="discriminator", **wrong)

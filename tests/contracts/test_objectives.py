@@ -120,14 +120,14 @@ def build(term: Objective, **kwargs):
             values=random(B, T, seed=7), returns=random(B, T, seed=8), old_entropy=-nll(9),
         ),
     }  # fmt: skip
-    for cls in term.rows:
+    for cls in term.row_types:
         rows = makers[cls]()
         try:
             term.weights(rows)
         except ConfigError:
             continue
         return rows
-    raise AssertionError(f"{term} reads none of {term.rows}")
+    raise AssertionError(f"{term} reads none of {term.row_types}")
 
 
 HEAD = random(V, D, seed=20)
@@ -202,7 +202,7 @@ def test_is_a_frozen_dataclass_that_names_real_things(term):
         assert names
         assert {name.partition(":")[0] for name in names} <= set(NEEDS)
     for name in term.columns:
-        assert any(name in {f.name for f in fields(cls)} for cls in term.rows)
+        assert any(name in {f.name for f in fields(cls)} for cls in term.row_types)
     assert plugins.summary(type(term))
 
 

@@ -413,7 +413,7 @@ def test_wrong_returns_are_sentences(returned, sentence):
 
 def test_a_learner_scores_pairs_and_stamps_its_version():
     context, groups = Context(), (group(Example(prompt="p"), "", rollout("ab", finished=False)), group(Example(prompt="q"), "abc"))
-    assert score(Learner(learner="judge"), *groups, context=context) == [0, 2, 3]
+    assert score(Discriminator(learner="judge"), *groups, context=context) == [0, 2, 3]
     assert context.asked == [("judge", ["p", "p", "q"], ["", "ab", "abc"], [True, False, True])]
     assert [r.reward_versions for g in groups for r in g.rollouts] == [[7], [7], [7]]
 
@@ -428,21 +428,21 @@ def test_a_learner_scores_pairs_and_stamps_its_version():
     ],
 )
 def test_forms_of_the_score(form, at_zero, at_two):
-    got = score(Learner(learner="judge", form=form), group(Example(prompt="p"), "", "ab"))
+    got = score(Discriminator(learner="judge", form=form), group(Example(prompt="p"), "", "ab"))
     assert got == pytest.approx([at_zero, at_two], abs=1e-12)
 
 
 def test_clip_bounds_the_logit_before_the_form():
     # logit 20 -> 3; -log(1 - sigmoid(3)) = log(1 + e^3)
-    got = score(Learner(learner="judge", form="neg_log_one_minus", clip=3.0), group(Example(prompt="p"), "x" * 20, "x"))
+    got = score(Discriminator(learner="judge", form="neg_log_one_minus", clip=3.0), group(Example(prompt="p"), "x" * 20, "x"))
     assert got == pytest.approx([math.log(1 + math.exp(3)), math.log(1 + math.e)], abs=1e-12)
 
 
 def test_learner_refuses_unknown_forms():
     with pytest.raises(ConfigError, match="Did you mean 'logit'"):
-        Learner(learner="judge", form="logits")
+        Discriminator(learner="judge", form="logits")
     with pytest.raises(ConfigError, match="clip"):
-        Learner(learner="judge", clip=0.0)
+        Discriminator(learner="judge", clip=0.0)
 
 
 # ----------------------------------------------------------------------------- several rewards, and what they must not do

@@ -39,7 +39,7 @@ def network():
 def table(index, length, goal="lower"):
     """{suffix: loss} of every suffix of `length` tokens that survives, and of none: by plain forwards of whole texts."""
     example = wanting()[index]
-    search = Search(GeneratorTarget(network()), [example], Aim(length=length), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(network()), [example], Aim(length=length), Budget(), random.Random(0))
     suffixes = [(), *itertools.product(search.open, repeat=length)]
     kept = [s for s, fits in zip(suffixes, search.prompts[0].fit(suffixes), strict=True) if fits]
     texts = [Example(prompt=search.prompts[0].text(s), answer=example.answer) for s in kept]
@@ -135,7 +135,7 @@ def test_without_momentum_and_buffer_gcg_is_the_published_search():
 
 def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
     """mu = 1/4: the second step ranks by g_1 / 4 + 3 g_2 / 4, the third by g_1 / 16 + 3 g_2 / 16 + 3 g_3 / 4."""
-    search = Search(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
     seen, ranked = [], []
     input_gradients, options = Search.input_gradients, Search.options
     monkeypatch.setattr(Search, "input_gradients", lambda self, s: seen.append(input_gradients(self, s)) or seen[-1])
@@ -146,7 +146,7 @@ def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
 
 
 def test_a_buffer_starts_every_step_from_the_best_so_far(monkeypatch):
-    search = Search(GeneratorTarget(network()), wanting(1), Aim(length=3), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=3), Budget(), random.Random(0))
     starts, input_gradients = [], Search.input_gradients
     monkeypatch.setattr(
         Search,
@@ -162,7 +162,7 @@ def test_a_buffer_starts_every_step_from_the_best_so_far(monkeypatch):
 
 def test_random_changes_are_as_many_as_the_schedule_says_and_neighbours():
     """-log p: 5 nats is p = 0.0067 (span), 3 nats 0.0498 (half), 1 nat 0.37 (a quarter)."""
-    search = Search(GeneratorTarget(network()), wanting(1), Aim(length=8), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=8), Budget(), random.Random(0))
     for loss, number in ((5.0, 4), (3.0, 2), (1.0, 1)):
         assert steps.scheduled(search, loss, 4) == number
     rng, suffix = random.Random(0), tuple(range(100, 108))
@@ -177,7 +177,7 @@ def test_random_changes_are_as_many_as_the_schedule_says_and_neighbours():
 def test_random_search_climbs_though_the_bare_prompt_is_better(monkeypatch):
     """The right answer is likeliest without a suffix; every step still starts from the best suffix so far."""
     example = Example(prompt="one plus two =", answer="three", id="a")
-    search = Search(GeneratorTarget(network()), [example], Aim(length=6), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(network()), [example], Aim(length=6), Budget(), random.Random(0))
     starts, drawn = [], steps.redrawn
     monkeypatch.setattr(
         steps, "redrawn", lambda s, *rest: starts.append((s, min(v for k, v in search.known.items() if k))) or drawn(s, *rest)
@@ -195,7 +195,7 @@ def test_a_suffix_that_begins_like_the_template_s_end_does_not_mislead():
     net.encoder.tokenizer = copy.deepcopy(net.encoder.tokenizer)
     net.encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} plus {% endfor %}"
     example = Example(prompt="one", answer="two", id="a")
-    search = Search(GeneratorTarget(net), [example], Aim(length=2, initial="plus"), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(net), [example], Aim(length=2, initial="plus"), Budget(), random.Random(0))
     assert net.encoder.decode(search.start) == "plus plus"
     assert search.places.find("one", search.start) == 2
     assert (search.prompts[0].before, len(search.prompts[0].behind)) == (net.encoder.tokenizer("one")["input_ids"], 1)
@@ -208,7 +208,7 @@ def test_a_suffix_that_begins_like_the_template_s_end_does_not_mislead():
 def test_every_objective_is_that_of_the_whole_row(objective):
     """-log p of "zero" and of the end of sequence, by transformers' own forward."""
     example, net = wanting(1)[0], network()
-    search = Search(GeneratorTarget(net), [example], Aim(length=1, objective=objective), Budget(), random.Random(0))
+    search = TokenSearchRun(GeneratorTarget(net), [example], Aim(length=1, objective=objective), Budget(), random.Random(0))
     loss = search.score([()])[()]
     prompt, response = net.encoder.prompt(example.prompt), net.encoder.response(example.answer)
     logits = net.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].double().detach()
