@@ -19,6 +19,7 @@ from advalign import plugins
 from advalign.attacks._suffix import Places, Suffix
 from advalign.errors import BudgetError, ConfigError, unknown
 from advalign.functional import targeted
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 OBJECTIVES = ("nll", "first", "mellowmax", "margin")
@@ -196,7 +197,7 @@ class TokenSearchRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuffixSearch:
+class SuffixSearch(Attack):
     """Abstract: a suffix of at most `length` tokens that brings the reference response about, or keeps it away.
 
     objective: the response's mean negative log-likelihood ("nll"), its first token's ("first"), the mellowmax over its tokens'

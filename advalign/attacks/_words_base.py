@@ -11,13 +11,14 @@ from advalign.attacks._words_constraints import WordConstraints
 from advalign.attacks._words_driver import run
 from advalign.attacks._words_search import Asking, Seen, WordSearch
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
 
 SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordAttack:
+class WordAttack(Attack):
     """Abstract. sources: "synonyms" (`lexicon`: JSON word -> substitutes, or -> {part of speech: substitutes}), "masked_lm" (what a
     masked language model puts in the word's place: a folder, hub id or package:module/folder), "characters" (swap, substitute,
     delete, insert), "bugs" (homoglyph, space, swap, delete inside). At most `candidates` per word and source of looked-up words.

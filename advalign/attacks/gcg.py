@@ -28,6 +28,7 @@ class GCG(searching.SuffixSearch):
     initial: str = "!"
 
     access: ClassVar[str] = "gradients"
+    refines_suffixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check("steps", "candidates", "top")

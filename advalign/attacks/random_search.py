@@ -27,6 +27,7 @@ class RandomSearch(searching.SuffixSearch):
     initial: str = "!"
 
     access: ClassVar[str] = "logprobs"
+    refines_suffixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check("steps", "candidates", "span")

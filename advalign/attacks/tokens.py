@@ -28,6 +28,7 @@ class TokenSearch(searching.SuffixSearch):
     batch_size: int = 16
 
     access: ClassVar[str] = "gradients"
+    refines_suffixes: ClassVar[bool] = True
 
     @property
     def examples_at_once(self) -> int | None:

@@ -43,7 +43,7 @@ from advalign.objectives.sapo import SAPO
 from advalign.objectives.sft import SFT
 from advalign.objectives.simpo import SimPO
 from advalign.objectives.target import TargetString as Target
-from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, ScoreReader, RolloutRows, Tokens, fit
+from advalign.types import NEEDS, DemoRows, Distribution, FeedbackRows, LabelRows, Outputs, PairRows, RolloutRows, ScoreReader, Tokens, fit
 
 B, T, V, D = 8, 7, 5, 3
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from advalign import adversaries, attacks, cli
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.evaluation.selfcheck.checks import degenerate
 from advalign.evaluation.selfcheck import selfcheck
+from advalign.evaluation.selfcheck.checks import degenerate
 from advalign.models import Network, load
 from advalign.targets.target import ClassifierTarget, GeneratorTarget
 from advalign.types import Example, Outputs, ThreatModel
