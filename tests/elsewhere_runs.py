@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import victims
-import whole_runs
 from contracts import test_objectives as terms
 from contracts.test_attacks import GIVEN
 from elsewhere import DEVICE, accelerated
-from games import DATA, discriminator, policy, write
+from helpers import two_process_runs
+from helpers.runs import DATA, discriminator, policy, write
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments, plugins
 from advalign import adversaries as adv
@@ -48,15 +48,15 @@ def lora(**sections):
     """Policy, reference and discriminator over one base; R1 on the discriminator, which is measured as it learns."""
     probe = Probe(learning_rate=1e-2, steps=2)
     adapted = {"lora": {"r": 2, "target_modules": "all-linear"}, "gradient_checkpointing": True}
-    return whole_runs.mixed(
+    return two_process_runs.mixed(
         learners={
             "policy": policy(options=adapted, minibatches=2),
             "discriminator": discriminator(model="learner:policy", tokenizer=None, options={"lora": adapted["lora"]}),
         },
         sources={
-            "chat": whole_runs.chat(),
+            "chat": two_process_runs.chat(),
             "write": write(rewards=[Judged(learner="discriminator", form="neg_log_one_minus")]),
-            "contrast": whole_runs.game().config["sources"]["contrast"],
+            "contrast": two_process_runs.game().config["sources"]["contrast"],
         },
         objectives={
             "policy": GRPO(source="write"),
@@ -131,8 +131,8 @@ def whole_run(name, folder):
     for there in (False, True):
         with accelerated(there):
             where = folder / f"{name}-{there}"
-            whole_runs.trained(name, where)
-            trainer, _, texts = whole_runs.trained(name, where, steps=4, resume=True)
+            two_process_runs.trained(name, where)
+            trainer, _, texts = two_process_runs.trained(name, where, steps=4, resume=True)
             assert {p.device.type for r in trainer.learners.values() for p in r.network.parameters()} == {"elsewhere" if there else "cpu"}
             ends.append((at_home(p for r in trainer.learners.values() for p in r.network.parameters()), texts))
     return apart(*ends)
@@ -140,16 +140,16 @@ def whole_run(name, folder):
 
 def adversary(name, folder):
     """Three updates under an adversary that keeps something between them."""
-    ends, before = [], whole_runs.LearnerRuntime
+    ends, before = [], two_process_runs.LearnerRuntime
     for there in (False, True):
         with accelerated(there):
-            whole_runs.LearnerRuntime = lambda n, config, net, accelerator, *more: before(
+            two_process_runs.LearnerRuntime = lambda n, config, net, accelerator, *more: before(
                 n, config, net.to(accelerator.device), accelerator, *more
             )
             try:
-                ends.append(at_home(whole_runs.updated(name, folder)[0].values()))
+                ends.append(at_home(two_process_runs.updated(name, folder)[0].values()))
             finally:
-                whole_runs.LearnerRuntime = before
+                two_process_runs.LearnerRuntime = before
     return apart(*ends)
 
 
@@ -210,8 +210,8 @@ def ahead(_):
     ends = []
     for there in (False, True):
         with accelerated(there):
-            sources = {**whole_runs.game().config["sources"], "write": write(ahead=1)}
-            trainer = whole_runs.game(sources=sources, args=TrainingArguments(max_steps=3), rollout=HF(max_rows=7))
+            sources = {**two_process_runs.game().config["sources"], "write": write(ahead=1)}
+            trainer = two_process_runs.game(sources=sources, args=TrainingArguments(max_steps=3), rollout=HF(max_rows=7))
             trainer.train(progress=False)
             ends.append(at_home(trainer.learners["policy"].network.parameters()))
     return apart(*ends)
@@ -237,9 +237,9 @@ def refusals(_):
 
 def cases(folder):
     """{name: (what to do, with what)}"""
-    whole_runs.RUNS |= {"lora": lora, "classifier": classifier}
-    found = {f"run {name}": (whole_run, name, folder) for name in whole_runs.RUNS}
-    found |= {f"adversary {name}": (adversary, name, folder) for name in whole_runs.UPDATES}
+    two_process_runs.RUNS |= {"lora": lora, "classifier": classifier}
+    found = {f"run {name}": (whole_run, name, folder) for name in two_process_runs.RUNS}
+    found |= {f"adversary {name}": (adversary, name, folder) for name in two_process_runs.UPDATES}
     found |= {f"objective {i} {plugins.kind_of(type(term))}": (objective, term) for i, term in enumerate(terms.TABLE)}
     kinds = {plugins.kind_of(cls): cls for cls in plugins.all("attacks")}
     found |= {f"attack {kind}": (attack, cls) for kind, cls in kinds.items() if kind not in OUTSIDE}

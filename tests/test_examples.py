@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from made import demos, network
+from helpers.networks import demos, network
 from victims import classifier, sentences
 
 from advalign import cli, config

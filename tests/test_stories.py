@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import network
+from helpers.networks import network
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

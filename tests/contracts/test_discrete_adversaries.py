@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from made import demos, labels, learner, network, pairs, update
+from helpers.networks import demos, labels, learner, network, pairs, update
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as algorithms
 from torch import nn

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from made import TEXTS, learner, network, update
+from helpers.networks import TEXTS, learner, network, update
 from torch import nn
 
 from advalign.adversaries.interpolate import Interpolate

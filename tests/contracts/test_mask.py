@@ -3,9 +3,9 @@
 from collections import Counter
 from types import SimpleNamespace
 
-import made
 import pytest
 import torch
+from helpers import networks
 from transformers import AutoTokenizer
 
 from advalign import adversaries, config
@@ -129,8 +129,8 @@ def test_does_not_depend_on_padding_order_or_split():
 
 def test_training_on_it_is_training_on_masked_texts():
     """The gradient of classify on the view equals that of classify on the rows it asked for; other updates ask for others."""
-    net = made.network("classifier")
-    rows = made.labels(net)
+    net = networks.network("classifier")
+    rows = networks.labels(net)
     terms = {"robust": Classify(source="s", view="mask")}
     seen = []
 
@@ -140,13 +140,13 @@ def test_training_on_it_is_training_on_masked_texts():
             return super().ask(state)
 
     adversary = Watched(rate=0.5, replace="unknown")
-    attacked, _ = made.update(made.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 1))
+    attacked, _ = networks.update(networks.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 1))
     (edit,) = seen
     assert (edit.tokens.ids == net.encoder.tokenizer.unk_token_id).sum() > 3
     shown = LabelRows(tokens=edit.tokens, labels=rows.labels)
-    plain, _ = made.update(made.learner(net), {"c": Classify(source="s")}, {"s": shown})
+    plain, _ = networks.update(networks.learner(net), {"c": Classify(source="s")}, {"s": shown})
     torch.testing.assert_close(attacked, plain, rtol=0, atol=1e-12)
-    made.update(made.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 2))
+    networks.update(networks.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 2))
     assert not torch.equal(seen[1].tokens.ids, edit.tokens.ids)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from made import demos, gradients, labels, learner, network, update
+from helpers.networks import demos, gradients, labels, learner, network, update
 
 from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from made import TEXTS, Recorder, demos, learner, network, update
+from helpers.networks import TEXTS, Recorder, demos, learner, network, update
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
 from advalign.adversaries.pgd import PGD

@@ -3,7 +3,7 @@ and two of its size back. An ascent step is 2, because no gradient of a paramete
 activations, so its share of an ascent step is 3; the models here are wide and the rows short, which keeps that below 2 %.)"""
 
 import pytest
-from made import TEXTS, learner, update
+from helpers.networks import TEXTS, learner, update
 from torch.utils.flop_counter import FlopCounterMode
 
 from advalign.adversaries.freelb import FreeLB

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from made import Recorder, demos, gradients, labels, learner, network, pairs, rollouts, update
+from helpers.networks import Recorder, demos, gradients, labels, learner, network, pairs, rollouts, update
 
 from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD

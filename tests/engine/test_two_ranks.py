@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import gloo
 import pytest
 import torch
-from ranks import CASES, WORLD, num_micros, run, update
+from helpers import gloo
+from helpers.shared_update import CASES, WORLD, num_micros, run, update
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow  # both ranks wait until one fresh interpreter has imported everything

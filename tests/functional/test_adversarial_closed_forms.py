@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from contracts.test_adversaries import SITE, climb, end_update, passes, perturbation_context, run
-from made import demos, gradients, labels, learner, network, update
+from helpers.networks import demos, gradients, labels, learner, network, update
 from torch.nn import functional as F
 
 from advalign import adversaries

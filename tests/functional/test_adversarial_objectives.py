@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import labels, learner, network, pairs, update
+from helpers.networks import labels, learner, network, pairs, update
 from torch.autograd import gradcheck
 
 from advalign.adversaries.noise import Noise

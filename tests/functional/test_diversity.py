@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from games import DATA, SHORT, game, imitation
-from made import network
+from helpers.networks import network
+from helpers.runs import DATA, SHORT, game, imitation
 
 from advalign import Evaluation, Sampling, cli, data
 from advalign.errors import ConfigError

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from games import discriminator, game, policy
-from made import demos, labels, learner, network, rollouts, update
+from helpers.networks import demos, labels, learner, network, rollouts, update
+from helpers.runs import discriminator, game, policy
 
 from advalign import TrainingArguments
 from advalign.adversaries.pgd import PGD

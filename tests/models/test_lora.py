@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from made import demos, learner, network, rollouts, update
+from helpers.networks import demos, learner, network, rollouts, update
 
 from advalign import Frozen, Learner, Stage, Trainer, TrainingArguments, cli
 from advalign import config as configuration

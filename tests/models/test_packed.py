@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from made import demos, learner, network, pairs, rollouts, update
+from helpers.networks import demos, learner, network, pairs, rollouts, update
 from tokenizers import Tokenizer, models
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from made import network
+from helpers.networks import network
 
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, load, perturb

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from games import DATA, policy, write
+from helpers.runs import DATA, policy, write
 
 from advalign import Correction, Curriculum, Dynamic, Learner, Sampling, Stage, Trainer, TrainingArguments
 from advalign.advantages.group import Group

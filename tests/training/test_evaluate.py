@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from games import game, imitation, policy, same, weights
+from helpers.runs import game, imitation, policy, same, weights
 
 from advalign import Evaluation, Sampling, TrainingArguments, config, data
 from advalign.errors import ConfigError, RewardError

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from games import spy
+from helpers.runs import spy
 from training.test_resume import assert_equal
 
 from advalign import Learner, Trainer, TrainingArguments, config, plugins

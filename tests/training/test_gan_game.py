@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.games import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
 
 from advalign import Evaluation, Frozen, Sampling, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE
@@ -25,7 +26,6 @@ from advalign.training.annotate import Annotator
 from advalign.training.context import scores
 from advalign.training.schedule import Gate, Stage, Timeline, Until
 from advalign.types import Example, Rollout, RolloutGroup
-from tests.games import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
 
 # ------------------------------------------------------------------------------------------------- who takes part
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from games import DATA, SHORT, discriminator, game, policy, same, weights
+from helpers.runs import DATA, SHORT, discriminator, game, policy, same, weights
 
 from advalign import TrainingArguments, config
 from advalign.errors import ConfigError

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from games import DATA, policy, same, weights
+from helpers.runs import DATA, policy, same, weights
 from torch.nn.functional import softplus
 from training.test_resume import assert_equal
 

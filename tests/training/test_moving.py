@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from games import game, imitation, policy, same, weights, write
+from helpers.runs import game, imitation, policy, same, weights, write
 
 from advalign import Follow, Frozen, Ramp, Stage, TrainingArguments, Until
 from advalign.adversaries.pgd import PGD

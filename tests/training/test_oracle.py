@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from games import DATA, WORDS
+from helpers.runs import DATA, WORDS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from games import DATA, imitation, policy, weights
+from helpers.runs import DATA, imitation, policy, weights
 from training.test_resume import assert_equal
 
 from advalign import Trainer, TrainingArguments, attacks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from games import DATA, discriminator, game, imitation, policy, same, spy, weights, write
-from made import network
+from helpers.networks import network
+from helpers.runs import DATA, discriminator, game, imitation, policy, same, spy, weights, write
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from advalign import Frozen, Trainer, TrainingArguments, config

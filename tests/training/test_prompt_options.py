@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from games import WORDS, policy, write
+from helpers.runs import WORDS, policy, write
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE

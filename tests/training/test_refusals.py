@@ -1,7 +1,7 @@
 """Every mistake is one sentence: where it is, what was given, what is allowed, and the nearest match."""
 
 import pytest
-from games import WORDS, chat, discriminator, game, imitation, policy, write
+from helpers.runs import WORDS, chat, discriminator, game, imitation, policy, write
 
 from advalign import Evaluation, Frozen, Learner, Ramp, Stage, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE

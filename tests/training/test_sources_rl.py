@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from games import SHORT, WORDS, discriminator, game, policy, spy, write
-from made import network
+from helpers.networks import network
+from helpers.runs import SHORT, WORDS, discriminator, game, policy, spy, write
 
 from advalign import TrainingArguments, config, plugins
 from advalign.advantages.group import Group

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from games import chat, discriminator, game, imitation, policy, spy, write
+from helpers.runs import chat, discriminator, game, imitation, policy, spy, write
 
 from advalign import Evaluation, Frozen, Sampling, TrainingArguments
 from advalign.advantages.gae import GAE

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import gloo
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import gloo
+from helpers.two_process_runs import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 from safetensors.torch import load_file
-from whole_runs import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 
 from advalign import TrainingArguments
 from advalign.errors import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from games import DATA, policy, write
+from helpers.runs import DATA, policy, write
 
 from advalign import Correction, Evaluation, Sampling, Trainer, TrainingArguments
 from advalign.errors import BudgetError, ConfigError, RolloutError

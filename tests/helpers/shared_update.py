@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gloo import WORLD, meet
-from made import demos, gradients, learner, network, rollouts
+from helpers.gloo import WORLD, meet
+from helpers.networks import demos, gradients, learner, network, rollouts
 from safetensors.torch import save_file
 
 from advalign.adversaries.pgd import PGD

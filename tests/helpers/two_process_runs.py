@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from games import DATA, SHORT, chat, discriminator, game, policy, write
-from gloo import WORLD, meet
-from made import demos, network, pairs, rollouts
+from helpers.gloo import WORLD, meet
+from helpers.networks import demos, network, pairs, rollouts
+from helpers.runs import DATA, SHORT, chat, discriminator, game, policy, write
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 
