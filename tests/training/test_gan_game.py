@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.games import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
+from helpers.runs import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
 
 from advalign import Evaluation, Frozen, Sampling, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE
