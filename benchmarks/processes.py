@@ -31,7 +31,7 @@ from advalign import adversaries, objectives
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.plan import plan
 from advalign.models import load
-from advalign.models.sharding import Sharding, whole
+from advalign.models.sharding import Sharding, full_tensor
 from advalign.types import DemoRows, RolloutRows
 from benchmarks.common import about
 
@@ -96,11 +96,11 @@ def differences(kind: str | None) -> dict[str, torch.Tensor]:
     """Gradients of one update, and weights after some."""
     learner = runtime(64, "float64", kind, 0.0)
     update(learner, 0)
-    found = {f"gradient/{n}": whole(p.grad).clone() for n, p in learner.network.named_parameters() if p.grad is not None}
+    found = {f"gradient/{n}": full_tensor(p.grad).clone() for n, p in learner.network.named_parameters() if p.grad is not None}
     learner = runtime(64, "float64", kind, 1e-3)
     for step in range(UPDATES):
         update(learner, step)
-    return found | {f"weight/{n}": whole(p.detach()).clone() for n, p in learner.network.named_parameters()}
+    return found | {f"weight/{n}": full_tensor(p.detach()).clone() for n, p in learner.network.named_parameters()}
 
 
 def seconds(kind: str | None) -> list[float]:

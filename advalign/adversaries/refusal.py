@@ -4,11 +4,11 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from advalign import data
@@ -16,9 +16,10 @@ from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
 from advalign.functional import balls
 from advalign.interfaces import PerturbationContext
-from advalign.models import perturb
+from advalign.models import Network, perturb
 from advalign.models.encode import pad
-from advalign.types import Edit
+from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
+from advalign.types import Edit, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class RefusalDirection(UnboundedAdversary):
     def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
         memory["age"] = memory.get("age", 0) + 1
 
-    def measure(self, network: Any, rng: random.Random) -> dict[str, Float[Tensor, "D"]]:
+    def measure(self, network: Network, rng: random.Random) -> dict[str, Float[Tensor, "D"]]:
         """{site: direction of norm 1} of every block that is ablated."""
         stack = len(perturb.blocks(network.backbone))
         ablated = [f"layer:{k}" for k in range(stack - max(round(self.last * stack), 1), stack)]
@@ -87,20 +88,21 @@ class RefusalDirection(UnboundedAdversary):
         return {site: found[site if self.layer is None else read[0]] for site in ablated}
 
 
-def last_states(network: Any, prompts: Sequence[str], sites: Sequence[str], at_once: int = 16) -> dict[str, Float[Tensor, "D"]]:
+def last_states(network: Network, prompts: Sequence[str], sites: Sequence[str], batch_size: int = 16) -> dict[str, Float[Tensor, "D"]]:
     """The mean hidden state at the last token of the prompts, per site, without gradient and without dropout."""
     rows = network.encoder.prompts(prompts)
-    totals: dict[str, Tensor] = {}
-    with torch.no_grad(), perturb.without_dropout(network):
-        for at in range(0, len(rows), at_once):
-            some = rows[at : at + at_once]
-            tokens = pad(some, [len(ids) for ids in some], network.encoder.pad_id).to(network.device)
-            hidden = network(tokens, {f"hidden:{site}" for site in sites}).hidden
-            for site in sites:
-                ends = hidden[site][torch.arange(len(some), device=network.device), tokens.lengths - 1]
-                ends = ends.to(torch.promote_types(ends.dtype, torch.float32)).sum(0)
-                totals[site] = totals[site] + ends if site in totals else ends
-    return {site: total / len(rows) for site, total in totals.items()}
+    tokens = pad(rows, [len(ids) for ids in rows], network.encoder.pad_id)
+
+    def read(part: Tokens, numbers: Int[Tensor, "N"]) -> dict[str, Tensor]:
+        hidden = network(part.to(network.device), {f"hidden:{site}" for site in sites}).hidden
+        last = {
+            site: hidden[site][torch.arange(len(numbers), device=network.device), part.lengths.to(network.device) - 1] for site in sites
+        }
+        return {site: states.to(torch.promote_types(states.dtype, torch.float32)) for site, states in last.items()}
+
+    with evaluation_mode(network):
+        states = map_batches(read, tokens, batches_in_order(len(rows), batch_size))
+    return {site: reduce(torch.add, [part.sum(0) for part in column.split(batch_size)]) / len(rows) for site, column in states.items()}
 
 
 def _between(harmful: Float[Tensor, "D"], harmless: Float[Tensor, "D"], site: str) -> Float[Tensor, "D"]:

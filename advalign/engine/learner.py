@@ -122,7 +122,7 @@ class LearnerRuntime:
         self._end_update(plan)
         if self.shards is None:
             self.ranks.sum_gradients([p for p in self.network.parameters() if p.requires_grad])
-        norm = sharding.whole(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
+        norm = sharding.full_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
         self.optimizer.step()
         self.version += 1
         logs = self._over_ranks(sums).report()

@@ -50,7 +50,7 @@ class Sharding:
 
     def twin(self, template: Network, of: Network) -> Network:
         """Another sharded network with the weights that `of` has now, slice by slice."""
-        rest(of)
+        reshard(of)
         found = self.shard(empty_like(template, self.mesh.device_type))
         with torch.no_grad():
             for p, now in zip(found.parameters(), of.parameters(), strict=True):
@@ -82,7 +82,7 @@ def local(x: Tensor) -> Tensor:
     return x.to_local().detach() if isinstance(x, DTensor) else x.detach()
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """All of a sharded tensor; every process has to ask."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
@@ -126,7 +126,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
             unit.set_reshard_after_forward(again, recurse=False)
 
 
-def rest(network: nn.Module) -> None:
+def reshard(network: nn.Module) -> None:
     """Back to slices: a forward without a backward leaves the root whole."""
     if not vars(network).get("_gathered"):
         for unit in units(network):
@@ -143,11 +143,11 @@ def empty_like(network: Network, device: str = "meta") -> Network:
 
 def on_host(network: Network, template: Network, main: bool) -> Network | None:
     """All of a sharded network on the CPU of the main process, in the precision it is trained in; the others give their slices."""
-    rest(network)
+    reshard(network)
     found = empty_like(template, "cpu") if main else None
     mine = list(found.parameters()) if found is not None else []
     for number, p in enumerate(network.parameters()):
-        full = whole(p.detach())
+        full = full_tensor(p.detach())
         if main:
             mine[number].data.copy_(full)
     if found is not None:
@@ -161,7 +161,7 @@ def _first_forward(network: Network) -> None:
     """One token through the root, which from then on knows its units; a unit that runs first would take itself for a root."""
     network(pad([[network.encoder.pad_id]], [1], network.encoder.pad_id).to(network.device), frozenset())
     network.num_forwards = network.num_rows = 0
-    rest(network)
+    reshard(network)
 
 
 def _blocks(network: Network) -> list[nn.Module]:

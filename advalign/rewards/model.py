@@ -13,6 +13,7 @@ import torch
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Context, Reward
 from advalign.models import Network, load
+from advalign.models.inference import batched_forward, length_sorted_batches
 from advalign.types import RolloutGroup, Tokens
 
 AT = "rewards.model"
@@ -77,24 +78,11 @@ def _checked(network: Network, name: str = "the network given") -> Network:
     raise ConfigError(f"{AT}.model: {name} is {what}; a run with head: score or a sequence classifier with one label is needed.")
 
 
-@torch.no_grad()
-def _scores(network: Network, tokens: Tokens, budget: int) -> list[float]:
+def _scores(network: Network, tokens: Tokens, token_budget: int) -> list[float]:
     """One number per row, in length-sorted batches."""
     need = "scores" if network.head == "score" else "class_logits"
-    order, start = tokens.lengths.argsort(descending=True, stable=True), 0
-    found = torch.zeros(len(order), dtype=torch.float64)
-    mode = network.training
-    network.eval()
-    try:
-        while start < len(order):
-            width = int(tokens.lengths[order[start]])
-            rows = order[start : start + max(budget // width, 1)]
-            outputs = network(tokens.index(rows).fit(width).to(network.device), {need})
-            found[rows] = getattr(outputs, need).reshape(-1).double().cpu()
-            start += len(rows)
-    finally:
-        network.train(mode)
-    return found.tolist()
+    batches = length_sorted_batches(tokens.lengths, token_budget)
+    return batched_forward(network, tokens, {need}, batches=batches)[need].reshape(-1).double().tolist()
 
 
 __all__ = ["Model"]

@@ -20,6 +20,7 @@ from advalign.engine.rng import generator
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import PerturbationContext
 from advalign.models import Network
+from advalign.models.inference import length_sorted_batches, map_batches
 from advalign.models.perturb import without_dropout
 from advalign.rollout.hf import HF
 from advalign.targets.cache import AnswerCache
@@ -127,18 +128,6 @@ class NetworkTarget:
         if self.limit is not None and self.num_queries > self.limit:
             raise BudgetError(f"target: {self.num_queries} queries, {self.limit} allowed.")
 
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices, longest first, in batches of at most `batch_tokens` padded tokens."""
-        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-        batches: list[list[int]] = []
-        for i in order:
-            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= self.batch_tokens:
-                batches[-1].append(i)
-            else:
-                batches.append([i])
-        return batches
-
-    @torch.no_grad()
     def _all(
         self,
         tokens: Tokens,
@@ -147,15 +136,12 @@ class NetworkTarget:
         reads: frozenset[str] | None = None,
     ) -> Tensor:
         """`read` of every row, batch by batch, in the order of the rows."""
-        lengths = tokens.lengths.tolist()
-        results: list[Tensor | None] = [None] * len(lengths)
-        for batch in self._batches(lengths):
-            part = tokens.index(torch.tensor(batch)).fit(lengths[batch[0]])
-            adds = None if edits is None else stack([edits[i] for i in batch], part.ids.shape[1], self.network.device)
-            values = read(self._forward(part, adds, reads), part).float().cpu()
-            for i, value in zip(batch, values, strict=True):
-                results[i] = value
-        return torch.stack([r for r in results if r is not None])
+
+        def read_batch(part: Tokens, rows: Tensor) -> dict[str, Tensor]:
+            adds = None if edits is None else stack([edits[i] for i in rows.tolist()], part.ids.shape[1], self.network.device)
+            return {"values": read(self._forward(part, adds, reads), part).float().cpu()}
+
+        return map_batches(read_batch, tokens, length_sorted_batches(tokens.lengths, self.batch_tokens))["values"]
 
 
 class ClassifierTarget(NetworkTarget):

@@ -18,34 +18,24 @@ from advalign.errors import ConfigError
 from advalign.functional import mismatch
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.models import Network
-from advalign.models.sharding import rest
-from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, fit
+from advalign.models.inference import batched_forward
+from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows
 
 
-@torch.no_grad()
 def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: ProcessGroup | None = None) -> dict[str, Tensor]:
-    """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout; `ranks` share the rows."""
-    mode = network.training
-    network.eval()
-    width = rows.tokens.ids.shape[1]
-    # At least float32, as they are computed: half precision would round log p by up to 0.4 per cent, and every ratio with it.
-    dtype = torch.promote_types(network.dtype, torch.float32)
-    found = {need: torch.zeros(rows.tokens.ids.shape, dtype=dtype) for need in needs}
-    try:
-        layout = mb.BatchLayout(network.packs, frozenset(["rows"]))
-        hands = mb.partition({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
-        # As many forwards on every process: those of a sharded network wait for each other.
-        for micro, idle in mb.pad_to_equal_count(hands, {"rows": rows})[0 if ranks is None else ranks.index]:
-            numbers = micro["rows"]
-            here = mb.cut(rows, numbers, int(rows.tokens.lengths[numbers].max())).to(network.device)
-            temperature = mb.temperatures([here])
-            outputs = network(here.tokens, needs, None, None if temperature is None else temperature.to(network.device))
-            for need in needs if not idle else ():
-                found[need][numbers] = fit(getattr(outputs, need).to("cpu", dtype), width)
-    finally:
-        network.train(mode)
-        rest(network)
-    return found if ranks is None else {need: ranks.sum(found[need]) for need in sorted(found)}
+    """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout; the processes in `ranks` partition the rows."""
+    layout = mb.BatchLayout(network.packs, frozenset(["rows"]))
+    partition = mb.partition({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
+    micros = mb.pad_to_equal_count(partition, {"rows": rows})[0 if ranks is None else ranks.index]
+    outputs = batched_forward(
+        network,
+        rows.tokens,
+        needs,
+        batches=[micro["rows"] for micro, idle in micros if not idle],
+        idle=[micro["rows"] for micro, idle in micros if idle],
+        temperatures=mb.temperatures([rows]),
+    )
+    return outputs if ranks is None else {need: ranks.sum(outputs[need]) for need in sorted(outputs)}
 
 
 class Annotator:

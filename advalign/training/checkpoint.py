@@ -48,7 +48,7 @@ def save(
     ranks.wait()
     for name, network in networks.items():
         if sharding.units(network):
-            sharding.rest(network)
+            sharding.reshard(network)
             sharded_checkpoint.write(partial, name, network, (optimizers or {}).get(name), ranks.index, ranks.number)
         elif ranks.main:
             save_model(network, str(partial / f"{name}.safetensors"))
@@ -98,7 +98,7 @@ def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
     if file.exists() and not sharding.units(network):
         load_model(network, str(file))
     else:
-        sharding.rest(network)
+        sharding.reshard(network)
         sharded_checkpoint.read(path, name, network)
 
 

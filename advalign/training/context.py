@@ -15,7 +15,8 @@ from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Source
 from advalign.models import Network
-from advalign.models.sharding import gathered, local, rest, units
+from advalign.models.inference import score_texts
+from advalign.models.sharding import gathered, local, reshard, units
 from advalign.targets.target import target_of
 from advalign.training.ahead import Background, with_version
 from advalign.training.annotate import columns
@@ -99,7 +100,7 @@ class RunContext:
         network, version = self.network(learner)
         asked = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
         with gathered(network):
-            found = self.map_across_ranks(asked, lambda rows: _scored(network, rows, self.budget))
+            found = self.map_across_ranks(asked, lambda rows: score_texts(network, rows, self.budget))
         known = dict(zip(asked, found, strict=True))
         return [known[row] for row in zip(prompts, texts, finished, strict=True)], version
 
@@ -208,39 +209,10 @@ class FrozenCopies:
     def _blend(self, name: str, share: float) -> None:
         runtime = self.learners[self.known[name].learner]
         copy, now = self.get(name), runtime.network
-        rest(copy)
-        rest(now)
+        reshard(copy)
+        reshard(now)
         for mean, value in zip(copy.parameters(), now.parameters(), strict=True):
             local(mean).copy_(local(value)) if share == 1 else local(mean).lerp_(local(value), share)
         for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
             kept.copy_(buffer)
         self.versions[name] = runtime.version
-
-
-def _scored(network: Network, rows: Sequence[tuple[str, str, bool]], budget: int) -> list[float]:
-    prompts, texts, finished = zip(*rows, strict=True)
-    return scores(network, prompts, texts, finished, budget)
-
-
-@torch.no_grad()
-def scores(network: Network, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], budget: int) -> list[float]:
-    """A scalar network's scores, without dropout, in length-sorted batches; equal rows are scored once."""
-    mode = network.training
-    network.eval()
-    distinct = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
-    tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*distinct, strict=True)))
-    order = tokens.lengths.argsort(descending=True)
-    found: Mapping[int, float] = {}
-    found = {}
-    try:
-        start = 0
-        while start < len(order):
-            width = int(tokens.lengths[order[start]])
-            rows = order[start : start + max(budget // width, 1)]
-            out = network(tokens.index(rows).fit(width).to(network.device), {"scores"}).scores
-            found |= dict(zip(rows.tolist(), out.cpu().double().tolist(), strict=True))
-            start += len(rows)
-    finally:
-        network.train(mode)
-    where = {row: found[i] for i, row in enumerate(distinct)}
-    return [where[row] for row in zip(prompts, texts, finished, strict=True)]

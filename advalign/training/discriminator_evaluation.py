@@ -21,9 +21,9 @@ from advalign.functional import gan
 from advalign.interfaces import Task
 from advalign.metrics import utility
 from advalign.models import Network, load
+from advalign.models.inference import score_texts
 from advalign.models.load import base_owner, share_base
 from advalign.objectives.discriminate import SATURATED
-from advalign.training.context import scores
 from advalign.types import Example, LabelRows, Sampling
 
 KINDS = LabelRows.KINDS
@@ -102,7 +102,7 @@ def run(evaluation: DiscriminatorEvaluation, network: Network, engine: Any, budg
 
 def scored(network: Network, rows: Sequence[Row], budget: int) -> Tensor:
     """One score per row, without dropout and without gradient."""
-    found = scores(network, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], budget)
+    found = score_texts(network, [row[:3] for row in rows], budget)
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from advalign import data as loading
-from advalign.engine import micro as mb
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.functional import answers
 from advalign.interfaces import Context, Reward
@@ -19,6 +18,7 @@ from advalign.metrics import diversity, utility
 from advalign.models import Network
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.training import discriminator_evaluation
+from advalign.training.annotate import columns
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
 
@@ -194,20 +194,7 @@ def _references(evaluation: Evaluation, examples: Sequence[Example]) -> list[str
 
 
 def _over(network: Network, tokens: Tokens, need: str, budget: int) -> torch.Tensor:
-    mode = network.training
-    network.eval()
-    found: dict[int, torch.Tensor] = {}
-    width = tokens.ids.shape[1]
-    try:
-        for micro in mb.pack({"rows": DemoRows(tokens=tokens)}, budget, layout=mb.BatchLayout(network.packs, frozenset(["rows"]))):
-            rows = micro["rows"]
-            here = tokens.index(rows).fit(int(tokens.lengths[rows].max())).to(network.device)
-            out = getattr(network(here, {need}), need).float().cpu()
-            out = mb.fit(out, width) if need != "class_logits" else out
-            found |= dict(zip(rows.tolist(), out, strict=True))
-    finally:
-        network.train(mode)
-    return torch.stack([found[i] for i in range(len(found))])
+    return columns(network, DemoRows(tokens=tokens), {need}, budget)[need].float()
 
 
 def _texts(examples: list[Example]) -> tuple[list[str], list[str] | None]:

@@ -10,9 +10,9 @@ from advalign.advantages.gae import GAE
 from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.models import load
+from advalign.models.inference import score_texts as scored
 from advalign.rewards import _scores
 from advalign.sources import _rollouts
-from advalign.training.context import scores as scored
 from advalign.types import Example, Rollout, RolloutGroup
 
 TEXTS = ["Red is blue. Is it? no\nyes it's so green a b c d e f g :"]
@@ -38,7 +38,7 @@ class Context:
         return {"policy": self.policy}[learner].encoder
 
     def score(self, learner, prompts, texts, finished):
-        return scored({"discriminator": self.discriminator}[learner], prompts, texts, finished, 4096), 3
+        return scored({"discriminator": self.discriminator}[learner], list(zip(prompts, texts, finished, strict=True)), 4096), 3
 
     def score_tokens(self, learner, groups):
         tokens = self.reader.encoder.rollouts(groups)

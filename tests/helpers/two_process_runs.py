@@ -23,7 +23,7 @@ from advalign.adversaries.pgd import PGD
 from advalign.adversaries.universal import Universal
 from advalign.engine.learner import LearnerRuntime
 from advalign.engine.plan import plan
-from advalign.models.sharding import Sharding, whole
+from advalign.models.sharding import Sharding, full_tensor
 from advalign.objectives.clip_cov import ClipCov
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.discriminate import Discriminate
@@ -118,7 +118,7 @@ def trained(name, folder, *, steps=3, resume=False, **more):
 
 
 def weights(trainer):
-    return {f"{n}.{k}": whole(p.detach()).clone() for n, r in trainer.learners.items() for k, p in r.network.named_parameters()}
+    return {f"{n}.{k}": full_tensor(p.detach()).clone() for n, r in trainer.learners.items() for k, p in r.network.named_parameters()}
 
 
 def note(folder: Path, name: str, trainer, history, texts) -> None:
@@ -165,7 +165,7 @@ def updated(name, folder, rows=slice(None), mesh=None, **options):
     planned = plan("policy", terms, {"it": adversary}, [])
     for step in range(3):
         logs = runtime.update(planned, some, {}, budget=70, key=(0, "update", "policy", step, 0, 0, 0))
-    return {k: whole(p.detach()).clone() for k, p in net.named_parameters()}, logs
+    return {k: full_tensor(p.detach()).clone() for k, p in net.named_parameters()}, logs
 
 
 # ------------------------------------------------------------------------------------------------------ processes

@@ -13,6 +13,7 @@ from advalign import Evaluation, Frozen, Sampling, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.errors import ConfigError, RewardError
+from advalign.models.inference import score_texts
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.dpo import DPO
 from advalign.objectives.grpo import GRPO
@@ -23,7 +24,6 @@ from advalign.sources.contrast import CORRUPTED, GENERATED, PERTURBED, REAL, Con
 from advalign.sources.self_vs_real import SelfVsReal
 from advalign.tasks.constraints import Constraints
 from advalign.training.annotate import Annotator
-from advalign.training.context import scores
 from advalign.training.schedule import Gate, Stage, Timeline, Until
 from advalign.types import Example, Rollout, RolloutGroup
 
@@ -116,9 +116,10 @@ def test_an_averaged_judge_gives_the_reward():
     groups = trainer.context.generate("policy", [Example(prompt="length 3 with red without blue :")], 2, SHORT, ("here",))
     texts = [r.text for r in groups[0].rollouts]
     prompts, done = [groups[0].example.prompt] * 2, [r.finished for r in groups[0].rollouts]
+    rows = list(zip(prompts, texts, done, strict=True))
     found, version = trainer.context.score("slow", prompts, texts, done)
-    assert found == scores(slow, prompts, texts, done, 8192)
-    assert found != scores(trainer.learners["discriminator"].network, prompts, texts, done, 8192)
+    assert found == score_texts(slow, rows, 8192)
+    assert found != score_texts(trainer.learners["discriminator"].network, rows, 8192)
     assert version == 1
     # w_slow = (w_0 + w_1) / 2 after one step of the discriminator.
     again = game(sources=trainer.config["sources"], frozen={"slow": Frozen(learner="discriminator", ema=0.5)})

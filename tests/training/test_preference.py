@@ -14,6 +14,7 @@ from advalign import Frozen, Trainer, TrainingArguments, config
 from advalign.adversaries.pgd import PGD
 from advalign.errors import AdvalignError, BudgetError, ConfigError, RewardError
 from advalign.functional.logprobs import from_logits
+from advalign.models.inference import score_texts
 from advalign.objectives.dpo import DPO
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kto import KTO
@@ -25,7 +26,7 @@ from advalign.sources.demos import Demos
 from advalign.sources.feedback import Feedback
 from advalign.sources.pairs import Pairs
 from advalign.training.annotate import annotate_feedback
-from advalign.training.context import RunContext, scores
+from advalign.training.context import RunContext
 from advalign.types import Example, FeedbackRows, Rollout, RolloutGroup
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +327,7 @@ def test_scores_that_are_no_numbers_and_models_that_are_not_there_are_sentences(
 
 def test_scores_of_the_reward_and_of_a_learner_are_one_function():
     net, found = network("score"), groups(2)
-    want = scores(net, *asked(found), budget=30)
+    want = score_texts(net, list(zip(*asked(found), strict=True)), 30)
     assert Model(model=net, token_budget=30).start(None)(found) == pytest.approx(want, abs=1e-12)
 
 

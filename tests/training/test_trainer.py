@@ -11,6 +11,7 @@ from advalign import Evaluation, Frozen, Sampling, TrainingArguments
 from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.adversaries.pgd import PGD
+from advalign.models.inference import score_texts
 from advalign.objectives.dapo import DAPO
 from advalign.objectives.dpo import DPO
 from advalign.objectives.grpo import GRPO
@@ -19,7 +20,6 @@ from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
 from advalign.rewards.function import Function
 from advalign.sources.pairs import Pairs
-from advalign.training.context import scores
 from advalign.training.trainer import Trainer
 from advalign.types import RolloutRows
 
@@ -41,11 +41,9 @@ def test_a_reward_comes_from_the_judge_before_its_update(order):
         assert {r.policy_version for r in rollouts} == {4 * step}
         assert {tuple(r.reward_versions) for r in rollouts} == {(3 * step,)}
         prompts = [g.example.prompt for g in groups for _ in g.rollouts]
-        texts, finished = [r.text for r in rollouts], [r.finished for r in rollouts]
+        rows = [(prompt, r.text, r.finished) for prompt, r in zip(prompts, rollouts, strict=True)]
         given = torch.tensor([r.rewards[0] for r in rollouts], dtype=torch.float64)
-        then, now = (
-            torch.tensor(scores(n, prompts, texts, finished, 8192)).double() for n in (before, trainer.learners["discriminator"].network)
-        )
+        then, now = (torch.tensor(score_texts(n, rows, 8192)).double() for n in (before, trainer.learners["discriminator"].network))
         assert torch.allclose(given, then, rtol=0, atol=1e-6)
         assert not torch.allclose(given, now, rtol=0, atol=1e-4)
     assert [trainer.learners[name].version for name in ("policy", "discriminator")] == [8, 6]
