@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made import network
+from helpers.networks import network
 
 from advalign.models.inference import batched_forward, batches_in_order, evaluation_mode, length_sorted_batches, map_batches, score_texts
 
