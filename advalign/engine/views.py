@@ -20,6 +20,7 @@ from torch import Tensor
 
 from advalign.engine import micro as mb
 from advalign.engine.ascent import above_prefix, ascend, by_delta, dropout_policy, leaves_of, masked, perturbation_context, sharing
+from advalign.engine.checks import check_losses
 from advalign.engine.plan import CLEAN, Plan
 from advalign.interfaces import Adversary, Objective, PerturbationContext
 from advalign.models import Network
@@ -199,6 +200,7 @@ class UpdateContext:
         weights = self.weights[name]
         width = rows[term.source].tokens.ids.shape[1]
         values = mb.cut_weights(weights, self.sizes[term.source], micro[term.source], width).to(losses.values.device)
+        check_losses(name, losses.values, values)
         values = values / weights.count.clamp(min=1e-30).to(values.device)
         return (values * 0 if term.source in self.idle else values) * losses.values
 

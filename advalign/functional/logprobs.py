@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from advalign.types import fit
 
-def shift(x: Float[Tensor, "B T *R"]) -> Float[Tensor, "B T *R"]:
+
+def shift_right(x: Float[Tensor, "B T *R"]) -> Float[Tensor, "B T *R"]:
     """A network's output at t is about token t + 1; the result at t is about token t, and zero at 0."""
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
@@ -31,7 +33,7 @@ def from_logits(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> Floa
     """log p(ids[t] | ids[<t]) of a network's logits, which at t predict token t + 1; zero at t = 0."""
     logits = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     picked = logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)
-    return torch.cat([picked.new_zeros(ids.shape[0], 1), picked], 1)
+    return shift_right(fit(picked, ids.shape[1]))
 
 
 def linear(

@@ -1,7 +1,7 @@
 """One forward for every model: rows and edits in, what the objectives asked for out.
 
 Right padding, explicit position ids, the LM head only at positions that predict a target, log-probabilities chunked over
-the vocabulary. Shifting happens here and in `functional/logprobs.py` only.
+the vocabulary. Outputs are shifted by one here, by `functional.logprobs.shift_right`.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Network(nn.Module):
             scores = self._scalar(self._pool(hidden, tokens.mask))
             each = self._scalar(hidden).masked_fill(~tokens.mask, 0) if "token_scores" in needs else None
             return Outputs(scores=scores, token_scores=each)
-        return Outputs(values=_shift(self._scalar(hidden)) * tokens.target)
+        return Outputs(values=lp.shift_right(self._scalar(hidden)) * tokens.target)
 
     def _hidden(self, inputs: Mapping[str, Any], layout: padding_free.PackedLayout | None) -> Float[Tensor, "B T D"]:
         if layout is None:
@@ -221,7 +221,7 @@ class Network(nn.Module):
     def _policy(self, hidden: Tensor, tokens: Tokens, needs: Set[str], temperature: Tensor | None) -> Outputs:
         if temperature is not None and self.model.get_output_embeddings().bias is None and _plain_head(self.model):
             hidden, temperature = hidden / temperature.to(hidden.dtype)[:, None, None], None
-        shifted = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+        shifted = lp.shift_right(hidden)
         outputs: dict[str, Any] = {}
         if "distribution" in needs:
             outputs["distribution"] = Distribution(hidden=shifted, head=self.next_token_logits)
@@ -266,10 +266,6 @@ class Network(nn.Module):
             save_file({k: v.contiguous() for k, v in self.scalar.state_dict().items()}, path / "scalar_head.safetensors")
         if self.reads is not None:
             save_file({k: v.contiguous() for k, v in self.project.state_dict().items()}, path / "projection.safetensors")
-
-
-def _shift(x: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
 def _plain_head(model: Any) -> bool:

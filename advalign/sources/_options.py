@@ -13,6 +13,7 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.functional.divergence import ESTIMATORS
+from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Context
 from advalign.types import Example, RolloutGroup, RolloutRows
 
@@ -84,7 +85,7 @@ class KLPenalty:
         Needs old_logprobs and ref_logprobs; `state` moves after it was used."""
         assert rows.old_logprobs is not None
         assert rows.ref_logprobs is not None
-        target = _sampled(rows)
+        target = sampled_tokens(rows.tokens.target, rows.offpolicy)
         each = advantages.kl_rewards(rows.old_logprobs, rows.ref_logprobs, target, coef=state["coef"], estimator=self.estimator)
         kl = _mean_kl(rows.old_logprobs - rows.ref_logprobs, target)
         logs = {"kl": kl, "kl_coef": state["coef"]}
@@ -158,11 +159,6 @@ class CurriculumStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rates = {int(i): float(p) for i, p in state["rates"].items()}
         self.number = int(state["number"])
-
-
-def _sampled(rows: RolloutRows) -> Tensor:
-    target = rows.tokens.target
-    return target if rows.offpolicy is None else target & ~rows.offpolicy[:, None]
 
 
 def _mean_kl(gap: Tensor, target: Tensor) -> float:

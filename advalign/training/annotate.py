@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from advalign.engine import micro as mb
+from advalign.engine.checks import check_advantages
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
+from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.models import Network
 from advalign.models.inference import batched_forward
@@ -72,7 +74,7 @@ class Annotator:
         if source.reward_penalty is not None:
             rows, found = source.reward_penalty.apply(rows, state["kl"], summed=summed)
             logs |= found
-        advantages, returns = advantage(rows, state["advantage"], _whole)
+        advantages, returns = check_advantages(f"sources.{name}.advantage", advantage(rows, state["advantage"], _whole), rows.tokens)
         return replace(rows, advantages=advantages, returns=returns), logs
 
     def _columns(self, source: Source, advantage: Advantage, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
@@ -107,8 +109,7 @@ class Annotator:
 def _gap(rows: RolloutRows) -> dict[str, float]:
     """How far the trainer's log-probabilities are from the sampler's; demonstrations have no sampler."""
     assert rows.old_logprobs is not None
-    target = rows.tokens.target if rows.offpolicy is None else rows.tokens.target & ~rows.offpolicy[:, None]
-    return mismatch.diagnostics(rows.old_logprobs, rows.sampler_logprobs, target)
+    return mismatch.diagnostics(rows.old_logprobs, rows.sampler_logprobs, sampled_tokens(rows.tokens.target, rows.offpolicy))
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -179,9 +179,9 @@ def test_from_logits_sums_to_the_log_of_the_joint(double):
 
 def test_shift_moves_by_one_and_keeps_nothing_of_the_last():
     x = torch.tensor([[1.0, 2.0, 3.0]])
-    assert logprobs.shift(x).tolist() == [[0.0, 1.0, 2.0]]
+    assert logprobs.shift_right(x).tolist() == [[0.0, 1.0, 2.0]]
     deep = torch.randn(2, 5, 4)
-    assert all(torch.equal(logprobs.shift(deep)[:, t], deep[:, s]) for s, t in pairwise(range(5)))
+    assert all(torch.equal(logprobs.shift_right(deep)[:, t], deep[:, s]) for s, t in pairwise(range(5)))
 
 
 def test_only_stops_nan_in_value_and_gradient():
