@@ -1,4 +1,4 @@
-"""Errors a user can meet. Each message is one sentence: where, what was given, what is allowed, the nearest match."""
+"""Errors a user can meet. Each message is one sentence: path, what was given, what is allowed, the nearest match."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class AdvalignError(Exception):
 
 
 class ConfigError(AdvalignError, ValueError):
-    """A run that cannot start: wrong name, wrong type, a mix that makes no sense."""
+    """A run that cannot start: an unknown name, a wrong type, a combination that is not supported."""
 
 
 class RewardError(AdvalignError):
@@ -19,16 +19,16 @@ class RewardError(AdvalignError):
 
 
 class RolloutError(AdvalignError):
-    """A sampler that does not answer, or that does not hold the weights it is said to hold."""
+    """A rollout engine that does not answer, or that samples from other weights than it claims."""
 
 
 class BudgetError(AdvalignError, ValueError):
-    """A limit that cannot be kept: a row longer than the token budget, an attack without queries."""
+    """A limit that cannot be kept: a row longer than the token budget, an attack that has used its queries."""
 
 
-def unknown(where: str, what: str, given: str, known: Iterable[str]) -> ConfigError:
-    """The did-you-mean error: `objectives.robust.view: no adversary 'pdg'. Known: noise, pgd. Did you mean 'pgd'?`"""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(given), names, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"{where}: no {what} '{given}'. Known: {', '.join(names) or 'none'}.{hint}")
+def unknown(path: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
+    """The error for a name that does not exist: `objectives.robust.view: no adversary 'pdg'. Known: noise, pgd. Did you mean 'pgd'?`"""
+    names = sorted(options)
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return ConfigError(f"{path}: no {what} '{name}'. Known: {', '.join(names) or 'none'}.{hint}")

@@ -1,107 +1,138 @@
 """The folder is the registry: `kind: dapo` is the one public class of `objectives/dapo.py`.
 
 A dotted kind (`my_lab.losses.foo`) is the one class in `__all__` of that module, or the class itself
-(`my_lab.losses.Foo`), so outsiders add an objective with one file and no registration.
+(`my_lab.losses.Foo`), so outsiders add an objective with one file and no registration. What is said about a built-in plugin (its class
+name, its first docstring line) is read from the file without importing it.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
 
 GROUPS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
+"""The plugin groups; the name is that of the folder."""
 
 
-def kinds(room: str) -> list[str]:
-    """The kinds of one room, by file name; files that start with `_` are not plugins."""
-    if room not in GROUPS:
-        raise unknown("plugins", "room", room, GROUPS)
-    package = importlib.import_module(f"advalign.{room}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+def kinds(group: str) -> list[str]:
+    """The kinds of a group, by file name; files that start with `_` are not plugins."""
+    return sorted(path.stem for path in _folder(group).glob("*.py") if not path.stem.startswith("_"))
 
 
 @cache
-def resolve(room: str, kind: str, where: str = "") -> type:
-    """The class behind a kind. Raises ConfigError with the nearest known kind."""
-    at = where or room
+def resolve(group: str, kind: str, path: str = "") -> type:
+    """The class behind a kind. Raises ConfigError, its path `path`, with the nearest known kind."""
     if "." in kind:
-        return _outside(kind, at)
-    if kind not in kinds(room):
-        raise unknown(at, f"kind of {room}", kind, kinds(room))
-    return _only_class(importlib.import_module(f"advalign.{room}.{kind}"), at)
+        return _outside(kind, path or group)
+    if kind not in kinds(group):
+        raise unknown(path or group, f"kind of {group}", kind, kinds(group))
+    return _only_class(importlib.import_module(f"advalign.{group}.{kind}"), path or group)
 
 
-def all(room: str) -> list[type]:
-    """Every plugin class of a room, for the contract tables and `advalign list`."""
-    return [resolve(room, kind) for kind in kinds(room)]
+def all(group: str) -> list[type]:
+    """Every plugin class of a group, for the contract tables."""
+    return [resolve(group, kind) for kind in kinds(group)]
 
 
 def kind_of(cls: type) -> str:
     """The inverse of `resolve`."""
-    inside = cls.__module__.startswith("advalign.")
-    return cls.__module__.rsplit(".", 1)[-1] if inside else f"{cls.__module__}.{cls.__qualname__}"
+    built_in = cls.__module__.startswith("advalign.")
+    return cls.__module__.rsplit(".", 1)[-1] if built_in else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def summary(cls: type) -> str:
     """The first line of a plugin's documentation: the formula."""
-    doc = inspect.getdoc(cls) or ""
-    return doc.splitlines()[0] if doc else ""
+    return _first_line(inspect.getdoc(cls))
 
 
-def exports(room: str) -> dict[str, str]:
-    """{class name: kind}, so that `objectives.DAPO` works without importing every file."""
-    return {resolve(room, kind).__name__: kind for kind in kinds(room)}
+def summaries(group: str) -> dict[str, str]:
+    """{kind: first line of its documentation}, without importing any of them."""
+    return {kind: _first_line(ast.get_docstring(_parsed(group, kind))) for kind in kinds(group)}
 
 
-def function(given: str | Callable[..., Any], where: str) -> Callable[..., Any]:
+def group_summary(group: str) -> str:
+    """The first line of the documentation of a group."""
+    return _first_line(ast.get_docstring(ast.parse((_folder(group) / "__init__.py").read_text(encoding="utf-8"))))
+
+
+def exports(group: str) -> dict[str, str]:
+    """{class name: kind}, without importing any of them."""
+    return {_parsed(group, kind).name: kind for kind in kinds(group)}
+
+
+def function(reference: str | Callable[..., Any], path: str) -> Callable[..., Any]:
     """A callable as it is, or the one behind a dotted path (`my_lab.rewards.brevity`)."""
-    if callable(given):
-        return given
-    module, _, name = str(given).rpartition(".")
+    if callable(reference):
+        return reference
+    module, _, name = str(reference).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        value = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}: cannot import '{given}' ({error}).") from error
-    if not callable(found):
-        raise ConfigError(f"{where}: '{given}' is a {type(found).__name__}, not a function.")
-    return found  # type: ignore[no-any-return]
+        raise ConfigError(f"{path}: cannot import '{reference}' ({error}).") from error
+    if not callable(value):
+        raise ConfigError(f"{path}: '{reference}' is a {type(value).__name__}, not a function.")
+    return value  # type: ignore[no-any-return]
 
 
 def lazy(package: str) -> Callable[[str], type]:
-    """A module's `__getattr__`: `objectives.DAPO` imports `objectives/dapo.py` and nothing else of the room by hand."""
-    room = package.rsplit(".", 1)[-1]
+    """The `__getattr__` of a group: `objectives.DAPO` imports `objectives/dapo.py` and no other plugin."""
+    group = package.rsplit(".", 1)[-1]
 
     def find(name: str) -> type:
-        known = exports(room) if name[:1].isupper() else {}
-        if name not in known:
+        classes = exports(group) if name[:1].isupper() else {}
+        if name not in classes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return resolve(room, known[name])
+        return resolve(group, classes[name])
 
     return find
 
 
-def _outside(kind: str, where: str) -> type:
+def _folder(group: str) -> Path:
+    if group not in GROUPS:
+        raise unknown("plugins", "plugin group", group, GROUPS)
+    return Path(__file__).parent / group
+
+
+@cache
+def _parsed(group: str, kind: str) -> ast.ClassDef:
+    """The one class that a plugin file names in `__all__`, as its syntax tree."""
+    tree = ast.parse((_folder(group) / f"{kind}.py").read_text(encoding="utf-8"))
+    assigned = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if len(assigned) != 1 or len(names := ast.literal_eval(assigned[0])) != 1 or names[0] not in classes:
+        raise ConfigError(f"{group}.{kind}: the file must name exactly one class of its own in __all__.")
+    return classes[names[0]]
+
+
+def _first_line(doc: str | None) -> str:
+    return doc.splitlines()[0] if doc else ""
+
+
+def _outside(kind: str, path: str) -> type:
     try:
-        return _only_class(importlib.import_module(kind), where)
+        return _only_class(importlib.import_module(kind), path)
     except ModuleNotFoundError as error:
         if error.name is None or not (kind == error.name or kind.startswith(error.name + ".")):
             raise
     module, _, name = kind.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError):
-        raise ConfigError(f"{where}: cannot import '{kind}'; a dotted kind is a module with one class in __all__, or a class.") from None
-    return found
+        raise ConfigError(f"{path}: cannot import '{kind}'; a dotted kind is a module with one class in __all__, or a class.") from None
+    if not isinstance(cls, type):
+        raise ConfigError(f"{path}: '{kind}' is a {type(cls).__name__}, not a class.")
+    return cls
 
 
-def _only_class(module: object, where: str) -> type:
+def _only_class(module: Any, path: str) -> type:
     names = getattr(module, "__all__", [])
     if len(names) != 1:
-        raise ConfigError(f"{where}: {module.__name__} must name exactly one class in __all__, found {len(names)}.")  # type: ignore[attr-defined]
-    return getattr(module, names[0])
+        raise ConfigError(f"{path}: {module.__name__} must name exactly one class in __all__, found {len(names)}.")
+    return getattr(module, names[0])  # type: ignore[no-any-return]

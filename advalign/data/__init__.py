@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from advalign import plugins
+from advalign import builder
 from advalign.data import columns as _columns
 from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Task
 from advalign.types import Example
 
 KEYS = ("task", "path", "hub", "name", "split", "number", "columns", "revision")
@@ -77,27 +78,17 @@ def demonstrations(
     return complete
 
 
-def task_of(ref: Reference) -> Any:
+def task_of(ref: Reference) -> Task | None:
     """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
-    given = _spec(ref, "train").get("task")
-    if given is None:
-        return None
-    fields = {"kind": given} if isinstance(given, str) else dict(given)
-    if "kind" not in fields:
-        raise ConfigError(f"data.task: {fields} has no 'kind'; known kinds: {', '.join(plugins.kinds('tasks'))}.")
-    cls = plugins.resolve("tasks", fields.pop("kind"), "data.task")
-    known = [field.name for field in dataclasses.fields(cls)]
-    wrong = [name for name in fields if name not in known]
-    if wrong:
-        raise unknown("data.task", f"field of {plugins.kind_of(cls)}", wrong[0], known)
-    return cls(**fields)
+    reference = _spec(ref, "train").get("task")
+    return None if reference is None else builder.build(Task, reference, "data.task")
 
 
 def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
     """Texts to build a tokenizer from: a task's alphabet, or every prompt, pair, answer and response of a file."""
     maker = task_of(ref)
     if maker is not None:
-        return maker.vocabulary()
+        return list(maker.vocabulary())
     found: list[Any] = []
     for e in examples(ref, columns, split):
         found += [e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))]
@@ -149,7 +140,9 @@ def _at_hand(given: Any) -> list[tuple[str, dict[str, Any]]]:
 def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
     number = min(numbers) if numbers else DEFAULT_NUMBER
-    return task_of(spec).examples(spec["split"], number, random.Random(f"{seed}/{spec['split']}"))
+    task = task_of(spec)
+    assert task is not None
+    return task.examples(spec["split"], number, random.Random(f"{seed}/{spec['split']}"))
 
 
 def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ example over the copies drawn, whoever attacks, and for certain where all copies
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from advalign import builder
 from advalign.engine.rng import generator, rng
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites.log import _whole_lines
@@ -165,28 +166,10 @@ class _Beta:
 KINDS: Mapping[str, type] = {"smoothing": Smoothing, "ranmask": Masking}
 
 
-def build(given: Any, where: str = "suite.certified") -> dict[str, Any]:
+def build(config: Any, path: str = "suite.certified") -> dict[str, Smoothing | Masking]:
     """{name: certificate} from `{name: {kind: smoothing, sigma: ...}}`; a name that is a kind needs no kind."""
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}: {given!r} given; a mapping of certificates by name, such as {{smoothing: {{sigma: 0.5}}}}.")
-    found = {}
-    for name, spec in given.items():
-        options = dict(spec) if isinstance(spec, Mapping) else spec
-        if isinstance(options, dict):
-            kind = options.pop("kind", name)
-            if kind not in KINDS:
-                raise unknown(f"{where}.{name}", "kind of certificate", str(kind), KINDS)
-            known = [f.name for f in fields(KINDS[kind])]
-            for field in options:
-                if field not in known:
-                    raise unknown(f"{where}.{name}", "field", str(field), known)
-            if kind == "smoothing" and "sigma" not in options:
-                raise ConfigError(f"{where}.{name}: no 'sigma' given; the standard deviation of the noise is what is certified with.")
-            options = KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-        if not isinstance(options, Smoothing | Masking):
-            raise ConfigError(f"{where}.{name}: {spec!r} given; a mapping of the fields of a certificate.")
-        found[str(name)] = options
-    return found
+    entries = builder.expect(config, Mapping, path).items()
+    return {str(n): builder.build_choice(KINDS, "kind of certificate", v, f"{path}.{n}", default=str(n)) for n, v in entries}
 
 
 def run(

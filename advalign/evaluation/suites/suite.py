@@ -4,15 +4,15 @@ ends with the same file, bit for bit."""
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from omegaconf import OmegaConf
 from rich.progress import track
 
+from advalign import builder
 from advalign import data as loading
-from advalign import plugins
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
 from advalign.evaluation.suites.benign import Benign, over_refusal
@@ -21,13 +21,11 @@ from advalign.evaluation.suites.judging import generation, judge_of
 from advalign.evaluation.suites.log import ResultLog, fingerprint, model_fingerprint
 from advalign.evaluation.suites.result import SuiteResult
 from advalign.evaluation.suites.workers import spread
-from advalign.interfaces import Judge
+from advalign.interfaces import Attack, Judge
 from advalign.targets.black_box import needs_model
 from advalign.targets.cache import AnswerCache
 from advalign.targets.target import by_name, named
 from advalign.types import Budget, Example, Sampling
-
-GROUPS = {"adversary": "adversaries", "attack": "attacks"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +38,14 @@ class Suite:
     answered, the twins of those that ought not. `seen`: names of attacks that training knew; the others are reported apart."""
 
     data: Any
-    attacks: Mapping[str, Any]
+    attacks: Mapping[str, Attack]
     examples: int = 100
     radii: Sequence[float] = ()
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
     samples: int = 0
     sampling: Sampling = field(default_factory=Sampling)
-    certified: Mapping[str, Any] = field(default_factory=dict)
+    certified: Mapping[str, certificates.Smoothing | certificates.Masking] = field(default_factory=dict)
     judge: Judge | None = None
     benign: Benign | None = None
     seen: Sequence[str] = ()
@@ -60,28 +58,14 @@ class Suite:
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
         """From a YAML file or a mapping of the same shape; attacks are `{name: {kind: ..., ...}}`."""
-        given: Any = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
-        if not isinstance(given, Mapping):
+        config: Any = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
+        if not isinstance(config, Mapping):
             raise ConfigError(f"suite: {source} holds no mapping of fields; a suite has data and attacks.")
-        given = {str(name): value for name, value in given.items()}
-        _check_names(cls, given, "suite")
-        missing = [name for name in ("data", "attacks") if name not in given]
-        if missing:
-            raise ConfigError(f"suite: no '{missing[0]}' given; a suite needs data and attacks.")
-        for name, kind in (("budget", Budget), ("sampling", Sampling)):
-            if isinstance(given.get(name), Mapping):
-                _check_names(kind, given[name], f"suite.{name}")
-                given[name] = kind(**given[name])
-        if "certified" in given:
-            given["certified"] = certificates.build(given["certified"])
-        if given.get("judge") is not None:
-            given["judge"] = _build("judges", given["judge"], "suite.judge")
-        if isinstance(given.get("benign"), Mapping):
-            _check_names(Benign, given["benign"], "suite.benign")
-            twin = dict(given["benign"])
-            given["benign"] = Benign(**twin | ({"judge": _build("judges", twin["judge"], "suite.benign.judge")} if "judge" in twin else {}))
-        attacks = {name: _build("attacks", spec, f"suite.attacks.{name}") for name, spec in given.pop("attacks").items()}
-        return cls(attacks=attacks, **given)
+        config = dict(config)
+        if "certified" in config:
+            config["certified"] = certificates.build(config["certified"])
+        suite: Self = builder.build_dataclass(cls, config, "suite")
+        return suite
 
     @property
     def arms(self) -> list[Arm]:
@@ -164,30 +148,6 @@ class Suite:
 
 def _chunks(chosen: Sequence[int], size: int) -> list[Sequence[int]]:
     return [chosen[i : i + size] for i in range(0, len(chosen), size)]
-
-
-def _build(room: str, given: Any, where: str) -> Any:
-    """A plugin from `{kind: ..., field: value}`; a mapping in a field named after a room is a plugin of that room."""
-    if not isinstance(given, Mapping):
-        return given
-    options = dict(given)
-    if "kind" not in options:
-        raise ConfigError(f"{where}: no 'kind' given; known kinds: {', '.join(plugins.kinds(room))}.")
-    cls = plugins.resolve(room, options.pop("kind"), where)
-    _check_names(cls, options, where)
-    for name, value in options.items():
-        if isinstance(value, Mapping) and name in GROUPS:
-            options[name] = _build(GROUPS[name], value, f"{where}.{name}")
-        elif isinstance(value, list):
-            options[name] = tuple(value)
-    return cls(**options)
-
-
-def _check_names(cls: Any, given: Mapping[str, Any], where: str) -> None:
-    known = [f.name for f in fields(cls) if f.init]
-    for name in given:
-        if name not in known:
-            raise unknown(where, "field", name, known)
 
 
 __all__ = ["Suite"]
