@@ -1,22 +1,23 @@
-"""The folder is the registry: what every plugin file promises, in every room."""
+"""The folder is the registry: what every plugin file promises, in every group."""
 
 import dataclasses
 import inspect
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
-from advalign import plugins
+from advalign import objectives, plugins
 from advalign.errors import ConfigError
 
-ALL = [(room, kind) for room in plugins.GROUPS for kind in plugins.kinds(room)]
+ALL = [(group, kind) for group in plugins.GROUPS for kind in plugins.kinds(group)]
 
 
-@pytest.mark.parametrize(("room", "kind"), ALL, ids=[f"{room}.{kind}" for room, kind in ALL])
-def test_a_file_is_one_frozen_keyword_only_class_with_a_formula(room: str, kind: str) -> None:
-    cls = plugins.resolve(room, kind)
-    assert cls.__module__ == f"advalign.{room}.{kind}"
+@pytest.mark.parametrize(("group", "kind"), ALL, ids=[f"{group}.{kind}" for group, kind in ALL])
+def test_a_file_is_one_frozen_keyword_only_class_with_a_formula(group: str, kind: str) -> None:
+    cls = plugins.resolve(group, kind)
+    assert cls.__module__ == f"advalign.{group}.{kind}"
     assert plugins.kind_of(cls) == kind
     assert dataclasses.is_dataclass(cls)
     params = cls.__dataclass_params__
@@ -27,22 +28,37 @@ def test_a_file_is_one_frozen_keyword_only_class_with_a_formula(room: str, kind:
     assert not plugins.summary(cls).startswith(f"{cls.__name__}(")
 
 
-@pytest.mark.parametrize(("room", "kind"), ALL, ids=[f"{room}.{kind}" for room, kind in ALL])
-def test_no_field_is_called_epsilon_and_there_are_few(room: str, kind: str) -> None:
-    cls = plugins.resolve(room, kind)
+@pytest.mark.parametrize(("group", "kind"), ALL, ids=[f"{group}.{kind}" for group, kind in ALL])
+def test_no_field_is_called_epsilon_and_there_are_few(group: str, kind: str) -> None:
+    cls = plugins.resolve(group, kind)
     names = [f.name for f in dataclasses.fields(cls)]
     assert not any("epsilon" in name or name == "eps" for name in names)
     own = [name for name in names if name in inspect.get_annotations(cls)]
     assert len(own) <= 8, "more than eight fields of its own: two ideas share a class"
 
 
-@pytest.mark.parametrize("room", plugins.GROUPS)
-def test_every_room_has_plugins_and_names_each_once(room: str) -> None:
-    kinds = plugins.kinds(room)
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_every_group_has_plugins_and_names_each_once(group: str) -> None:
+    kinds = plugins.kinds(group)
     assert kinds
     assert not any(kind.startswith("_") for kind in kinds)
-    exports = plugins.exports(room)
+    exports = plugins.exports(group)
     assert sorted(exports.values()) == kinds, "two files export a class of one name"
+    assert plugins.group_summary(group)
+
+
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_what_is_read_from_the_files_is_what_the_classes_say(group: str) -> None:
+    classes = {kind: plugins.resolve(group, kind) for kind in plugins.kinds(group)}
+    assert plugins.summaries(group) == {kind: plugins.summary(cls) for kind, cls in classes.items()}
+    assert plugins.exports(group) == {cls.__name__: kind for kind, cls in classes.items()}
+    assert all(typing.get_type_hints(cls) for cls in classes.values()), "annotations of fields are looked up by the builder"
+
+
+def test_a_class_of_a_group_is_found_by_its_name() -> None:
+    assert objectives.DAPO is plugins.resolve("objectives", "dapo")
+    with pytest.raises(AttributeError, match="has no attribute 'DAPOO'"):
+        _ = objectives.DAPOO
 
 
 def test_a_misspelt_kind_meets_its_nearest() -> None:
@@ -62,7 +78,19 @@ __all__ = ["Mine"]
 class Mine(Objective):
     """l = 0, from somebody's laboratory."""
 
+    @property
+    def reads(self):
+        return {}
+
+    def weights(self, rows):
+        raise NotImplementedError
+
+    def losses(self, rows, views):
+        raise NotImplementedError
+
 class NotExported: ...
+
+OUT = 'a text'
 '''
 
 
@@ -87,6 +115,8 @@ def test_a_dotted_kind_needs_one_file_and_no_registration(tmp_path: Path, monkey
         # Its own missing import must surface as it is, not as "no such kind".
         with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
             plugins.resolve("objectives", f"{name}.broken")
+        with pytest.raises(ConfigError, match=r"'.*mine.OUT' is a str, not a class"):
+            plugins.resolve("objectives", f"{name}.mine.OUT")
         with pytest.raises(ConfigError, match="cannot import"):
             plugins.resolve("objectives", f"{name}.absent")
     finally:
