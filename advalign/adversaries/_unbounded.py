@@ -1,4 +1,4 @@
-"""Threats that are not measured as a distance in hidden states."""
+"""Threat models that are not a ball in hidden states."""
 
 from dataclasses import dataclass, field
 
@@ -8,15 +8,15 @@ from advalign.interfaces.adversary import State
 
 @dataclass(frozen=True, kw_only=True)
 class UnboundedAdversary(Adversary[State]):
-    """Abstract. A radius, a ball and a site have no meaning here and cannot be given."""
+    """Abstract. Radius, ball, sites and scope have no meaning here and cannot be configured."""
 
     radius: float = field(default=0.0, init=False)
+    """Not used."""
     ball: str = field(default="L2", init=False)
+    """Not used."""
     sites: tuple[str, ...] = field(default=("embedding",), init=False)
+    """Not used."""
     relative_to: str = field(default="absolute", init=False)
+    """Not used."""
     scope: str = field(default="token", init=False)
-
-    @property
-    def starts_at_zero(self) -> bool:
-        """Nothing starts from a delta of zero, so a divergence may be climbed."""
-        return False
+    """Not used."""

@@ -2,36 +2,40 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from advalign.adversaries._discrete import Discrete
-from advalign.adversaries._words import Word, WordReader
+from advalign.adversaries._word_reader import Pieces, Word, WordReader
 from advalign.errors import ConfigError, unknown
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # Letters of other scripts that look like Latin ones.
 ALIKE = dict(zip("aceiopsxyjh", "\u0430\u0441\u0435\u0456\u043e\u0440\u0455\u0445\u0443\u0458\u04bb", strict=True))
 
-Choose = Callable[[int], int]  # a number below the one given
+Choose = Callable[[int], int]  # a random number below its argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Characters(Discrete):
     """max of loss(w') over w' with at most budget · n words changed, each by one character   (after DeepWordBug, arXiv:1801.04354).
 
-    `edits`: "swap" two neighbours, "delete", "insert", "keyboard" (a neighbouring key), "homoglyph" (a letter of another script
-    that looks the same). `candidates` different misspellings are drawn per word, from the row's own stream, and re-tokenised;
-    `keep_first` leaves the first character. Ours: the paper scores words by deleting them; here by gradient, as in `synonyms`.
+    Misspellings are drawn per word, from the row's own stream, and re-tokenised.
+    Ours: the paper scores words by deleting them; here by gradient, as in `synonyms`.
     """
 
     budget: float = 0.1
-    order: str = "norm"  # a misspelt word falls into other pieces: its gain is a rougher guide than that of a synonym
+    """Fraction of the words that may change."""
+    order: str = "norm"
+    """norm or gain. A misspelt word falls into other pieces, so its gain is a rougher guide than that of a synonym."""
     edits: tuple[str, ...] = ("swap", "delete", "insert", "keyboard")
+    """swap (two neighbours), delete, insert, keyboard (a neighbouring key), homoglyph (a letter of another script that looks the same)."""
     candidates: int = 4
+    """Different misspellings per word."""
     keep_first: bool = True
+    """Whether the first character stays."""
     min_length: int = 4
+    """Characters of the shortest word that changes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,12 +47,16 @@ class Characters(Discrete):
         if self.min_length < 2:
             raise ConfigError(f"characters.min_length: {self.min_length} given; a word of at least 2 characters can be misspelt.")
 
-    def options(self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
-        choose = lambda below: int(torch.randint(below, (), generator=generator))  # noqa: E731
-        drawn = [self.misspelt(word.text, choose) for word in words]
-        return [reader.write(word, tuple(ids[word.start : word.stop]), texts) for word, texts in zip(words, drawn, strict=True)]
+    def options(
+        self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator
+    ) -> list[tuple[Pieces, ...]]:
+        def choose(below: int) -> int:
+            return int(torch.randint(below, (), generator=generator))
 
-    def misspelt(self, word: str, choose: Choose) -> list[str]:
+        spellings = [self.misspell(word.text, choose) for word in words]
+        return [reader.write(word, tuple(ids[word.start : word.stop]), texts) for word, texts in zip(words, spellings, strict=True)]
+
+    def misspell(self, word: str, choose: Choose) -> list[str]:
         """Up to `candidates` different misspellings, the edits taking turns."""
         if len(word) < self.min_length:
             return []
@@ -67,6 +75,7 @@ def swap(text: str, choose: Choose) -> str:
 
 
 def delete(text: str, choose: Choose) -> str:
+    """One character less."""
     i = choose(len(text))
     return text[:i] + text[i + 1 :]
 
@@ -80,14 +89,16 @@ def insert(text: str, choose: Choose) -> str:
 
 def keyboard(text: str, choose: Choose) -> str:
     """A letter becomes its neighbour in the same row of a QWERTY keyboard."""
-    return _substituted(text, choose, _near)
+    return _substitute(text, choose, _near)
 
 
 def homoglyph(text: str, choose: Choose) -> str:
-    return _substituted(text, choose, lambda letter: ALIKE.get(letter, ""))
+    """A letter becomes one of another script that looks the same."""
+    return _substitute(text, choose, lambda letter: ALIKE.get(letter, ""))
 
 
-def _substituted(text: str, choose: Choose, others: Callable[[str], str]) -> str:
+def _substitute(text: str, choose: Choose, others: Callable[[str], str]) -> str:
+    """One letter becomes one of its `others`."""
     places = [i for i, letter in enumerate(text) if others(letter)]
     if not places:
         return text
@@ -97,6 +108,7 @@ def _substituted(text: str, choose: Choose, others: Callable[[str], str]) -> str
 
 
 def _near(letter: str) -> str:
+    """The keys beside a letter."""
     for row in ROWS:
         i = row.find(letter.lower())
         if i >= 0:

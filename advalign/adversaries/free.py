@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
-from advalign.functional import balls
-from advalign.interfaces import Adversary, PerturbationContext
+from advalign.functional import balls, deltas
+from advalign.interfaces import Adversary, Memory, PerturbationContext
 from advalign.types import Edit, fit
 
 
@@ -21,20 +20,24 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free(Adversary):
+class Free(Adversary[_State]):
     """Each minibatch m times: θ ← θ - η ∇_θ loss(h + δ), δ ← Π(δ + s r · steepest(∇_δ)), both of one backward   (arXiv:1904.12843).
 
-    m is the learner's `epochs`: one update each, and no pass more than training without an adversary has. Between replays a delta is
-    kept. `carry`: it also goes to the row in the same place of the next minibatch, cropped or filled with zeros, as in algorithm 1;
-    false starts anew with every draw, as the FreeAT of the FreeLB code does (random_start: true).
+    m is the learner's `epochs`: one update each, with as many passes as training without an adversary. Between replays a delta is kept.
     Ours: the step is the steepest of the ball (sign for Linf, as in the paper); the paper divides its number of epochs by m, so do that.
     """
 
     radius: float = 0.05
-    step_size: float = 1.0  # "δ ← δ + ε sign(g)", algorithm 1; a fraction of the radius
-    random_start: bool = False  # "Initialize δ ← 0"
+    """Radius of the ball, in the unit `relative_to`."""
+    step_size: float = 1.0
+    """s, a fraction of the radius ("δ ← δ + ε sign(g)", algorithm 1)."""
+    random_start: bool = False
+    """Whether a new delta is drawn uniformly in the ball; False: it is zero ("Initialize δ ← 0")."""
     carry: bool = True
+    """Whether a delta also goes to the row at the same place of the next minibatch, cropped or zero-padded, as in algorithm 1; False starts
+    anew with every draw, as the FreeAT of the FreeLB code does (with random_start: true)."""
     steps: int = 1
+    """Steps per update; always 1."""
 
     memory_scope: ClassVar[str] = "rows"
     trains_every_pass: ClassVar[bool] = True
@@ -47,40 +50,42 @@ class Free(Adversary):
         if not self.step_size > 0:
             raise ConfigError(f"free.step_size: {self.step_size} given; a fraction of the radius above 0.")
         if self.inner is not None:
-            raise ConfigError("free.inner: the pass that trains is the ascent, so it climbs the terms on its view; use kind 'pgd'.")
+            raise ConfigError(
+                "free.inner: the pass that trains is also the ascent, so it ascends the objectives on its view; for another use kind 'pgd'."
+            )
 
     @property
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
     def start(self, context: PerturbationContext) -> _State:
-        fresh = _deltas.uniform(context, self, zero=not self.random_start)
-        kept = self._kept(context)
+        delta = deltas.uniform(context, self.threat) if self.random_start else deltas.zeros(context)
+        stored = self._stored(context)
         for n, place in enumerate(self._places(context)):
-            for site, old in kept.get(place, {}).items():
-                if site in fresh and old.shape[1] == fresh[site].shape[2]:
-                    fresh[site][n] = fit(old[None], fresh[site].shape[1])[0].to(fresh[site])
-        inside = {site: balls.masked(x, context.allowed) for site, x in fresh.items()}
-        return _State(context=context, delta=_deltas.projected(context, self, inside))
+            for site, old in stored.get(place, {}).items():
+                if site in delta and old.shape[1] == delta[site].shape[2]:
+                    delta[site][n] = fit(old[None], delta[site].shape[1])[0].to(delta[site])
+        masked = {site: balls.masked(x, context.allowed) for site, x in delta.items()}
+        return _State(context=context, delta=deltas.project(context, self.threat, masked))
 
     def ask(self, state: _State) -> dict[str, Edit]:
-        return _deltas.edits(state.delta)
+        return deltas.as_edits(state.delta)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
         context = state.context
-        delta = _deltas.stepped(context, self, state.delta, gradients, self.step_size * context.radius)
-        kept = self._kept(context)
+        delta = deltas.step(context, self.threat, state.delta, gradients, self.step_size * context.radius)
+        stored = self._stored(context)
         for n, place in enumerate(self._places(context)):
             if context.allowed[n].any():
                 width = int(context.allowed[n].nonzero().max()) + 1
-                kept[place] = {site: x[n, :width].clone() for site, x in delta.items()}
+                stored[place] = {site: x[n, :width].clone() for site, x in delta.items()}
         return _State(context=context, delta=delta)
 
-    def row_memory(self, memory: dict[str, Any]) -> dict[str, Any]:
-        """The deltas of now, by place."""
+    def row_memory(self, memory: Memory) -> dict[str, Any]:
+        """The current deltas, by place."""
         return next(iter(memory.values()), {})
 
-    def _kept(self, context: PerturbationContext) -> dict[str, Any]:
+    def _stored(self, context: PerturbationContext) -> dict[str, Any]:
         """Deltas by place, of this draw (seed, learner, step, repeat), or of all draws."""
         draw = "carried" if self.carry else "/".join(map(str, context.key[:5]))
         for other in [name for name in context.memory if name != draw]:

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.adversaries import _deltas
 from advalign.errors import ConfigError, unknown
-from advalign.functional import balls
+from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
@@ -26,24 +25,30 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeLB(Adversary):
+class FreeLB(Adversary[_State]):
     """g_θ = 1/K Σ_k ∇_θ loss(h + δ_k), δ_{k+1} = Π(δ_k + α ∇_δ / ||∇_δ||_F)   (arXiv:1909.11764, algorithm 1).
 
-    δ_0 = U(-1, 1) m / sqrt(n_b d), or 0: then the first pass is clean. Lengths are absolute, one ball per row, as in the paper:
-    `step_length` α, `init_magnitude` m and `radius` are adv_lr, adv_init_mag and adv_max_norm of the released code; `radius: .inf` is
-    no bound (there: 0), which with more steps is FreeLB++ (arXiv:2108.12777).
-    `count`: passes of the released code, "K", or of its fairseq version, "K+1"; each trains on loss / passes.
+    δ_0 = U(-1, 1) m / sqrt(n_b d), or 0: then the first pass is clean. Lengths are absolute, one ball per row, as in the paper. Each pass
+    trains on loss / passes. With `radius: .inf` (no bound; 0 in the released code) and more steps it is FreeLB++ (arXiv:2108.12777).
     Ours: padding is never moved (there masked in δ_0 only), n_b counts the allowed tokens, and δ_0 is projected too.
     """
 
-    radius: float = 0.3  # this and the next three: MNLI with RoBERTa-large in the released scripts
+    radius: float = 0.3
+    """adv_max_norm of the released scripts, MNLI with RoBERTa-large; so are the next three defaults."""
     steps: int = 2
+    """K."""
     step_length: float = 0.1
+    """α, absolute (adv_lr)."""
     init_magnitude: float = 0.1
+    """m, absolute (adv_init_mag); 0 starts at δ_0 = 0."""
     count: str = "K"
+    """Passes: "K" (released code) or "K+1" (its fairseq version)."""
     scope: str = "row"
+    """One ball per token or per row."""
     relative_to: str = "absolute"
-    dropout: str = "sync"  # the code draws one set of masks in the first pass and hands it to the others
+    """Unit of the lengths: absolute or mean_embedding_norm."""
+    dropout: str = "sync"
+    """off, sync or fresh. The released code draws one set of masks in the first pass and reuses it in the others."""
 
     trains_every_pass: ClassVar[bool] = True
 
@@ -53,11 +58,14 @@ class FreeLB(Adversary):
             raise unknown("freelb.count", "count", self.count, COUNTS)
         if self.steps < 1:
             raise ConfigError(f"freelb.steps: {self.steps} given; K is at least 1.")
-        for name in ("step_length", "init_magnitude"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"freelb.{name}: {getattr(self, name)} given; a length >= 0, in the unit of the radius.")
+        for name, length in (("step_length", self.step_length), ("init_magnitude", self.init_magnitude)):
+            if not 0 <= length < math.inf:
+                raise ConfigError(f"freelb.{name}: {length} given; a length >= 0, in the unit of the radius.")
         if self.inner is not None:
-            raise ConfigError("freelb.inner: the passes that train are the ascent, so it climbs the terms on its view; use kind 'pgd'.")
+            raise ConfigError(
+                "freelb.inner: the passes that train are also the ascent, so they ascend the objectives on their view; for another use "
+                "kind 'pgd'."
+            )
 
     @property
     def passes(self) -> int:
@@ -68,27 +76,28 @@ class FreeLB(Adversary):
         return self.init_magnitude == 0
 
     def start(self, context: PerturbationContext) -> _State:
-        magnitude = self.init_magnitude * _deltas.unit(context, self)
-        cube = {site: self._cube(context, site) * (magnitude / _deltas.size_of_cube(context, self, site)) for site in context.shapes}
-        return _State(context=context, delta=_deltas.projected(context, self, cube))
+        magnitude = self.init_magnitude * context.unit
+        cube = {site: self._cube(context, site) * (magnitude / deltas.cube_size(context, self.threat, site)) for site in context.shapes}
+        return _State(context=context, delta=deltas.project(context, self.threat, cube))
 
     def ask(self, state: _State) -> dict[str, Edit]:
-        return _deltas.edits(state.delta)
+        return deltas.as_edits(state.delta)
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
         if state.step + 1 >= self.passes:  # nothing reads a move after the last pass
             return replace(state, step=state.step + 1)
-        length = self.step_length * _deltas.unit(state.context, self)
-        delta = _deltas.stepped(state.context, self, state.delta, gradients, length)
+        length = self.step_length * state.context.unit
+        delta = deltas.step(state.context, self.threat, state.delta, gradients, length)
         return replace(state, delta=delta, step=state.step + 1)
 
     def _cube(self, context: PerturbationContext, site: str) -> Float[Tensor, "N T D"]:
-        dim, dtype = context.shapes[site][1], _deltas.precision(context)
+        """U(-1, 1) at every allowed position."""
+        dim, dtype = context.shapes[site][1], deltas.delta_dtype(context)
 
-        def one(length: int, generator: torch.Generator) -> Tensor:
+        def draw(length: int, generator: torch.Generator) -> Tensor:
             return 2 * torch.rand(length, dim, generator=generator, device=generator.device, dtype=dtype) - 1
 
-        return balls.fill(context.allowed, dim, one, generators=context.generators, dtype=dtype)
+        return balls.fill(context.allowed, dim, draw, generators=context.generators, dtype=dtype)
 
 
 __all__ = ["FreeLB"]

@@ -1,4 +1,4 @@
-"""Random words masked: an adversary that does not look, and hides instead of changing."""
+"""Random words masked: an adversary that does not read gradients, and hides words instead of changing them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,44 +17,46 @@ from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask(Adversary):
+class Mask(Adversary[Edit]):
     """x' = x with round(rate T) of its T words, drawn anew in every update, replaced by the mask token   (RanMASK, arXiv:2105.03743).
 
-    The noise on which a classifier has to be trained that is to be certified, or deployed, as a vote over masked copies.
-    Ours: words are found from the tokens (`models/words.py`), so for WordPiece a punctuation mark is a word; one word at least is
-    kept (the released code keeps two). `replace`: "unknown" for tokenizers without a mask token. There is no radius.
+    The noise to train a classifier on that will be certified, or deployed, as a vote over masked copies.
+    Ours: words are found from the tokens (`models/word_masking.py`), so for WordPiece a punctuation mark is a word; at least one word is
+    kept (the released code keeps two). There is no radius.
     """
 
     family: ClassVar[str] = "discrete"
 
     radius: float = field(default=0.0, init=False)
+    """Not used."""
     sites: tuple[str, ...] = field(default=("embedding",), init=False)
+    """Not used."""
     special: bool = field(default=False, init=False)
-    rate: float = 0.7  # default of the released code, whose model is trained on SST-2
+    """Special tokens are never masked."""
+    rate: float = 0.7
+    """Fraction of the words that are masked (default of the released code, whose model is trained on SST-2)."""
     replace: str = "mask"
+    """What replaces a word: mask, or unknown for tokenizers without a mask token."""
     steps: int = field(default=0, init=False)
+    """No gradient steps."""
 
     def __post_init__(self) -> None:
         balls.check(self.threat, "mask")
         if not 0 <= self.rate < 1:
-            raise ConfigError(f"mask.rate: {self.rate} given; a share of the words from 0 up to, but not including, 1.")
+            raise ConfigError(f"mask.rate: {self.rate} given; a fraction of the words from 0 up to, but not including, 1.")
         if self.replace not in word_masking.REPLACEMENTS:
             raise unknown("mask.replace", "replacement", self.replace, word_masking.REPLACEMENTS)
         if self.share != "row":
-            raise ConfigError(f"mask.share: '{self.share}' given; each row has masks of its own, so only 'row'.")
-
-    @property
-    def starts_at_zero(self) -> bool:
-        return False
+            raise ConfigError(f"mask.share: '{self.share}' given; each row has its own masks, so it must be 'row'.")
 
     def start(self, context: PerturbationContext) -> Edit:
         assert context.tokens is not None
         assert context.network is not None
         encoder = context.network.encoder
         _, mask_id = word_masking.mask_token(encoder.tokenizer, self.replace, "mask")
-        found = word_masking.numbered(encoder.tokenizer, context.tokens, context.allowed)
-        hidden = [self._hidden(number, g) for number, g in zip(found.amax(1).tolist(), context.generators, strict=True)]
-        tokens, origin = word_masking.masked(context.tokens, found, hidden, mask_id=mask_id, pad_id=encoder.pad_id)
+        words = word_masking.numbered(encoder.tokenizer, context.tokens, context.allowed)
+        hidden = [self._draw(number, g) for number, g in zip(words.amax(1).tolist(), context.generators, strict=True)]
+        tokens, origin = word_masking.masked(context.tokens, words, hidden, mask_id=mask_id, pad_id=encoder.pad_id)
         return Edit(tokens=tokens, origin=origin)
 
     def ask(self, state: Edit) -> dict[str, Edit]:
@@ -63,7 +65,8 @@ class Mask(Adversary):
     def tell(self, state: Edit, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> Edit:
         return state
 
-    def _hidden(self, number: int, generator: torch.Generator) -> list[int]:
+    def _draw(self, number: int, generator: torch.Generator) -> list[int]:
+        """The masked ones of `number` words, counted from 1."""
         order = torch.randperm(number, generator=generator, device=generator.device) + 1
         return order[ranmask_kept(number, rate=self.rate) :].tolist()
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
-from advalign.interfaces import Adversary, PerturbationContext
+from advalign.interfaces import Adversary, Memory, PerturbationContext
 from advalign.plugins import kind_of
 from advalign.types import Edit, ThreatModel
 
 
 @dataclass(frozen=True)
 class _State:
-    """`inside` is the state of the half whose turn it is; `edit` what the discrete half ended with."""
-
     context: PerturbationContext
-    inside: Any
+    half: Any
+    """State of the half whose turn it is."""
     edit: Edit | None = None
+    """The final edit of the discrete half; None while that half runs."""
     step: int = 0
 
 
@@ -29,7 +29,7 @@ class _State:
 class Mixed(UnboundedAdversary[_State]):
     """max over ||δ|| <= r of loss(e(w') + δ),  w' = discrete(w) with probability α, else w   (MixAT, arXiv:2505.16947).
 
-    In the paper w' is a rephrased prompt, prepared beforehand; ours is any discrete adversary, found on the model as it is now, and its
+    In the paper w' is a rephrased prompt, prepared beforehand; ours comes from any discrete adversary, run on the current model, and its
     evaluations count: `steps` is the sum of both halves. The coin is tossed per row, in the paper per batch.
     `where` and `share` are those of both halves; dropout, inner and probability are set here, not on a half.
     """
@@ -37,20 +37,27 @@ class Mixed(UnboundedAdversary[_State]):
     family: ClassVar[str] = "discrete"
 
     discrete: Adversary
+    """The adversary that replaces words."""
     continuous: Adversary
-    discrete_probability: float = 0.5  # "alpha = 0.5", the dynamic mix of the paper's main results
+    """The adversary that adds to hidden states of the changed rows."""
+    discrete_probability: float = 0.5
+    """α: probability that the words of a row change ("alpha = 0.5", the dynamic mix of the paper's main results)."""
     where: str = field(default="all", init=False)
+    """Set on the halves."""
     share: str = field(default="row", init=False)
+    """One delta per row."""
     special: bool = field(default=True, init=False)
+    """Set on the halves."""
     steps: int = field(default=0, init=False)
+    """Passes of both halves together."""
 
     def __post_init__(self) -> None:
         if self.discrete.family != "discrete":
             raise ConfigError(f"mixed.discrete: '{kind_of(type(self.discrete))}' replaces no words; give synonyms or characters.")
         if self.continuous.family != "continuous" or self.continuous.trains_every_pass or self.continuous.memory_scope == "rows":
             raise ConfigError(
-                f"mixed.continuous: '{kind_of(type(self.continuous))}' given; an adversary is needed that adds to hidden states, trains "
-                "in its last pass alone and starts afresh (warm: false), such as pgd."
+                f"mixed.continuous: '{kind_of(type(self.continuous))}' given; it must add to hidden states, train in its last pass "
+                "only and keep nothing by row (warm: false), as pgd does."
             )
         for name, half in (("discrete", self.discrete), ("continuous", self.continuous)):
             if half.probability != 1 or half.dropout != "off" or half.inner is not None:
@@ -65,7 +72,6 @@ class Mixed(UnboundedAdversary[_State]):
         object.__setattr__(self, "steps", self.discrete.passes + self.continuous.passes)
 
     def describe(self) -> tuple[str, ...]:
-        """What `advalign show` says in the place of a ball and its radius."""
         threat = self.continuous.threat
         unit = " x mean embedding norm" if threat.relative_to == "mean_embedding_norm" else ""
         words = ", ".join(self.discrete.describe() or (kind_of(type(self.discrete)),))
@@ -74,7 +80,7 @@ class Mixed(UnboundedAdversary[_State]):
 
     @property
     def threat(self) -> ThreatModel:
-        """That of the continuous half; the words change at the embedding."""
+        """The continuous half's, with the embedding among its sites: words change there."""
         threat = self.continuous.threat
         return replace(threat, sites=tuple(dict.fromkeys(("embedding", *threat.sites))))
 
@@ -83,57 +89,57 @@ class Mixed(UnboundedAdversary[_State]):
         return self.continuous.starts_at_zero
 
     def start(self, context: PerturbationContext) -> _State:
-        streams = [torch.Generator().manual_seed(_other(g.initial_seed())) for g in context.generators]
+        streams = [torch.Generator().manual_seed(_derived_seed(g.initial_seed())) for g in context.generators]
         # One coin per row, tossed in the stream of its own discrete half: the continuous half draws what it would draw alone.
         tossed = torch.stack([torch.rand((), generator=g) < self.discrete_probability for g in streams])
         allowed = context.allowed & tossed[:, None].to(context.allowed.device)
-        inside = self.discrete.start(replace(context, allowed=allowed, radius=0.0, generators=streams))
-        return self._turn(_State(context, inside))
+        half = self.discrete.start(replace(context, allowed=allowed, radius=0.0, generators=streams))
+        return self._switch(_State(context, half))
 
     def ask(self, state: _State) -> dict[str, Edit]:
         if state.edit is None:
-            return dict(self.discrete.ask(state.inside))
-        edits = dict(self.continuous.ask(state.inside))
-        here = edits.get("embedding", Edit())
-        return edits | {"embedding": replace(here, tokens=state.edit.tokens, origin=state.edit.origin)}
+            return dict(self.discrete.ask(state.half))
+        edits = dict(self.continuous.ask(state.half))
+        embedding = edits.get("embedding", Edit())
+        return edits | {"embedding": replace(embedding, tokens=state.edit.tokens, origin=state.edit.origin)}
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        half: Any = self.discrete if state.edit is None else self.continuous
-        inside = half.tell(state.inside, losses, gradients)
-        return self._turn(replace(state, inside=inside, step=state.step + 1))
+        adversary = self.discrete if state.edit is None else self.continuous
+        half = adversary.tell(state.half, losses, gradients)
+        return self._switch(replace(state, half=half, step=state.step + 1))
 
-    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """What the continuous half carries from update to update moves as it would alone."""
+    def end_update(self, memory: Memory, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """The memory of the continuous half moves as it would alone."""
         self.continuous.end_update(memory, all_reduce)
 
-    def _turn(self, state: _State) -> _State:
+    def _switch(self, state: _State) -> _State:
         """After the last step of the discrete half the continuous one starts, on the changed rows."""
         if state.edit is not None or state.step < self.discrete.passes:
             return state
-        edit = self.discrete.ask(state.inside)["embedding"]
+        edit = self.discrete.ask(state.half)["embedding"]
         assert edit.tokens is not None
         context, width = state.context, edit.tokens.ids.shape[1]
         shapes = {site: (width, context.shapes[site][1]) for site in self.continuous.sites}
-        allowed = carried(context.allowed, edit)
-        inside = self.continuous.start(replace(context, shapes=shapes, allowed=allowed, tokens=edit.tokens))
-        return replace(state, inside=inside, edit=edit)
+        allowed = move_allowed(context.allowed, edit)
+        half = self.continuous.start(replace(context, shapes=shapes, allowed=allowed, tokens=edit.tokens))
+        return replace(state, half=half, edit=edit)
 
 
-def carried(allowed: Bool[Tensor, "B T0"], edit: Edit) -> Bool[Tensor, "B T"]:
-    """Where a delta is allowed after an edit: where it was, and at pieces that are new (only allowed words are ever replaced)."""
+def move_allowed(allowed: Bool[Tensor, "B T0"], edit: Edit) -> Bool[Tensor, "B T"]:
+    """Where a delta is allowed after an edit: where it was before, and at new pieces (only allowed words are ever replaced)."""
     assert edit.tokens is not None
     assert edit.origin is not None
-    old = torch.zeros_like(edit.tokens.mask)
-    known = torch.zeros_like(edit.tokens.mask)
+    moved = torch.zeros_like(edit.tokens.mask)
+    original = torch.zeros_like(edit.tokens.mask)
     row, position = (edit.origin >= 0).nonzero(as_tuple=True)
-    where = edit.origin[row, position]
-    known[row, where] = True
-    old[row, where] = allowed[row, position]
-    return old | (edit.tokens.mask & ~known)
+    target = edit.origin[row, position]
+    original[row, target] = True
+    moved[row, target] = allowed[row, position]
+    return moved | (edit.tokens.mask & ~original)
 
 
-def _other(seed: int) -> int:
-    """A seed far from the one given (splitmix64)."""
+def _derived_seed(seed: int) -> int:
+    """A seed far from `seed` (splitmix64)."""
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

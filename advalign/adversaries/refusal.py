@@ -1,4 +1,4 @@
-"""Ablation of the refusal direction: an adversary that takes the model's own sign of danger away."""
+"""Ablation of the refusal direction: an adversary that removes the model's own sign of danger."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from advalign import data
 from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.interfaces import PerturbationContext
+from advalign.interfaces import Memory, PerturbationContext
 from advalign.models import Network, perturb
 from advalign.models.encode import pad
 from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
@@ -23,43 +23,47 @@ from advalign.types import Edit, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusalDirection(UnboundedAdversary):
+class RefusalDirection(UnboundedAdversary[PerturbationContext]):
     """h ← h − (h · r) r at the outputs of the last blocks, r = (mean h(harmful) − mean h(harmless)) / norm   (ReFAT, arXiv:2409.20089).
 
-    h is taken at the last token of the prompt. `harmful`, `harmless`: data references; `number` prompts of each are drawn
-    whenever r is measured, which is at the first update and after every `every` updates. `layer` null: every block has the
-    direction of its own output; a number: all blocks share that of this block (as in arXiv:2406.11717). `last`: the fraction of
-    blocks, from the end, whose output is ablated. There is no inner loop: but for measuring, the cost is that of plain training.
+    h is taken at the last token of the prompt. There is no inner loop: apart from measuring r, the cost is that of plain training.
     """
 
     family: ClassVar[str] = "direction"
     memory_scope: ClassVar[str] = "global"
 
     harmful: Any
+    """Data reference of the harmful prompts."""
     harmless: Any
+    """Data reference of the harmless prompts."""
     layer: int | None = None
-    last: float = 0.75  # "the last 75 % of layers"
+    """Block whose direction all blocks share (as in arXiv:2406.11717); None: each block has the direction of its own output."""
+    last: float = 0.75
+    """Fraction of the blocks, from the end, whose output is ablated ("the last 75 % of layers")."""
     number: int = 32
+    """Prompts of each kind that are drawn to measure r."""
     every: int = 4
-    probability: float = 0.5  # "with probability 0.5"
+    """Updates after which r is measured again; the first update measures it too."""
+    probability: float = 0.5
+    """Probability that a row is attacked ("with probability 0.5")."""
     steps: int = field(default=0, init=False)
+    """No gradient steps."""
 
     def __post_init__(self) -> None:
         balls.check(self.threat, "refusal")
         if not 0 < self.last <= 1:
             raise ConfigError(f"refusal.last: {self.last} given; the fraction of blocks that is ablated, above 0 and at most 1.")
-        for name in ("number", "every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"refusal.{name}: {getattr(self, name)} given; at least 1.")
+        for name, count in (("number", self.number), ("every", self.every)):
+            if count < 1:
+                raise ConfigError(f"refusal.{name}: {count} given; at least 1.")
 
     def describe(self) -> tuple[str, ...]:
-        """What `advalign show` says in the place of a ball and its radius."""
         whose = "each block's own" if self.layer is None else f"layer:{self.layer}'s"
         return (f"{whose} refusal direction taken out of the last {self.last:.3g} of the blocks with probability {self.probability:.3g}",)
 
     def start(self, context: PerturbationContext) -> PerturbationContext:
         if context.network is None:
-            raise ConfigError("refusal: its direction is measured on the network, and none was given.")
+            raise ConfigError("refusal: its direction is measured on the network, and the context has none.")
         memory = context.memory
         if "directions" not in memory or memory["age"] >= self.every:
             rng = random.Random(repr(context.key))
@@ -72,7 +76,7 @@ class RefusalDirection(UnboundedAdversary):
     def tell(self, state: PerturbationContext, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> PerturbationContext:
         return state
 
-    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: Memory, all_reduce: Callable[[Tensor], Tensor]) -> None:
         memory["age"] = memory.get("age", 0) + 1
 
     def measure(self, network: Network, rng: random.Random) -> dict[str, Float[Tensor, "D"]]:
@@ -81,11 +85,11 @@ class RefusalDirection(UnboundedAdversary):
         ablated = [f"layer:{k}" for k in range(stack - max(round(self.last * stack), 1), stack)]
         read = ablated if self.layer is None else [f"layer:{self.layer}"]
         means = []
-        for name in ("harmful", "harmless"):
-            prompts = _prompts(json.dumps(getattr(self, name), sort_keys=True, default=str), name)
+        for name, reference in (("harmful", self.harmful), ("harmless", self.harmless)):
+            prompts = _prompts(json.dumps(reference, sort_keys=True, default=str), name)
             means.append(last_states(network, rng.sample(prompts, min(self.number, len(prompts))), read))
-        found = {site: _between(means[0][site], means[1][site], site) for site in read}
-        return {site: found[site if self.layer is None else read[0]] for site in ablated}
+        directions = {site: _between(means[0][site], means[1][site], site) for site in read}
+        return {site: directions[site if self.layer is None else read[0]] for site in ablated}
 
 
 def last_states(network: Network, prompts: Sequence[str], sites: Sequence[str], batch_size: int = 16) -> dict[str, Float[Tensor, "D"]]:
@@ -115,10 +119,10 @@ def _between(harmful: Float[Tensor, "D"], harmless: Float[Tensor, "D"], site: st
 
 @lru_cache(maxsize=8)
 def _prompts(reference: str, name: str) -> list[str]:
-    found = [example.prompt for example in data.examples(json.loads(reference))]
-    if not found:
+    prompts = [example.prompt for example in data.examples(json.loads(reference))]
+    if not prompts:
         raise ConfigError(f"refusal.{name}: {reference} holds no prompts.")
-    return found
+    return prompts
 
 
 __all__ = ["RefusalDirection"]

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from advalign.adversaries import _lexicon
 from advalign.adversaries._discrete import Discrete
-from advalign.adversaries._words import Word, WordReader, cased
+from advalign.adversaries._word_reader import Pieces, Word, WordReader, cased
 from advalign.errors import ConfigError
 
 
@@ -16,31 +15,36 @@ from advalign.errors import ConfigError
 class Synonyms(Discrete):
     """max of loss(w') over w' with w'_i in {w_i} or syn(w_i), at most budget · n words changed   (A2T, arXiv:2109.00544).
 
-    Greedy, by first-order gains g · (e' - e). `lexicon`: a JSON file (plain or .gz) of word -> substitutes; words in `keep`
-    stay. The paper ranks words by the norm of their gradient (`order: norm`), tries the substitutes of one after the other by
-    forward passes and stops at the first success. Ours: all substitutes are judged to first order and ranked together (`order:
-    gain`), the budget is spread over `steps` evaluations, each with a fresh gradient; only what raised the loss is kept, and
-    nothing stops early. No tagger and no sentence encoder stand behind: the lexicon is the constraint.
+    Greedy, by first-order gains g · (e' - e). The paper ranks words by the norm of their gradient (`order: norm`), tries the substitutes
+    of one after the other by forward passes and stops at the first success. Ours: all substitutes are scored to first order and ranked
+    together (`order: gain`), the budget is spread over `steps` evaluations, each with a fresh gradient; only what raised the loss is
+    kept, and nothing stops early. There is no tagger and no sentence encoder: the lexicon is the constraint.
     """
 
     lexicon: str
-    budget: float = 0.1  # max_rate=0.1 of the authors' recipe; its floor of 4 words is not used here
-    candidates: int = 20  # "max_candidates=20", the same recipe
+    """JSON file (plain or .gz) of word -> substitutes."""
+    budget: float = 0.1
+    """Fraction of the words that may change (max_rate=0.1 of the authors' recipe, without its minimum of 4 words)."""
+    candidates: int = 20
+    """Substitutes per word, the first in the lexicon ("max_candidates=20", the same recipe)."""
     keep: tuple[str, ...] = ()
+    """Words that never change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates < 1:
             raise ConfigError(f"synonyms.candidates: {self.candidates} given; at least 1 substitute per word.")
 
-    def options(self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator) -> list[tuple[Any, ...]]:
-        table = _lexicon.read(self.lexicon, "synonyms.lexicon")
-        found: list[tuple[Any, ...]] = []
+    def options(
+        self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator
+    ) -> list[tuple[Pieces, ...]]:
+        lexicon = _lexicon.read(self.lexicon, "synonyms.lexicon")
+        options = []
         for word in words:
-            known = () if word.text.lower() in self.keep else table.get(word.text) or table.get(word.text.lower(), ())
-            texts = [cased(text, word.text) for text in known[: self.candidates]]
-            found.append(reader.write(word, tuple(ids[word.start : word.stop]), texts))
-        return found
+            synonyms = () if word.text.lower() in self.keep else lexicon.get(word.text) or lexicon.get(word.text.lower(), ())
+            texts = [cased(text, word.text) for text in synonyms[: self.candidates]]
+            options.append(reader.write(word, tuple(ids[word.start : word.stop]), texts))
+        return options
 
 
 __all__ = ["Synonyms"]

@@ -9,32 +9,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
-from advalign.functional import balls
-from advalign.interfaces import Adversary, PerturbationContext
+from advalign.functional import balls, deltas
+from advalign.interfaces import Adversary, Memory, PerturbationContext
 from advalign.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class _State:
-    context: PerturbationContext
-
-
-@dataclass(frozen=True, kw_only=True)
-class Universal(Adversary):
+class Universal(Adversary[PerturbationContext]):
     """δ_bt = v for every allowed token; once per update v ← Π(v + s r · steepest(Σ_bt ∇_δ_bt loss))   (arXiv:1811.11304, algorithm 2).
 
-    The gradient is that of the pass which trains, summed over the whole update and all ranks, so training costs no pass more than
-    without an adversary and v does not depend on the split into micro-batches. v lives as long as the run and is saved with it.
+    The gradient is that of the pass which trains, summed over the whole update and all ranks, so training costs no extra pass and v does
+    not depend on the split into micro-batches. v lives as long as the run and is saved with it.
     Ours: the paper's perturbation has the shape of an image, here texts have no common shape, so one vector per site; steps are
     the steepest of the ball.
     """
 
     radius: float = 0.05
-    step_size: float = 0.1  # ours; a fraction of the radius
+    """Radius of the ball, in the unit `relative_to`."""
+    step_size: float = 0.1
+    """s, a fraction of the radius; our default."""
     random_start: bool = False
+    """Whether v starts uniform in the ball; False: it starts at zero."""
     steps: int = field(default=1, init=False)
+    """One step per update."""
 
     memory_scope: ClassVar[str] = "global"
     trains_every_pass: ClassVar[bool] = True
@@ -47,46 +45,48 @@ class Universal(Adversary):
         if not self.step_size > 0:
             raise ConfigError(f"universal.step_size: {self.step_size} given; a fraction of the radius above 0.")
         if self.inner is not None:
-            raise ConfigError("universal.inner: the pass that trains is the ascent, so it climbs the terms on its view; use kind 'pgd'.")
+            raise ConfigError(
+                "universal.inner: the pass that trains is also the ascent, so it ascends the objectives on its view; for another use "
+                "kind 'pgd'."
+            )
 
     @property
     def starts_at_zero(self) -> bool:
         return not self.random_start
 
-    def start(self, context: PerturbationContext) -> _State:
+    def start(self, context: PerturbationContext) -> PerturbationContext:
         vectors = context.memory.setdefault("vectors", {})
         for site, (_, dim) in context.shapes.items():
-            vectors[site] = vectors[site].to(context.allowed.device) if site in vectors else self._first(context, site, dim)
-        # end_update() is not shown the context.
+            vectors[site] = vectors[site].to(context.allowed.device) if site in vectors else self._initial(context, site, dim)
+        # end_update() is not given the context.
         context.memory["radius"] = float(context.radius)
-        return _State(context=context)
+        return context
 
-    def ask(self, state: _State) -> dict[str, Edit]:
-        context, vectors = state.context, state.context.memory["vectors"]
-        where = context.allowed[..., None].to(_deltas.precision(context))
-        inside = {site: where * self._inside(vectors[site].to(where), context.radius) for site in context.shapes}
-        return _deltas.edits(inside)
+    def ask(self, state: PerturbationContext) -> dict[str, Edit]:
+        vectors = state.memory["vectors"]
+        mask = state.allowed[..., None].to(deltas.delta_dtype(state))
+        return deltas.as_edits({site: mask * self._project(vectors[site].to(mask), state.radius) for site in state.shapes})
 
-    def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
-        sums = state.context.memory.setdefault("gradients", {})
-        for site, gradient in _deltas.cleaned(state.context, gradients).items():
-            here = gradient.sum((0, 1))
-            sums[site] = sums[site] + here if site in sums else here
+    def tell(self, state: PerturbationContext, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> PerturbationContext:
+        sums = state.memory.setdefault("gradients", {})
+        for site, gradient in deltas.mask_gradients(state, gradients).items():
+            total = gradient.sum((0, 1))
+            sums[site] = sums[site] + total if site in sums else total
         return state
 
-    def end_update(self, memory: dict[str, Any], all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def end_update(self, memory: Memory, all_reduce: Callable[[Tensor], Tensor]) -> None:
         sums = memory.pop("gradients", {})
         for site, vector in memory.get("vectors", {}).items():
-            slope = all_reduce(sums.get(site, torch.zeros_like(vector)).to(vector))
-            direction = balls.steepest(slope[None, None], ball=self.ball, scope="token")[0, 0]
-            memory["vectors"][site] = self._inside(vector + self.step_size * memory["radius"] * direction, memory["radius"])
+            gradient = all_reduce(sums.get(site, torch.zeros_like(vector)).to(vector))
+            direction = balls.steepest(gradient[None, None], ball=self.ball, scope="token")[0, 0]
+            memory["vectors"][site] = self._project(vector + self.step_size * memory["radius"] * direction, memory["radius"])
 
-    def _inside(self, vector: Float[Tensor, "D"], radius: float) -> Float[Tensor, "D"]:
+    def _project(self, vector: Float[Tensor, "D"], radius: float) -> Float[Tensor, "D"]:
         return balls.project(vector[None, None], ball=self.ball, scope="token", radius=radius)[0, 0]
 
-    def _first(self, context: PerturbationContext, site: str, dim: int) -> Float[Tensor, "D"]:
+    def _initial(self, context: PerturbationContext, site: str, dim: int) -> Float[Tensor, "D"]:
         """Zero, or uniform in the ball from a stream of the run and the learner: the same for every micro-batch and rank."""
-        dtype, device = _deltas.precision(context), context.allowed.device
+        dtype, device = deltas.delta_dtype(context), context.allowed.device
         if not self.random_start:
             return torch.zeros(dim, dtype=dtype, device=device)
         digest = hashlib.blake2b(repr((context.key[:1], context.key[2:3], "universal", site)).encode(), digest_size=7).digest()

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.adversaries import _deltas
 from advalign.errors import ConfigError
-from advalign.functional import balls
+from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.types import Edit
 
@@ -23,18 +22,20 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAT(Adversary):
+class VAT(Adversary[_State]):
     """d ← normalised ∇_δ D(p, p_δ) at δ = ξ d, `steps` times from a normal d; then δ = radius · d   (arXiv:1704.03976, algorithm 1).
 
-    D has no slope at 0, so the gradient there is ξ H d: one step of power iteration for the top eigenvector of its curvature H. Put
-    `consistency` with `divergence: kl` and `stop: true` on its view. Linf: d is the sign, as in section 3.2.
-    Ours: `xi` is a fraction of the radius, not the absolute 1e-6: in float32 the gradient at 1e-6 is rounding (see the page).
+    The gradient of D is zero at 0, so the gradient at ξ d is ξ H d: one step of power iteration for the top eigenvector of its curvature
+    H. Put `consistency` with `divergence: kl` and `stop: true` on its view. Linf: d is the sign, as in section 3.2.
     A vanishing gradient leaves d as it is.
     """
 
     radius: float = 0.05
-    steps: int = 1  # "K = 1" is sufficient in section 4
+    """Radius of the ball, in the unit `relative_to`."""
+    steps: int = 1
+    """Power iterations ("K = 1" is sufficient in section 4)."""
     xi: float = 0.1
+    """ξ. Ours: a fraction of the radius, not the absolute 1e-6: in float32 the gradient at 1e-6 is rounding (see the page)."""
 
     def __post_init__(self) -> None:
         balls.check(self.threat, "vat")
@@ -43,33 +44,30 @@ class VAT(Adversary):
         if not self.xi > 0:
             raise ConfigError(f"vat.xi: {self.xi} given; a fraction of the radius above 0.")
 
-    @property
-    def starts_at_zero(self) -> bool:
-        return False
-
     def start(self, context: PerturbationContext) -> _State:
-        return _State(context=context, direction={site: self._drawn(context, dim) for site, (_, dim) in context.shapes.items()})
+        return _State(context=context, direction={site: self._draw(context, dim) for site, (_, dim) in context.shapes.items()})
 
     def ask(self, state: _State) -> dict[str, Edit]:
         length = state.context.radius * (1.0 if state.step >= self.steps else self.xi)
         scaled = {site: length * d for site, d in state.direction.items()}
-        return _deltas.edits(_deltas.projected(state.context, self, scaled))
+        return deltas.as_edits(deltas.project(state.context, self.threat, scaled))
 
     def tell(self, state: _State, losses: Float[Tensor, "N"], gradients: Mapping[str, Any]) -> _State:
         direction = {}
-        for site, gradient in _deltas.cleaned(state.context, gradients).items():
-            new = balls.steepest(gradient, ball=self.ball, scope=self.scope)
-            moved = balls.norm(new, ball=self.ball, scope=self.scope) > 0
-            direction[site] = torch.where(moved[..., None], new, state.direction[site])
+        for site, gradient in deltas.mask_gradients(state.context, gradients).items():
+            steepest = balls.steepest(gradient, ball=self.ball, scope=self.scope)
+            nonzero = balls.norm(steepest, ball=self.ball, scope=self.scope) > 0
+            direction[site] = torch.where(nonzero[..., None], steepest, state.direction[site])
         return replace(state, direction=direction, step=state.step + 1)
 
-    def _drawn(self, context: PerturbationContext, dim: int) -> Float[Tensor, "N T D"]:
-        dtype = _deltas.precision(context)
+    def _draw(self, context: PerturbationContext, dim: int) -> Float[Tensor, "N T D"]:
+        """Normal, divided by its norm."""
+        dtype = deltas.delta_dtype(context)
 
-        def one(length: int, generator: torch.Generator) -> Tensor:
+        def draw(length: int, generator: torch.Generator) -> Tensor:
             return torch.randn(length, dim, generator=generator, device=generator.device, dtype=dtype)
 
-        normal = balls.fill(context.allowed, dim, one, generators=context.generators, dtype=dtype)
+        normal = balls.fill(context.allowed, dim, draw, generators=context.generators, dtype=dtype)
         size = balls.norm(normal, ball=self.ball, scope=self.scope)[..., None]
         return normal / torch.where(size > 0, size, 1)
 

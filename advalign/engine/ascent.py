@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.engine.plan import passes_of
 from advalign.engine.rng import generator
 from advalign.errors import unknown
-from advalign.interfaces import Adversary, PerturbationContext
+from advalign.interfaces import Adversary, PerturbationContext, maximise
 from advalign.models import perturb
 from advalign.types import Edit, ThreatModel, Tokens
 
@@ -29,21 +28,25 @@ def ascend(
     share: Tensor,
     losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
 ) -> tuple[dict[str, Edit], Tensor | None]:
-    """`steps` times ask, forward, gradient with respect to the deltas alone, tell; then the last edits, per row.
+    """The inner loop of training (`maximise`): gradients with respect to the deltas alone; then the final edits, per row.
 
-    `share[b]` is the delta of row b. `losses(edits)` gives the sum to climb and its share per row. Parameters' .grad is
+    `share[b]` is the delta of row b. `losses(edits)` gives the sum to ascend and its part per row. Parameters' .grad is
     untouched: a step costs two forwards, not three. Also returns the losses per row at the first edits.
     """
-    state = adversary.start(context)
     first: Tensor | None = None
-    for _ in range(passes_of(adversary)[0] or adversary.steps):
-        leaves, edits = leaves_of(adversary.ask(state), share)
+
+    def evaluate(requested: Mapping[str, Edit]) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal first
+        leaves, edits = leaves_of(requested, share)
         total, per_row = losses(edits)
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
         first = per_row if first is None else first
-        state = adversary.tell(state, by_delta(per_row, share, context), dict(zip(leaves, dense, strict=True)))
-    return leaves_of(adversary.ask(state), share, gradients=False)[1], first
+        return by_delta(per_row, share, context), dict(zip(leaves, dense, strict=True))
+
+    final = maximise(adversary, context, evaluate)
+    assert final is not None
+    return leaves_of(final, share, gradients=False)[1], first
 
 
 def leaves_of(asked: Mapping[str, Edit], share: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:
@@ -102,6 +105,7 @@ def perturbation_context(
         radius=threat.radius * scale,
         dtype=torch.float64 if plain.dtype == torch.float64 else torch.float32,
         generators=[generator(*key, view, *name) for name in names],
+        unit=scale,
         tokens=tokens,
         names=tuple(f"{source}/{number}" for source, number in names),
         key=tuple(key),

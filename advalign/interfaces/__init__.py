@@ -1,7 +1,7 @@
 """Extension points. Each is implemented by one new file in the plugin group of its name (`docs/extending.md`)."""
 
 from advalign.interfaces.advantage import Advantage, AdvantageState
-from advalign.interfaces.adversary import Adversary, Memory, PerturbationContext
+from advalign.interfaces.adversary import Adversary, Memory, PerturbationContext, maximise
 from advalign.interfaces.attack import Attack, Target, TextClassifierTarget
 from advalign.interfaces.callback import Callback
 from advalign.interfaces.context import Context
@@ -33,4 +33,5 @@ __all__ = [
     "Target",
     "Task",
     "TextClassifierTarget",
+    "maximise",
 ]

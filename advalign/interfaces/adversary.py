@@ -1,4 +1,4 @@
-"""What an adversary declares, and what it is given. The engine owns the loop: ask, forward, gradients, tell."""
+"""What an adversary declares, what it is given, and the inner loop that training and attacks share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from advalign.interfaces.objective import Objective
+from advalign.models import Network
 from advalign.types import Edit, ThreatModel, Tokens
 
 State = TypeVar("State")
@@ -22,71 +23,73 @@ Memory = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbationContext:
-    """What an inner loop may use. N deltas (one per row, or per group that shares one) for B rows of T tokens."""
+    """What an adversary may use in one inner loop. N deltas (one per row, or one per group) for rows of T tokens."""
 
     shapes: Mapping[str, tuple[int, int]]
     """{site: (T, D)}"""
     allowed: Bool[Tensor, "N T"]
     """Positions where a delta may be non-zero."""
     radius: float
-    """Absolute size of the ball, in the norm of the threat model."""
+    """Radius of the ball in hidden states, in the norm of the threat model."""
     dtype: torch.dtype
-    """Of the deltas: at least float32."""
+    """Precision of the hidden states; deltas have at least float32."""
     generators: Sequence[torch.Generator]
-    """One per delta, keyed by (seed, update, row, adversary), so that no result depends on the batch split."""
+    """One per delta, keyed by (seed, update, row, adversary), so that no result depends on the split into micro-batches."""
+    unit: float = 1.0
+    """Length in hidden states of a configured length of 1: the mean embedding norm, or 1 where lengths are absolute."""
     tokens: Tokens | None = None
-    """The rows; of a group, its first."""
+    """The N rows; of a group that shares a delta, its first row."""
     names: tuple[str, ...] = ()
-    """The identity of each delta inside its update, as "train/12"."""
+    """Name of each delta within its update, as "train/12"."""
     key: tuple[Any, ...] = ()
-    """The update: (seed, "update", learner, step, repeat, epoch, minibatch)."""
+    """Name of the update: (seed, "update", learner, step, repeat, epoch, minibatch)."""
     memory: Memory = field(default_factory=dict)
     """What this adversary keeps between updates."""
-    network: Any = None
-    """The model itself."""
+    network: Network | None = None
+    """The network under attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary(ABC, Generic[State]):
     """Abstract base of every adversary: its threat model as flat fields, and its half of the inner loop.
 
-    `steps` times (`passes`, if it restarts) ask, forward, gradients of the deltas, tell; then one last ask. With
-    `trains_every_pass` each of `passes` passes also trains: one backward for parameters and deltas together, tell; no pass follows.
+    The inner loop (`maximise`) runs `passes` times ask, forward, gradients of the deltas, tell; then asks once more for the final edits.
+    With `trains_every_pass`, each of the `passes` passes also trains: one backward computes the gradients of parameters and deltas.
     """
 
     radius: float
-    """Size of the ball; unit: `relative_to`."""
+    """Radius of the ball, in the unit `relative_to`."""
     ball: str = "L2"
     """Norm of the ball: L2, Linf or L1."""
     sites: tuple[str, ...] = ("embedding",)
-    """Where it moves: "embedding" or "layer:k", the output of block k (negative k from the end)."""
+    """What it perturbs: "embedding" or "layer:k", the output of block k (negative k from the end)."""
     relative_to: str = "mean_embedding_norm"
     """Unit of the radius: mean_embedding_norm (mean L2 norm of the rows of the embedding matrix) or absolute."""
     scope: str = "token"
     """One ball per token or per row."""
     where: str = "all"
-    """Positions it may touch: prompt (real tokens that are no target), response (targets) or all."""
+    """Positions it may perturb: prompt (real tokens that are not targets), response (targets) or all."""
     share: str = "row"
     """One delta per row, or one per group of rollouts of one prompt."""
     special: bool = True
-    """Whether special tokens move."""
+    """Whether special tokens may be perturbed."""
     probability: float = 1.0
-    """Probability that a row is attacked at all."""
+    """Probability that a row is attacked."""
     dropout: str = "off"
-    """In ascent and final pass: off, sync (the same masks in all of them) or fresh."""
+    """Dropout in the inner loop and the final forward: off, sync (the same masks in all passes) or fresh."""
     inner: Objective | None = None
-    """An objective to ascend instead of the objectives on this view."""
+    """Objective to ascend instead of the objectives on this view."""
     steps: int = 0
-    """Gradient steps of one inner loop."""
+    """Gradient steps of one inner loop (of one restart)."""
 
     family: ClassVar[str] = "continuous"
     """continuous (adds to hidden states), discrete (replaces tokens), or a name of its own for anything else."""
     trains_every_pass: ClassVar[bool] = False
-    """Every pass of the loop also trains the parameters (FreeLB, FreeAT)."""
+    """Whether every pass of the inner loop also trains the parameters (FreeLB, FreeAT)."""
 
     @property
     def threat(self) -> ThreatModel:
-        """The threat model: what the flat fields say together."""
+        """The threat model that the flat fields describe."""
         return ThreatModel(
             radius=self.radius,
             ball=self.ball,
@@ -100,7 +103,7 @@ class Adversary(ABC, Generic[State]):
 
     @property
     def passes(self) -> int:
-        """How often the engine asks in one inner loop, restarts among them."""
+        """Gradient passes of one inner loop, over all restarts."""
         return self.steps
 
     @property
@@ -110,11 +113,11 @@ class Adversary(ABC, Generic[State]):
 
     @property
     def memory_scope(self) -> str:
-        """Of what `memory` is kept: none, rows (see `row_memory`) or global (every process then runs rows of the view)."""
+        """What `memory` is kept for: none, rows (see `row_memory`) or global (then every process runs rows of the view)."""
         return "none"
 
     def describe(self) -> tuple[str, ...]:
-        """Phrases for `advalign show` instead of ball and radius. Empty: ball and radius."""
+        """Phrases that `advalign show` prints instead of ball and radius; empty: ball and radius."""
         return ()
 
     @abstractmethod
@@ -127,11 +130,30 @@ class Adversary(ABC, Generic[State]):
 
     @abstractmethod
     def tell(self, state: State, losses: Float[Tensor, "N"], gradients: Mapping[str, Float[Tensor, "N T D"]]) -> State:
-        """The next state, given the loss of each delta at what was asked last and the gradients of the deltas."""
+        """The next state, given the loss of each delta under the last edits and the gradients of the deltas."""
 
     def row_memory(self, memory: Memory) -> dict[str, Any]:
-        """With memory_scope "rows": the part of `memory` kept by row, {place ending in the row's name: {site: tensor}}."""
+        """With memory_scope "rows": the part of `memory` that is kept by row, {key that ends in the row's name: {site: tensor}}."""
         return {}
 
     def end_update(self, memory: Memory, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Called once per update, after the last micro-batch (a universal delta moves here)."""
+        """Called once per update, after its last micro-batch (a universal delta takes its step here)."""
+
+
+def maximise(
+    adversary: Adversary[State],
+    context: PerturbationContext,
+    evaluate: Callable[[Mapping[str, Edit]], tuple[Tensor, Mapping[str, Tensor]] | None],
+) -> Mapping[str, Edit] | None:
+    """The inner loop: `passes` times ask, evaluate, tell. Returns the final edits.
+
+    `evaluate(edits)` returns the loss of each delta and the gradients of the deltas, or None when its budget is spent; the loop then
+    stops and returns None.
+    """
+    state = adversary.start(context)
+    for _ in range(adversary.passes):
+        feedback = evaluate(adversary.ask(state))
+        if feedback is None:
+            return None
+        state = adversary.tell(state, *feedback)
+    return adversary.ask(state)

@@ -93,6 +93,7 @@ class NetworkTarget:
             radius=threat.radius * self.unit(threat),
             dtype=torch.float64 if self.network.dtype == torch.float64 else torch.float32,
             generators=[generator(*key, example.id) for example in examples],
+            unit=self.unit(threat),
             tokens=tokens,
             names=tuple(example.id for example in examples),
             key=tuple(key),

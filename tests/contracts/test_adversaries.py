@@ -21,7 +21,7 @@ from advalign.types import Tokens
 PAGES = Path(plugins.__file__).parents[1] / "docs" / "algorithms"
 DUAL = {"L2": 2.0, "Linf": 1.0, "L1": float("inf")}
 SITE = "embedding"
-CONTINUOUS = [cls for cls in plugins.all("adversaries") if getattr(cls, "family", "continuous") == "continuous"]
+CONTINUOUS = [cls for cls in plugins.all("adversaries") if cls.family == "continuous"]
 ONE_VECTOR = (adversaries.Universal,)  # one delta for all rows, in a ball per token
 FEW = {adversaries.APGD: {"steps": 25}}  # checkpoints at 6, 10, 14, 17, 20, 21, 23 and 24 moves are enough
 SCOPED = [(cls, scope) for cls in CONTINUOUS for scope in ("token", "row") if scope == "token" or cls not in ONE_VECTOR]
@@ -51,14 +51,10 @@ def perturbation_context(allowed, radius, keys, dim=3, dtype=torch.float64, memo
     )
 
 
-def passes(adversary):
-    return getattr(adversary, "passes", adversary.steps)
-
-
 def climb(adversary, where, loss_of):
     """One micro-batch of the engine's loop: ask, losses, gradients, tell. Returns the state and every delta that was asked."""
     state, asked = adversary.start(where), []
-    for _ in range(passes(adversary)):
+    for _ in range(adversary.passes):
         delta = adversary.ask(state)[SITE].add.detach().requires_grad_()
         losses = loss_of(delta)
         (gradient,) = torch.autograd.grad(losses.sum(), delta)
@@ -68,8 +64,7 @@ def climb(adversary, where, loss_of):
 
 
 def end_update(adversary, memory):
-    if hasattr(adversary, "end_update"):
-        adversary.end_update(memory, lambda x: x)
+    adversary.end_update(memory, lambda x: x)
 
 
 def run(adversary, where, loss_of):
@@ -366,12 +361,12 @@ def test_a_group_is_known_by_what_its_rows_share():
         ("VAT", {"xi": 0.0}),
         ("Universal", {"scope": "row"}),
         ("Universal", {"step_size": 0.0}),
-        ("LAT", {"steps": 0}),
-        ("LAT", {"learning_rate": 0.0}),
+        ("LATAdversary", {"steps": 0}),
+        ("LATAdversary", {"learning_rate": 0.0}),
     ],
 )
 def test_nonsense_is_refused_by_name(cls, bad):
-    with pytest.raises(ConfigError, match=f"{cls.lower()}.{next(iter(bad))}"):
+    with pytest.raises(ConfigError, match=f"{plugins.kind_of(getattr(adversaries, cls))}.{next(iter(bad))}"):
         getattr(adversaries, cls)(**bad)
 
 

@@ -16,15 +16,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from advalign import adversaries, config
-from advalign.adversaries import _lexicon, _search, _words
+from advalign.adversaries import _lexicon
+from advalign.adversaries import _word_reader as words_of
+from advalign.adversaries import _word_search as search
 from advalign.adversaries.characters import EDITS, _near
-from advalign.adversaries.mixed import _other, carried
+from advalign.adversaries.mixed import _derived_seed, move_allowed
 from advalign.adversaries.refusal import last_states
 from advalign.engine import ascent
 from advalign.engine.plan import describe, plan
 from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, PerturbationContext
-from advalign.models import load, perturb, scratch
+from advalign.models import Network, load, perturb, scratch
 from advalign.models.encode import Encoder, pad
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
@@ -82,10 +84,11 @@ def encoder(kind):
     return Encoder(scratch.tokenizer(kind, TEXTS), max_length=48)
 
 
-class Linear:
-    """A stand-in for a network: the loss of a row is its sum over real tokens of (e_t + δ_t) · w."""
+class Linear(Network):
+    """The loss of a row is its sum over real tokens of (e_t + δ_t) · w; there is no transformer."""
 
     def __init__(self, encoder, dim=3, head="classifier", seed=0):
+        nn.Module.__init__(self)
         generator = torch.Generator().manual_seed(seed)
         self.encoder, self.head = encoder, head
         table = nn.Embedding(len(encoder.tokenizer), dim, dtype=torch.float64)
@@ -155,7 +158,7 @@ def texts_of(net, edit):
 def test_words_are_runs_of_pieces(kind, text, found):
     enc = encoder(kind)
     ids = enc.classify([text]).ids[0].tolist()
-    words = _words.reader(enc).words(ids, [True] * len(ids))
+    words = words_of.reader_of(enc).words(ids, [True] * len(ids))
     assert [(w.text, w.start, w.stop) for w in words] == found
 
 
@@ -163,36 +166,36 @@ def test_byte_level_words_keep_their_space_and_decode_to_themselves():
     enc = encoder("bytes")
     text = "Good play, it don't move (film) well-known boring2 end"
     ids = enc.classify([text]).ids[0].tolist()
-    words = _words.reader(enc).words(ids, [True] * len(ids))
+    words = words_of.reader_of(enc).words(ids, [True] * len(ids))
     # don't and well-known hang together, boring2 is no word; the first word and the one in brackets have no space of their own.
     assert [(w.text, w.lead) for w in words] == [("Good", ""), ("play", " "), ("it", " "), ("move", " "), ("film", ""), ("end", " ")]
     for w in words:
         assert enc.decode(ids[w.start : w.stop]) == w.lead + w.text
-    nothing = _words.reader(enc).words(ids, [False] + [True] * (len(ids) - 1))
+    nothing = words_of.reader_of(enc).words(ids, [False] + [True] * (len(ids) - 1))
     assert [w.text for w in nothing] == ["play", "it", "move", "film", "end"]
 
 
 def test_substitutes_that_do_not_survive_the_tokenizer_are_left_out():
     enc = encoder("pieces")
-    known = _words.reader(enc)
-    word = _words.Word(1, 2, "good", "")
+    reader = words_of.reader_of(enc)
+    word = words_of.Word(1, 2, "good", "")
     # fine: 1 piece, decent: de ##cent, unheard: [UNK], good: the word itself.
     ids = {w: i for i, w in enumerate(VOCABULARY)}
-    assert known.write(word, (ids["good"],), ["fine", "decent", "unheard", "good"]) == ((ids["fine"],), (ids["de"], ids["##cent"]))
+    assert reader.write(word, (ids["good"],), ["fine", "decent", "unheard", "good"]) == ((ids["fine"],), (ids["de"], ids["##cent"]))
 
 
 def test_capitals_follow_the_word():
-    assert [_words.cased("fine", like) for like in ("good", "Good", "GOOD", "A")] == ["fine", "Fine", "FINE", "Fine"]
+    assert [words_of.cased("fine", like) for like in ("good", "Good", "GOOD", "A")] == ["fine", "Fine", "FINE", "Fine"]
 
 
 def test_the_chat_template_is_not_the_prompt():
     enc = encoder("words")
     enc.tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }} film{% endfor %}"
     tokens = enc.demos(["good movie", "boring acting is bad"], ["fine", "fine"])
-    known = _words.reader(enc)
+    reader = words_of.reader_of(enc)
     for ids, target, words in zip(tokens.ids.tolist(), tokens.target, (2, 4), strict=True):
-        assert known.content(ids, int(target.int().argmax())) == (1, 1 + words)
-    assert known.content(tokens.ids[0].tolist()[1:], 3) == (0, 0)  # not what the template wrote: hands off
+        assert reader.content(ids, int(target.int().argmax())) == (1, 1 + words)
+    assert reader.content(tokens.ids[0].tolist()[1:], 3) == (0, 0)  # not what the template wrote: hands off
     net = Linear(enc, head="policy")
     adversary = adversaries.Characters(guide="random", steps=0, budget=1.0)
     here = ascent.region("prompt", tokens)
@@ -206,10 +209,10 @@ def test_the_chat_template_is_not_the_prompt():
 
 def test_alignment_of_pieces():
     half, third = 1 / 2, 1 / 3
-    assert _search.aligned(2, 2) == [(0, 0, 1.0), (1, 1, 1.0)]
-    assert _search.aligned(1, 3) == [(0, 0, third), (0, 1, third), (0, 2, third)]
-    assert _search.aligned(2, 3) == [(0, 0, half), (0, 1, half), (1, 2, 1.0)]
-    assert _search.aligned(3, 2) == [(0, 0, 1.0), (1, 0, 1.0), (2, 1, 1.0)]
+    assert search.align(2, 2) == [(0, 0, 1.0), (1, 1, 1.0)]
+    assert search.align(1, 3) == [(0, 0, third), (0, 1, third), (0, 2, third)]
+    assert search.align(2, 3) == [(0, 0, half), (0, 1, half), (1, 2, 1.0)]
+    assert search.align(3, 2) == [(0, 0, 1.0), (1, 0, 1.0), (2, 1, 1.0)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -237,7 +240,7 @@ def test_gains_by_a_slow_loop_with_ragged_substitutes(lexicon):
     state = adversary.start(perturbation_context(net, tokens))
     gradient = torch.randn(*tokens.ids.shape, 4, dtype=torch.float64)
     embed = net.model.get_input_embeddings()
-    found = _search.ranked(state.rows, gradient, embed, "gain")
+    found = search.rank_moves(state.rows, gradient, embed, "gain")
     sizes = set()
     for b, (row, moves) in enumerate(zip(state.rows, found, strict=True)):
         assert len(moves) == sum(len(slot.options) for slot in row.slots)
@@ -263,7 +266,7 @@ def test_order_norm_ranks_words_by_their_gradient(lexicon):
     state = adversaries.Synonyms(lexicon=lexicon, budget=1.0, order="norm").start(perturbation_context(net, tokens))
     gradient = torch.zeros(1, 5, 3, dtype=torch.float64)
     gradient[0, 1:4, 0] = torch.tensor([0.1, -3.0, 2.0])  # [CLS] good bad movie [SEP]
-    (moves,) = _search.ranked(state.rows, gradient, net.model.get_input_embeddings(), "norm")
+    (moves,) = search.rank_moves(state.rows, gradient, net.model.get_input_embeddings(), "norm")
     assert [slot for slot, _ in itertools.groupby(m.slot for m in moves)] == [1, 2, 0]
 
 
@@ -363,7 +366,7 @@ def test_contract(kind, guide, tokenizer, lexicon):
     assert (loss >= first).all()
     if guide == "gradient" and (kind == "synonyms" or tokenizer in ("characters", "bytes")):  # small vocabularies know few misspellings
         assert (loss > first).any()
-    words = _words.reader(net.encoder)
+    words = words_of.reader_of(net.encoder)
     for b, new in enumerate(rows_of(edit)):
         old = tokens.ids[b][tokens.mask[b]].tolist()
         # Outside allowed words nothing changes, and origin leads to it.
@@ -461,9 +464,9 @@ def test_misspellings():
     assert EDITS["swap"]("aa", first) == "aa"
     adversary = adversaries.Characters(edits=("swap",), candidates=3)
     # The first letter stays: only "ovie" is misspelt; a word below four letters is left alone.
-    assert adversary.misspelt("movie", first) == ["mvoie"]
-    assert adversary.misspelt("not", first) == []
-    assert adversaries.Characters(edits=("swap",), keep_first=False).misspelt("movie", first) == ["omvie"]
+    assert adversary.misspell("movie", first) == ["mvoie"]
+    assert adversary.misspell("not", first) == []
+    assert adversaries.Characters(edits=("swap",), keep_first=False).misspell("movie", first) == ["omvie"]
 
 
 # ----------------------------------------------------------------------------------------------- on a real network
@@ -562,7 +565,7 @@ def test_with_the_real_word_pieces(minilm, lexicon):
     net = Linear(encoder)
     tokens = encoder.classify(["A boring movie, and bad acting; it doesn't move.", "Unbelievably good performance!"])
     texts = [
-        [w.text for w in _words.reader(encoder).words(ids, mask)]
+        [w.text for w in words_of.reader_of(encoder).words(ids, mask)]
         for ids, mask in zip(tokens.ids.tolist(), tokens.mask.tolist(), strict=True)
     ]
     assert texts == [["a", "boring", "movie", "and", "bad", "acting", "it", "move"], ["unbelievably", "good", "performance"]]
@@ -619,7 +622,7 @@ def test_mixed_around_masked_words():
         discrete=masked, continuous=adversaries.PGD(radius=0.3, steps=3, where="prompt"), discrete_probability=1.0
     )
     where = on(net, adversary, rows["chat"].tokens)
-    streams = [torch.Generator().manual_seed(_other(g.initial_seed())) for g in where.generators]
+    streams = [torch.Generator().manual_seed(_derived_seed(g.initial_seed())) for g in where.generators]
     for stream in streams:
         torch.rand((), generator=stream)  # the coin
     want = masked.start(replace(where, generators=streams)).tokens.ids
@@ -641,7 +644,7 @@ def test_around_a_changed_row_the_delta_may_move_its_words_only(tmp_path):
     where = replace(on(net, words, tokens), allowed=allowed)
     edit = words.ask(words.start(where))["embedding"]
     assert net.encoder.decode(rows_of(edit)[0]) == "hij cd :fgh"
-    assert carried(allowed, edit)[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 4]
+    assert move_allowed(allowed, edit)[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 4]
     assert edit.origin[0, :4].tolist() == [0, 1, 3, 4]
 
 
@@ -764,8 +767,8 @@ def test_a_training_step_on_the_refusal_view_is_one_forward(contrast):
     ("content", "says"),
     [
         (b"[1, 2]", "there is a list; it takes a JSON object"),
-        (b'{"good": "fine"}', "the entry 'good' is no list of words"),
-        (b'{"good": ["fine", 3]}', "the entry 'good' is no list of words"),
+        (b'{"good": "fine"}', "the entry 'good' is not a list of words"),
+        (b'{"good": ["fine", 3]}', "the entry 'good' is not a list of words"),
         (b"good: fine", "cannot be read as JSON"),
     ],
 )
@@ -808,7 +811,7 @@ WORDS = adversaries.Characters()
         (lambda: adversaries.Characters(min_length=1), r"characters\.min_length: 1 given"),
         (lambda: adversaries.Mixed(discrete=PGD, continuous=PGD), r"mixed\.discrete: 'pgd' replaces no words"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=WORDS), r"mixed\.continuous: 'characters' given"),
-        (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, warm=True)), r"starts afresh \(warm: false\)"),
+        (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, warm=True)), r"keep nothing by row \(warm: false\)"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, where="prompt")), "where that of the discrete half, 'all'"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=replace(PGD, probability=0.5)), "set them on mixed itself"),
         (lambda: adversaries.Mixed(discrete=WORDS, continuous=PGD, discrete_probability=2), r"discrete_probability: 2 given"),

@@ -1,17 +1,17 @@
 """The training noise of RanMASK: how many words it hides, which, as what; and that training on it is training on masked texts."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import networks
+from torch import nn
 from transformers import AutoTokenizer
 
 from advalign import adversaries, config
 from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, PerturbationContext
-from advalign.models import word_masking
+from advalign.models import Network, word_masking
 from advalign.models.encode import Encoder
 from advalign.models.scratch import tokenizer
 from advalign.objectives.classify import Classify
@@ -26,6 +26,14 @@ def encoder(kind, texts=TEXTS, **options):
     return Encoder(tok, bidirectional=True, max_length=64)
 
 
+class Tokenised(Network):
+    """A network of which only the encoder is read."""
+
+    def __init__(self, encoder):
+        nn.Module.__init__(self)
+        self.encoder = encoder
+
+
 def perturbation_context(given, tokens, keys=None, allowed=None):
     keys = list(range(tokens.ids.shape[0])) if keys is None else keys
     return PerturbationContext(
@@ -35,7 +43,7 @@ def perturbation_context(given, tokens, keys=None, allowed=None):
         dtype=torch.float32,
         generators=[torch.Generator().manual_seed(int(k)) for k in keys],
         tokens=tokens,
-        network=SimpleNamespace(encoder=given),
+        network=Tokenised(given),
     )
 
 

@@ -2,6 +2,7 @@
 directions, prefixes, chances, dropout under checkpointing."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ ROBUST = {"a": SFT(source="chat", view="adv")}
 class Climb(PGD):  # a test may subclass what is concrete
     """Passes that all train, from zero: the deltas it was at are kept for the slow loop."""
 
-    accumulate: str = "every"
+    trains_every_pass: ClassVar[bool] = True
     passes: int = 3
     random_start: bool = False
 
@@ -90,7 +91,7 @@ def test_two_adversaries_that_train_in_every_pass_cannot_be_compared():
 
 @dataclass(frozen=True, kw_only=True)
 class Counts(Noise):
-    """Remembers what it saw, and settles once per update."""
+    """Remembers what it saw, and counts the updates that ended."""
 
     def start(self, context):
         context.memory["rows"] = context.memory.get("rows", 0) + len(context.names)
@@ -100,7 +101,7 @@ class Counts(Noise):
         return super().start(context)
 
     def end_update(self, memory, all_reduce):
-        memory["settled"] = memory.get("settled", 0) + 1
+        memory["updates"] = memory.get("updates", 0) + 1
 
 
 def test_memory_lives_from_update_to_update_and_is_saved():
@@ -110,7 +111,7 @@ def test_memory_lives_from_update_to_update_and_is_saved():
     for _ in range(2):
         update(runtime, ROBUST, {"chat": demos(net)}, adversaries, budget=24)
     memory = runtime.state_dict()["memory"]["adv"]
-    assert (memory["rows"], memory["settled"]) == (10, 2)  # five rows, two updates, however many micro-batches
+    assert (memory["rows"], memory["updates"]) == (10, 2)  # five rows, two updates, however many micro-batches
     assert set(memory["names"]) == {f"chat/{i}" for i in range(5)}
     fresh = learner(net)
     fresh.load_state_dict(runtime.state_dict())

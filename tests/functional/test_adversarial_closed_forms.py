@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contracts.test_adversaries import SITE, climb, end_update, passes, perturbation_context, run
+from contracts.test_adversaries import SITE, climb, end_update, perturbation_context, run
 from helpers.networks import demos, gradients, labels, learner, network, update
 from torch.nn import functional as F
 
@@ -226,7 +226,7 @@ def test_freelb_on_a_linear_logistic_model(count, number):
     x, w = torch.tensor([0.3, -1.0, 0.7, 0.2], dtype=torch.float64), torch.tensor([1.0, 2.0, -0.5, 0.1], dtype=torch.float64)
     y, length = -1.0, 0.25
     adversary = adversaries.FreeLB(radius=math.inf, steps=3, step_length=length, init_magnitude=0.6, count=count)
-    assert passes(adversary) == number
+    assert adversary.passes == number
     where = replace(rows_of(1), radius=math.inf)
     weight = w.clone().requires_grad_()
     input_gradients = []

@@ -1,10 +1,13 @@
 """What the engine tests share: small networks in float64, rows with everything an objective may read, one bare update."""
 
+from dataclasses import fields
+
 import torch
 from accelerate import Accelerator
 
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.plan import plan
+from advalign.interfaces import Adversary
 from advalign.models import load
 from advalign.types import DemoRows, Example, LabelRows, PairRows, Rollout, RolloutGroup, RolloutRows
 
@@ -76,12 +79,16 @@ def update(runtime, terms, rows, adversaries=None, *, budget=10_000, key=("updat
     return gradients(runtime.network), logs
 
 
-class Recorder:
+class Recorder(Adversary):
     """An adversary that remembers the last delta of every row, by the seed of the row's own generator."""
 
     def __init__(self, inside):
+        super().__init__(**{field.name: getattr(inside, field.name) for field in fields(Adversary)})
         self.inside, self.deltas = inside, {}
-        self.steps, self.dropout, self.inner, self.threat = inside.steps, inside.dropout, inside.inner, inside.threat
+
+    @property
+    def starts_at_zero(self):
+        return self.inside.starts_at_zero
 
     def start(self, context):
         return (context, self.inside.start(context))

@@ -1,17 +1,19 @@
 """Where the words of a row are, and how a tokenizer would write other words in their place.
 
 A word is a run of pieces: the first begins it, the others are glued to it ("##ing" of word pieces; no "Ġ" or "▁" in byte-level
-and sentencepiece vocabularies). Which pieces are glued is read from the vocabulary; all else is asked of the tokenizer: a run
-is a word only if it decodes to letters and those encode to the same pieces again, and the same is asked of a substitute.
+and sentencepiece vocabularies). Which pieces are glued is read from the vocabulary; everything else is tested with the tokenizer: a run
+is a word only if it decodes to letters and those encode to the same pieces again, and so is a substitute.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
+
+from advalign.models import Encoder
 
 APOSTROPHES = "'’`"
 JOINTS = "-_/@\\"
@@ -19,25 +21,27 @@ Pieces = tuple[int, ...]
 
 
 class Word(NamedTuple):
-    """Pieces start..stop of a row. `lead` is the space before it, where the tokenizer keeps it in the word."""
+    """Pieces start..stop of a row."""
 
     start: int
     stop: int
     text: str
     lead: str
+    """The space before it, where the tokenizer keeps it in the word."""
 
 
 class _Piece(NamedTuple):
     text: str
     glued: bool
     letters: bool
-    bare: bool = False  # a space alone, that the pieces after it are glued to
+    space: bool = False
+    """A space alone, which the pieces after it are glued to."""
 
 
 class WordReader:
-    """One tokenizer, and what it has been asked before."""
+    """The words of one tokenizer; what the tokenizer answered is cached."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self.tokenizer = encoder.tokenizer
         self.never = frozenset(self.tokenizer.all_special_ids) | {
             i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special
@@ -50,19 +54,19 @@ class WordReader:
         self.template = self._template(encoder)
 
     def words(self, ids: Sequence[int], allowed: Sequence[bool]) -> list[Word]:
-        """Words whose pieces are all allowed, in order; parts of "don't" or "well-known" are none."""
-        found, at = [], 0
+        """Words whose pieces are all allowed, in order; parts of "don't" or "well-known" are not words."""
+        words, start = [], 0
         pieces = [self._piece(i) for i in ids]
-        while at < len(ids):
-            stop = at + 1
-            if pieces[at].letters or (pieces[at].bare and stop < len(ids) and pieces[stop].letters and pieces[stop].glued):
+        while start < len(ids):
+            stop = start + 1
+            if pieces[start].letters or (pieces[start].space and stop < len(ids) and pieces[stop].letters and pieces[stop].glued):
                 while stop < len(ids) and pieces[stop].letters and pieces[stop].glued:
                     stop += 1
-                if all(allowed[at:stop]) and not self._joined(pieces, at, stop):
-                    known = self._read(tuple(ids[at:stop]))
-                    found += [] if known is None else [Word(at, stop, *known)]
-            at = stop
-        return found
+                if all(allowed[start:stop]) and not self._joined(pieces, start, stop):
+                    word = self._read(tuple(ids[start:stop]))
+                    words += [] if word is None else [Word(start, stop, *word)]
+            start = stop
+        return words
 
     def write(self, word: Word, pieces: Pieces, texts: Sequence[str]) -> tuple[Pieces, ...]:
         """The pieces of each text in the place of a word that has `pieces` now; texts that do not survive the tokenizer are left out."""
@@ -74,14 +78,14 @@ class WordReader:
         return tuple(dict.fromkeys(new for key in keys if (new := self.written[key]) is not None))
 
     def content(self, ids: Sequence[int], end: int) -> tuple[int, int]:
-        """What of a prompt of `end` tokens somebody wrote; the rest is the chat template. Nothing, where the two cannot be told apart."""
+        """(start, stop) of the text in a prompt of `end` tokens; the rest is the chat template. (0, 0) where the two cannot be separated."""
         before, after = self.template
         stop = end - len(after)
         if tuple(ids[: len(before)]) != before or tuple(ids[max(stop, 0) : end]) != after or stop < len(before):
             return 0, 0
         return len(before), stop
 
-    # -------------------------------------------------------------------------------------------- asking the tokenizer
+    # ------------------------------------------------------------------------------------------------- the tokenizer
 
     def _read(self, pieces: Pieces) -> tuple[str, str] | None:
         """(text, lead) of a run of pieces, if it is a word."""
@@ -109,10 +113,10 @@ class WordReader:
 
     def _piece(self, number: int) -> _Piece:
         if number not in self.pieces:
-            self.pieces[number] = self._look(number)
+            self.pieces[number] = self._classify(number)
         return self.pieces[number]
 
-    def _look(self, number: int) -> _Piece:
+    def _classify(self, number: int) -> _Piece:
         if number in self.never:
             return _Piece("", False, False)
         token = self.tokenizer.convert_ids_to_tokens(number)
@@ -122,7 +126,7 @@ class WordReader:
             glued, text = self.marker != "" and not token.startswith(self.marker), self._decode([number])
         # Part of a character of several bytes decodes to the replacement character.
         letters = any(c.isalnum() or c == "\ufffd" for c in text)
-        return _Piece(text, glued, letters, bare=self.marker in ("Ġ", "▁") and token == self.marker)
+        return _Piece(text, glued, letters, space=self.marker in ("Ġ", "▁") and token == self.marker)
 
     def _joined(self, pieces: Sequence[_Piece], start: int, stop: int) -> bool:
         """Whether an apostrophe or a hyphen ties the run to its neighbours. Word pieces do not say where spaces were: there an
@@ -133,12 +137,12 @@ class WordReader:
         after = pieces[stop].text[:1] if stop < len(pieces) and (blind or pieces[stop].glued) else ""
         return any(c and c in ties for c in (before, after))
 
-    def _template(self, encoder: Any) -> tuple[Pieces, Pieces]:
+    def _template(self, encoder: Encoder) -> tuple[Pieces, Pieces]:
         """Ids before and after a prompt in the chat template: what two prompts of one different word each have in common."""
         if not getattr(self.tokenizer, "chat_template", None):
             return (), ()
-        known = (self._read((i,)) for i in sorted(self.tokenizer.get_vocab().values()))
-        texts = [word[0] for word in islice(filter(None, known), 2)]
+        vocabulary = (self._read((i,)) for i in sorted(self.tokenizer.get_vocab().values()))
+        texts = [word[0] for word in islice(filter(None, vocabulary), 2)]
         if len(texts) < 2:
             return (), ()  # a vocabulary without words
         one, two = encoder.prompts(texts)
@@ -147,24 +151,24 @@ class WordReader:
         return tuple(one[:before]), tuple(one[len(one) - after :])
 
 
-_READERS: WeakKeyDictionary[Any, WordReader] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[Encoder, WordReader] = WeakKeyDictionary()
 
 
-def reader(encoder: Any) -> WordReader:
-    """The reader of an encoder's tokenizer, made once."""
+def reader_of(encoder: Encoder) -> WordReader:
+    """The reader of an encoder's tokenizer, built once."""
     if encoder not in _READERS:
         _READERS[encoder] = WordReader(encoder)
     return _READERS[encoder]
 
 
 def cased(text: str, like: str) -> str:
-    """`text` in capitals, capitalised or as it stands, as `like` is."""
+    """`text` in upper case, capitalised or unchanged, as `like` is written."""
     if len(like) > 1 and like.isupper():
         return text.upper()
     return text[:1].upper() + text[1:] if like[:1].isupper() else text
 
 
-def _marker(vocabulary: Sequence[str] | Any) -> str:
+def _marker(vocabulary: Mapping[str, int]) -> str:
     """What the vocabulary marks: "##" glued pieces, "Ġ" or "▁" pieces after a space, " " (a piece of its own), "" nothing."""
     patterns = {"##": r"##\w", "Ġ": "Ġ", "▁": "▁"}
     counts = {marker: sum(bool(re.match(pattern, token)) for token in vocabulary) for marker, pattern in patterns.items()}
