@@ -699,7 +699,7 @@ def test_the_direction_is_the_difference_of_means_at_the_last_prompt_token(contr
     assert set(adversaries.RefusalDirection(**contrast, last=0.5).measure(net, random.Random(0))) == {"layer:1"}
     assert [m.training for m in net.modules()] == modes
     torch.testing.assert_close(
-        last_states(net, ["a b", "a c d", "b a a"], ["layer:1"], at_once=2)["layer:1"], means[0]["layer:1"], rtol=0, atol=1e-12
+        last_states(net, ["a b", "a c d", "b a a"], ["layer:1"], batch_size=2)["layer:1"], means[0]["layer:1"], rtol=0, atol=1e-12
     )
 
 
