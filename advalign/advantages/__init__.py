@@ -1,4 +1,4 @@
-"""Advantage estimators: rewards of a whole draw -> what each token is worth. One file each; the file name is the `kind`."""
+"""Advantage estimators: from the rewards of a whole draw to an advantage per token."""
 
 from advalign import plugins
 

@@ -1,4 +1,4 @@
-"""Inner maximisers: one file per adversary; `kind` is the file name."""
+"""Adversaries: what perturbs a view, the inner maximisation of adversarial training."""
 
 from advalign import plugins
 

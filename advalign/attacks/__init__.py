@@ -1,4 +1,4 @@
-"""Attacks: one file per attack; `kind` is the file name. They propose, the harness judges."""
+"""Attacks: searches for inputs that break a model. They propose; the harness judges."""
 
 from advalign import plugins
 

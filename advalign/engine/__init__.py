@@ -1,1 +1,1 @@
-"""Floor 3: one update of one learner. Plan what has to run, split it under a budget, run every view once, sum, descend."""
+"""One update of one learner. Plan what has to run, split it under a budget, run every view once, sum, descend."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import get_scheduler
 
 from advalign.engine import micro as mb
 from advalign.engine.plan import Plan
@@ -60,6 +59,8 @@ class LearnerRuntime:
         total_steps: int,
         shards: Sharding | None = None,
     ) -> None:
+        from transformers.optimization import get_scheduler  # takes seconds, and loads peft
+
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
         _ = network.packs  # tried out now: a sharded network cannot be called past its root
         self.ranks = ProcessGroup(accelerator)

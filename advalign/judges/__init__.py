@@ -1,4 +1,4 @@
-"""Judges: one file per judge; `kind` is the file name. They read an answer and say whether it is as it should be."""
+"""Judges: what decides whether an answer is a violation."""
 
 from advalign import plugins
 

@@ -1,4 +1,4 @@
-"""Floor 1: loading models, running them forward (one wrapper for every head), and perturbing what flows through them."""
+"""Loading models, running them forward (one wrapper for every head), and perturbing what flows through them."""
 
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network

@@ -1,7 +1,7 @@
-"""Objectives: one formula per file; the file name is the `kind`.
+"""Objectives: the summands of a learner's loss, one formula per file.
 
 An objective says which outputs it reads on which view, weighs its elements over a whole update, and returns one loss per
-element. It averages nothing and does not know whether its view was attacked. What lies off target is never read, nan included.
+element. It does not average and does not know whether its view was attacked. Positions off target are never read, nan included.
 """
 
 from advalign import plugins

@@ -1,4 +1,4 @@
-"""One score per rollout, nan abstains: one file per reward."""
+"""Rewards: one score per rollout; nan abstains."""
 
 from advalign import plugins
 

@@ -1,4 +1,4 @@
-"""Rollout engines: who samples from a policy."""
+"""Rollout engines: what samples responses from a policy."""
 
 from advalign import plugins
 

@@ -1,4 +1,7 @@
-"""Sources: which rows an objective sees. A started source row_type host-side items; every learner builds its own rows of them."""
+"""Sources: the rows that objectives read.
+
+A started source draws host-side items; every learner builds its own rows from them.
+"""
 
 from advalign import plugins
 

@@ -1,4 +1,7 @@
-"""Procedural tasks with their own verifiers; splits train, test and ood never share a prompt: one file per task."""
+"""Tasks: procedural problems with their own verifier.
+
+The splits train, test and ood never share a prompt.
+"""
 
 from advalign import plugins
 

@@ -1,4 +1,4 @@
-"""Floor 4: the training loop around the step."""
+"""The training loop around the step."""
 
 from advalign.engine.learner import Learner
 from advalign.training.run_spec import Frozen, TrainingArguments

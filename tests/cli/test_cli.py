@@ -1,4 +1,4 @@
-"""The five commands as a person types them: what they print, what they leave behind, and one sentence for every mistake."""
+"""The six commands as a person types them: what they print, what they leave behind, and one sentence for every mistake."""
 
 import json
 import re
@@ -16,18 +16,18 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALL = """
 learners:
   policy: {model: "scratch:tiny?hidden_size=32", tokenizer: {kind: words, data: "task:constraints"}, max_length: 32, learning_rate: 1.0e-3}
-  judge:  {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: {kind: words, data: "task:constraints"}, max_length: 32}
+  discriminator: {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: {kind: words, data: "task:constraints"}, max_length: 32}
 sources:
   chat:     {kind: demos, data: "task:constraints", limit: 40, batch_size: 16}
   write:    {kind: prompts, data: "task:constraints", batch_size: 16, sampling: {max_new_tokens: 6}, advantage: {kind: group, scale: none},
-             rewards: [{kind: discriminator, learner: judge}, length]}
+             rewards: [{kind: discriminator, learner: discriminator}, length]}
   contrast: {kind: contrast, real: chat, sampled: write, perturb: constraints}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 2}
 objectives:
   policy: {kind: grpo, source: write}
   robust: {kind: sft, source: chat, view: pgd, coef: 0.5}
-  judge:  {kind: discriminate, source: contrast}
+  discriminator: {kind: discriminate, source: contrast}
 evaluations:
   held: {data: "task:constraints", number: 50, sampling: {max_new_tokens: 6}}
 args: {max_steps: 50, eval_steps: 25}
@@ -56,29 +56,35 @@ def test_show_says_what_a_step_costs(advalign, small):
     assert "peak memory about" in printed
 
 
-def test_show_stands_where_a_model_cannot_be_reached(advalign, small, tmp_path):
-    printed = " ".join(done(advalign("show", small, f"learners.judge.model={tmp_path}/nothing")).split())
+def test_show_prints_the_formula_of_a_model_that_cannot_be_reached(advalign, small, tmp_path):
+    printed = " ".join(done(advalign("show", small, f"learners.discriminator.model={tmp_path}/nothing")).split())
     assert "policy loss = " in printed
-    assert "what a step costs is not known here: model: " in printed
+    assert "the cost of a step is unknown: model: " in printed
 
 
-@pytest.mark.parametrize("room", plugins.GROUPS)
-def test_list_prints_one_line_per_file(advalign, room):
-    lines = done(advalign("list", room)).splitlines()
-    assert [line.split()[0] for line in lines] == plugins.kinds(room)
-    files = [p.stem for p in (Path(plugins.__file__).parent / room).glob("*.py") if not p.stem.startswith("_")]
+def test_list_without_a_group_prints_the_groups(advalign):
+    lines = done(advalign("list")).splitlines()
+    assert [line.split()[0] for line in lines] == list(plugins.GROUPS)
+    assert all(len(line.split(None, 1)[1]) > 10 for line in lines)
+
+
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_list_prints_one_line_per_file(advalign, group):
+    lines = done(advalign("list", group)).splitlines()
+    assert [line.split()[0] for line in lines] == plugins.kinds(group)
+    files = [p.stem for p in (Path(plugins.__file__).parent / group).glob("*.py") if not p.stem.startswith("_")]
     assert sorted(files) == [line.split()[0] for line in lines]
     assert all(len(line.split(None, 1)[1]) > 10 for line in lines)  # and the formula
 
 
 def test_show_prints_the_sum_the_threat_and_the_forwards_and_loads_nothing(advalign, small, monkeypatch):
     monkeypatch.setattr("advalign.training.build.load", lambda *a, **k: pytest.fail("show loaded a model"))
-    printed = done(advalign("show", small, "objectives.robust.coef=0.25", "learners.judge.updates=4"))
+    printed = done(advalign("show", small, "objectives.robust.coef=0.25", "learners.discriminator.updates=4"))
     assert "policy loss = 1 grpo(write) + 0.25 sft(chat | pgd)" in printed
     assert "pgd  L2 ball per token at embedding, radius 0.1 x mean embedding norm, all tokens, 2 steps, dropout off" in printed
     # One clean forward, two steps and the final one of the attack; apart: 1 for grpo, 2 + 1 for sft | pgd.
     assert "forwards per micro-batch: 1 clean + 2 inner + 1 adversarial      (run separately: 4)" in printed
-    assert "judge loss = 1 discriminate(contrast)    4 updates per step" in printed
+    assert "discriminator loss = 1 discriminate(contrast)    4 updates per step" in printed
     assert "source write: prompts, batch_size 16, group_size 8" in printed
 
 
@@ -101,12 +107,12 @@ def test_train_smoke_runs_small_and_leaves_the_real_folder_alone(advalign, small
     (out / "checkpoint-40" / "state.pt").write_bytes(b"hours of work")
     printed = done(advalign("train", small, "--smoke", f"args.output_dir={out}"))
     assert printed.startswith("policy loss = 1 grpo(write) + 0.5 sft(chat | pgd)")
-    assert "judge/accuracy" in printed
+    assert "discriminator/accuracy" in printed
     assert "step 2" in printed
     assert (out / "checkpoint-40" / "state.pt").read_bytes() == b"hours of work"
     assert [entry["step"] for entry in read(tmp_path / "run-smoke")] == [1, 2]
     assert load(str(tmp_path / "run-smoke" / "policy")).head == "policy"
-    assert load(str(tmp_path / "run-smoke" / "judge")).head == "score"
+    assert load(str(tmp_path / "run-smoke" / "discriminator")).head == "score"
 
 
 def test_resume_continues_from_the_newest_checkpoint(advalign, small, tmp_path):
@@ -122,7 +128,7 @@ def test_resume_continues_from_the_newest_checkpoint(advalign, small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["objectives.robsut.coef=0.3"], "override objectives.robsut.coef: no entry of objectives 'robsut'. Known: judge, policy, robust."),
+        (["objectives.robsut.coef=0.3"], "override objectives.robsut.coef: no entry of objectives 'robsut'. Known: discriminator, policy, robust."),
         (["objective.robust.coef=0.3"], "override objective.robust.coef: no section 'objective'."),
         (["objectives.robust.cof=0.3"], "objectives.robust: no field of SFT 'cof'."),
         (["objectives.robust.coef"], "override 'objectives.robust.coef': write it as path=value"),
@@ -131,7 +137,7 @@ def test_resume_continues_from_the_newest_checkpoint(advalign, small, tmp_path):
         (["objectives.robust.view=pdg"], "objectives.robust.view: no view (clean, an adversary or a frozen copy) 'pdg'."),
         (["adversaries.pgd.radius=[1,2]"], "adversaries.pgd.radius: [1, 2] given; input should be a valid number"),
         (["args.max_step=3"], "args: no field of TrainingArguments 'max_step'."),
-        (["learners.judge.head=scor", "args.max_steps=1"], "learners.judge.head: no head 'scor'."),
+        (["learners.discriminator.head=scor", "args.max_steps=1"], "learners.discriminator.head: no head 'scor'."),
     ],
 )
 def test_a_wrong_override_is_one_sentence_and_exit_code_two(advalign, small, arguments, sentence):
@@ -149,7 +155,7 @@ def test_a_wrong_override_is_one_sentence_and_exit_code_two(advalign, small, arg
     [
         ("objectivs: {}", "configuration: no section 'objectivs'. Known: .* Did you mean 'objectives'?"),
         ("objectives: [sft]", "objectives: \\['sft'\\] given; a mapping of names is expected."),
-        ("objectives: {a: {source: chat}}", "objectives.a: which one\\? Give kind: one of .*"),
+        ("objectives: {a: {source: chat}}", "objectives.a: no 'kind' given; known kinds: .*"),
         ("sources: {a: {kind: demos}}", "sources.a: Demos needs data."),
         ("- sft", ".*small.yaml: a configuration is a mapping of learners, sources, .*"),
         ("a: [", ".*small.yaml: this is not YAML: .*line 2.*"),
@@ -165,7 +171,7 @@ def test_a_wrong_file_is_one_sentence(advalign, small, text, sentence):
     assert len(errors.splitlines()) == 1
 
 
-def test_a_file_that_is_not_there_and_a_room_that_is_not_there(advalign, tmp_path):
+def test_a_file_that_is_not_there_and_a_group_that_is_not_there(advalign, tmp_path):
     assert advalign("train", tmp_path / "absent.yaml")[::2] == (2, f"ConfigError: {tmp_path / 'absent.yaml'}: no such file.\n")
     code, _, errors = advalign("list", "objective")
     assert (code, len(errors.splitlines())) == (2, 1)
@@ -207,7 +213,8 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
     ("options", "sentence"),
     [
         (["--kind", "embeding"], "no kind of attacks 'embeding'"),
-        (["--label", "1", "restart=2"], "no field 'restart'"),
+        (["--label", "1", "restart=2"], "attack: no field of Embedding 'restart'"),
+        (["--label", "1", "restarts=many"], "attack.restarts: 'many' given; input should be a valid integer"),
         (["--label", "1", "restarts"], "'restarts': write it as path=value."),
         (["--label", "1", "--device", "nowhere"], "--device: 'nowhere' cannot be used here ("),
     ],

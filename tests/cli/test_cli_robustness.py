@@ -87,6 +87,7 @@ def test_attack_a_generator_towards_a_target(advalign, tmp_path):
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garak"], "--export was given without --output"),
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garrak", "--output", "OUT"], "Did you mean 'garak'"),
         (["eval", "VICTIM", "--suite", "SUITE", "--data", "absent.jsonl"], "absent.jsonl"),
+        (["eval", "VICTIM", "--suite", "TYPES"], "suite.examples: 'many' given; input should be a valid integer"),
         (["compare", "VICTIM", "VICTIM"], "holds no results.jsonl"),
         (["compare", "VICTIM", "VICTIM", "--data", "x.jsonl"], "--data was given without --suite"),
         (["attack", "VICTIM", "text", "--answer", "a", "--target", "b"], "were both given; give one"),
@@ -94,7 +95,8 @@ def test_attack_a_generator_towards_a_target(advalign, tmp_path):
 )
 def test_mistakes_are_one_sentence(advalign, victim, suite, tmp_path, arguments, sentence):
     (tmp_path / "EMPTY").mkdir()
-    places = {"VICTIM": victim, "SUITE": suite, "OUT": tmp_path / "out", "EMPTY": tmp_path / "EMPTY"}
+    (tmp_path / "types.yaml").write_text("data: []\nexamples: many\nattacks: {}\n")
+    places = {"TYPES": tmp_path / "types.yaml", "VICTIM": victim, "SUITE": suite, "OUT": tmp_path / "out", "EMPTY": tmp_path / "EMPTY"}
     code, _, errors = advalign(*(places.get(a, a) for a in arguments))
     assert code == 2
     said = [line for line in errors.strip().splitlines() if "Loading weights" not in line]

@@ -1,0 +1,184 @@
+"""`advalign eval`, `attack` and `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advalign.cli.console import say
+from advalign.cli.networks import load_network, load_suite
+from advalign.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from advalign.evaluation.reports.compare import Comparison
+    from advalign.evaluation.suites.result import SuiteResult
+    from advalign.evaluation.suites.suite import Suite
+    from advalign.models import Network
+
+RESULT_FILES = ("suite.json", "results.jsonl", "timings.jsonl", "certified.jsonl")
+
+Model = Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")]
+SuiteFile = Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")]
+Data = Annotated[str | None, typer.Option(help="Other data than the suite's: a file, a hub id or task:<name>.")]
+Output = Annotated[Path | None, typer.Option(help="The folder of results.jsonl and report.html.")]
+Learner = Annotated[str | None, typer.Option(help="A learner of a trained run; the first by default.")]
+Device = Annotated[str | None, typer.Option(help="The device of the model, for example cpu; by default an accelerator if there is one.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Continue what a killed run left in --output, or begin again.")]
+Workers = Annotated[int, typer.Option(help="Processes that share the work (on a CPU).")]
+Cache = Annotated[Path | None, typer.Option(help="A file that keeps a classifier's answers for later attacks and runs.")]
+FailBelow = Annotated[float | None, typer.Option(help="Exit 1 if worst-case accuracy is below this, or means nothing.")]
+Export = Annotated[str | None, typer.Option(help="Also write the results for another tool: garak or inspect.")]
+SelfCheck = Annotated[bool, typer.Option(help="Also check that the gradient attack's number means something.")]
+Transfer = Annotated[list[str] | None, typer.Option(help="With --self-check: another model whose edits are tried; repeatable.")]
+Temperatures = Annotated[str | None, typer.Option(help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")]
+Kind = Annotated[str, typer.Option(help="An attack: see advalign list attacks.")]
+Label = Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")]
+Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
+TargetText = Annotated[
+    str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")
+]
+Options = Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")]
+
+
+def evaluate(
+    model: Model,
+    suite: SuiteFile,
+    *,
+    data: Data = None,
+    output: Output = None,
+    resume: Resume = True,
+    learner: Learner = None,
+    device: Device = None,
+    workers: Workers = 1,
+    cache: Cache = None,
+    fail_below: FailBelow = None,
+    export: Export = None,
+    self_check: SelfCheck = False,
+    transfer: Transfer = None,
+    temperatures: Temperatures = None,
+) -> None:
+    """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
+    _check_options(output, export, self_check, transfer)
+    attacks, network = load_suite(suite, data), load_network(model, learner, device)
+    others = [load_network(path, learner, device) for path in transfer or []]
+    if output is not None and not resume:
+        for name in RESULT_FILES:
+            (output / name).unlink(missing_ok=True)
+    result = attacks.run(network, output_dir=output, progress=True, workers=workers, cache=cache)
+    if self_check:
+        result = _checked(result, attacks, network, others, model)
+    say(result.markdown())
+    if output is not None:
+        _write(result, output, export)
+    if temperatures is not None:
+        _diversity(attacks, network, temperatures, output)
+    reasons = result.fails(fail_below) if fail_below is not None else []
+    for reason in reasons:
+        say(f"fail: {reason}")
+    if reasons:
+        raise typer.Exit(1)
+
+
+def attack(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="The text (or prompt) to attack.")],
+    kind: Kind = "embedding",
+    label: Label = None,
+    answer: Answer = None,
+    target: TargetText = None,
+    options: Options = None,
+    learner: Learner = None,
+    device: Device = None,
+) -> None:
+    """Attack one text and print the report of the harness."""
+    from advalign import builder, config, interfaces
+    from advalign.evaluation.suites.suite import Suite
+    from advalign.judges import PrefixJudge
+    from advalign.types import Example
+
+    if answer is not None and target is not None:
+        raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
+    meta = {} if target is None else {"response": target}
+    suite = Suite(
+        data=[Example(prompt=text, label=label, answer=answer, meta=meta)],
+        attacks={kind: builder.build_plugin(interfaces.Attack, {"kind": kind} | config.dotted(options or []), "attack")},
+        examples=1,
+        judge=None if target is None else PrefixJudge(text=target),
+    )
+    say(suite.run(load_network(model, learner, device), progress=True).markdown())
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A folder that eval --output wrote; with --suite, a model.")],
+    second: Annotated[str, typer.Argument(help="The other one; differences are second minus first.")],
+    suite: Annotated[Path | None, typer.Option(help="Run this suite on both models first.")] = None,
+    data: Data = None,
+    output: Annotated[Path | None, typer.Option(help="The folder of compare.html, and with --suite of the results of both.")] = None,
+    device: Device = None,
+) -> None:
+    """Two models under the same attacks on the same examples: paired differences, intervals, McNemar's test."""
+    from advalign.evaluation.reports import compare as reports
+
+    if suite is not None:
+        comparison = _compare_models((first, second), load_suite(suite, data), output, device)
+    elif data is not None:
+        raise ConfigError("compare: --data was given without --suite, which reads it; add --suite, or give two folders of results.")
+    else:
+        comparison = reports.folders(first, second)
+    say(comparison.markdown())
+    if output is not None:
+        say(f"written to {comparison.report().write(output / 'compare.html')}")
+
+
+def _check_options(output: Path | None, export: str | None, self_check: bool, transfer: Sequence[str] | None) -> None:
+    if transfer and not self_check:
+        raise ConfigError("eval: --transfer was given without --self-check, which reads it; add --self-check.")
+    if export is not None and output is None:
+        raise ConfigError("eval: --export was given without --output, the folder it is written to; add --output.")
+    if export is not None:
+        from advalign.evaluation.reports.export import STYLES
+
+        if export not in STYLES:
+            raise unknown("eval --export", "style", export, STYLES)
+
+
+def _checked(result: SuiteResult, suite: Suite, network: Network, others: Sequence[Network], model: str) -> SuiteResult:
+    """The result, with what the self-check says of it; a run's log of training is read from its folder."""
+    from advalign.evaluation.selfcheck import selfcheck
+
+    folder = next((path for path in (Path(model), Path(model).parent) if (path / "log.jsonl").is_file()), None)
+    return replace(result, checks=selfcheck.of_suite(suite, network, transfer=others, folder=folder))
+
+
+def _write(result: SuiteResult, output: Path, export: str | None) -> None:
+    result.save(output)
+    say(f"written to {output / 'report.html'}")
+    if export is not None:
+        from advalign.evaluation.reports.export import write
+
+        say(f"written to {write(result, export, output / f'{export}.jsonl')}")
+
+
+def _diversity(suite: Suite, network: Network, temperatures: str, output: Path | None) -> None:
+    from advalign.metrics import diversity
+
+    curve = diversity.of_suite(suite, network, diversity.numbers(temperatures))
+    say(curve.markdown())
+    if output is not None:
+        say(f"written to {curve.write(output / 'quality_diversity.html')}")
+
+
+def _compare_models(models: tuple[str, str], suite: Suite, output: Path | None, device: str | None) -> Comparison:
+    """The suite on both models; they are named by their folders, by their whole paths if those agree."""
+    from advalign.evaluation.reports import compare as reports
+
+    results = []
+    for name, model in zip(("first", "second"), models, strict=True):
+        folder = None if output is None else output / name
+        results.append(suite.run(load_network(model, None, device), output_dir=folder, progress=True).results)
+    names = (Path(models[0]).name, Path(models[1]).name)
+    return reports.results(results[0], results[1], names if names[0] != names[1] else models)

@@ -1,0 +1,48 @@
+"""The network and the suite that a command names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advalign.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from advalign.evaluation.suites.suite import Suite
+    from advalign.models import Network
+
+
+def load_suite(path: Path, data: str | None) -> Suite:
+    """A suite, with other data if `data` is given."""
+    from advalign.evaluation.suites.suite import Suite
+
+    suite = Suite.load(path)
+    return suite if data is None else replace(suite, data=data)
+
+
+def load_network(model: str, learner: str | None, device: str | None) -> Network:
+    """A network from a folder of one model, or of a run (one folder per learner); on `device`, else on an accelerator if there is one."""
+    import torch
+    from accelerate import Accelerator
+
+    try:
+        place = torch.zeros((), device=device or Accelerator().device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"--device: '{device}' cannot be used here ({reason}); give cpu, or leave it out.") from error
+    network: Network = _load(model, learner).to(place)
+    return network
+
+
+def _load(model: str, learner: str | None) -> Network:
+    from advalign.models import load
+
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        learners = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        if learner is not None and learner not in learners:
+            raise unknown(model, "learner", learner, learners)
+        if learners:
+            return load(str(folder / (learner or ("policy" if "policy" in learners else learners[0]))))
+    return load(model, head=None)

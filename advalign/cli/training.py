@@ -1,0 +1,104 @@
+"""`advalign train`, `show` and `list`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advalign import plugins
+from advalign.cli.console import say, say_numbers
+from advalign.errors import AdvalignError
+
+if TYPE_CHECKING:
+    from advalign.interfaces import Source
+
+Config = Annotated[Path, typer.Argument(help="A YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, for example objectives.robust.coef=0.3")]
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in output_dir.")] = False,
+    smoke: Annotated[bool, typer.Option(help="Two steps per stage, two rows per draw: does it run?")] = False,
+) -> None:
+    """Run a configuration. Prints the loss as a formula first."""
+    from advalign import config as configuration
+
+    described = configuration.read(config, overrides or [])
+    trainer = configuration.trainer(_smoke(described) if smoke else described)
+    main = int(os.environ.get("RANK", "0")) == 0
+    tell = say if main else _silent  # of several processes the first one prints
+    tell(trainer.formula())
+    trainer.start()
+    for note in trainer.notes():
+        tell(f"note: {note}")
+    history = trainer.train(resume=resume)
+    if main and history:
+        numbers = {name: value for name, value in history[-1].items() if isinstance(value, int | float)}
+        say_numbers(numbers, f"step {history[-1]['step']}")
+        say(trainer.meter.summary())
+    if trainer.args.output_dir:
+        tell(f"saved to {trainer.args.output_dir}")
+
+
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print the loss of a configuration as a formula, its forward passes and the cost of a step, before a run. Loads no weights."""
+    from advalign import config as configuration
+    from advalign.training.forecast import forecast
+
+    trainer = configuration.trainer(configuration.read(config, overrides or []))
+    say(trainer.formula())
+    for note in trainer.notes():
+        say(f"note: {note}")
+    for name, source in trainer.config["sources"].items():
+        say(f"source {name}: {', '.join([plugins.kind_of(type(source)), *_sizes(source)])}")
+    try:
+        lines = [line for cost in forecast(trainer) for line in cost.lines()]
+    except AdvalignError as error:  # for example a model of the hub, without a network
+        lines = [f"the cost of a step is unknown: {error}"]
+    for line in lines:
+        say(line)
+
+
+def list_(group: Annotated[str | None, typer.Argument(help=f"A plugin group: {', '.join(plugins.GROUPS)}.")] = None) -> None:
+    """One line per plugin of a group: its kind and its formula. Without a group: the groups."""
+    lines = plugins.summaries(group) if group is not None else {name: plugins.group_summary(name) for name in plugins.GROUPS}
+    width = max(map(len, lines))
+    for name, summary in lines.items():
+        say(f"{name:<{width}}  {summary}")
+
+
+def _sizes(source: Source) -> list[str]:
+    """The fields of a source that say how many rows it draws, as text."""
+    fields = vars(source)
+    return [f"{name} {fields[name]}" for name in ("batch_size", "group_size", "limit") if fields.get(name)]
+
+
+def _silent(text: str) -> None:
+    """Prints nothing."""
+
+
+def _smoke(described: dict[str, Any]) -> dict[str, Any]:
+    """The same run, as small as it can be: every plugin is started, every forward runs."""
+    small = copy.deepcopy(described)
+    for stage in small.get("stages", []):
+        stage["steps"] = 2
+    small["args"] = (small.get("args") or {}) | {"max_steps": 2}
+    if small["args"].get("output_dir"):
+        small["args"]["output_dir"] += "-smoke"  # a fresh run clears its folder: never the one of the real run
+    for source in small.get("sources", {}).values():
+        source["batch_size"] = min(source.get("batch_size", 2), 2)
+        if "group_size" in source or source.get("kind") == "prompts":
+            source["group_size"] = 2
+        if source.get("kind") == "rejection":  # two steps of training reach no threshold
+            source |= {"collect": 2, "threshold": None}
+    for evaluation in small.get("evaluations", {}).values():
+        evaluation["number"] = 4 if evaluation.get("probe") else 2
+        if evaluation.get("probe"):
+            evaluation["probe"]["steps"] = 2
+    return small
