@@ -16,7 +16,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALL = """
 learners:
   policy: {model: "scratch:tiny?hidden_size=32", tokenizer: {kind: words, data: "task:constraints"}, max_length: 32, learning_rate: 1.0e-3}
-  discriminator: {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: {kind: words, data: "task:constraints"}, max_length: 32}
+  discriminator:
+    {model: "scratch:encoder-tiny?hidden_size=32", head: score, tokenizer: {kind: words, data: "task:constraints"}, max_length: 32}
 sources:
   chat:     {kind: demos, data: "task:constraints", limit: 40, batch_size: 16}
   write:    {kind: prompts, data: "task:constraints", batch_size: 16, sampling: {max_new_tokens: 6}, advantage: {kind: group, scale: none},
@@ -128,7 +129,10 @@ def test_resume_continues_from_the_newest_checkpoint(advalign, small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["objectives.robsut.coef=0.3"], "override objectives.robsut.coef: no entry of objectives 'robsut'. Known: discriminator, policy, robust."),
+        (
+            ["objectives.robsut.coef=0.3"],
+            "override objectives.robsut.coef: no entry of objectives 'robsut'. Known: discriminator, policy, ro",
+        ),
         (["objective.robust.coef=0.3"], "override objective.robust.coef: no section 'objective'."),
         (["objectives.robust.cof=0.3"], "objectives.robust: no field of SFT 'cof'."),
         (["objectives.robust.coef"], "override 'objectives.robust.coef': write it as path=value"),
