@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables clean
+.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -154,6 +154,9 @@ bench-suites: $(READY)  ## own word attacks against TextAttack's, about 20 CPU-m
 
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py
+
+catalogue: $(READY)  ## docs/catalogue.md, from the package
+	$(BIN)/python -m advalign.catalogue > docs/catalogue.md
 
 bench-mawps: $(READY)  ## word problems before and after the mixed step, about 0.2 CPU-hours; writes benchmarks/results/mawps.json
 	$(BIN)/python benchmarks/mawps.py
