@@ -9,7 +9,7 @@ from advalign.interfaces.judge import Judge
 from advalign.interfaces.objective import Objective
 from advalign.interfaces.reward import Reward, Scorer, Scores
 from advalign.interfaces.rollout import RolloutEngine
-from advalign.interfaces.source import SamplingRequest, Source, SourceRuntime
+from advalign.interfaces.source import RewardPenalty, SamplingRequest, Source, SourceRuntime, check_rows
 from advalign.interfaces.task import Task
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Objective",
     "PerturbationContext",
     "Reward",
+    "RewardPenalty",
     "RolloutEngine",
     "Scorer",
     "Scores",
@@ -33,5 +34,6 @@ __all__ = [
     "Target",
     "Task",
     "TextClassifierTarget",
+    "check_rows",
     "maximise",
 ]

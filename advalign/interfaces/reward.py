@@ -15,18 +15,18 @@ Scores = Sequence[float | Sequence[float]]
 
 
 class Scorer(ABC):
-    """A started reward that carries something between draws. A plain function is enough where nothing is carried."""
+    """Abstract base of a started reward that carries something from draw to draw. Any other started reward may be a plain function."""
 
     @abstractmethod
     def __call__(self, groups: Sequence[RolloutGroup]) -> Scores:
-        """One score per rollout, groups in order, rollouts in order."""
+        """One entry per rollout, groups in order, rollouts in order."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """What a resumed run needs, as plain values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """The inverse."""
+        """The inverse of `state_dict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Reward(ABC):
     """Abstract base: one score per rollout. nan abstains (the row leaves the batch and is counted); an exception stops the run."""
 
     weight: float = 1.0
-    """What its scores are multiplied by in the sum of rewards."""
+    """Factor of its scores in the sum of rewards."""
 
     scores_whole_draw: ClassVar[bool] = False
-    """Scores depend on the whole draw: every process is given all of it, instead of a share of the groups."""
+    """Scores depend on the whole draw, so every process scores all of it instead of its part of the groups."""
 
     @property
     def scoring_learner(self) -> str | None:

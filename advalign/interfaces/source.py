@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.interfaces.advantage import Advantage
 from advalign.interfaces.context import Context
 from advalign.interfaces.reward import Reward
-from advalign.types import Rows, Sampling
+from advalign.types import PairRows, RolloutGroup, RolloutRows, Rows, Sampling, Tokens
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 Item = TypeVar("Item")
 
@@ -21,50 +27,64 @@ class SamplingRequest:
     """What one draw of a source asks a rollout engine for."""
 
     data: Any
-    """Where its prompts come from."""
+    """Reference to its prompts (see `advalign.data`)."""
     num_prompts: int
     """Prompts per draw."""
     responses_per_prompt: int
-    """Responses to each."""
+    """Responses to each prompt."""
     sampling: Sampling
     """How they are sampled."""
 
 
+class RewardPenalty(ABC):
+    """Abstract base: a penalty inside the reward that reads annotated rows (KL to the reference)."""
+
+    @abstractmethod
+    def initial_state(self) -> dict[str, float]:
+        """What it carries from draw to draw; saved with the run."""
+
+    @abstractmethod
+    def apply(self, rows: RolloutRows, state: dict[str, float], *, summed: bool) -> tuple[RolloutRows, dict[str, float]]:
+        """The rows with the penalty in `token_rewards`, or with its sum as one more reward (`summed`), and logs; updates `state`.
+
+        `rows` have `old_logprobs` and `ref_logprobs`."""
+
+
 class SourceRuntime(ABC, Generic[Item]):
-    """A started source. Items are host-side (text and the sampler's ids); every learner builds its own rows of them."""
+    """Abstract base: a started source. Items are host-side (text and the sampler's ids); every learner builds its own rows from them."""
 
     logs: Mapping[str, float] = {}
-    """Numbers of the last draw, written to the log as `<source>/<name>`."""
-    examples: Sequence[Any] = ()
-    """All its examples, where it is a source over a list."""
+    """Numbers of the last draw, logged as `<source>/<name>`."""
+    examples: Sequence[Item] = ()
+    """All its examples, for a source over a list."""
 
     @abstractmethod
     def draw(self, step: int, repeat: int) -> Sequence[Item]:
-        """Items of one draw, a function of (seed, step, repeat) and of the runtime's state."""
+        """Items of one draw: a function of (seed, step, repeat) and of the runtime's state."""
 
     @abstractmethod
-    def rows(self, items: Sequence[Item], encoder: Any) -> Rows:
-        """Rows of some items, as the encoder of a learner reads them; of the type that the source declares."""
+    def rows(self, items: Sequence[Item], encoder: Encoder) -> Rows:
+        """Rows of some items, tokenised by a learner's encoder, in the container that the source declares as `row_type`."""
 
-    def sample(self, number: int, rng: Any) -> list[Item]:
-        """Items for another source, without moving this one."""
+    def sample(self, number: int, rng: random.Random) -> list[Item]:
+        """`number` items for another source, without advancing this one."""
         raise ConfigError(f"{type(self).__name__}: other sources cannot take examples from it; name a source over a list, such as demos.")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """What a resumed run needs, as plain values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """The inverse of `state_dict`."""
 
 
 class Source(ABC):
-    """Abstract base of every source."""
+    """Abstract base of every source: a configuration, and what the library must know of it before it is started."""
 
     row_type: ClassVar[type[Rows]]
-    """The container its rows are."""
+    """The container of its rows."""
     draws_before_updates: ClassVar[bool] = False
-    """Drawn before the first learner moves: a learner samples for it, or it attacks one."""
+    """Drawn before the first learner is updated, because a learner samples for it or it attacks one."""
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -73,12 +93,12 @@ class Source(ABC):
 
     @property
     def samples_with(self) -> str | None:
-        """The learner (or frozen copy) that samples its responses, whose policy `old_logprobs` are of; None: nobody."""
+        """The learner (or frozen copy) that samples its responses, whose log-probabilities `old_logprobs` are. None: no learner samples."""
         return None
 
     @property
     def players(self) -> Sequence[tuple[str, str]]:
-        """(field, learner or frozen copy) of everybody who writes text for it; each needs head `policy`."""
+        """(field name, learner or frozen copy) of every model that writes text for it or is attacked by it; each needs head `policy`."""
         return ()
 
     @property
@@ -88,12 +108,12 @@ class Source(ABC):
 
     @property
     def advantage_estimator(self) -> Advantage | None:
-        """What makes advantages of its rewards; None: it has no rollouts."""
+        """What turns its rewards into advantages. None: its rows are not rollouts."""
         return None
 
     @property
-    def reward_penalty(self) -> Any:
-        """A KL penalty inside the reward (`KLPenalty`), or None."""
+    def reward_penalty(self) -> RewardPenalty | None:
+        """The penalty inside its reward, if there is one."""
         return None
 
     @property
@@ -103,14 +123,32 @@ class Source(ABC):
 
     @property
     def request(self) -> SamplingRequest | None:
-        """What one draw asks the rollout engine for; None: nothing, or not known beforehand."""
+        """What one draw asks the rollout engine for. None: nothing, or not known before the draw."""
         return None
 
     @property
     def draw_size(self) -> int:
-        """How many items one draw has, for forecasts."""
+        """Items per draw, for forecasts of memory."""
         return 16
 
     @abstractmethod
     def start(self, context: Context, name: str) -> SourceRuntime[Any]:
-        """The runtime; heavy things happen here."""
+        """The runtime. Data is read here, not in the constructor."""
+
+
+def check_rows(rows: Rows, items: Sequence[Any], row_type: type[Rows], path: str) -> None:
+    """Raises ConfigError where the rows that a runtime built from `items` are not what its source declares. `path` names the source."""
+    if not isinstance(rows, row_type):
+        raise ConfigError(f"{path}: its runtime built {type(rows).__name__}, and the source declares row_type {row_type.__name__}.")
+    columns = {name: x for name, x in vars(rows).items() if isinstance(x, Tensor)}
+    tokens: Tokens = vars(rows)["tokens"]
+    number = len(tokens.ids)
+    for name, column in columns.items():
+        if len(column) != number:
+            raise ConfigError(f"{path}: column '{name}' has {len(column)} entries for {number} rows; every column has one per row.")
+    if row_type is PairRows and number % 2:
+        raise ConfigError(f"{path}: {number} rows built; pairs have two rows each, chosen then rejected.")
+    groups = [item for item in items if isinstance(item, RolloutGroup)]
+    responses = sum(len(group.rollouts) for group in groups)
+    if row_type is RolloutRows and len(groups) == len(items) and responses != number:
+        raise ConfigError(f"{path}: {number} rows built from {responses} responses; rollouts have one row per response.")

@@ -15,16 +15,16 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
-        """Up to `number` distinct examples, each carrying `verify`."""
+        """Up to `number` distinct examples of a split, each with `verify`."""
 
     @abstractmethod
     def demonstrate(self, example: Example, rng: random.Random) -> str:
-        """A response that `verify` scores 1."""
+        """A response that `example.verify` scores 1."""
 
     def perturb(self, example: Example, text: str, rng: random.Random) -> Example:
-        """A near example, of the same task, that `text` (right for `example`) violates."""
-        raise ConfigError(f"tasks: {type(self).__name__} has no near examples that a right answer violates (`perturb`).")
+        """A similar example of the same split whose prompt `text`, a right response to `example`, violates."""
+        raise ConfigError(f"tasks: {type(self).__name__} has no similar examples that a right response violates; implement `perturb`.")
 
     def vocabulary(self) -> Sequence[str]:
-        """The words its prompts and responses are made of, for a tokenizer made from scratch (`task:` as a tokenizer)."""
-        raise ConfigError(f"tasks: {type(self).__name__} names no vocabulary; name a tokenizer of its own.")
+        """Texts that hold every word of its prompts and responses, for a tokenizer built from scratch (`data: task:...`)."""
+        raise ConfigError(f"tasks: {type(self).__name__} has no vocabulary for a tokenizer from scratch; implement `vocabulary`.")

@@ -19,7 +19,6 @@ from advalign.interfaces import Reward
 FLOOR = 1e-4  # of a standard deviation, as that of groups
 SENTENCE = re.compile(r"[.!?…。！？]+[\"')\]]*(?=\s)|\n+")
 
-
 # Names that need no quoting in YAML, for the formulas of `functional.gan`.
 FORMS = {"logit": "logit", "neg_log_one_minus": "-log(1-D)", "log": "log D", "probability": "D", "airl": "logit"}
 NORMALIZE = ("none", "batch", "running")
@@ -27,22 +26,29 @@ LENGTH = ("none", "residual")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shaped(Reward):
-    """Abstract: what is done to a score before it is a reward."""
+class ShapedReward(Reward):
+    """Abstract base: what is done to a score before it is a reward."""
 
     form: str = "logit"
+    """logit, neg_log_one_minus, log, probability or airl."""
     clip: float | None = None
+    """Bound of the score's size before the form (papers: 10, or none). None: no bound."""
     soft_clip: float | None = None
+    """c of the smooth bound c tanh(score / c). None: no bound."""
     length: str = "none"
+    """residual: subtract what a straight line in log(1 + tokens), fitted to the draw, explains; the mean stays."""
     normalize: str = "none"
-    weight: float = 1.0
+    """To mean 0 and standard deviation 1, of the draw (batch) or of all draws so far (running)."""
 
     def __post_init__(self) -> None:
-        for name, known in {"form": FORMS, "length": LENGTH, "normalize": NORMALIZE}.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"rewards.discriminator.{name}", name, getattr(self, name), known)
-        for name in ("clip", "soft_clip"):
-            bound = getattr(self, name)
+        for name, value, known in (
+            ("form", self.form, FORMS),
+            ("length", self.length, LENGTH),
+            ("normalize", self.normalize, NORMALIZE),
+        ):
+            if value not in known:
+                raise unknown(f"rewards.discriminator.{name}", name, value, known)
+        for name, bound in (("clip", self.clip), ("soft_clip", self.soft_clip)):
             if bound is not None and not bound > 0:
                 raise ConfigError(f"rewards.discriminator.{name}: {bound} is not above 0; use null for no clipping.")
         if self.clip is not None and self.soft_clip is not None:
@@ -57,7 +63,7 @@ class Shaped(Reward):
         return gan.reward(scores, form=FORMS[self.form])
 
 
-class Running:
+class RunningStatistics:
     """Mean and standard deviation (n - 1) of all numbers added so far, by Chan's update; nan does not count."""
 
     def __init__(self) -> None:
@@ -95,34 +101,34 @@ def residual(y: Float[Tensor, "N"], x: Float[Tensor, "N"]) -> Float[Tensor, "N"]
     return y - slope * centred
 
 
-def ends(text: str, segment: str | int) -> list[int]:
-    """Where the segments of a text end, as numbers of characters; the last is the end of the text. A sentence ends behind its mark or
+def segment_ends(text: str, segment: str | int) -> list[int]:
+    """Where the segments of a text end, in characters; the last is the end of the text. A sentence ends behind its mark or
     at a line break, `segment` words behind the last of them."""
     if segment == "sentence":
-        found = [match.end() for match in SENTENCE.finditer(text)]
+        ends = [match.end() for match in SENTENCE.finditer(text)]
     else:
-        found = [match.end() for match in re.finditer(r"\S+", text)][int(segment) - 1 :: int(segment)]
-    # White space alone is no segment, neither between two others nor at the end.
-    starts = [0, *found]
-    return [end for start, end in zip(starts, found, strict=False) if text[start:end].strip() and text[end:].strip()] + [len(text)]
+        ends = [match.end() for match in re.finditer(r"\S+", text)][int(segment) - 1 :: int(segment)]
+    # White space alone is not a segment, neither between two others nor at the end.
+    starts = [0, *ends]
+    return [end for start, end in zip(starts, ends, strict=False) if text[start:end].strip() and text[end:].strip()] + [len(text)]
 
 
-def last_tokens(ids: Sequence[int], stops: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """The index of the token that completes each of the first so many characters; the last of all for the end of the text."""
-    length = [bisect_left(range(len(ids)), stop, key=lambda t: len(decode(ids[: t + 1]))) for stop in stops[:-1]]
-    return [*(min(t, len(ids) - 1) for t in length), len(ids) - 1]
+def last_tokens(ids: Sequence[int], ends: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """The index of the token that completes the first `end` characters, per end; the last token for the end of the text."""
+    indices = [bisect_left(range(len(ids)), end, key=lambda t: len(decode(ids[: t + 1]))) for end in ends[:-1]]
+    return [*(min(t, len(ids) - 1) for t in indices), len(ids) - 1]
 
 
-def credited(values: Sequence[float], where: Sequence[int], number: int) -> list[float]:
-    """Each increase of `values`, from 0 on, at its token; they sum to the last value."""
-    each, before = [0.0] * number, 0.0
-    for value, t in zip(values, where, strict=True):
-        each[t] += value - before
+def credit_increases(values: Sequence[float], tokens: Sequence[int], number: int) -> list[float]:
+    """Each increase of `values`, from 0 on, at its token of `number`; they sum to the last value."""
+    per_token, before = [0.0] * number, 0.0
+    for value, t in zip(values, tokens, strict=True):
+        per_token[t] += value - before
         before = value
-    return each
+    return per_token
 
 
-def moved(each: Sequence[float], total: float, scale: float) -> list[float]:
-    """`each` times `scale`, with what is missing to `total` on the last token."""
-    scaled = [scale * value for value in each[:-1]]
+def rescale(per_token: Sequence[float], total: float, scale: float) -> list[float]:
+    """`per_token` times `scale`, with what is missing to `total` on the last token."""
+    scaled = [scale * value for value in per_token[:-1]]
     return [*scaled, total - sum(scaled)]

@@ -28,9 +28,9 @@ def installed() -> bool:
     return importlib.util.find_spec("math_verify") is not None
 
 
-def equal(given: str, reference: str, seconds: float) -> bool | None:
-    """Is `given` equal to `reference`? None where the reference is no expression; False where the answer took too long."""
-    return _worker(seconds, os.getpid()).ask(given, reference)
+def equal(answer: str, reference: str, seconds: float) -> bool | None:
+    """Is `answer` equal to `reference`? None where the reference is not an expression; False where the comparison took too long."""
+    return _worker(seconds, os.getpid()).ask(answer, reference)
 
 
 @functools.cache
@@ -44,40 +44,44 @@ class _Worker:
         self.seconds, self.lock = seconds, threading.Lock()
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, given: str, reference: str) -> bool | None:
+    def ask(self, answer: str, reference: str) -> bool | None:
         with self.lock:
-            asked = self._started()
+            process = self._started()
             try:
-                print(json.dumps([given, reference]), file=asked.stdin, flush=True)
-                # Two answers, so that it is known which of the two took too long: is the reference an expression, and are they equal?
-                return None if self._read(asked) is not True else self._read(asked) is True
+                print(json.dumps([answer, reference]), file=process.stdin, flush=True)
+                # Two replies, so that it is known which of the two took too long: is the reference an expression, and are they equal?
+                return None if self._read(process) is not True else self._read(process) is True
             except BaseException:
-                # Whoever interrupts us must not leave an answer behind, to be taken for that of the next question.
-                asked.kill()
-                self._close(asked)
+                # An interrupt must not leave a reply behind, to be taken for that of the next question.
+                process.kill()
+                self._close(process)
                 raise
 
-    def _started(self) -> Any:
+    def _started(self) -> subprocess.Popen[str]:
         if self.process is None or self.process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-            # In a session of its own: an interrupt from the keyboard is for us. It ends when its input does, so never survives us.
+            # In a session of its own: an interrupt from the keyboard is for the parent. It ends when its input does, so it never outlives
+            # the parent.
             self.process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND.format(seconds=self.seconds)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
             )  # fmt: skip
             if self._read(self.process) != "ready":
-                raise RewardError("rewards: the process that compares mathematics did not start; what it printed stands above.")
+                raise RewardError("rewards: the process that compares mathematics did not start; see its output above.")
         return self.process
 
-    def _read(self, process: Any) -> Any:
-        """One answer; None where the process was ended."""
+    def _read(self, process: subprocess.Popen[str]) -> Any:
+        """One reply; None where the process was ended."""
+        assert process.stdout is not None
         line = process.stdout.readline()
         if line:
             return json.loads(line)
         self._close(process)
         return None
 
-    def _close(self, process: Any) -> None:
+    def _close(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.wait()
         process.stdout.close()
         with contextlib.suppress(BrokenPipeError):  # a question that was never read
@@ -85,23 +89,23 @@ class _Worker:
 
 
 def serve(seconds: float) -> None:
-    """The worker: pairs in, answers out, one JSON value per line."""
+    """The worker: reads pairs and writes replies, one JSON value per line."""
     out, sys.stdout = sys.stdout, sys.stderr
     logging.disable(logging.WARNING)
-    # The first comparison loads most of the algebra: at nobody's expense.
-    list(_answers("(x-1)(x+1)", "x^2-1"))
+    # The first comparison loads most of the algebra, before any limit applies.
+    list(_replies("(x-1)(x+1)", "x^2-1"))
     print(json.dumps("ready"), file=out, flush=True)
     for line in sys.stdin:
-        answers = _answers(*json.loads(line))
+        replies = _replies(*json.loads(line))
         for _ in range(2):
             _limit(seconds)
-            answer = next(answers, None)
+            reply = next(replies, None)
             _limit(0)
-            if answer is not None:
-                print(json.dumps(answer), file=out, flush=True)
+            if reply is not None:
+                print(json.dumps(reply), file=out, flush=True)
 
 
-def _answers(given: str, reference: str) -> Iterator[bool]:
+def _replies(answer: str, reference: str) -> Iterator[bool]:
     """Is the reference an expression? If so: are they equal?"""
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -112,7 +116,7 @@ def _answers(given: str, reference: str) -> Iterator[bool]:
     expected = read(reference)
     yield bool(expected)
     if expected:
-        yield bool(verify(expected, read(given), timeout_seconds=None))
+        yield bool(verify(expected, read(answer), timeout_seconds=None))
 
 
 def _limit(seconds: float) -> None:

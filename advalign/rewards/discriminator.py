@@ -12,46 +12,45 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Scorer
-from advalign.rewards import _scores
+from advalign.rewards._scores import FLOOR, RunningStatistics, ShapedReward, credit_increases, last_tokens, rescale, residual, segment_ends
 from advalign.types import Rollout, RolloutGroup
 
 LEVELS = ("sequence", "token", "segment")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminator(_scores.Shaped):
+class Discriminator(ShapedReward):
     """r = D(x, y); in `form` the logit D, -log(1 - σ(D)), log σ(D) or σ(D)   (GAPO, arXiv:2503.20194; GAIL, arXiv:1606.03476, eq. 14).
 
     At the optimal discriminator the expected rewards descend KL(q‖p), 2 JS(p, q), 2 KL((p+q)/2 ‖ p) and KL(p ‖ (p+q)/2): the logit is the
     default because group centring removes its prompt constant. `airl`: D - log π(y | x) under the sampler (arXiv:1710.11248).
-    `clip` bounds the score before the form (papers: 10, or none; ours: none), `soft_clip` c by c tanh(D / c).
-    `learner` may name a frozen copy. Every scored rollout is stamped with the version of what scored it, so a stale score can be told.
-
-    level: `token` asks a judge that shares the sampler's tokenizer for a score per token. `segment` scores every beginning of the text that
-    ends a `segment` (a sentence, or so many words), and credits each increase to the last token of its segment; they sum to the whole
-    text's reward, and the judge may have a tokenizer of its own (`sampler` is the learner that wrote).
-    length: `residual` takes off what a straight line in log(1 + tokens), fitted to the draw, explains; the mean stays.
-    normalize: to mean 0 and standard deviation 1, of the draw (`batch`) or of all draws so far (`running`).
+    Every scored rollout stores the version of the weights that scored it, so that a stale score can be recognised.
     """
 
     learner: str
+    """Learner (or frozen copy) with head `score`."""
     level: str = "sequence"
+    """sequence: one score of the whole response. token: a score per token, of a discriminator with the sampler's tokenizer. segment: every
+    beginning of the text that ends a segment is scored, and each increase is credited to the last token of its segment; they sum to the
+    whole text's reward, and the discriminator may have a tokenizer of its own."""
     segment: str | int = "sentence"
+    """sentence, or a number of words."""
     sampler: str = "policy"
+    """With `level: segment`, the learner whose tokens the response has."""
+
+    scores_whole_draw: ClassVar[bool] = True  # the forwards are divided among processes, the statistics are of all responses
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.level not in LEVELS:
             raise unknown("rewards.discriminator.level", "level", self.level, LEVELS)
-        words = isinstance(self.segment, int) and not isinstance(self.segment, bool) and self.segment > 0
-        if self.segment != "sentence" and not words:
+        is_number = isinstance(self.segment, int) and not isinstance(self.segment, bool) and self.segment > 0
+        if self.segment != "sentence" and not is_number:
             raise ConfigError(f"rewards.discriminator.segment: '{self.segment}' given; 'sentence', or a number of words of at least 1.")
         if self.form == "airl" and self.level != "sequence":
             raise ConfigError(
                 f"rewards.discriminator.level: form 'airl' weighs whole responses, and '{self.level}' is given; use sequence."
             )
-
-    scores_whole_draw: ClassVar[bool] = True  # what it asks of the learner is shared among processes, its statistics are of all responses
 
     @property
     def scoring_learner(self) -> str | None:
@@ -62,11 +61,11 @@ class Discriminator(_scores.Shaped):
 
 
 class _DiscriminatorScorer(Scorer):
-    """A started reward. `state_dict`: what `normalize: running` has seen."""
+    """A started reward; its state are the statistics of `normalize: running`."""
 
     def __init__(self, config: Discriminator, context: Context) -> None:
         self.config, self.context = config, context
-        self.seen = _scores.Running()
+        self.running = RunningStatistics()
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[float] | list[list[float]]:
         rollouts = [r for g in groups for r in g.rollouts]
@@ -74,21 +73,21 @@ class _DiscriminatorScorer(Scorer):
         parts, version = level(groups, rollouts)
         for rollout in rollouts:
             rollout.reward_versions.append(version)
-        totals = torch.tensor([math.fsum(each) for each in parts], dtype=torch.float64)
-        wanted, scale = self._wanted(totals, [len(r.response_ids) for r in rollouts])
+        sums = torch.tensor([math.fsum(part) for part in parts], dtype=torch.float64)
+        totals, scale = self._normalized(sums, [len(r.response_ids) for r in rollouts])
         if self.config.level == "sequence":
-            return wanted.tolist()
-        return [_scores.moved(each, total, scale) for each, total in zip(parts, wanted.tolist(), strict=True)]
+            return totals.tolist()
+        return [rescale(part, total, scale) for part, total in zip(parts, totals.tolist(), strict=True)]
 
-    def _wanted(self, totals: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
-        """What each response earns, and by how much that was scaled."""
+    def _normalized(self, totals: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
+        """The reward of each response, and the factor that was applied."""
         if self.config.length == "residual":
-            totals = _scores.residual(totals, torch.tensor(lengths, dtype=torch.float64).log1p())
+            totals = residual(totals, torch.tensor(lengths, dtype=torch.float64).log1p())
         if self.config.normalize == "none":
             return totals, 1.0
-        statistics = self.seen if self.config.normalize == "running" else _scores.Running()
+        statistics = self.running if self.config.normalize == "running" else RunningStatistics()
         statistics.add(totals)
-        scale = 1 / max(statistics.std, _scores.FLOOR)
+        scale = 1 / max(statistics.std, FLOOR)
         return (totals - statistics.mean) * scale, scale
 
     def _sequence(self, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> tuple[list[list[float]], int]:
@@ -101,11 +100,11 @@ class _DiscriminatorScorer(Scorer):
 
     def _token(self, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> tuple[list[list[float]], int]:
         scores, version = self.context.score_tokens(self.config.learner, groups)
-        return [self.config.shaped(torch.tensor(each, dtype=torch.float64)).tolist() for each in scores], version
+        return [self.config.shaped(torch.tensor(per_token, dtype=torch.float64)).tolist() for per_token in scores], version
 
     def _segment(self, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> tuple[list[list[float]], int]:
         encoder = self.context.encoder(self.config.sampler)
-        ends = [_scores.ends(r.text, self.config.segment) for r in rollouts]
+        ends = [segment_ends(r.text, self.config.segment) for r in rollouts]
         prompts = [g.example.prompt for g in groups for _ in g.rollouts]
         # The last beginning is the whole text, which alone may be finished.
         rows = [
@@ -116,15 +115,15 @@ class _DiscriminatorScorer(Scorer):
         scores, version = self.context.score(self.config.learner, *(list(column) for column in zip(*rows, strict=True)))
         shaped = self.config.shaped(torch.tensor(scores, dtype=torch.float64)).split([len(stops) for stops in ends])
         return [
-            _scores.credited(each.tolist(), _scores.last_tokens(r.response_ids, stops, encoder.decode), len(r.response_ids))
-            for each, r, stops in zip(shaped, rollouts, ends, strict=True)
+            credit_increases(values.tolist(), last_tokens(r.response_ids, stops, encoder.decode), len(r.response_ids))
+            for values, r, stops in zip(shaped, rollouts, ends, strict=True)
         ], version
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen.state_dict()}
+        return {"seen": self.running.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seen.load_state_dict(state["seen"])
+        self.running.load_state_dict(state["seen"])
 
 
 __all__ = ["Discriminator"]

@@ -19,14 +19,15 @@ class ExactAnswer(Reward):
     """r = 1[the final answer of the text equals the reference], or the example's own `verify(text)`; nan where it has neither.
 
     The rule-based accuracy reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2). The final answer is what follows the last "####",
-    stands in the last \\boxed{}, follows the last "answer is" or "answer:", or is the last number, in this order. Numbers are compared
-    as exact fractions to a relative `tolerance`, everything else as folded text. engine: "numeric" (that rule), "math_verify" (that
-    rule, then the package of this name for symbolic answers) or "auto" ("math_verify" where it is installed).
+    is in the last \\boxed{}, follows the last "answer is" or "answer:", or is the last number, in this order. Numbers are compared
+    as exact fractions, everything else as folded text.
     """
 
     engine: str = "auto"
+    """numeric (that rule), math_verify (that rule, then the package of this name for symbolic answers) or auto (math_verify where it is
+    installed)."""
     tolerance: float = 1e-6
-    weight: float = 1.0
+    """Relative, between numbers."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -51,8 +52,8 @@ def grade(example: Example, text: str, *, tolerance: float, symbolic: bool) -> f
     if example.answer is None:
         return math.nan
     reference = marked(example.answer) or example.answer
-    given = final_answer(text)
-    if given is not None and same(given, reference, tolerance):
+    answer = final_answer(text)
+    if answer is not None and same(answer, reference, tolerance):
         return 1.0
     formula = final_formula(text)
     if not symbolic or formula is None or decided(formula, reference):

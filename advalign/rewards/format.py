@@ -17,11 +17,11 @@ class Format(Reward):
     """r = 1[the whole text, outer white space aside, matches `pattern`].
 
     The format reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2; tags of its table 1). Ours: each tag exactly once, in this order,
-    and nothing around them (an answer tag inside the thoughts counts too); a pattern that merely occurs somewhere is no match.
+    and nothing around them (an answer tag inside the thoughts counts too); a pattern that merely occurs somewhere does not match.
     """
 
     pattern: str = THINK_ANSWER
-    weight: float = 1.0
+    """Regular expression; the default asks for <think>...</think><answer>...</answer>."""
 
     def __post_init__(self) -> None:
         try:

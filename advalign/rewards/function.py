@@ -22,7 +22,7 @@ class Function(Reward):
     """
 
     fn: str | Callable[..., Any]
-    weight: float = 1.0
+    """The function, or its dotted path."""
 
     def __post_init__(self) -> None:
         if not callable(self.fn) and not self.fn.rpartition(".")[0]:
@@ -30,14 +30,14 @@ class Function(Reward):
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         function = plugins.function(self.fn, "rewards.function.fn")
-        name = self.fn if isinstance(self.fn, str) else getattr(self.fn, "__qualname__", repr(self.fn))
+        name = self.fn if isinstance(self.fn, str) else getattr(self.fn, "__qualname__", repr(self.fn))  # any callable
         accepts = _accepts(function)
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            given = _columns(groups)
-            number = len(given["completions"])
+            columns = _columns(groups)
+            number = len(columns["completions"])
             try:
-                scores = function(**{key: value for key, value in given.items() if accepts is None or key in accepts})
+                scores = function(**{key: value for key, value in columns.items() if accepts is None or key in accepts})
             except Exception as error:
                 message = f"rewards.function: '{name}' failed on {number} completions with {type(error).__name__}: {error}"
                 raise RewardError(message) from error
@@ -61,16 +61,15 @@ def _columns(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
     flat = [(group.example, rollout) for group in groups for rollout in group.rollouts]
     keys = dict.fromkeys(key for example, _ in flat for key in example.meta)
     columns = {str(key): [example.meta.get(key) for example, _ in flat] for key in keys}
-    own = {name: [getattr(example, name) for example, _ in flat] for name in ("answer", "label", "pair", "id")}
-    return (
-        columns
-        | own
-        | {
-            "prompts": [example.prompt for example, _ in flat],
-            "completions": [rollout.text for _, rollout in flat],
-            "completion_ids": [rollout.response_ids for _, rollout in flat],
-        }
-    )
+    return columns | {
+        "answer": [example.answer for example, _ in flat],
+        "label": [example.label for example, _ in flat],
+        "pair": [example.pair for example, _ in flat],
+        "id": [example.id for example, _ in flat],
+        "prompts": [example.prompt for example, _ in flat],
+        "completions": [rollout.text for _, rollout in flat],
+        "completion_ids": [rollout.response_ids for _, rollout in flat],
+    }
 
 
 def _checked(scores: Any, number: int, name: str) -> list[float]:

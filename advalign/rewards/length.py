@@ -12,14 +12,16 @@ from advalign.types import RolloutGroup
 class Length(Reward):
     """r = 0 for n <= m - b, (m - b - n) / b up to m, -1 above   (DAPO's soft overlong punishment, arXiv:2503.14476, eq. 13).
 
-    n counts `response_ids`, the end token included; m = `max_length`, b = `buffer` (the paper's 20480 and 4096). With `target` it is
-    instead r = -min(1, |n - target| / b), the distance of LCPO-Exact (arXiv:2503.04697, eq. 1); ours: in units of the buffer, capped.
+    n counts `response_ids`, the end token included. With `target` it is instead r = -min(1, |n - target| / b), the distance of LCPO-Exact
+    (arXiv:2503.04697, eq. 1); ours: in units of the buffer, capped.
     """
 
-    max_length: int = 20480
-    buffer: int = 4096
+    max_length: int = 20480  # the paper's
+    """m, in tokens."""
+    buffer: int = 4096  # the paper's
+    """b, in tokens."""
     target: int | None = None
-    weight: float = 1.0
+    """Length that costs nothing, in tokens."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.buffer <= self.max_length:
@@ -29,11 +31,11 @@ class Length(Reward):
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            return [self._one(len(r.response_ids)) for g in groups for r in g.rollouts]
+            return [self._price(len(r.response_ids)) for g in groups for r in g.rollouts]
 
         return score
 
-    def _one(self, n: int) -> float:
+    def _price(self, n: int) -> float:
         over = n - (self.max_length - self.buffer) if self.target is None else abs(n - self.target)
         return -min(1.0, max(0, over) / self.buffer)
 

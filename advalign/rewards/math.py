@@ -15,16 +15,16 @@ TOLERANCE = 1e-6  # relative, between plain numbers, as in `exact_answer`
 
 @dataclass(frozen=True, kw_only=True)
 class Math(Reward):
-    """r = 1[answer = reference as mathematics]: (x - 1)(x + 1) is x^2 - 1, sqrt(3)/3 is 1/sqrt(3); nan where the reference is none.
+    """r = 1[answer = reference as mathematics]: (x - 1)(x + 1) is x^2 - 1, sqrt(3)/3 is 1/sqrt(3); nan if the reference is not a formula.
 
     The accuracy reward of open reproductions of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2), by the package math-verify. The answer is
     the marked one (as in `exact_answer`), else the last formula between dollar signs or brackets, else the last number. Ours: it is read
-    as LaTeX alone, never as Python; an answer whose comparison takes more than `seconds` of processor time is wrong; comparisons run in a
-    process of their own, so from any thread. A reference of words is for `exact_answer`: letters are variables here.
+    as LaTeX alone, never as Python; comparisons run in a process of their own, so they work from any thread. A reference of words is for
+    `exact_answer`: letters are variables here.
     """
 
     seconds: float = 2.0
-    weight: float = 1.0
+    """Processor time of one comparison; an answer whose comparison takes longer is wrong."""
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -35,19 +35,19 @@ class Math(Reward):
             raise ConfigError("rewards.math: the package math-verify is not installed; install advalign[math] or use exact_answer.")
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            return [self._one(g.example, r.text) for g in groups for r in g.rollouts]
+            return [self._grade(g.example, r.text) for g in groups for r in g.rollouts]
 
         return score
 
-    def _one(self, example: Example, text: str) -> float:
+    def _grade(self, example: Example, text: str) -> float:
         reference = marked(example.answer or "") or example.answer
         if reference is None:
             return math.nan
-        given = final_formula(text) or ""
-        if decided(given, reference):
-            return float(same(given, reference, TOLERANCE))
-        equal = _symbolic.equal(given, reference, self.seconds)
-        return math.nan if equal is None else float(equal or same(given, reference, TOLERANCE))
+        answer = final_formula(text) or ""
+        if decided(answer, reference):
+            return float(same(answer, reference, TOLERANCE))
+        equal = _symbolic.equal(answer, reference, self.seconds)
+        return math.nan if equal is None else float(equal or same(answer, reference, TOLERANCE))
 
 
 __all__ = ["Math"]

@@ -1,4 +1,4 @@
-"""A reward model of its own: loaded for this reward, never trained."""
+"""A reward model that is loaded for this reward and never trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,27 +15,30 @@ from advalign.models import Network, load
 from advalign.models.inference import batched_forward, length_sorted_batches
 from advalign.types import RolloutGroup, Tokens
 
-AT = "rewards.model"
+PATH = "rewards.model"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Reward):
-    """r = s(x, y), the score of a reward model that does not train (for one that trains beside the policy: `learner`).
+    """r = s(x, y), the score of a reward model that does not train (for one that trains beside the policy: `discriminator`).
 
-    `model`: a folder written by a run with head: score, or a hub id or path of a sequence classifier with one label, or a Network. Its own
-    tokenizer encodes prompt (in its chat template, where it has one) and response, closed by end-of-sequence where it is finished; rows
-    are scored in batches of `token_budget` tokens, without gradient or dropout. A score that is no finite number stops the run.
+    The model's own tokenizer encodes prompt (in its chat template, where it has one) and response, closed by end-of-sequence where it is
+    finished; rows are scored without gradient or dropout. A score that is not finite stops the run.
     """
 
-    model: Any
+    model: str | Network
+    """A folder written by a run with head: score, or a hub id or path of a sequence classifier with one label, or a Network."""
     max_length: int | None = None
+    """Of prompt and response, in tokens. None: the model's own."""
     token_budget: int = 8192
+    """Tokens per batch, padding included."""
     dtype: str = "float32"
+    """Of the weights."""
     device: str | None = None
-    weight: float = 1.0
+    """None: the GPU where there is one."""
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
-        network = _checked(self.model) if isinstance(self.model, Network) else self._loaded()
+        network = _checked(self.model) if isinstance(self.model, Network) else self._loaded(self.model)
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
             flat = [(g.example.prompt, r.text, r.finished) for g in groups for r in g.rollouts]
@@ -44,9 +46,9 @@ class Model(Reward):
                 return []
             tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*flat, strict=True)))
             scores = _scores(network, tokens, self.token_budget)
-            wrong = sum(not math.isfinite(s) for s in scores)
-            if wrong:
-                raise RewardError(f"{AT}: '{self._name}' scored {wrong} of {len(scores)} responses as nan or infinite.")
+            num_wrong = sum(not math.isfinite(s) for s in scores)
+            if num_wrong:
+                raise RewardError(f"{PATH}: '{self._name}' scored {num_wrong} of {len(scores)} responses as nan or infinite.")
             return scores
 
         return score
@@ -55,27 +57,27 @@ class Model(Reward):
     def _name(self) -> str:
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
-    def _loaded(self) -> Network:
-        # A folder of ours knows its head; of anything else the score is the one logit of a sequence classifier.
-        ours = (Path(self.model).expanduser() / "advalign.json").is_file()
+    def _loaded(self, model: str) -> Network:
+        # A folder written by a run names its head; of anything else the score is the one logit of a sequence classifier.
+        names_head = (Path(model).expanduser() / "advalign.json").is_file()
         try:
-            network = load(self.model, head=None if ours else "classifier", max_length=self.max_length, dtype=self.dtype)
+            network = load(model, head=None if names_head else "classifier", max_length=self.max_length, dtype=self.dtype)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{AT}.model: cannot load '{self.model}' ({str(error).strip().splitlines()[0]}).") from error
+            raise ConfigError(f"{PATH}.model: cannot load '{model}' ({str(error).strip().splitlines()[0]}).") from error
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return _checked(network, self.model).requires_grad_(False).to(device)
+        return _checked(network, model).requires_grad_(False).to(device)
 
 
 def _checked(network: Network, name: str = "the network given") -> Network:
-    """Refuses a network whose scores nobody has trained."""
+    """The network; ConfigError where its scores were not trained."""
     if network.head == "score":
         return network
     config = network.model.config
     trained = any(a.endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or ())
     if network.head == "classifier" and trained and config.num_labels == 1:
         return network
-    what = f"a classifier of {config.num_labels} classes" if network.head == "classifier" and trained else "no model of scores"
-    raise ConfigError(f"{AT}.model: {name} is {what}; a run with head: score or a sequence classifier with one label is needed.")
+    what = f"a classifier of {config.num_labels} classes" if network.head == "classifier" and trained else "not a model of scores"
+    raise ConfigError(f"{PATH}.model: {name} is {what}; a run with head: score or a sequence classifier with one label is needed.")
 
 
 def _scores(network: Network, tokens: Tokens, token_budget: int) -> list[float]:

@@ -12,10 +12,10 @@ OPERATOR = re.compile(r"(?<=\s)[-+*/](?=\s)|(?<=\d)[-+*/](?=\d)")
 
 def numbers(text: str, rng: random.Random) -> str | None:
     """One number becomes another of as many digits, or its neighbour."""
-    found = list(NUMBER.finditer(text))
-    if not found:
+    matches = list(NUMBER.finditer(text))
+    if not matches:
         return None
-    match = rng.choice(found)
+    match = rng.choice(matches)
     width, value = len(match.group()), int(match.group())
     low, high = (10 ** (width - 1) if width > 1 else 0), 10**width - 1
     other = rng.choice([v for v in (value - 1, value + 1, rng.randint(low, high)) if v >= 0 and v != value] or [value + 1])
@@ -24,10 +24,10 @@ def numbers(text: str, rng: random.Random) -> str | None:
 
 def operators(text: str, rng: random.Random) -> str | None:
     """One of + - * / becomes another."""
-    found = list(OPERATOR.finditer(text))
-    if not found:
+    matches = list(OPERATOR.finditer(text))
+    if not matches:
         return None
-    match = rng.choice(found)
+    match = rng.choice(matches)
     return text[: match.start()] + rng.choice([o for o in "+-*/" if o != match.group()]) + text[match.end() :]
 
 
@@ -36,15 +36,15 @@ def drop(text: str, rng: random.Random) -> str | None:
     words = text.split(" ")
     if len(words) < 2:
         return None
-    gone = rng.randrange(len(words))
-    return " ".join(words[:gone] + words[gone + 1 :])
+    index = rng.randrange(len(words))
+    return " ".join(words[:index] + words[index + 1 :])
 
 
 def repeat(text: str, rng: random.Random) -> str | None:
-    """One word is said twice."""
+    """One word is repeated."""
     words = text.split(" ")
-    place = rng.randrange(len(words))
-    return " ".join(words[: place + 1] + words[place:])
+    index = rng.randrange(len(words))
+    return " ".join(words[: index + 1] + words[index:])
 
 
 def swap(text: str, rng: random.Random) -> str | None:
@@ -69,14 +69,14 @@ CORRUPTIONS: dict[str, Callable[[str, random.Random], str | None]] = {
 }  # fmt: skip
 
 
-def corrupted(
+def corrupt(
     text: str, kinds: Sequence[str], rng: random.Random, verify: Callable[[str], float] | None = None, tries: int = 8
 ) -> str | None:
-    """`text` with one corruption of `kinds`, each tried in a random order. A text that is still right by `verify` is not a negative, so
-    it is drawn again; None where nothing is found in `tries` rounds."""
+    """`text` with one corruption of `kinds`, tried in a random order. A text that is still right by `verify` is not a negative, so it is
+    drawn again; None where `tries` rounds give none."""
     for _ in range(tries):
         for kind in rng.sample(list(kinds), len(kinds)):
-            worse = CORRUPTIONS[kind](text, rng)
-            if worse is not None and worse != text and (verify is None or verify(worse) < 1):
-                return worse
+            corrupted = CORRUPTIONS[kind](text, rng)
+            if corrupted is not None and corrupted != text and (verify is None or verify(corrupted) < 1):
+                return corrupted
     return None

@@ -1,4 +1,4 @@
-"""What games over prompts share: where an attack is put, what it earns, and who plays whom."""
+"""What games over prompts share: where an attack is put, what it earns, and who plays against whom."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Reward, Scorer, SourceRuntime
+from advalign.interfaces import Scorer
+from advalign.sources._rollouts import RolloutSource, Sampled
+from advalign.sources._stream import StreamRuntime
 from advalign.types import Example, RolloutGroup, Sampling
 
 PLACEMENTS = ("prefix", "suffix", "rewrite")
@@ -18,63 +19,67 @@ PAYOFFS = ("failure", "regret", "learnability")
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """prefix: attack + separator + prompt; suffix: prompt + separator + attack; rewrite: the attack is the whole prompt.
-
-    template: what the attacker is asked, with {prompt} for the prompt. allowed: a regular expression that the whole attack must match,
-    so that it cannot change what is asked. A rewrite must keep the words of the prompt, in their order (`keep_words`): otherwise it would
-    win by asking for something else. An empty attack is no attack.
-    """
+    """Where an attack is put in a prompt, and which attacks are allowed. An empty attack leaves the prompt as it is."""
 
     template: str = "{prompt}"
+    """What the attacker is asked, with {prompt} for the prompt."""
     placement: str = "prefix"
+    """prefix: attack + separator + prompt; suffix: prompt + separator + attack; rewrite: the attack is the whole prompt."""
     separator: str = " "
+    """Between attack and prompt."""
     allowed: str | None = None
+    """Regular expression that the whole attack must match, so that it cannot change what is asked. None: any attack."""
     keep_words: bool = True
+    """A rewrite must keep the words of the prompt, in their order: otherwise it would win by asking for something else."""
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise unknown("injection.placement", "placement", self.placement, PLACEMENTS)
         if "{prompt}" not in self.template:
-            raise ConfigError(f"injection.template: '{self.template}' given; it must hold {{prompt}}, which stands for the prompt.")
+            raise ConfigError(f"injection.template: '{self.template}' given; it must contain {{prompt}}, which is replaced by the prompt.")
         try:
             re.compile(self.allowed or "")
         except re.error as error:
-            raise ConfigError(f"injection.allowed: '{self.allowed}' is no regular expression ({error}).") from error
+            raise ConfigError(f"injection.allowed: '{self.allowed}' is not a regular expression ({error}).") from error
 
     def ask(self, example: Example) -> Example:
-        """What the attacker is asked. It carries no verifier: its text is no answer."""
+        """What the attacker is asked. It has no verifier, since the attacker's text is not an answer."""
         return Example(prompt=self.template.replace("{prompt}", example.prompt), id=example.id)
 
     def valid(self, attack: str, prompt: str) -> bool:
+        """Whether the attack is allowed on this prompt."""
         if self.allowed is not None and re.fullmatch(self.allowed, attack) is None:
             return False
         if self.placement != "rewrite" or not self.keep_words:
             return True
-        rest = iter(attack.split())
-        return all(word in rest for word in prompt.split())
+        remaining = iter(attack.split())
+        return all(word in remaining for word in prompt.split())
 
     def place(self, attack: str, prompt: str) -> str:
+        """The attacked prompt."""
         if not attack or self.placement == "rewrite":
             return attack or prompt
         return self.separator.join((attack, prompt) if self.placement == "prefix" else (prompt, attack))
 
 
-class PlayedGame:
-    """Abstract: a source whose draw a `defender` source can take its half from. Its fields are those of `game`."""
+@dataclass(frozen=True, kw_only=True)
+class PlayedGame(Sampled, RolloutSource):
+    """Abstract base of a source whose draw a `defender` source can take its half from."""
 
-    if TYPE_CHECKING:
-        defender: str
-        answers: int
-        answer_sampling: Sampling
-        rewards: Sequence[Reward]
+    defender: str = "policy"
+    """Learner (or frozen copy) that answers the attacked prompts."""
+    answers: int = 4
+    """Answers to each attacked prompt."""
+    answer_sampling: Sampling = field(default_factory=Sampling)
+    """How the defender samples."""
 
 
-class PlayedGameRuntime(SourceRuntime[RolloutGroup]):
-    """Abstract: the runtime of such a source."""
+class PlayedGameRuntime(StreamRuntime[RolloutGroup]):
+    """Abstract runtime of such a source."""
 
-    config: Any
-    """Its `PlayedGame`."""
-    examples: Sequence[Example]
+    config: PlayedGame
+    """Its configuration."""
+    examples: Sequence[Example]  # type: ignore[assignment]
     """The problems it is played over."""
     scorers: Sequence[Scorer]
     """The started rewards of the game."""
@@ -86,14 +91,14 @@ class PlayedGameRuntime(SourceRuntime[RolloutGroup]):
 
 @dataclass(frozen=True, kw_only=True)
 class Payoff:
-    """What an attack earns where the defender's answers score u_1 .. u_K in [0, 1] with mean p: `earned` less `length_cost` per token;
-    an attack that is not allowed earns `invalid`."""
+    """What an attack earns: `form` of the defender's scores, less a price on its length."""
 
     form: str = "failure"
+    """failure, regret or learnability: see `attack_payoff`."""
     length_cost: float = 0.0
+    """Price per token of the attack."""
     invalid: float = -1.0
-
-    weight: ClassVar[float] = 1.0
+    """What an attack that is not allowed earns."""
 
     def __post_init__(self) -> None:
         if self.form not in PAYOFFS:
@@ -102,52 +107,56 @@ class Payoff:
             raise ConfigError(f"payoff: length_cost {self.length_cost}, invalid {self.invalid}; finite numbers, the cost at least 0.")
 
 
-def earned(of: str, scores: Sequence[float]) -> float:
-    """failure: 1 - p, so that the game is zero-sum. regret: max u - p; of scores 0 or 1 that is 1 - p where some answer is right, else 0.
+def attack_payoff(form: str, scores: Sequence[float]) -> float:
+    """A payoff of the scores u_1 .. u_K in [0, 1] of the answers to an attack, with mean p; nan without scores.
+
+    failure: 1 - p, so that the game is zero-sum. regret: max u - p; of scores 0 or 1 that is 1 - p where some answer is right, else 0.
     learnability: 4 p (1 - p) K / (K - 1), which is largest where half of the answers are right; the factor makes it unbiased for scores
-    0 or 1, since E[mean (1 - mean)] = p (1 - p) (K - 1) / K. nan without scores."""
+    0 or 1, since E[mean (1 - mean)] = p (1 - p) (K - 1) / K.
+    """
     if not scores:
         return math.nan
     p = sum(scores) / len(scores)
-    if of == "regret":
+    if form == "regret":
         return max(scores) - p
-    if of == "learnability":
+    if form == "learnability":
         return 4 * p * (1 - p) * len(scores) / (len(scores) - 1)
     return 1 - p
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opponents:
-    """Frozen copies that take part, and in which share of the examples: of the attacker (only the defender learns from those), and of
-    the defender (only the attacker does). In the rest the two learners of now meet."""
+    """Frozen copies that take part, and in which fraction of the examples. In the remaining examples the two learners play each other."""
 
     attackers: Mapping[str, float] = field(default_factory=dict)
+    """{copy of the attacker: fraction}; only the defender learns from these examples."""
     defenders: Mapping[str, float] = field(default_factory=dict)
+    """{copy of the defender: fraction}; only the attacker learns from these examples."""
 
     def __post_init__(self) -> None:
-        shares = [*self.attackers.values(), *self.defenders.values()]
-        if any(not 0 < share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
-            raise ConfigError(f"opponents: shares {shares} given; each is above 0, and together they are at most 1.")
+        fractions = [*self.attackers.values(), *self.defenders.values()]
+        if any(not 0 < fraction <= 1 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
+            raise ConfigError(f"opponents: fractions {fractions} given; each is above 0, and together they are at most 1.")
 
     def pairs(self, attacker: str, defender: str, number: int) -> list[tuple[str, str, int]]:
-        """(attacker, defender, how many of `number` examples they play), the learners of now first. Shares are rounded so that the
+        """(attacker, defender, how many of `number` examples they play), the two learners first. Fractions are rounded so that the
         counts add up."""
-        found = [(name, defender, share) for name, share in self.attackers.items()]
-        found += [(attacker, name, share) for name, share in self.defenders.items()]
-        reached, used, counted = 0.0, 0, []
-        for one, other, share in found:
-            reached += share
-            upto = math.floor(reached * number + 0.5 + 1e-9)
-            counted.append((one, other, upto - used))
-            used = upto
-        return [(a, d, n) for a, d, n in ((attacker, defender, number - used), *counted) if n]
+        fractions = [(name, defender, fraction) for name, fraction in self.attackers.items()]
+        fractions += [(attacker, name, fraction) for name, fraction in self.defenders.items()]
+        cumulative, assigned, pairs = 0.0, 0, []
+        for one, other, fraction in fractions:
+            cumulative += fraction
+            end = math.floor(cumulative * number + 0.5 + 1e-9)
+            pairs.append((one, other, end - assigned))
+            assigned = end
+        return [(a, d, n) for a, d, n in ((attacker, defender, number - assigned), *pairs) if n]
 
 
-def asked(example: Example, prompt: str) -> Example:
+def with_prompt(example: Example, prompt: str) -> Example:
     """The same problem, its verifier included, under another prompt."""
     return example if prompt == example.prompt else replace(example, prompt=prompt)
 
 
-def extra(share: float, number: int) -> int:
-    """How many must join `number` others to be `share` of all."""
-    return math.floor(share / (1 - share) * number + 0.5)
+def num_to_add(fraction: float, number: int) -> int:
+    """How many must join `number` others to be `fraction` of all."""
+    return math.floor(fraction / (1 - fraction) * number + 0.5)

@@ -9,49 +9,52 @@ from typing import Any
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Source
+from advalign.sources._checks import require_fraction
 from advalign.types import Example, RolloutGroup
 
 MATCHES = ("none", "prompt")
 UNITS = ("words", "characters")
-Text = tuple[str, str, bool]  # prompt, text, finished
+Text = tuple[str, str, bool]
+"""Prompt, text, finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(Source):
-    """Abstract base: which rows of the source `sampled` are negatives.
-
-    match: "prompt" takes the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of
-    `bradley_terry` has both sides. `group_size` then bounds the generated rows per prompt.
-    always: `sampled` is drawn even where no active objective reads it (a warm-up in which the discriminator meets the policy's texts).
-    replay: this share of the generated rows comes from the last `replay_steps` steps: older ones would bias the game's fixed point.
-    override: a generated text that its example verifies is never called fake.
-    """
+    """Abstract base: which rows of the source `sampled` are negatives."""
 
     sampled: str | None = None
+    """Name of the source that a policy samples for. None: no generated rows."""
     match: str = "none"
+    """prompt: the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of `bradley_terry` has
+    both sides. none: any real rows."""
     group_size: int | None = None
+    """With `match: prompt`, the most generated rows per prompt. None: all."""
     always: bool = False
+    """Draw `sampled` even where no active objective reads it (a warm-up in which the discriminator sees the policy's texts)."""
     replay: float = 0.0
+    """Fraction of the generated rows that comes from earlier steps."""
     replay_steps: int = 20
+    """Those steps: older ones would bias the fixed point of the game."""
     override: bool = False
+    """A generated text that its example verifies is not a negative."""
 
     def __post_init__(self) -> None:
         if self.match not in MATCHES:
             raise unknown("sources.contrast.match", "match", self.match, MATCHES)
         if self.match == "prompt" and not self.sampled:
             raise ConfigError("sources.contrast.match: prompts are matched with those of a source that samples; name it as sampled.")
-        if not 0 <= self.replay <= 1:
-            raise ConfigError(f"sources.contrast.replay: got {self.replay}, must be a share from 0 to 1.")
+        require_fraction("sources.contrast", replay=self.replay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthMatched:
-    """Abstract base. lengths: generated rows are paired with real ones whose length in `length_unit` differs by at most this, relative
-    to the longer; rows without a partner leave the draw, so that length alone tells a discriminator nothing. Where none has one the
-    nearest pair stays, so that a run goes on."""
+    """Abstract base: pairs of rows of similar length, so that length alone tells a discriminator nothing."""
 
     lengths: float | None = None
+    """Largest difference in length of a pair, relative to the longer one; rows without a partner leave the draw. Where no row has a
+    partner the nearest pair stays, so that a run goes on. None: rows are not paired."""
     length_unit: str = "words"
+    """words or characters."""
 
     def length(self, text: str) -> int:
         if self.length_unit not in UNITS:
@@ -59,59 +62,59 @@ class LengthMatched:
         return len(text.split()) if self.length_unit == "words" else len(text)
 
     def paired(self, real: Sequence[Example], generated: Sequence[Text], by_prompt: bool) -> tuple[list[Example], list[Text]]:
-        """Pairs of nearest length, each row used once."""
+        """Pairs of nearest length, each row used once; with `by_prompt` of one prompt."""
         assert self.lengths is not None
         free, pairs = list(generated), []
         for example in real:
-            own = self.length(example.meta["response"])
-            fits = [i for i, row in enumerate(free) if not by_prompt or row[0] == example.prompt]
-            best = min(fits, key=lambda i: abs(self.length(free[i][1]) - own), default=None)
-            if best is None:
+            length = self.length(example.meta["response"])
+            candidates = [i for i, row in enumerate(free) if not by_prompt or row[0] == example.prompt]
+            nearest = min(candidates, key=lambda i: abs(self.length(free[i][1]) - length), default=None)
+            if nearest is None:
                 continue
-            other = self.length(free[best][1])
-            if abs(other - own) <= self.lengths * max(other, own):
-                pairs.append((example, free.pop(best)))
+            other = self.length(free[nearest][1])
+            if abs(other - length) <= self.lengths * max(other, length):
+                pairs.append((example, free.pop(nearest)))
         if not pairs:
-            both = [(e, row) for e in real for row in generated if not by_prompt or row[0] == e.prompt]
-            pairs = [min(both, key=lambda p: abs(self.length(p[0].meta["response"]) - self.length(p[1][1])))] if both else []
+            all_pairs = [(e, row) for e in real for row in generated if not by_prompt or row[0] == e.prompt]
+            pairs = [min(all_pairs, key=lambda p: abs(self.length(p[0].meta["response"]) - self.length(p[1][1])))] if all_pairs else []
         return [example for example, _ in pairs], [row for _, row in pairs]
 
 
 class GeneratedPool:
-    """A policy's texts of this step and of the last ones."""
+    """A policy's texts of this step and of earlier ones."""
 
     def __init__(self, config: Generated, context: Context) -> None:
         self.config, self.context = config, context
         self.past: list[tuple[int, list[Text]]] = []  # (step, rows), oldest first
-        self._own: tuple[int, Sequence[RolloutGroup]] = (-1, [])
+        self._drawn: tuple[int, Sequence[RolloutGroup]] = (-1, [])  # (step, groups) where `always` draws here
 
     def take(self, number: int, step: int, repeat: int, rng: random.Random) -> list[Text]:
         """`number` rows, or with matched prompts the groups of as many prompts."""
-        groups = self._drawn(step)
+        groups = self._groups(step)
         if groups is None:
             return []
-        kept = [[(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups]
-        fresh = [row for rows in kept for row in rows]
+        by_group = [[(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups]
+        fresh = [row for rows in by_group for row in rows]
         old = [row for then, rows in self.past for row in rows if step - then <= self.config.replay_steps]
         if repeat == 0 and self.config.replay > 0:
             self.past = [entry for entry in self.past if step - entry[0] < self.config.replay_steps] + [(step, fresh)]
-        if self.config.match == "prompt":  # whole groups; what is recalled belongs to prompts of this draw
-            fresh = [row for rows in kept[:number] for row in rows[: self.config.group_size]]
-            asked, number = {prompt for prompt, _, _ in fresh}, len(fresh)
-            old = [row for row in old if row[0] in asked]
-        recalled = min(round(self.config.replay * number), len(old))
-        return rng.sample(old, recalled) + rng.sample(fresh, min(number - recalled, len(fresh)))
+        if self.config.match == "prompt":  # whole groups; replayed rows belong to prompts of this draw
+            fresh = [row for rows in by_group[:number] for row in rows[: self.config.group_size]]
+            prompts, number = {prompt for prompt, _, _ in fresh}, len(fresh)
+            old = [row for row in old if row[0] in prompts]
+        num_replayed = min(round(self.config.replay * number), len(old))
+        return rng.sample(old, num_replayed) + rng.sample(fresh, min(number - num_replayed, len(fresh)))
 
-    def _drawn(self, step: int) -> Sequence[RolloutGroup] | None:
-        """What the policy wrote in this step, if anybody asked for it."""
+    def _groups(self, step: int) -> Sequence[RolloutGroup] | None:
+        """What the policy wrote in this step; None where nothing was drawn."""
         if self.config.sampled is None:
             return None
-        found: Sequence[RolloutGroup] | None = self.context.current_items(self.config.sampled)
-        if found is not None or not self.config.always:
-            return found
-        if self._own[0] != step:  # once a step, however often this is drawn
-            self._own = (step, self.context.source(self.config.sampled).draw(step, 0))
-        return self._own[1]
+        groups: Sequence[RolloutGroup] | None = self.context.current_items(self.config.sampled)
+        if groups is not None or not self.config.always:
+            return groups
+        if self._drawn[0] != step:  # once a step, however often this is drawn
+            self._drawn = (step, self.context.source(self.config.sampled).draw(step, 0))
+        return self._drawn[1]
 
     def _right(self, example: Example, text: str) -> bool:
         return self.config.override and example.verify is not None and example.verify(text) >= 1
@@ -124,33 +127,33 @@ class GeneratedPool:
 
 
 class Verified:
-    """The rollouts of source `of` that their own examples verify, of this draw or, where it has none, of the last `kept` that had."""
+    """The rollouts of a source that their own examples verify, of this draw or, where it has none, of the last `num_draws` that had."""
 
-    def __init__(self, of: str, kept: int, context: Context) -> None:
-        self.of, self.kept, self.context = of, kept, context
+    def __init__(self, source: str, num_draws: int, context: Context) -> None:
+        self.source, self.num_draws, self.context = source, num_draws, context
         self.past: list[list[Example]] = []
 
     def take(self, number: int, rng: random.Random) -> list[Example]:
-        groups: Sequence[RolloutGroup] = self.context.current_items(self.of) or ()
-        found = [
+        groups: Sequence[RolloutGroup] = self.context.current_items(self.source) or ()
+        verified = [
             replace(g.example, meta={**g.example.meta, "response": r.text})
             for g in groups
             for r in g.rollouts
             if g.example.verify is not None and g.example.verify(r.text) >= 1
         ]
-        if found:  # kept without their verifiers, as a checkpoint keeps them
-            bare = [Example(prompt=e.prompt, id=e.id, meta={"response": e.meta["response"]}) for e in found]
-            self.past = [*self.past, bare][-self.kept :]
-        known = found or [example for examples in self.past for example in examples]
-        if not known:
+        if verified:  # stored without their verifiers, as a checkpoint stores them
+            stored = [Example(prompt=e.prompt, id=e.id, meta={"response": e.meta["response"]}) for e in verified]
+            self.past = [*self.past, stored][-self.num_draws :]
+        examples = verified or [example for draw in self.past for example in draw]
+        if not examples:
             raise ConfigError(
-                f"sources.contrast.real: '{self.of}' is sampled, and nothing it wrote so far is right (or nobody drew it); name "
+                f"sources.contrast.real: '{self.source}' is sampled, and none of its responses so far is right (or it was not drawn); name "
                 "demonstrations, or begin with a stage that teaches the task."
             )
-        return rng.sample(known, min(number, len(known)))
+        return rng.sample(examples, min(number, len(examples)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"verified": [[[e.id, e.prompt, e.meta["response"]] for e in examples] for examples in self.past]}
+        return {"verified": [[[e.id, e.prompt, e.meta["response"]] for e in draw] for draw in self.past]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.past = [[Example(prompt=p, id=i, meta={"response": t}) for i, p, t in examples] for examples in state.get("verified", [])]
+        self.past = [[Example(prompt=p, id=i, meta={"response": t}) for i, p, t in draw] for draw in state.get("verified", [])]

@@ -14,21 +14,22 @@ from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.functional.divergence import ESTIMATORS
 from advalign.functional.masks import sampled_tokens
-from advalign.interfaces import Context
+from advalign.interfaces import Context, RewardPenalty
+from advalign.sources._checks import require_positive, require_proper_fraction
 from advalign.types import Example, RolloutGroup, RolloutRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dynamic:
-    """Dynamic sampling: groups whose rewards are all equal teach nothing, so prompts are drawn and answered until the batch is full of
-    others (DAPO, arXiv:2503.14476, section 3.2). After `max_batches` (10 in its code, which then stops the run) the batch is filled up
-    with what there is, and the log says how many groups were informative."""
+    """Dynamic sampling: prompts are drawn and answered until the batch is full of groups whose rewards differ, since equal rewards
+    teach nothing (DAPO, arXiv:2503.14476, section 3.2)."""
 
     max_batches: int = 10
+    """Batches after which the batch is filled up with uninformative groups, and their number is logged (10 in DAPO's code, which
+    then stops the run)."""
 
     def __post_init__(self) -> None:
-        if self.max_batches < 1:
-            raise ConfigError(f"dynamic.max_batches: got {self.max_batches}, must be at least 1.")
+        require_positive("dynamic", max_batches=self.max_batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +41,28 @@ class Demonstrations:
     """
 
     number: int = 1
+    """Demonstrations per group."""
     gate: float | None = None
+    """Solve rate above which a group keeps its sampled responses, else its demonstrations. None: it keeps both."""
     solved: float = 0.5
+    """Total reward from which a response counts as solved."""
 
     def __post_init__(self) -> None:
-        if self.number < 1:
-            raise ConfigError(f"demonstrations.number: got {self.number}, must be at least 1.")
-        if self.gate is not None and not 0 <= self.gate < 1:
-            raise ConfigError(f"demonstrations.gate: got {self.gate}, a share of solved responses must be at least 0 and below 1.")
+        require_positive("demonstrations", number=self.number)
+        if self.gate is not None:
+            require_proper_fraction("demonstrations", gate=self.gate)
 
-    def choose(self, group: RolloutGroup, total: Sequence[float]) -> list[int]:
-        """Numbers of the rollouts that stay; `total` are their rewards."""
-        own = [i for i, r in enumerate(group.rollouts) if not r.offpolicy]
-        if self.gate is None or not own:
+    def choose(self, group: RolloutGroup, totals: Sequence[float]) -> list[int]:
+        """Indices of the rollouts that stay; `totals` are their rewards."""
+        sampled = [i for i, r in enumerate(group.rollouts) if not r.offpolicy]
+        if self.gate is None or not sampled:
             return list(range(len(group.rollouts)))
-        rate = sum(total[i] >= self.solved for i in own) / len(own)
-        return own if rate > self.gate else [i for i, r in enumerate(group.rollouts) if r.offpolicy]
+        rate = sum(totals[i] >= self.solved for i in sampled) / len(sampled)
+        return sampled if rate > self.gate else [i for i, r in enumerate(group.rollouts) if r.offpolicy]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLPenalty:
+class KLPenalty(RewardPenalty):
     """-coef k(log p_old - log p_ref) on every sampled token, as a reward (arXiv:1909.08593, eq. 2; estimators of `functional.divergence`).
 
     With `target` the coefficient follows the measured KL of a response, in nats:
@@ -67,9 +70,13 @@ class KLPenalty:
     """
 
     coef: float = 0.05
+    """Coefficient, or its first value where `target` is given."""
     estimator: str = "k1"
+    """k of the formula."""
     target: float | None = None
+    """KL of a response that the coefficient is adapted to, in nats. None: the coefficient is fixed."""
     horizon: float = 10000.0
+    """Responses over which the coefficient adapts."""
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
@@ -81,20 +88,18 @@ class KLPenalty:
         return {"coef": self.coef}
 
     def apply(self, rows: RolloutRows, state: dict[str, float], *, summed: bool) -> tuple[RolloutRows, dict[str, float]]:
-        """Rows with `token_rewards`, or with their sum as one more reward (`summed`: estimators of whole responses), and logs.
-        Needs old_logprobs and ref_logprobs; `state` moves after it was used."""
         assert rows.old_logprobs is not None
         assert rows.ref_logprobs is not None
         target = sampled_tokens(rows.tokens.target, rows.offpolicy)
-        each = advantages.kl_rewards(rows.old_logprobs, rows.ref_logprobs, target, coef=state["coef"], estimator=self.estimator)
+        penalties = advantages.kl_rewards(rows.old_logprobs, rows.ref_logprobs, target, coef=state["coef"], estimator=self.estimator)
         kl = _mean_kl(rows.old_logprobs - rows.ref_logprobs, target)
         logs = {"kl": kl, "kl_coef": state["coef"]}
         if self.target is not None:
             number = int(target.any(1).sum())
             state["coef"] = float(advantages.adaptive_coefficient(state["coef"], kl, target=self.target, horizon=self.horizon, num=number))
         if summed:
-            return replace(rows, rewards=torch.cat([rows.rewards, each.sum(1, keepdim=True).to(rows.rewards.dtype)], 1)), logs
-        return replace(rows, token_rewards=each if rows.token_rewards is None else rows.token_rewards + each), logs
+            return replace(rows, rewards=torch.cat([rows.rewards, penalties.sum(1, keepdim=True).to(rows.rewards.dtype)], 1)), logs
+        return replace(rows, token_rewards=penalties if rows.token_rewards is None else rows.token_rewards + penalties), logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +110,13 @@ class Curriculum:
     """
 
     target: float = 0.5
+    """Solve rate drawn most often."""
     width: float = 0.25
+    """Standard deviation of the weights around `target`."""
     floor: float = 0.05
+    """Least weight, before the others are added."""
     decay: float = 0.5
+    """Of the average of a prompt's mean reward."""
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.floor < 0 or not 0 <= self.decay < 1:
@@ -120,15 +129,15 @@ class Curriculum:
 
 
 class CurriculumStream:
-    """Draws without replacement within a batch; its state are the measured rates."""
+    """A stream of prompts weighted by their measured solve rates; it draws without replacement within a batch."""
 
     def __init__(self, config: Curriculum, examples: Sequence[Example], context: Context, name: str) -> None:
         if not examples:
             raise ConfigError(f"sources.{name}: the data is empty.")
         self.config, self.items, self.context, self.name = config, examples, context, name
-        self.rates: dict[int, float] = {}
-        self.number = 0  # of draws so far: the key of the next one
-        self._place = {id(e): i for i, e in enumerate(examples)}
+        self.rates: dict[int, float] = {}  # {index of an example: measured solve rate}
+        self.num_draws = 0  # also the key of the next draw
+        self._index = {id(e): i for i, e in enumerate(examples)}
 
     def weight(self, index: int) -> float:
         c = self.config
@@ -136,29 +145,30 @@ class CurriculumStream:
         return c.floor + math.exp(-(distance**2) / 2)
 
     def take(self, number: int) -> list[Example]:
-        rng = self.context.random("curriculum", self.name, self.number)
-        self.number += 1
+        rng = self.context.random("curriculum", self.name, self.num_draws)
+        self.num_draws += 1
         # Efraimidis and Spirakis, 2006: the largest u^(1/w) are a weighted sample without replacement.
         keys = [rng.random() ** (1 / max(self.weight(i), 1e-12)) for i in range(len(self.items))]
         best = sorted(range(len(keys)), key=lambda i: -keys[i])[:number]
         return [self.items[best[i % len(best)]] for i in range(number)]
 
     def observe(self, example: Example, mean_reward: float) -> None:
-        index = self._place.get(id(example))
+        """Adds the mean reward of a drawn example to its average; nan is left out."""
+        index = self._index.get(id(example))
         if index is not None and not math.isnan(mean_reward):
             before = self.rates.get(index, mean_reward)
             self.rates[index] = self.config.decay * before + (1 - self.config.decay) * mean_reward
 
     def logs(self) -> dict[str, float]:
-        known = list(self.rates.values())
-        return {"curriculum/solve_rate": sum(known) / len(known), "curriculum/seen": len(known) / len(self.items)} if known else {}
+        rates = list(self.rates.values())
+        return {"curriculum/solve_rate": sum(rates) / len(rates), "curriculum/seen": len(rates) / len(self.items)} if rates else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rates": {str(i): p for i, p in self.rates.items()}, "number": self.number}
+        return {"rates": {str(i): p for i, p in self.rates.items()}, "number": self.num_draws}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rates = {int(i): float(p) for i, p in state["rates"].items()}
-        self.number = int(state["number"])
+        self.num_draws = int(state["number"])
 
 
 def _mean_kl(gap: Tensor, target: Tensor) -> float:

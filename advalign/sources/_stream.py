@@ -1,30 +1,36 @@
-"""What sources over a fixed list share: its fields, a seeded endless stream over it, and the runtime that draws from it."""
+"""What sources over a fixed list share: their fields, a seeded endless stream over the list, and runtimes that draw from it."""
 
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from advalign import data as loading
 from advalign.errors import BudgetError, ConfigError
-from advalign.interfaces import Context, Source, SourceRuntime
+from advalign.interfaces import Context, Source, SourceRuntime, Task
+from advalign.sources._checks import require_positive
 from advalign.types import Example, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """Every epoch a new permutation; the position is the only state."""
+    """An endless stream over a list: every epoch a new permutation; the position is the only state."""
 
-    def __init__(self, items: Sequence[T], rng: Callable[[int], random.Random], where: str) -> None:
+    def __init__(self, items: Sequence[T], rng: Callable[[int], random.Random], path: str) -> None:
         if not items:
-            raise ConfigError(f"{where}: the data is empty.")
+            raise ConfigError(f"{path}: the data is empty.")
         self.items, self._rng, self.position = items, rng, 0
         self._order: tuple[int, list[int]] = (-1, [])
 
     def take(self, number: int) -> list[T]:
+        """The next `number` items."""
         return [self.items[self._next()] for _ in range(number)]
 
     def _next(self) -> int:
@@ -43,23 +49,11 @@ class Stream(Generic[T]):
         self.position = int(state["position"])
 
 
-class ListRuntime(SourceRuntime[T]):
-    """Abstract runtime over a fixed list of examples; a source adds `rows`."""
+class StreamRuntime(SourceRuntime[T]):
+    """Abstract runtime whose only state is the position of its `stream`."""
 
-    def __init__(self, items: Sequence[T], batch_size: int, context: Context, name: str) -> None:
-        self.examples = items
-        self.batch_size = batch_size
-        self.stream = Stream(items, lambda epoch: context.random("source", name, epoch), f"sources.{name}")
-
-    def draw(self, step: int, repeat: int) -> Any:
-        return self.stream.take(self.batch_size)
-
-    def sample(self, number: int, rng: random.Random) -> list[T]:
-        """Items for another source, without moving this one."""
-        return rng.sample(list(self.examples), number) if number <= len(self.examples) else rng.choices(self.examples, k=number)
-
-    def rows(self, items: Any, encoder: Any) -> Rows:
-        raise NotImplementedError
+    stream: Stream[Any]
+    """What it draws from."""
 
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
@@ -70,49 +64,62 @@ class ListRuntime(SourceRuntime[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class ListSource(Source):
-    """Abstract base of the sources over a file, a hub id or a task: `batch_size` examples per draw. `limit` keeps that many, chosen by
-    the data's `seed`. A source says what an example must hold (`complete`), and how a learner's encoder makes rows of it (`build`)."""
+    """Abstract base of the sources over a file, a hub id or a task."""
 
     data: Any
+    """Reference to the examples (see `advalign.data`)."""
     split: str = "train"
+    """Split of the data."""
     batch_size: int = 16
+    """Examples per draw."""
     limit: int | None = None
+    """Number of examples kept, chosen by `seed`. None: all."""
     columns: Mapping[str, str] | None = None
+    """{field: column of the data}, before the usual names."""
     seed: int = 0
+    """Seed of the choices about the data."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"sources.batch_size: got {self.batch_size}, must be at least 1.")
+        require_positive("sources", batch_size=self.batch_size)
 
     @property
     def draw_size(self) -> int:
         return self.batch_size
 
-    def start(self, context: Context, name: str) -> ListRuntime[Example]:
-        return _Runtime(self, context, name)
+    def start(self, context: Context, name: str) -> ListRuntime:
+        return ListRuntime(self, context, name)
 
-    def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
-        """Example `number`, with everything a row needs; `task` (or None) can demonstrate it. Raises ConfigError."""
-        raise NotImplementedError
+    @abstractmethod
+    def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
+        """Example `index` with everything a row needs; `task` demonstrates it, where the data is a task. Raises ConfigError."""
 
-    def build(self, items: Sequence[Example], encoder: Any) -> Rows:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, items: Sequence[Example], encoder: Encoder) -> Rows:
+        """Rows of completed examples."""
 
-    def rng(self, number: int) -> random.Random:
-        """The choices about example `number`."""
-        return random.Random(f"{self.seed}/{number}")
+    def rng(self, index: int) -> random.Random:
+        """The stream of the choices about example `index`."""
+        return random.Random(f"{self.seed}/{index}")
 
 
-class _Runtime(ListRuntime[Example]):
+class ListRuntime(StreamRuntime[Example]):
+    """A started `ListSource`: all its examples, completed."""
+
     def __init__(self, config: ListSource, context: Context, name: str) -> None:
-        self.config, self.where = config, f"sources.{name}"
-        found = loading.examples(config.data, columns=config.columns, split=config.split, limit=config.limit, seed=config.seed)
-        task = loading.task_of(config.data)
-        examples = [config.complete(example, number, task, self.where) for number, example in enumerate(found)]
-        super().__init__(examples, config.batch_size, context, name)
+        self.config, self.path = config, f"sources.{name}"
+        loaded = loading.examples(config.data, columns=config.columns, split=config.split, limit=config.limit, seed=config.seed)
+        task: Task | None = loading.task_of(config.data)
+        self.examples = [config.complete(example, index, task, self.path) for index, example in enumerate(loaded)]
+        self.stream = Stream(self.examples, lambda epoch: context.random("source", name, epoch), self.path)
 
-    def rows(self, items: Sequence[Example], encoder: Any) -> Rows:
+    def draw(self, step: int, repeat: int) -> list[Example]:
+        return self.stream.take(self.config.batch_size)
+
+    def sample(self, number: int, rng: random.Random) -> list[Example]:
+        return rng.sample(list(self.examples), number) if number <= len(self.examples) else rng.choices(self.examples, k=number)
+
+    def rows(self, items: Sequence[Example], encoder: Encoder) -> Rows:
         try:
             return self.config.build(items, encoder)
         except BudgetError as error:
-            raise BudgetError(f"{self.where}: {error}") from error
+            raise BudgetError(f"{self.path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Where other ways to ask the same thing come from."""
+"""Other prompts for the same problem: random pieces, rewrites from data, and the policy as an attack on texts sees it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advalign import data as loading
 from advalign.errors import ConfigError
+from advalign.sources._checks import require_positive
 from advalign.sources._game import Injection
 from advalign.types import Example
 
@@ -20,18 +21,23 @@ FLOOR = 1e-6  # of a measured probability, whose logarithm an attack reads
 
 @dataclass(frozen=True, kw_only=True)
 class Distractors:
-    """`length` pieces of `alphabet` (characters of a text, or words of a list), drawn uniformly and joined, before or after the prompt."""
+    """`length` pieces of `alphabet`, drawn uniformly and joined, before or after the prompt."""
 
     alphabet: str | tuple[str, ...]
+    """The characters of a text, or a list of words."""
     length: int = 8
+    """Number of pieces."""
     placement: str = "prefix"
+    """prefix or suffix."""
     separator: str = " "
+    """Between pieces and prompt."""
 
     def __post_init__(self) -> None:
-        if not self.alphabet or self.length < 1:
-            raise ConfigError(f"distract: alphabet '{self.alphabet}', length {self.length}; neither may be empty.")
+        if not self.alphabet:
+            raise ConfigError("distract.alphabet: it is empty; give characters or words to draw from.")
+        require_positive("distract", length=self.length)
         if self.placement == "rewrite":
-            raise ConfigError("distract.placement: 'rewrite' given; random pieces stand before or after a prompt: prefix, suffix.")
+            raise ConfigError("distract.placement: 'rewrite' given; random pieces go before or after a prompt: prefix, suffix.")
         self.injection()
 
     def injection(self) -> Injection:
@@ -41,45 +47,57 @@ class Distractors:
         return "".join(rng.choice(self.alphabet) for _ in range(self.length))
 
     def prompt(self, example: Example, rng: random.Random) -> str:
+        """The example's prompt with random pieces."""
         return self.injection().place(self.text(rng), example.prompt)
 
 
 class Rewrites:
-    """{example: its prompts in other data}: rows of `data` with the same id, asked otherwise."""
+    """{example: its prompts in other data}: rows of `data` with the same id and another prompt."""
 
-    def __init__(self, data: Sequence[Any], examples: Sequence[Example], limit: int | None, seed: int, where: str) -> None:
-        self.found: dict[str, list[str]] = {}
+    def __init__(self, data: Sequence[Any], examples: Sequence[Example], limit: int | None, seed: int, path: str) -> None:
+        self.by_id: dict[str, list[str]] = {}
         for number, reference in enumerate(data):
-            known = {e.id: e.prompt for e in loading.examples(reference, limit=limit, seed=seed)}
-            missing = [e.id for e in examples if e.id not in known]
+            prompts = {e.id: e.prompt for e in loading.examples(reference, limit=limit, seed=seed)}
+            missing = [e.id for e in examples if e.id not in prompts]
             if missing:
                 raise ConfigError(
-                    f"{where}.rewrites.{number}: example '{missing[0]}' is not there; every example needs a row of the same id."
+                    f"{path}.rewrites.{number}: example '{missing[0]}' is not there; every example needs a row of the same id."
                 )
             for example in examples:
-                self.found.setdefault(example.id, []).append(known[example.id])
+                self.by_id.setdefault(example.id, []).append(prompts[example.id])
 
     def prompts(self, example: Example, number: int, rng: random.Random) -> list[str]:
         """`number` of them, each once if there are as many."""
-        found = self.found[example.id]
-        return rng.sample(found, number) if number < len(found) else list(found)
+        prompts = self.by_id[example.id]
+        return rng.sample(prompts, number) if number < len(prompts) else list(prompts)
 
 
 class Solver:
-    """The policy as an attack on texts sees it, a classifier of two classes: 0, it fails, and 1, it solves; p(1) is measured by
-    `measure(examples) -> mean score`. The `pair` of an example says which problem a text stands for."""
+    """The policy as an attack on texts sees it: a classifier of two classes, 0 (it fails) and 1 (it solves).
 
-    def __init__(self, problems: Sequence[Example], ask: Callable[[Sequence[tuple[Example, str]]], list[float]]) -> None:
-        self.problems, self._ask = problems, ask
+    p(1) is measured by `measure((problem, text) pairs) -> mean scores`. The `pair` of an example is the index of its problem.
+    """
+
+    limit: int | None = None
+
+    def __init__(self, problems: Sequence[Example], measure: Callable[[Sequence[tuple[Example, str]]], list[float]]) -> None:
+        self.problems, self._measure = problems, measure
         self.num_queries = self.num_gradients = 0
 
-    def victims(self) -> list[Example]:
+    def meter(self) -> dict[str, float]:
+        return {"queries": float(self.num_queries), "gradients": float(self.num_gradients)}
+
+    def classified(self) -> list[Example]:
+        """The problems as examples of class 1."""
         return [Example(prompt=e.prompt, id=e.id, label=1, pair=str(i)) for i, e in enumerate(self.problems)]
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+        """Log-probabilities "B 2" of failing and solving."""
         if pairs is None:
-            raise ConfigError("sources.found.attack: this attack does not say which problem a text belongs to; use attack words.")
+            raise ConfigError(
+                "sources.adversarial_prompts.attack: this attack does not say which problem a text belongs to; use attack words."
+            )
         self.num_queries += len(texts)
-        solved = torch.tensor(self._ask([(self.problems[int(i)], text) for text, i in zip(texts, pairs, strict=True)]), dtype=torch.float64)
-        solved = solved.clamp(0, 1)
+        questions = [(self.problems[int(i)], text) for text, i in zip(texts, pairs, strict=True)]
+        solved = torch.tensor(self._measure(questions), dtype=torch.float64).clamp(0, 1)
         return torch.stack([1 - solved, solved], 1).clamp(min=FLOOR).log()

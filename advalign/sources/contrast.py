@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, SourceRuntime, Task
-from advalign.sources._corrupt import CORRUPTIONS, corrupted
+from advalign.sources._checks import require_fraction
+from advalign.sources._corrupt import CORRUPTIONS, corrupt
 from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
 from advalign.types import Example, LabelRows, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Contrast"]
 
@@ -22,14 +26,20 @@ REAL, PERTURBED, GENERATED, CORRUPTED = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorRow:
-    """One row. `kind`: index into LabelRows.KINDS. `group`: rows of one prompt share a number. `offset`: taken off the score."""
+    """One row for a discriminator."""
 
     prompt: str
+    """Its prompt."""
     text: str
+    """The response to score."""
     finished: bool = True
+    """Whether the text ended by itself."""
     kind: int = REAL
+    """Index into LabelRows.KINDS."""
     group: int = 0
+    """Rows of one prompt share a number."""
     offset: float = 0.0
+    """Subtracted from the score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +47,23 @@ class Contrast(LengthMatched, Generated):
     """Rows labelled real (a demonstration), perturbed (the same text under a changed prompt it violates), corrupted (a changed text
     under the same prompt) or generated. A column `rejected_prompt` (one, or a list) of the real data gives changed prompts.
 
-    `real` names demonstrations, or a source of rollouts: then the responses that their examples verify are the real side (Cooper,
-    arXiv:2508.05613, with `corrupt` for the negatives); a draw that has none takes those of the last `replay_steps` draws.
-
-    GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)). `batch_size` real
-    rows per draw, as many perturbed ones where `perturb` names a task, as many corrupted ones where `corrupt` names ways to do it,
-    and as many generated ones where `sampled` has drawn.
-
-    swap: this share of the perturbed rows takes the prompt of another demonstration, one that the text violates: every prompt then
-    stands on both sides, and memorising the few real prompts tells the discriminator nothing.
-    minus_logprob: a policy; log p(text | prompt) under it is taken off every score (AIRL, arXiv:1710.11248, where D = f - log pi).
+    GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)).
     """
 
     real: str
+    """Name of a source of demonstrations; or of rollouts: then the responses that their examples verify are the real side (Cooper,
+    arXiv:2508.05613, with `corrupt` for the negatives), of the last `replay_steps` draws where the current one has none."""
     perturb: Task | None = None
+    """Task that makes as many perturbed rows as real ones. None: none."""
     corrupt: tuple[str, ...] = ()
+    """Corruptions that make as many corrupted rows as real ones: numbers, operators, drop, repeat, swap, cut."""
     batch_size: int = 16
+    """Real rows per draw, and as many generated ones where `sampled` has drawn."""
     swap: float = 0.0
+    """Fraction of the perturbed rows that takes the prompt of another demonstration, which the text violates: every prompt is then on
+    both sides, and memorising the few real prompts tells the discriminator nothing."""
     minus_logprob: str | None = None
+    """A policy; log p(text | prompt) under it is subtracted from every score (AIRL, arXiv:1710.11248, where D = f - log pi)."""
 
     row_type: ClassVar[type[Rows]] = LabelRows
 
@@ -65,8 +74,7 @@ class Contrast(LengthMatched, Generated):
         for name in self.corrupt:
             if name not in CORRUPTIONS:
                 raise unknown("sources.contrast.corrupt", "corruption", name, CORRUPTIONS)
-        if not 0 <= self.swap <= 1:
-            raise ConfigError(f"sources.contrast.swap: got {self.swap}, must be a share from 0 to 1.")
+        require_fraction("sources.contrast", swap=self.swap)
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -85,17 +93,17 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         self.config, self.context, self.name = config, context, name
         self.pool = GeneratedPool(config, context)
         self.verified = Verified(config.real, config.replay_steps, context)
-        self.logs: dict[str, float] = {}  # of the last draw, for the log
+        self.logs: dict[str, float] = {}
 
     def draw(self, step: int, repeat: int) -> list[DiscriminatorRow]:
         config, rng = self.config, self.context.random("source", self.name, step, repeat)
         paired = config.match == "prompt" or config.lengths is not None  # then the real side depends on the generated one
-        spare = 4 if config.lengths is not None and config.match == "none" else 1  # some will find no partner
-        generated = self.pool.take(spare * config.batch_size, step, repeat, rng) if paired else []
+        factor = 4 if config.lengths is not None and config.match == "none" else 1  # some rows will find no partner
+        generated = self.pool.take(factor * config.batch_size, step, repeat, rng) if paired else []
         real = self._real(generated, rng)
         if config.match == "prompt":
-            wanted = {example.prompt for example in real}
-            generated = [row for row in generated if row[0] in wanted]
+            prompts = {example.prompt for example in real}
+            generated = [row for row in generated if row[0] in prompts]
         if config.lengths is not None and generated:
             number = len(real)
             real, generated = config.paired(real, generated, config.match == "prompt")
@@ -103,11 +111,11 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         groups: dict[str, int] = {}  # rows are matched by the prompt they started from
         items: list[DiscriminatorRow] = []
         for example in real:
-            items += self._about(example, groups.setdefault(example.prompt, len(groups)), rng)
+            items += self._real_and_changed(example, groups.setdefault(example.prompt, len(groups)), rng)
         for prompt, text, finished in generated if paired else self.pool.take(config.batch_size, step, repeat, rng):
-            number = groups.setdefault(prompt, len(groups))
-            items.append(DiscriminatorRow(prompt=prompt, text=text, finished=finished, kind=GENERATED, group=number))
-        return self._offset(items)
+            group = groups.setdefault(prompt, len(groups))
+            items.append(DiscriminatorRow(prompt=prompt, text=text, finished=finished, kind=GENERATED, group=group))
+        return self._with_offset(items)
 
     def _real(self, generated: Sequence[Text], rng: random.Random) -> list[Example]:
         source = self.context.source(self.config.real)
@@ -115,36 +123,36 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
             return self.verified.take(self.config.batch_size, rng)
         if self.config.match == "none" or not generated:
             return list(source.sample(self.config.batch_size, rng))
-        known: dict[str, list[Example]] = {}
+        by_prompt: dict[str, list[Example]] = {}
         for example in source.examples:
-            known.setdefault(example.prompt, []).append(example)
-        prompts = [prompt for prompt in dict.fromkeys(prompt for prompt, _, _ in generated) if prompt in known]
+            by_prompt.setdefault(example.prompt, []).append(example)
+        prompts = [prompt for prompt in dict.fromkeys(prompt for prompt, _, _ in generated) if prompt in by_prompt]
         if not prompts:
             raise ConfigError(
                 f"sources.{self.name}.match: none of the prompts that '{self.config.sampled}' answered has a real response in "
                 f"'{self.config.real}'; let both read the same data."
             )
-        return [rng.choice(known[prompt]) for prompt in prompts[: self.config.batch_size]]
+        return [rng.choice(by_prompt[prompt]) for prompt in prompts[: self.config.batch_size]]
 
-    def _about(self, example: Example, group: int, rng: random.Random) -> list[DiscriminatorRow]:
-        """A real row, and what is made of it."""
+    def _real_and_changed(self, example: Example, group: int, rng: random.Random) -> list[DiscriminatorRow]:
+        """A real row, and its perturbed and corrupted ones."""
         text = example.meta["response"]
-        found = [DiscriminatorRow(prompt=example.prompt, text=text, group=group)]
-        changed = self._perturbed(example, rng)
-        if changed is not None:
-            found.append(DiscriminatorRow(prompt=changed, text=text, kind=PERTURBED, group=group))
+        rows = [DiscriminatorRow(prompt=example.prompt, text=text, group=group)]
+        prompt = self._perturbed(example, rng)
+        if prompt is not None:
+            rows.append(DiscriminatorRow(prompt=prompt, text=text, kind=PERTURBED, group=group))
         if self.config.corrupt:
-            worse = corrupted(text, self.config.corrupt, rng, example.verify)
-            if worse is not None:
-                found.append(DiscriminatorRow(prompt=example.prompt, text=worse, kind=CORRUPTED, group=group))
-        return found
+            corrupted = corrupt(text, self.config.corrupt, rng, example.verify)
+            if corrupted is not None:
+                rows.append(DiscriminatorRow(prompt=example.prompt, text=corrupted, kind=CORRUPTED, group=group))
+        return rows
 
     def _perturbed(self, example: Example, rng: random.Random) -> str | None:
-        """A prompt that the example's text violates: one that the data gives, one of another example, one that a task makes; None
-        where there is no way to find one."""
-        text, given = example.meta["response"], example.meta.get("rejected_prompt")
-        if given:
-            return given if isinstance(given, str) else str(rng.choice(list(given)))
+        """A prompt that the example's text violates: one from the data, one of another example, or one that the task makes; None where
+        there is no way to get one."""
+        text, column = example.meta["response"], example.meta.get("rejected_prompt")
+        if column:
+            return column if isinstance(column, str) else str(rng.choice(list(column)))
         if self.config.swap and rng.random() < self.config.swap:
             others = self.context.source(self.config.real).sample(16, rng)
             for other in others:
@@ -152,14 +160,14 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
                     return other.prompt
         return None if self.config.perturb is None else self.config.perturb.perturb(example, text, rng).prompt
 
-    def _offset(self, items: list[DiscriminatorRow]) -> list[DiscriminatorRow]:
+    def _with_offset(self, items: list[DiscriminatorRow]) -> list[DiscriminatorRow]:
         if self.config.minus_logprob is None or not items:
             return items
         prompts, texts, finished = [i.prompt for i in items], [i.text for i in items], [i.finished for i in items]
-        found = self.context.logprobs(self.config.minus_logprob, prompts, texts, finished)
-        return [replace(item, offset=value) for item, value in zip(items, found, strict=True)]
+        logprobs = self.context.logprobs(self.config.minus_logprob, prompts, texts, finished)
+        return [replace(item, offset=logprob) for item, logprob in zip(items, logprobs, strict=True)]
 
-    def rows(self, items: Sequence[DiscriminatorRow], encoder: Any) -> LabelRows:
+    def rows(self, items: Sequence[DiscriminatorRow], encoder: Encoder) -> LabelRows:
         if not items:
             raise ConfigError(
                 f"sources.{self.name}: a draw without any row; raise lengths, or let the policy's responses come nearer to the real ones "

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from advalign.errors import ConfigError, RewardError
-from advalign.interfaces import Advantage, Context, Reward, SourceRuntime
-from advalign.sources import _rollouts
-from advalign.sources._game import PlayedGame, PlayedGameRuntime, extra
-from advalign.sources._stream import Stream
-from advalign.types import RolloutGroup, RolloutRows
+from advalign.errors import ConfigError
+from advalign.interfaces import Context, Reward
+from advalign.sources._checks import require_proper_fraction
+from advalign.sources._game import PlayedGame, PlayedGameRuntime, num_to_add
+from advalign.sources._rollouts import RolloutSource, build_rows, completion_metrics, require_scored, weights, without_abstentions
+from advalign.sources._scoring import score, start_scorers, total_reward
+from advalign.sources._stream import Stream, StreamRuntime
+from advalign.types import Rollout, RolloutGroup, RolloutRows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Defender"]
 
@@ -21,24 +26,20 @@ ROLE = 1  # RolloutRows.roles: 0 is the attacker, 1 the defender
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defender(_rollouts.RolloutSource):
+class Defender(RolloutSource):
     """R(y_k) = u(x, y_k) + sum_r weight_r r(x with a, y_k):  the defender's answers in the draw of source `game`   (arXiv:2506.07468).
 
-    u is what the `rewards` of the game said of the answer; `rewards` are added to it and are not part of the game's payoff. Every attacked
-    prompt is a group (role 1). `clean` of the prompts carry no attack, as do those whose attack was not allowed: without them a defender
-    may forget what it is for. Answers of frozen copies are not among the rows. Where no active objective reads the game, it is played
-    from here.
+    u is the total of the game's own rewards. Every attacked prompt is a group (role 1). Answers of frozen copies are not among the rows.
+    Where no active objective reads the game, it is played from here.
     """
 
     game: str
-    advantage: Advantage
+    """Name of the game's source."""
     rewards: Sequence[Reward] = ()
+    """Further rewards of the answers, which are not part of the game's payoff."""
     clean: float = 0.0
-    learner: str = "policy"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.clean < 1:
-            raise ConfigError(f"sources.defender.clean: got {self.clean}; a share of the prompts is at least 0 and below 1.")
+    """Fraction of the prompts that carry no attack, beside those whose attack was not allowed; without them a defender may forget its
+    task."""
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -48,33 +49,31 @@ class Defender(_rollouts.RolloutSource):
     def reward_parts(self) -> Sequence[Reward]:
         return self.rewards
 
-    @property
-    def draw_size(self) -> int:
-        return 16
+    def __post_init__(self) -> None:
+        require_proper_fraction("sources.defender", clean=self.clean)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
 
-class _Runtime(SourceRuntime[RolloutGroup]):
+class _Runtime(StreamRuntime[RolloutGroup]):
     def __init__(self, config: Defender, context: Context, name: str) -> None:
-        self.config, self.context, self.name, self.where = config, context, name, f"sources.{name}"
+        self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         game, played = context.source(config.game), context.source_config(config.game)
         if not isinstance(played, PlayedGame) or not isinstance(game, PlayedGameRuntime):
-            raise ConfigError(f"{self.where}.game: source '{config.game}' is a {type(played).__name__}, and a turn is of a game.")
-        self.game = game
+            raise ConfigError(f"{self.path}.game: source '{config.game}' is a {type(played).__name__}; a defender plays in a game.")
+        self.game, self.played = game, played
         if played.defender != config.learner:
-            raise ConfigError(
-                f"{self.where}.learner: '{config.learner}' given, but in '{config.game}' the defender is '{played.defender}'."
-            )
+            raise ConfigError(f"{self.path}.learner: '{config.learner}' given, but in '{config.game}' the defender is '{played.defender}'.")
         if config.advantage.compares and played.answers < 2:
             raise ConfigError(
-                f"{self.where}.advantage: {type(config.advantage).__name__} compares the answers to one prompt, and '{config.game}' has "
+                f"{self.path}.advantage: {type(config.advantage).__name__} compares the answers to one prompt, and '{config.game}' has "
                 f"answers: {played.answers}; give it at least 2."
             )
-        self.rewards = [*played.rewards, *config.rewards]
-        self.scorers = _rollouts.started(config.rewards, context)
-        self.stream = Stream(self.game.examples, lambda epoch: context.random("source", name, epoch), self.where)
+        self.game_weights = weights(played.rewards)
+        self.weights = self.game_weights + weights(config.rewards)
+        self.scorers = start_scorers(config.rewards, context)
+        self.stream = Stream(self.game.examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.logs: dict[str, float] = {}
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
@@ -83,45 +82,34 @@ class _Runtime(SourceRuntime[RolloutGroup]):
             self.game.draw(step, repeat)
             self.logs = {k: v for k, v in self.game.logs.items() if k.startswith(("attack_", "invalid"))}
         groups = [_copied(g) for g in self.game.answers]
-        fresh = self._clean(step, extra(self.config.clean, len(groups)))
-        attacked = [*self.game.attacked, *(False for _ in fresh)]
-        groups += fresh
-        for name, which in (("attacked", True), ("clean", False)):
-            found = [_total(r, self.game) for g, a in zip(groups, attacked, strict=True) if a is which for r in g.rollouts]
-            self.logs |= {f"accuracy/{name}": sum(found) / len(found)} if found else {}
-        self.logs |= _rollouts.score(groups, self.config.rewards, self.scorers, self.where)
-        kept, gone = _rollouts.without_abstentions(groups)
-        if not kept:
-            raise RewardError(f"{self.where}: the rewards abstained on every answer of step {step}, so nothing can be learned from it.")
-        self.logs |= _rollouts.report(kept, self.rewards) | {"abstained": float(gone)}
-        return kept
+        clean = self._clean(step, num_to_add(self.config.clean, len(groups)))
+        attacked = [*self.game.attacked, *(False for _ in clean)]
+        groups += clean
+        for name, wanted in (("attacked", True), ("clean", False)):
+            chosen = [g for g, is_attacked in zip(groups, attacked, strict=True) if is_attacked is wanted]
+            scores = [total_reward(r, self.game_weights) for g in chosen for r in g.rollouts]
+            self.logs |= {f"accuracy/{name}": sum(scores) / len(scores)} if scores else {}
+        self.logs |= score(groups, self.config.rewards, self.scorers, self.path)
+        groups, num_abstained = without_abstentions(groups)
+        require_scored(groups, self.path, step)
+        self.logs |= completion_metrics(groups, self.weights) | {"abstained": float(num_abstained)}
+        return groups
 
     def _clean(self, step: int, number: int) -> list[RolloutGroup]:
-        """`number` prompts without an attack, answered and judged as in the game."""
+        """`number` prompts without an attack, answered and scored as in the game."""
         if not number:
             return []
-        played = self.game.config
-        key = ("clean", self.name, step)
+        played, key = self.played, ("clean", self.name, step)
         groups = self.context.generate(played.defender, self.stream.take(number), played.answers, played.answer_sampling, key)
-        _rollouts.score(groups, played.rewards, self.game.scorers, self.where)
-        return _rollouts.without_abstentions(groups)[0]
+        score(groups, played.rewards, self.game.scorers, self.path)
+        return without_abstentions(groups)[0]
 
-    def rows(self, items: Sequence[RolloutGroup], encoder: Any) -> RolloutRows:
-        rows = _rollouts.rows(items, encoder, [r.weight for r in self.rewards], self.game.config.answer_sampling.temperature)
+    def rows(self, items: Sequence[RolloutGroup], encoder: Encoder) -> RolloutRows:
+        rows = build_rows(items, encoder, self.weights, self.played.answer_sampling.temperature)
         return replace(rows, roles=torch.full_like(rows.tokens.group, ROLE))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stream.load_state_dict(state)
 
 
 def _copied(group: RolloutGroup) -> RolloutGroup:
-    """So that rewards added here stay here."""
-    rollouts = [replace(r, rewards=list(r.rewards), reward_versions=list(r.reward_versions)) for r in group.rollouts]
+    """A copy, so that rewards added here do not change the game's."""
+    rollouts: list[Rollout] = [replace(r, rewards=list(r.rewards), reward_versions=list(r.reward_versions)) for r in group.rollouts]
     return replace(group, rollouts=rollouts)
-
-
-def _total(rollout: Any, game: Any) -> float:
-    return _rollouts.total(rollout, game.config.rewards)

@@ -1,27 +1,30 @@
 """Demonstrations."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from advalign.sources._responses import answered
+from advalign.interfaces import Task
+from advalign.sources._responses import with_response
 from advalign.sources._stream import ListSource
 from advalign.types import DemoRows, Example, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Demos"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demos(ListSource):
-    """(prompt, response) pairs: a file, a hub id, or a task, which demonstrates its own examples.
-
-    `limit` keeps that many examples, chosen by the data's seed; `batch_size` rows per draw.
-    """
+    """(prompt, response) pairs: a file, a hub id, or a task, which demonstrates its own examples."""
 
     row_type: ClassVar[type[Rows]] = DemoRows
 
-    def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
-        return answered(example, task, self.rng(number), where)
+    def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
+        return with_response(example, task, self.rng(index), path)
 
-    def build(self, items: Sequence[Example], encoder: Any) -> DemoRows:
+    def build(self, items: Sequence[Example], encoder: Encoder) -> DemoRows:
         return DemoRows(tokens=encoder.demos([e.prompt for e in items], [e.meta["response"] for e in items]))

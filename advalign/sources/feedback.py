@@ -1,15 +1,21 @@
-"""Single responses, judged good or bad."""
+"""Single responses, labelled good or bad."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from advalign.errors import ConfigError
-from advalign.sources._responses import answered, wrong
+from advalign.interfaces import Task
+from advalign.sources._responses import with_response, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, FeedbackRows, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Feedback"]
 
@@ -18,7 +24,7 @@ __all__ = ["Feedback"]
 class Feedback(ListSource):
     """(prompt, response, label) rows, label 1 or true for desirable and 0 or false for undesirable, for `kto`.
 
-    Without a label column and with a task: of every two examples one has its demonstration, which is desirable, and the other
+    Without a label column and with a task: every other example has its demonstration, which is desirable, and the others
     a demonstration for a perturbed prompt, which is not. Each draw also pairs every prompt with the response of the next item:
     from these mismatched rows the reference point of KTO is computed, so a draw has at least two items.
     """
@@ -29,22 +35,23 @@ class Feedback(ListSource):
         if self.batch_size < 2:
             raise ConfigError(f"sources.feedback.batch_size: got {self.batch_size}, mismatched rows need at least 2.")
 
-    def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
+    def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if example.label is None and task is not None:
-            example = self._made(example, number, task, where)
+            example = self._labelled(example, index, task, path)
         if example.label not in (0, 1):
-            what = "no label" if example.label is None else f"label {example.label}"
-            raise ConfigError(f"{where}: row '{example.id}' has {what}; it must be 1 or 0, in a column named with columns: {{label: ...}}.")
-        return answered(example, task, self.rng(number), where)
+            label = "no label" if example.label is None else f"label {example.label}"
+            raise ConfigError(f"{path}: row '{example.id}' has {label}; it must be 1 or 0, in a column named with columns: {{label: ...}}.")
+        return with_response(example, task, self.rng(index), path)
 
-    def _made(self, example: Example, number: int, task: Any, where: str) -> Example:
-        rng = self.rng(number)
+    def _labelled(self, example: Example, index: int, task: Task, path: str) -> Example:
+        """The example with the task's right response and label 1, or with a wrong one and label 0."""
+        rng = self.rng(index)
         response = task.demonstrate(example, rng)
-        if number % 2:
-            response = wrong(example, response, task, rng, where)
-        return replace(example, label=1 - number % 2, meta={**example.meta, "response": response})
+        if index % 2:
+            response = wrong_response(example, response, task, rng, path)
+        return replace(example, label=1 - index % 2, meta={**example.meta, "response": response})
 
-    def build(self, items: Sequence[Example], encoder: Any) -> FeedbackRows:
+    def build(self, items: Sequence[Example], encoder: Encoder) -> FeedbackRows:
         prompts, texts = [e.prompt for e in items], [e.meta["response"] for e in items]
         return FeedbackRows(
             tokens=encoder.demos(prompts, texts),

@@ -1,14 +1,20 @@
 """Labelled texts."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from advalign.errors import ConfigError
+from advalign.interfaces import Task
 from advalign.sources._stream import ListSource
 from advalign.types import Example, LabelRows, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Labels"]
 
@@ -18,15 +24,16 @@ class Labels(ListSource):
     """(text, label) rows for a classifier; a `pair` column is the second sentence (NLI)."""
 
     batch_size: int = 32
+    """Texts per draw."""
 
     row_type: ClassVar[type[Rows]] = LabelRows
 
-    def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
+    def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if example.label is None:
-            raise ConfigError(f"{where}: row '{example.id}' has no label; name its column with columns: {{label: ...}}.")
+            raise ConfigError(f"{path}: row '{example.id}' has no label; name its column with columns: {{label: ...}}.")
         return example
 
-    def build(self, items: Sequence[Example], encoder: Any) -> LabelRows:
-        pairs = [e.pair for e in items] if items[0].pair is not None else None
+    def build(self, items: Sequence[Example], encoder: Encoder) -> LabelRows:
+        pairs: list[Any] | None = [e.pair for e in items] if items[0].pair is not None else None
         tokens = encoder.classify([e.prompt for e in items], pairs)
         return LabelRows(tokens=tokens, labels=torch.tensor([e.label for e in items]))

@@ -1,15 +1,21 @@
 """Preference pairs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from advalign.errors import ConfigError, unknown
-from advalign.sources._responses import wrong
+from advalign.interfaces import Task
+from advalign.sources._responses import wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, PairRows, Rows
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Pairs"]
 
@@ -18,16 +24,17 @@ DIFFER = ("response", "prompt")
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(ListSource):
-    """(prompt, chosen, rejected) rows; `batch_size` pairs per draw. A `margin` column says by how much chosen is better.
+    """(prompt, chosen, rejected) rows; a `margin` column says by how much chosen is better.
 
     Without a `rejected` column and with a task, the chosen text is the task's demonstration for the prompt and the
-    rejected one a demonstration for a perturbed prompt: right for something that was not asked. differ: "prompt" makes the preferential
-    prompts of GAPO (arXiv:2503.20194) of it, the same text under its own prompt and under a perturbed one that it violates; a column
-    `rejected_prompt` gives such pairs from data.
+    rejected one a demonstration for a perturbed prompt: right for another prompt.
     """
 
     batch_size: int = 8
+    """Pairs per draw."""
     differ: str = "response"
+    """In what the two sides of a task's pair differ. "prompt": the preferential prompts of GAPO (arXiv:2503.20194), the same text under
+    its own prompt and under a perturbed one that it violates; a column `rejected_prompt` gives such pairs from data."""
 
     row_type: ClassVar[type[Rows]] = PairRows
 
@@ -36,35 +43,34 @@ class Pairs(ListSource):
         if self.differ not in DIFFER:
             raise unknown("sources.pairs.differ", "part of a pair", self.differ, DIFFER)
 
-    def complete(self, example: Example, number: int, task: Any, where: str) -> Example:
+    def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if {"chosen", "rejected"} <= set(example.meta):
-            return example if "margin" not in example.meta else replace(example, meta={**example.meta, "margin": _margin(example, where)})
+            return example if "margin" not in example.meta else replace(example, meta={**example.meta, "margin": _margin(example, path)})
         if task is None:
-            raise ConfigError(f"{where}: row '{example.id}' needs the columns 'chosen' and 'rejected'; map them with columns.")
-        rng = self.rng(number)
+            raise ConfigError(f"{path}: row '{example.id}' needs the columns 'chosen' and 'rejected'; map them with columns.")
+        rng = self.rng(index)
         chosen = task.demonstrate(example, rng)
         if self.differ == "prompt":
-            other = task.perturb(example, chosen, rng).prompt
-            return replace(example, meta={**example.meta, "chosen": chosen, "rejected": chosen, "rejected_prompt": other})
-        rejected = wrong(example, chosen, task, rng, where)
+            rejected_prompt = task.perturb(example, chosen, rng).prompt
+            return replace(example, meta={**example.meta, "chosen": chosen, "rejected": chosen, "rejected_prompt": rejected_prompt})
+        rejected = wrong_response(example, chosen, task, rng, path)
         return replace(example, meta={**example.meta, "chosen": chosen, "rejected": rejected})
 
-    def build(self, items: Sequence[Example], encoder: Any) -> PairRows:
+    def build(self, items: Sequence[Example], encoder: Encoder) -> PairRows:
         sides = ("chosen", "chosen_prompt"), ("rejected", "rejected_prompt")
-        both = [(e.meta.get(asked, e.prompt), e.meta[side], i) for i, e in enumerate(items) for side, asked in sides]
-        prompts, texts, group = (list(column) for column in zip(*both, strict=True))
+        rows = [(e.meta.get(prompt, e.prompt), e.meta[text], i) for i, e in enumerate(items) for text, prompt in sides]
+        prompts, texts, group = (list(column) for column in zip(*rows, strict=True))
         margins = [e.meta.get("margin") for e in items for _ in range(2)]
-        given = any(m is not None for m in margins)
         return PairRows(
-            # As a discriminator's rows: a scorer that reads both ways wants the pair template it scores with.
+            # As a discriminator's rows: a bidirectional scorer reads the pair template it scores with.
             tokens=encoder.scored_pairs(prompts, texts, [True] * len(texts), group),
-            margin=torch.tensor([m or 0.0 for m in margins]) if given else None,
+            margin=torch.tensor([m or 0.0 for m in margins]) if any(m is not None for m in margins) else None,
         )
 
 
-def _margin(example: Example, where: str) -> float | None:
+def _margin(example: Example, path: str) -> float | None:
     value = example.meta.get("margin")
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}: row '{example.id}' has margin '{value}', which is no number.") from None
+        raise ConfigError(f"{path}: row '{example.id}' has margin '{value}', which is not a number.") from None

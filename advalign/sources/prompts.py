@@ -1,58 +1,47 @@
-"""Prompts the policy answers itself."""
+"""Prompts that a learner answers itself."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advalign import data as loading
-from advalign.errors import ConfigError, RewardError
-from advalign.interfaces import Advantage, Context, SourceRuntime
-from advalign.sources import _rollouts
-from advalign.sources._ahead import Ahead, Waiting
+from advalign.errors import ConfigError
+from advalign.interfaces import Context, SourceRuntime, Task
+from advalign.sources._ahead import PendingRollouts, RolloutQueue
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
-from advalign.sources._rollouts import Sampled
+from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, completion_metrics, require_scored, weights, without_abstentions
+from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream
-from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Rows, Sampling
+from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts(Sampled):
-    """`batch_size` prompts per draw, `group_size` responses each, sampled by `learner`, scored by `rewards`.
+class Prompts(Sampled, RolloutSource):
+    """y_1 .. y_G ~ p(. | x) for each prompt x of a draw, R(x, y) = sum_r weight_r r(x, y): the rollouts of GRPO and its relatives.
 
-    The reward of a row is the weighted sum of its rewards. A reward that abstains (nan) removes the row, and the count
-    is logged; a reward that throws stops the run. Options: `dynamic` (refill groups that teach nothing), `demonstrations` (off-policy
-    rows inside the groups), `kl` (a penalty in the reward), `curriculum` (by measured difficulty), `ahead` (sampling runs beside the
-    updates: rollouts for up to so many coming steps are sampled in the background, by weights at most that many steps old).
+    A reward that abstains (nan) removes the row, and the count is logged; a reward that raises stops the run.
     """
 
-    advantage: Advantage
     dynamic: Dynamic | None = None
+    """Refill groups whose rewards are all equal."""
     demonstrations: Demonstrations | None = None
+    """Demonstrations as off-policy rows inside the groups."""
     kl: KLPenalty | None = None
+    """A KL penalty in the reward."""
     curriculum: Curriculum | None = None
+    """Draw prompts by measured difficulty. None: in random order."""
     ahead: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ahead < 0:
-            raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, a number of steps is at least 0.")
-        for name, given in (("curriculum", self.curriculum), ("advantage", self.advantage.needs_baseline or None)):
-            if self.ahead and given is not None:
-                why = "chooses prompts by what was scored last" if name == "curriculum" else "compares with the greedy response of now"
-                raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, but {name} {why}; use ahead: 0.")
-
-    row_type: ClassVar[type[Rows]] = RolloutRows
-
-    @property
-    def advantage_estimator(self) -> Advantage | None:
-        return self.advantage
+    """Sample rollouts for up to so many coming steps in the background, by weights at most that many steps old."""
 
     @property
     def reward_penalty(self) -> KLPenalty | None:
@@ -62,6 +51,18 @@ class Prompts(Sampled):
     def steps_ahead(self) -> int:
         return self.ahead
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ahead < 0:
+            raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, a number of steps is at least 0.")
+        reason = None
+        if self.curriculum is not None:
+            reason = "curriculum chooses prompts by what was scored last"
+        elif self.advantage.needs_baseline:
+            reason = "advantage compares with the greedy response of the current policy"
+        if self.ahead and reason:
+            raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, but {reason}; use ahead: 0.")
+
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
 
@@ -69,60 +70,64 @@ class Prompts(Sampled):
 class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Prompts, context: Context, name: str) -> None:
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
-        self.config, self.context, self.name, self.where = config, context, name, f"sources.{name}"
-        self.task = loading.task_of(config.data)
+        self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
+        self.weights = weights(config.rewards)
+        self.task: Task | None = loading.task_of(config.data)
         self.stream: Stream[Example] | CurriculumStream
         if config.curriculum is not None:
             self.stream = config.curriculum.start(examples, context, name)
         else:
-            self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.where)
-        self.scorers = _rollouts.started(config.rewards, context)
+            self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
+        self.scorers = start_scorers(config.rewards, context)
         self.logs: dict[str, float] = {}
-        self.ahead: Ahead | None = None
+        self.queue: RolloutQueue | None = None
         if config.ahead:
             take = lambda: self.stream.take(config.batch_size)  # noqa: E731
-            self.ahead = Ahead(config.ahead, context.total_steps, take, self._later, lambda: self.stream.state_dict())
+            self.queue = RolloutQueue(config.ahead, context.total_steps, take, self._submit, lambda: self.stream.state_dict())
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}
-        found = self._batch(step, 0)
-        self.logs |= _rollouts.report(found, self.config.rewards)
+        groups = self._batch(step, 0)
+        self.logs |= completion_metrics(groups, self.weights)
         if self.config.dynamic is not None:
-            found = self._refilled(found, step, self.config.dynamic)
+            groups = self._refilled(groups, step, self.config.dynamic)
         if isinstance(self.stream, CurriculumStream):
             self.logs |= self.stream.logs()
-        return found
+        return groups
 
     def _batch(self, step: int, number: int) -> list[RolloutGroup]:
-        """One batch of prompts, answered and scored."""
+        """Batch `number` of a step: prompts, answered and scored. Only batch 0 is logged, and sampled ahead."""
         config = self.config
-        if self.ahead is not None and not number:
-            groups = self.ahead(step)
-            self.logs["staleness"] = self._staleness(groups)
-        else:
-            examples = self.stream.take(config.batch_size)
-            key = ("rollout", self.name, step, number) if number else ("rollout", self.name, step)
-            groups = self.context.generate(config.learner, examples, config.group_size, config.sampling, key)
+        groups = self._sampled(step, number)
         if config.demonstrations is not None:
             for group in groups:
                 group.rollouts += [self._demonstration(group.example, i) for i in range(config.demonstrations.number)]
-        logs = _rollouts.score(groups, config.rewards, self.scorers, self.where)
-        kept, gone = _rollouts.without_abstentions(groups)
+        logs = score(groups, config.rewards, self.scorers, self.path)
+        groups, num_abstained = without_abstentions(groups)
         if not number:
-            self.logs |= logs | {"abstained": float(gone)}
-        if not kept:
-            raise RewardError(f"{self.where}: the rewards abstained on every response of step {step}, so nothing can be learned from it.")
+            self.logs |= logs | {"abstained": float(num_abstained)}
+        require_scored(groups, self.path, step)
         if isinstance(self.stream, CurriculumStream):
-            for group in kept:
-                totals = [_rollouts.total(r, config.rewards) for r in group.rollouts if not r.offpolicy]
+            for group in groups:
+                totals = [total_reward(r, self.weights) for r in group.rollouts if not r.offpolicy]
                 self.stream.observe(group.example, sum(totals) / max(len(totals), 1))
         if config.demonstrations is not None and config.demonstrations.gate is not None:
-            self._gate(kept, config.demonstrations)
+            self._gate(groups, config.demonstrations)
         if config.advantage.needs_baseline:
-            self._baselines(kept, step, number)
-        return kept
+            self._add_baselines(groups, step, number)
+        return groups
 
-    def _later(self, step: int, examples: Sequence[Example]) -> Waiting:
+    def _sampled(self, step: int, number: int) -> list[RolloutGroup]:
+        if self.queue is not None and not number:
+            groups = self.queue(step)
+            self.logs["staleness"] = self._staleness(groups)
+            return groups
+        config = self.config
+        examples = self.stream.take(config.batch_size)
+        key = ("rollout", self.name, step, number) if number else ("rollout", self.name, step)
+        return self.context.generate(config.learner, examples, config.group_size, config.sampling, key)
+
+    def _submit(self, step: int, examples: Sequence[Example]) -> PendingRollouts:
         config = self.config
         return self.context.generate_later(config.learner, examples, config.group_size, config.sampling, ("rollout", self.name, step))
 
@@ -131,22 +136,22 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         versions = [r.policy_version for g in groups for r in g.rollouts]
         return self.context.version(self.config.learner) - sum(versions) / len(versions)
 
-    def _refilled(self, first: list[RolloutGroup], step: int, dynamic: Dynamic) -> list[RolloutGroup]:
-        spread = [g for g in first if self._informative(g)]
-        rest = [g for g in first if not self._informative(g)]
-        batches = 1
-        while len(spread) < self.config.batch_size and batches < dynamic.max_batches:
-            more = self._batch(step, batches)
-            spread += [g for g in more if self._informative(g)]
-            rest += [g for g in more if not self._informative(g)]
-            batches += 1
+    def _refilled(self, groups: list[RolloutGroup], step: int, dynamic: Dynamic) -> list[RolloutGroup]:
+        """A batch of informative groups, filled up with the others where `max_batches` did not suffice."""
+        informative = [g for g in groups if self._informative(g)]
+        constant = [g for g in groups if not self._informative(g)]
+        num_batches = 1
+        while len(informative) < self.config.batch_size and num_batches < dynamic.max_batches:
+            batch = self._batch(step, num_batches)
+            informative += [g for g in batch if self._informative(g)]
+            constant += [g for g in batch if not self._informative(g)]
+            num_batches += 1
         number = self.config.batch_size
-        informative = min(len(spread), number)
-        self.logs |= {"dynamic/batches": float(batches), "dynamic/informative": informative / number}
-        return (spread + rest)[:number]
+        self.logs |= {"dynamic/batches": float(num_batches), "dynamic/informative": min(len(informative), number) / number}
+        return (informative + constant)[:number]
 
     def _informative(self, group: RolloutGroup) -> bool:
-        totals = [_rollouts.total(r, self.config.rewards) for r in group.rollouts]
+        totals = [total_reward(r, self.weights) for r in group.rollouts]
         return max(totals) > min(totals)
 
     def _demonstration(self, example: Example, number: int) -> Rollout:
@@ -155,40 +160,40 @@ class _Runtime(SourceRuntime[RolloutGroup]):
             text = self.task.demonstrate(example, random.Random(f"{self.name}/{example.id}/{number}"))
         text = example.answer if text is None else text
         if text is None:
-            raise ConfigError(f"{self.where}.demonstrations: row '{example.id}' has no response to demonstrate; name its column.")
+            raise ConfigError(f"{self.path}.demonstrations: row '{example.id}' has no response to demonstrate; name its column.")
         ids = self.context.encoder(self.config.learner).response(text)
         return Rollout(response_ids=ids, sampler_logprobs=[0.0] * len(ids), text=text, finished=True, offpolicy=True)
 
-    def _gate(self, groups: Sequence[RolloutGroup], gate: Demonstrations) -> None:
-        taught = 0
+    def _gate(self, groups: Sequence[RolloutGroup], demonstrations: Demonstrations) -> None:
+        """Leaves every group its sampled responses, or its demonstrations."""
+        num_demonstrated = 0
         for group in groups:
-            chosen = gate.choose(group, [_rollouts.total(r, self.config.rewards) for r in group.rollouts])
-            taught += all(group.rollouts[i].offpolicy for i in chosen)
+            chosen = demonstrations.choose(group, [total_reward(r, self.weights) for r in group.rollouts])
+            num_demonstrated += all(group.rollouts[i].offpolicy for i in chosen)
             group.rollouts = [group.rollouts[i] for i in chosen]
-        self.logs["gate/demonstrated"] = taught / len(groups)
+        self.logs["gate/demonstrated"] = num_demonstrated / len(groups)
 
-    def _baselines(self, groups: Sequence[RolloutGroup], step: int, number: int) -> None:
-        """The reward of each prompt's greedy response."""
+    def _add_baselines(self, groups: Sequence[RolloutGroup], step: int, number: int) -> None:
+        """Sets every group's `baseline`: the reward of its prompt's greedy response."""
         greedy = Sampling(max_new_tokens=self.config.sampling.max_new_tokens, temperature=0.0)
         key = ("greedy", self.name, step, number)
         answers = self.context.generate(self.config.learner, [g.example for g in groups], 1, greedy, key)
-        _rollouts.score(answers, self.config.rewards, self.scorers, self.where)
+        score(answers, self.config.rewards, self.scorers, self.path)
         for group, answer in zip(groups, answers, strict=True):
-            group.baseline = _rollouts.total(answer.rollouts[0], self.config.rewards)
+            group.baseline = total_reward(answer.rollouts[0], self.weights)
 
-    def rows(self, items: Sequence[RolloutGroup], encoder: Any) -> RolloutRows:
-        config = self.config
-        rows = _rollouts.rows(items, encoder, [r.weight for r in config.rewards], config.sampling.temperature)
-        if config.demonstrations is None or rows.offpolicy is not None:
+    def rows(self, items: Sequence[RolloutGroup], encoder: Encoder) -> RolloutRows:
+        rows = build_rows(items, encoder, self.weights, self.config.sampling.temperature)
+        if self.config.demonstrations is None or rows.offpolicy is not None:
             return rows
-        return replace(rows, offpolicy=torch.zeros(len(rows.rewards), dtype=torch.bool))  # the gate let none of them in
+        return replace(rows, offpolicy=torch.zeros(len(rows.rewards), dtype=torch.bool))  # the gate left none of them in
 
     def state_dict(self) -> dict[str, Any]:
-        stream = self.stream if self.ahead is None else self.ahead
+        stream = self.stream if self.queue is None else self.queue
         return stream.state_dict() | {"rewards": [s.state_dict() for s in self.scorers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
-        for scorer, found in zip(self.scorers, state.get("rewards", [{}] * len(self.scorers)), strict=True):
-            if found:
-                scorer.load_state_dict(found)
+        for scorer, saved in zip(self.scorers, state.get("rewards", [{}] * len(self.scorers)), strict=True):
+            if saved:
+                scorer.load_state_dict(saved)

@@ -1,46 +1,53 @@
-"""Past draws of a source of rollouts, once more."""
+"""Past draws of a source of rollouts, drawn again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Advantage, Context, SourceRuntime
-from advalign.sources import _rollouts
-from advalign.types import RolloutGroup, RolloutRows, Rows
+from advalign.interfaces import Context, SourceRuntime
+from advalign.sources._checks import require_positive
+from advalign.sources._rollouts import RolloutSource
+from advalign.types import RolloutGroup, RolloutRows, from_json, to_json, without_verifier
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 __all__ = ["Replay"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay(_rollouts.RolloutSource):
-    """Rows of past draws with p_old = the policy that sampled them: r_t = p_now / p_then, an off-policy ratio.
+class Replay(RolloutSource):
+    """Rows of past draws with p_old = the policy that sampled them: r_t = p_current / p_then, an off-policy ratio.
 
     Experience replay with importance ratios against the behaviour policy (ACER, arXiv:1611.01224), its age bounded as in
     asynchronous RL (AReaL, arXiv:2505.24298). Ours: whole groups, so that group-relative advantages stay what they were; drawn
-    uniformly, without replacement. The last `steps` draws of source `of` are kept; `batch_size` of their groups are drawn, none
-    whose sampler is more than `max_staleness` updates of `learner` behind. `include_current` adds the current draw to the
-    pool, and makes it where nothing else reads `of`. Where there is no past to draw from, the rows are of the current draw.
+    uniformly, without replacement. Where there is no past to draw from, the rows are those of the current draw.
     """
 
     source: str
-    advantage: Advantage
+    """Name of the source whose draws are kept."""
     batch_size: int = 16
+    """Groups per draw."""
     steps: int = 8
+    """Number of draws kept."""
     max_staleness: int | None = None
+    """Leave out groups whose sampler is more than so many updates of `learner` behind. None: no bound."""
     include_current: bool = False
-    learner: str = "policy"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sources.replay.{name}: got {getattr(self, name)}, must be at least 1.")
+    """Add the current draw to the choice, and make it where nothing else reads `source`."""
 
     @property
     def depends_on(self) -> tuple[str, ...]:
         return (self.source,)
+
+    @property
+    def draw_size(self) -> int:
+        return self.batch_size
+
+    def __post_init__(self) -> None:
+        require_positive("sources.replay", steps=self.steps, batch_size=self.batch_size)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)
@@ -50,9 +57,10 @@ class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Replay, context: Context, name: str) -> None:
         self.config, self.context, self.name = config, context, name
         replayed = context.source_config(config.source)
-        given: type[Rows] = replayed.row_type
-        if given is not RolloutRows:
-            raise ConfigError(f"sources.{name}.source: source '{config.source}' builds {given.__name__}; only rollouts can be replayed.")
+        if replayed.row_type is not RolloutRows:
+            raise ConfigError(
+                f"sources.{name}.source: source '{config.source}' builds {replayed.row_type.__name__}; only rollouts can be replayed."
+            )
         sampler = replayed.samples_with or config.learner
         if sampler != config.learner:
             raise ConfigError(f"sources.{name}.learner: '{config.learner}' given, but source '{config.source}' is sampled by '{sampler}'.")
@@ -61,7 +69,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         config, self.logs = self.config, {}
-        current = [_rollouts.without_verifier(group) for group in self._current(step, repeat)]
+        current = [without_verifier(group) for group in self._current(step, repeat)]
         version = self.context.version(config.learner)
         past = [g for _, groups in self.pool for g in groups if config.max_staleness is None or age(g, version) <= config.max_staleness]
         eligible = past + current if config.include_current else past or current
@@ -74,30 +82,31 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         if current:
             self.pool = [*self.pool, (step, current)][-config.steps :]
         ages = [age(group, version) for group in chosen]
-        fresh = sum(any(group is other for other in current) for group in chosen)
-        self.logs |= {"num_fresh": float(fresh), "num_replayed": float(len(chosen) - fresh), "staleness": sum(ages) / len(ages)}
+        num_fresh = sum(any(group is other for other in current) for group in chosen)
+        self.logs |= {"num_fresh": float(num_fresh), "num_replayed": float(len(chosen) - num_fresh), "staleness": sum(ages) / len(ages)}
         return chosen
 
     def _current(self, step: int, repeat: int) -> Sequence[RolloutGroup]:
-        drawn = self.context.current_items(self.config.source)
-        if drawn is None and self.config.include_current:
+        """What `source` drew in this step; drawn here where nothing else reads it and `include_current` is set."""
+        items = self.context.current_items(self.config.source)
+        if items is None and self.config.include_current:
             source = self.context.source(self.config.source)
-            drawn = source.draw(step, repeat)
+            items = source.draw(step, repeat)
             self.logs = dict(source.logs)
-        return drawn or ()
+        return items or ()
 
-    def rows(self, items: Sequence[RolloutGroup], encoder: Any) -> RolloutRows:
+    def rows(self, items: Sequence[RolloutGroup], encoder: Encoder) -> RolloutRows:
         rows = self.context.source(self.config.source).rows(items, encoder)
         assert isinstance(rows, RolloutRows)
         return replace(rows, old_logprobs=rows.sampler_logprobs)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pool": [[step, [_rollouts.to_json(group) for group in groups]] for step, groups in self.pool]}
+        return {"pool": [[step, [to_json(group) for group in groups]] for step, groups in self.pool]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.pool = [(step, [_rollouts.from_json(values) for values in groups]) for step, groups in state["pool"]]
+        self.pool = [(step, [from_json(values) for values in groups]) for step, groups in state["pool"]]
 
 
 def age(group: RolloutGroup, version: int) -> int:
-    """Updates of the policy since the group was sampled; what it did not sample itself has no age."""
+    """Updates of the policy since it sampled the group; a group it did not sample itself has age 0."""
     return version - max((r.policy_version for r in group.rollouts if not r.offpolicy), default=version)

@@ -7,7 +7,7 @@ from advalign.types.attacks import AttackResult, Budget, Proposal
 from advalign.types.edits import Edit, ThreatModel
 from advalign.types.losses import Losses, Weights
 from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
-from advalign.types.rollouts import Example, Rollout, RolloutGroup, Sampling
+from advalign.types.rollouts import Example, Rollout, RolloutGroup, Sampling, from_json, to_json, without_verifier
 from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, RolloutRows, Rows, Tokens, fit
 
 __all__ = [
@@ -34,4 +34,7 @@ __all__ = [
     "Tokens",
     "Weights",
     "fit",
+    "from_json",
+    "to_json",
+    "without_verifier",
 ]

@@ -1,55 +1,96 @@
-"""Host-side containers: examples, and the responses sampled to them."""
+"""Host-side containers: examples, the responses sampled to them, and both as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One thing to answer. `verify(text)` scores a response in [0, 1] where the example knows how."""
+    """One prompt to respond to, or one text to classify."""
 
     prompt: str
+    """The prompt, or the text."""
     answer: str | None = None
+    """The reference answer."""
     id: str = ""
+    """Unique in its data set."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of its row."""
     verify: Callable[[str], float] | None = None
+    """Scores a response in [0, 1], where the example can."""
     label: int | None = None
+    """Class index, or 1/0 for desirable/undesirable."""
     pair: str | None = None
+    """Second sentence of a classification (NLI)."""
 
 
 @dataclass(kw_only=True)
 class Rollout:
-    """One sampled response: the sampler's own ids (never re-tokenised), their log-probabilities, their text. `rewards`: one number per
-    reward; `token_rewards`: those that were given token by token, weighted and summed over rewards, one per id."""
+    """One sampled response."""
 
     response_ids: list[int]
+    """The sampler's own ids, never re-tokenised."""
     sampler_logprobs: list[float]
+    """log p of each id under the sampler."""
     text: str
+    """The ids, decoded."""
     finished: bool
+    """Whether it ended by itself (with end-of-sequence)."""
     policy_version: int = 0
+    """Version of the weights that sampled it."""
     rewards: list[float] = field(default_factory=list)
+    """One number per reward."""
     reward_versions: list[int] = field(default_factory=list)
+    """Versions of the learners that gave its rewards."""
     offpolicy: bool = False
+    """Not sampled by the policy: a demonstration."""
     token_rewards: list[float] | None = None
+    """One number per id: the rewards given token by token, weighted and summed over rewards."""
 
 
 @dataclass(kw_only=True)
 class RolloutGroup:
-    """All rollouts of one prompt. `baseline`: the reward of its greedy response, where an estimator asked for it."""
+    """All rollouts of one prompt."""
 
     example: Example
+    """What was asked."""
     prompt_ids: list[int]
+    """The prompt as the sampler read it."""
     rollouts: list[Rollout]
+    """The responses."""
     baseline: float | None = None
+    """The reward of the greedy response, where the advantage asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to sample. temperature 0 is greedy."""
+    """How responses are sampled."""
 
     max_new_tokens: int = 64
+    """Length limit of a response, its end token included."""
     temperature: float = 1.0
+    """0 is greedy."""
     top_p: float = 1.0
+    """Nucleus: the smallest set of tokens with at least this probability."""
+
+
+def without_verifier(group: RolloutGroup) -> RolloutGroup:
+    """The group without what plain values cannot hold: its example's verifier and `meta`.
+
+    Sources that save groups store them like this from the start, so that a resumed run reads what an uninterrupted one reads.
+    """
+    return replace(group, example=replace(group.example, verify=None, meta={}))
+
+
+def to_json(group: RolloutGroup) -> dict[str, Any]:
+    """A group as nested plain values, without its example's verifier and `meta`: for checkpoints and other processes."""
+    return asdict(without_verifier(group))
+
+
+def from_json(values: Mapping[str, Any]) -> RolloutGroup:
+    """The inverse of `to_json`."""
+    rollouts = [Rollout(**rollout) for rollout in values["rollouts"]]
+    return RolloutGroup(**{**values, "example": Example(**values["example"]), "rollouts": rollouts})
