@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from advalign.models.sharding import gathered, local, reshard, units
 from advalign.targets.target import target_of
 from advalign.training.ahead import Background, with_version
 from advalign.training.annotate import columns
-from advalign.types import DemoRows, Example, Rollout, RolloutGroup, Sampling
+from advalign.types import DemoRows, Example, RolloutGroup, Sampling, from_json, to_json
 
 
 class RunContext:
@@ -165,16 +166,10 @@ class DistributedRolloutEngine:
         mine = examples[share.start : share.stop]
         with gathered(network):
             groups = self.engine.generate(network, mine, n, sampling, generator) if mine else []
-        found = [group for part in ranks.plain([_sent(g) for g in groups]) for group in part]
-        return [_received(example, group) for example, group in zip(examples, found, strict=True)]
-
-
-def _sent(group: RolloutGroup) -> dict[str, Any]:
-    return {**vars(group), "example": None, "rollouts": [vars(r) for r in group.rollouts]}
-
-
-def _received(example: Example, group: Mapping[str, Any]) -> RolloutGroup:
-    return RolloutGroup(**{**group, "example": example, "rollouts": [Rollout(**r) for r in group["rollouts"]]})
+        parts = ranks.plain([to_json(group) for group in groups])
+        received = [from_json(values) for part in parts for values in part]
+        # Each process has the examples themselves, with their verifiers.
+        return [replace(group, example=example) for example, group in zip(examples, received, strict=True)]
 
 
 class FrozenCopies:

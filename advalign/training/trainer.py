@@ -20,7 +20,7 @@ from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
-from advalign.interfaces import Adversary, Objective, Source
+from advalign.interfaces import Adversary, Objective, Source, check_rows
 from advalign.models import Network
 from advalign.models.load import load_order
 from advalign.rollout.hf import HF
@@ -232,6 +232,7 @@ class Trainer:
         if not config["sources"][source].draws_before_updates:
             logs |= {f"{source}/{k}": v for k, v in runtime.logs.items()}
         rows = runtime.rows(items, self.learners[learner].network.encoder)
+        check_rows(rows, items, config["sources"][source].row_type, f"sources.{source}")
         self.ranks.agree(f"sources.{source}", rows.tokens.ids)
         readers = [t for t in self._active_config()[1].values() if t.source == source]
         needed = self.annotator.needs(config["sources"][source], readers, config["learners"])

@@ -8,18 +8,20 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.context import FakeContext
 
 from advalign import config, plugins
 from advalign.advantages import Group
 from advalign.errors import ConfigError, RewardError
+from advalign.interfaces import Reward
 from advalign.models import load
-from advalign.rewards import ExactAnswer, Format, Function, Length, Math, _symbolic
+from advalign.rewards import Discriminator, ExactAnswer, Format, Function, Length, Math, _symbolic
 from advalign.rewards.exact_answer import final_answer
 from advalign.sources import Prompts
 from advalign.types import Example, Rollout, RolloutGroup
@@ -27,11 +29,12 @@ from advalign.types import Example, Rollout, RolloutGroup
 symbolic = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="the optional package math-verify is not installed")
 
 
-@dataclass
-class Context:
-    """Scores a text by its length, as version 7; remembers what it was asked."""
+class LengthContext(FakeContext):
+    """Scores a text by its length, as version 7; records what it was asked."""
 
-    asked: list = field(default_factory=list)
+    def __init__(self):
+        super().__init__()
+        self.asked = []
 
     def score(self, learner, prompts, texts, finished):
         self.asked.append((learner, list(prompts), list(texts), list(finished)))
@@ -47,14 +50,14 @@ def group(example, *texts):
 
 
 def score(reward, *groups, context=None):
-    return list(reward.start(context or Context())(groups))
+    return list(reward.start(context or LengthContext())(groups))
 
 
 def count_letters(prompts, completions):
     return [len(text) for text in completions]
 
 
-def judge():
+def scorer():
     """A scorer that reads characters, so that it can tell the texts below apart."""
     texts = ["pqrs 0123456789 <think></think><answer></answer> five"]
     return load("scratch:tiny-gpt2?n_embd=32", head="score", tokenizer={"kind": "characters"}, texts=texts, max_length=64, dtype="float64")
@@ -66,8 +69,8 @@ CASES = {
     "length": {},
     "math": {},
     "function": {"fn": count_letters},
-    "learner": {"learner": "judge"},
-    "model": lambda: {"model": judge()},
+    "discriminator": {"learner": "discriminator"},
+    "model": lambda: {"model": scorer()},
 }
 GROUPS = (
     group(Example(prompt="p", answer="1"), "1", "2"),
@@ -175,7 +178,7 @@ def test_the_symbolic_engine_where_it_is_installed_and_its_refusal_where_not(mon
     monkeypatch.setattr(_symbolic, "installed", lambda: False)
     assert score(ExactAnswer(engine="auto"), group(example, "\\boxed{(x-1)(x+1)}", "\\boxed{x^2-1}")) == [0, 1]
     with pytest.raises(ConfigError, match="not installed"):
-        ExactAnswer(engine="math_verify").start(Context())
+        ExactAnswer(engine="math_verify").start(LengthContext())
     monkeypatch.undo()
     pytest.importorskip("math_verify", reason="the optional package math-verify is not installed")
     assert score(ExactAnswer(engine="math_verify"), group(example, "\\boxed{(x-1)(x+1)}", "\\boxed{(x-1)(x+2)}", "none")) == [1, 0, 0]
@@ -293,7 +296,7 @@ def test_the_worker_ends_when_its_input_does():
 def test_mathematics_is_refused_where_its_package_is_not_installed(monkeypatch):
     monkeypatch.setattr(_symbolic, "installed", lambda: False)
     with pytest.raises(ConfigError, match=r"rewards\.math: the package math-verify is not installed; install advalign\[math\]"):
-        Math().start(Context())
+        Math().start(LengthContext())
     with pytest.raises(ConfigError, match=r"rewards\.math\.seconds: 0"):
         Math(seconds=0)
 
@@ -380,7 +383,7 @@ def test_a_dotted_path_and_a_partial_work(tmp_path, monkeypatch):
     assert score(Function(fn="lab_of_rewards.brevity"), group(Example(prompt="?"), "abc", "")) == [-3, 0]
     for path in ("lab_of_rewards.gravity", "no_such_lab.brevity", "lab_of_rewards.x"):
         with pytest.raises(ConfigError, match=path):
-            Function(fn=path).start(Context())
+            Function(fn=path).start(LengthContext())
     with pytest.raises(ConfigError, match="dotted path"):
         Function(fn="brevity")
 
@@ -408,13 +411,13 @@ def test_wrong_returns_are_sentences(returned, sentence):
         score(Function(fn=lambda completions: returned), group(Example(prompt="?"), "a", "b"))
 
 
-# ---------------------------------------------------------------------------------------------------------- learner
+# ---------------------------------------------------------------------------------------------------- discriminator
 
 
-def test_a_learner_scores_pairs_and_stamps_its_version():
-    context, groups = Context(), (group(Example(prompt="p"), "", rollout("ab", finished=False)), group(Example(prompt="q"), "abc"))
-    assert score(Discriminator(learner="judge"), *groups, context=context) == [0, 2, 3]
-    assert context.asked == [("judge", ["p", "p", "q"], ["", "ab", "abc"], [True, False, True])]
+def test_a_discriminator_scores_pairs_and_stores_its_version():
+    context, groups = LengthContext(), (group(Example(prompt="p"), "", rollout("ab", finished=False)), group(Example(prompt="q"), "abc"))
+    assert score(Discriminator(learner="discriminator"), *groups, context=context) == [0, 2, 3]
+    assert context.asked == [("discriminator", ["p", "p", "q"], ["", "ab", "abc"], [True, False, True])]
     assert [r.reward_versions for g in groups for r in g.rollouts] == [[7], [7], [7]]
 
 
@@ -428,32 +431,31 @@ def test_a_learner_scores_pairs_and_stamps_its_version():
     ],
 )
 def test_forms_of_the_score(form, at_zero, at_two):
-    got = score(Discriminator(learner="judge", form=form), group(Example(prompt="p"), "", "ab"))
+    got = score(Discriminator(learner="discriminator", form=form), group(Example(prompt="p"), "", "ab"))
     assert got == pytest.approx([at_zero, at_two], abs=1e-12)
 
 
 def test_clip_bounds_the_logit_before_the_form():
     # logit 20 -> 3; -log(1 - sigmoid(3)) = log(1 + e^3)
-    got = score(Discriminator(learner="judge", form="neg_log_one_minus", clip=3.0), group(Example(prompt="p"), "x" * 20, "x"))
+    got = score(Discriminator(learner="discriminator", form="neg_log_one_minus", clip=3.0), group(Example(prompt="p"), "x" * 20, "x"))
     assert got == pytest.approx([math.log(1 + math.exp(3)), math.log(1 + math.e)], abs=1e-12)
 
 
-def test_learner_refuses_unknown_forms():
+def test_a_discriminator_refuses_unknown_forms():
     with pytest.raises(ConfigError, match="Did you mean 'logit'"):
-        Discriminator(learner="judge", form="logits")
+        Discriminator(learner="discriminator", form="logits")
     with pytest.raises(ConfigError, match="clip"):
-        Discriminator(learner="judge", clip=0.0)
+        Discriminator(learner="discriminator", clip=0.0)
 
 
 # ----------------------------------------------------------------------------- several rewards, and what they must not do
 
 
-class Run:
+class Run(FakeContext):
     """A run whose policy answers every prompt with the same prepared responses."""
 
-    seed = 0
-
     def __init__(self, *responses):
+        super().__init__()
         self.responses = responses
 
     def random(self, *key):
@@ -464,11 +466,10 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed:
+class Fixed(Reward):
     """The same answer whatever is asked: scores, or an exception."""
 
     answer: object
-    weight: float = 1.0
 
     def start(self, context):
         def score(groups):
@@ -540,4 +541,4 @@ def test_the_rewards_shown_in_the_documentation_build():
     blocks = [yaml.safe_load(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE) if block.startswith("    rewards:")]
     source = {"kind": "prompts", "data": "task:arithmetic", "advantage": "group"}
     built = [r for block in blocks for r in config.sections({"sources": {"s": source | block}})["sources"]["s"].rewards]
-    assert {plugins.kind_of(type(r)) for r in built} >= {"exact_answer", "math", "format", "length", "learner", "function"}
+    assert {plugins.kind_of(type(r)) for r in built} >= {"exact_answer", "math", "format", "length", "discriminator", "function"}

@@ -18,7 +18,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
 from advalign.rewards.function import Function
 from advalign.rollout.hf import HF
-from advalign.sources._ahead import Ahead
+from advalign.sources._ahead import RolloutQueue
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
 from advalign.training.ahead import Background
@@ -200,7 +200,7 @@ class Stream:
         return lambda: [RolloutGroup(example=e, prompt_ids=[1], rollouts=[]) for e in examples]
 
     def queue(self, bound, last=None):
-        return Ahead(bound, last, self.take, self.ask, lambda: {"position": self.position})
+        return RolloutQueue(bound, last, self.take, self.ask, lambda: {"position": self.position})
 
 
 def test_prompts_keep_their_order_and_nothing_is_asked_beyond_the_end():
@@ -217,7 +217,7 @@ def test_steps_that_are_left_out_lose_no_prompt_and_serve_nothing_old():
     queue = stream.queue(2)
     assert [queue(s)[0].example.prompt for s in (0, 7, 8)] == ["1", "2", "3"]
     assert stream.asked[:5] == [(0, "1"), (1, "2"), (2, "3"), (7, "2"), (8, "3")]
-    assert queue.jobs[9].asked >= 7
+    assert queue.jobs[9].submitted >= 7
     assert [queue(s)[0].example.prompt for s in (10, 11)] == ["4", "5"] or stream.position >= 5
 
 

@@ -1,4 +1,4 @@
-"""Self-play: who is asked what, what each side earns, who learns from it, and that it is a game that moves."""
+"""Self-play: what each side is asked, what it earns, who learns from it, and that it is a game that moves."""
 
 import math
 import re
@@ -9,18 +9,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from helpers.context import FakeContext
 from helpers.runs import spy
 from training.test_resume import assert_equal
 
 from advalign import Learner, Trainer, TrainingArguments, config, plugins
 from advalign.advantages.group import Group
-from advalign.engine import rng
 from advalign.errors import ConfigError, RewardError
 from advalign.models.encode import pad
 from advalign.objectives.grpo import GRPO
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function
-from advalign.sources._game import Injection, Opponents, Payoff, earned
+from advalign.sources._game import Injection, Opponents, Payoff, attack_payoff
 from advalign.sources.defender import Defender
 from advalign.sources.game import Game
 from advalign.training import checkpoint
@@ -30,22 +30,12 @@ CENTRED = Group(scale="none")
 SUMS = {"task": {"kind": "arithmetic", "digits": 1}}
 
 
-class Table:
-    """A run without models: `says[name](prompt)` are the texts of a learner or of a frozen copy; every call is written down."""
-
-    seed = 0
+class Table(FakeContext):
+    """A run without models: `says[name](prompt)` are the texts of a learner or of a frozen copy; every call is recorded."""
 
     def __init__(self, **says):
-        self.says, self.asked, self.sources, self.items = says, [], {}, {}
-
-    def random(self, *key):
-        return rng.rng(self.seed, *key)
-
-    def source(self, name):
-        return self.sources[name]
-
-    def current_items(self, name):
-        return self.items.get(name)
+        super().__init__()
+        self.says, self.asked = says, []
 
     def generate(self, learner, examples, n, sampling, key):
         self.asked.append((learner, [e.prompt for e in examples], n, key))
@@ -68,13 +58,13 @@ def answer(prompt):
 def play(context, **fields):
     """A started game of two attacks on each of two prompts, two answers to each."""
     given = {"data": SUMS, "rewards": [ExactAnswer()], "batch_size": 2, "group_size": 2, "answers": 2, "advantage": CENTRED}
-    runtime = Game(**{**given, "injection": Injection(separator=" = "), **fields}).start(context, "game")
-    context.sources["game"] = runtime
-    return runtime
+    source = Game(**{**given, "injection": Injection(separator=" = "), **fields})
+    context.sources["game"], context.source_configs["game"] = source.start(context, "game"), source
+    return context.sources["game"]
 
 
 def distracted(prompt):
-    """Right where nothing stands before the question, once right of twice under the attack "9", never under "99"."""
+    """Right where nothing is before the question, once right of twice under the attack "9", never under "99"."""
     right = answer(prompt)
     return {"9": [right, "no"], "99": ["no", "no"]}.get(prompt.partition(" = ")[0] if prompt.count("=") > 1 else "", [right, right])
 
@@ -85,13 +75,13 @@ def distracted(prompt):
 def test_what_an_attack_earns_by_hand():
     # One of four answers is right: p = 1/4. regret: 1 - 1/4. learnability: 4 * 1/4 * 3/4 * 4/3 = 1.
     quarter = [1.0, 0.0, 0.0, 0.0]
-    assert [earned(of, quarter) for of in ("failure", "regret", "learnability")] == pytest.approx([0.75, 0.75, 1.0])
+    assert [attack_payoff(form, quarter) for form in ("failure", "regret", "learnability")] == pytest.approx([0.75, 0.75, 1.0])
     # What is never solved is worth everything to a zero-sum attacker, and nothing to the others; what is always solved, nothing to all.
-    assert [earned(of, [0.0, 0.0]) for of in ("failure", "regret", "learnability")] == [1.0, 0.0, 0.0]
-    assert [earned(of, [1.0, 1.0]) for of in ("failure", "regret", "learnability")] == [0.0, 0.0, 0.0]
+    assert [attack_payoff(form, [0.0, 0.0]) for form in ("failure", "regret", "learnability")] == [1.0, 0.0, 0.0]
+    assert [attack_payoff(form, [1.0, 1.0]) for form in ("failure", "regret", "learnability")] == [0.0, 0.0, 0.0]
     # Partial scores 0.2 and 0.6: p = 0.4.
-    assert [earned(of, [0.2, 0.6]) for of in ("failure", "regret")] == pytest.approx([0.6, 0.2])
-    assert math.isnan(earned("failure", []))
+    assert [attack_payoff(form, [0.2, 0.6]) for form in ("failure", "regret")] == pytest.approx([0.6, 0.2])
+    assert math.isnan(attack_payoff("failure", []))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
@@ -102,7 +92,7 @@ def test_learnability_is_unbiased(p, number):
     for bits in range(2**number):
         scores = [float(bits >> k & 1) for k in range(number)]
         right = sum(scores)
-        total += p**right * (1 - p) ** (number - right) * earned("learnability", scores)
+        total += p**right * (1 - p) ** (number - right) * attack_payoff("learnability", scores)
     assert total == pytest.approx(4 * p * (1 - p), abs=1e-12)
 
 
@@ -145,7 +135,7 @@ def test_the_game_is_zero_sum_and_other_payoffs_are_not():
 # ------------------------------------------------------------------------------------------------------------ placement
 
 
-def test_where_an_attack_stands():
+def test_where_an_attack_is_put():
     question = "1 + 2 ="
     assert Injection(separator=" | ").place("7", question) == "7 | 1 + 2 ="
     assert Injection(placement="suffix", separator="\n").place("7", question) == "1 + 2 =\n7"
@@ -166,19 +156,19 @@ def test_a_rewrite_keeps_the_words_of_the_prompt_in_their_order():
     assert Injection(allowed="[a-z]+").valid("abc", question)
 
 
-# ------------------------------------------------------------------------------------------------------------ the turn
+# ------------------------------------------------------------------------------------------------------------ the defender
 
 
-def turn(context, **fields):
-    runtime = Defender(**{"game": "game", "advantage": CENTRED, **fields}).start(context, "turn")
+def defend(context, **fields):
+    runtime = Defender(**{"game": "game", "advantage": CENTRED, **fields}).start(context, "defender")
     context.items["game"] = context.sources["game"].draw(0, 0)
     return runtime
 
 
-def test_the_turn_has_the_answers_of_the_same_draw_and_a_share_of_clean_prompts():
+def test_the_defender_has_the_answers_of_the_same_draw_and_a_fraction_of_clean_prompts():
     context = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     play(context)
-    runtime = turn(context, clean=0.2)
+    runtime = defend(context, clean=0.2)
     groups = runtime.draw(0, 0)
     assert len(context.asked) == 3  # attacks, answers, clean answers: the game is not played again
     # Four attacked prompts and a fifth that is clean.
@@ -189,13 +179,13 @@ def test_the_turn_has_the_answers_of_the_same_draw_and_a_share_of_clean_prompts(
     assert (runtime.logs["accuracy/attacked"], runtime.logs["accuracy/clean"]) == (0.25, 1.0)
 
 
-def test_rewards_of_the_turn_are_added_for_the_defender_alone():
+def test_rewards_of_the_defender_are_not_the_attacker_s():
     context = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     short = Function(fn=lambda completions: [float(len(c)) for c in completions], weight=0.1)
     play(context)
-    runtime = turn(context, rewards=[short])
+    runtime = defend(context, rewards=[short])
     first, again = runtime.draw(0, 0), runtime.draw(0, 0)
-    assert first == again  # what is added here stays here
+    assert first == again  # rewards added here do not change the game's groups
     assert [len(r.rewards) for g in context.sources["game"].answers for r in g.rollouts] == [1] * 8
     rows = runtime.rows(first, SimpleNamespace(rollouts=lambda groups: tokens(groups)))
     texts = [r.text for g in first for r in g.rollouts]
@@ -211,15 +201,15 @@ def tokens(groups):
     return pad([[1, *r.response_ids] for _, r in rollouts], [1] * len(rollouts), 0, number)
 
 
-def test_a_turn_plays_the_game_where_nobody_else_reads_it():
+def test_a_defender_plays_the_game_where_no_objective_reads_it():
     context = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     play(context)
-    runtime = Defender(game="game", advantage=CENTRED).start(context, "turn")
+    runtime = Defender(game="game", advantage=CENTRED).start(context, "defender")
     assert len(runtime.draw(0, 0)) == 4
     assert runtime.logs["attack_success"] == 0.75
 
 
-def test_an_answer_nobody_can_judge_is_left_out_on_both_sides():
+def test_an_answer_without_a_score_is_left_out_on_both_sides():
     unsure = Function(fn=lambda completions: [math.nan if c == "no" else 1.0 for c in completions])
     context = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     runtime = play(context, rewards=[unsure])
@@ -229,37 +219,37 @@ def test_an_answer_nobody_can_judge_is_left_out_on_both_sides():
     assert [r.rewards for g in groups for r in g.rollouts] == [[0.0], [0.0]]
     assert [[r.text for r in g.rollouts] for g in runtime.answers] == [[answer(p)] for p in context.asked[1][1] if p.startswith("9 ")]
     assert runtime.logs["abstained"] == 2.0
-    with pytest.raises(RewardError, match=r"^sources.game: the rewards abstained on every answer of step 1, .*\.$"):
+    with pytest.raises(RewardError, match=r"^sources.game: the rewards abstained on every response of step 1, .*\.$"):
         play(context, rewards=[Function(fn=lambda completions: [math.nan] * len(completions))]).draw(1, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ opponents
 
 
-def test_shares_of_opponents_add_up_to_the_examples():
-    some = Opponents(attackers={"slow": 0.25}, defenders={"old": 0.5})
+def test_fractions_of_opponents_add_up_to_the_examples():
+    opponents = Opponents(attackers={"slow": 0.25}, defenders={"old": 0.5})
     # Of eight: a quarter meets the slow attacker, half are played against the old defender, two are left.
-    assert some.pairs("a", "d", 8) == [("a", "d", 2), ("slow", "d", 2), ("a", "old", 4)]
+    assert opponents.pairs("a", "d", 8) == [("a", "d", 2), ("slow", "d", 2), ("a", "old", 4)]
     for number in range(1, 40):
-        assert sum(n for _, _, n in some.pairs("a", "d", number)) == number
+        assert sum(n for _, _, n in opponents.pairs("a", "d", number)) == number
     assert Opponents().pairs("a", "d", 3) == [("a", "d", 3)]
-    # Averages of both sides, as in AdvGame: the two of now never meet, and both learn.
+    # Averages of both sides, as in AdvGame: the two learners never meet, and both learn.
     assert Opponents(attackers={"slow": 0.5}, defenders={"old": 0.5}).pairs("a", "d", 4) == [("slow", "d", 2), ("a", "old", 2)]
 
 
-def test_nobody_learns_from_what_a_frozen_copy_wrote():
+def test_no_learner_trains_on_what_a_frozen_copy_wrote():
     context = Table(attacker=lambda p: ["9", "99"], slow=lambda p: ["", "99"], policy=distracted, old=lambda p: ["no", "no"])
     runtime = play(context, batch_size=4, opponents=Opponents(attackers={"slow": 0.25}, defenders={"old": 0.25}))
-    own = runtime.draw(0, 0)
+    attacks = runtime.draw(0, 0)
     assert [(name, len(prompts)) for name, prompts, _, _ in context.asked] == [
         ("attacker", 2), ("policy", 4), ("slow", 1), ("policy", 2), ("attacker", 1), ("old", 2),
     ]  # fmt: skip
-    # Three groups of the attacker of now: two against the policy, one against the copy, which always fails.
-    assert [[r.rewards[0] for r in g.rollouts] for g in own] == [[0.5, 1.0], [0.5, 1.0], [1.0, 1.0]]
-    # Six of the policy's prompts: four against the attacker of now, two of the slow one, whose first attack is empty and so none.
+    # Three groups of the current attacker: two against the policy, one against the copy, which always fails.
+    assert [[r.rewards[0] for r in g.rollouts] for g in attacks] == [[0.5, 1.0], [0.5, 1.0], [1.0, 1.0]]
+    # Six of the policy's prompts: four against the current attacker, two of the slow one, whose first attack is empty and so none.
     assert runtime.attacked == [True] * 4 + [False, True]
     assert [g.rollouts[0].text == "no" for g in runtime.answers] == [False, True, False, True, False, True]
-    # Of its two attacks only "99" stands in a prompt, and always succeeds; so does everything against the old defender.
+    # Of its two attacks only "99" is in a prompt, and always succeeds; so does everything against the old defender.
     assert (runtime.logs["attack_success/slow"], runtime.logs["attack_success/old"]) == (1.0, 1.0)
 
 
@@ -267,45 +257,45 @@ def test_streams_are_named_by_source_step_and_pair():
     context = Table(attacker=lambda p: ["9", "99"], policy=distracted, old=distracted)
     runtime = play(context, opponents=Opponents(defenders={"old": 0.5}))
     runtime.draw(3, 0), runtime.draw(4, 0)
-    found = [key for _, _, _, key in context.asked]
-    assert len(set(found)) == len(found) == 8
-    assert all(key[1] == "game" for key in found)
+    keys = [key for _, _, _, key in context.asked]
+    assert len(set(keys)) == len(keys) == 8
+    assert all(key[1] == "game" for key in keys)
 
 
 REFUSED = {
     "a placement": (lambda: Injection(placement="middle"), "injection.placement: no placement 'middle'. Known: .*"),
     "a template": (lambda: Injection(template="attack"), "injection.template: 'attack' given; .*"),
-    "a pattern": (lambda: Injection(allowed="["), "injection.allowed: '\\[' is no regular expression .*"),
+    "a pattern": (lambda: Injection(allowed="["), "injection.allowed: '\\[' is not a regular expression .*"),
     "a payoff": (lambda: Payoff(form="regrett"), "payoff.form: no payoff 'regrett'. .*Did you mean 'regret'.*"),
     "a gift": (lambda: Payoff(length_cost=-1.0), "payoff: length_cost -1.0, .*"),
-    "shares": (lambda: Opponents(attackers={"a": 0.7}, defenders={"b": 0.7}), r"opponents: shares \[0.7, 0.7\] given; .*"),
+    "fractions": (lambda: Opponents(attackers={"a": 0.7}, defenders={"b": 0.7}), r"opponents: fractions \[0.7, 0.7\] given; .*"),
     "one answer": (
         lambda: play(Table(), answers=1, payoff=Payoff(form="regret")),
         "sources.game.answers: got 1; a payoff .*",
     ),
     "no attacker": (lambda: play(Table(), opponents=Opponents(attackers={"a": 1.0})), "sources.game.opponents.attackers: of 2 examples .*"),
-    "a share": (lambda: Defender(game="game", advantage=CENTRED, clean=1.0), "sources.turn.clean: got 1.0; .*"),
+    "a fraction": (lambda: Defender(game="game", advantage=CENTRED, clean=1.0), "sources.defender.clean: got 1.0, must be a fraction, .*"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_sentence(case):
-    made, sentence = REFUSED[case]
+    build, sentence = REFUSED[case]
     with pytest.raises(ConfigError, match=rf"^{sentence}$"):
-        made()
+        build()
 
 
-def test_a_turn_that_does_not_fit_its_game_is_refused():
+def test_a_defender_that_does_not_fit_its_game_is_refused():
     context = Table()
     play(context)
-    with pytest.raises(ConfigError, match=r"^sources.turn.learner: 'discriminator' given, but in 'game' the defender is 'policy'\.$"):
-        turn(context, learner="discriminator")
+    with pytest.raises(ConfigError, match=r"^sources.defender.learner: 'discriminator' given, but in 'game' the defender is 'policy'\.$"):
+        defend(context, learner="discriminator")
     play(context, answers=1)
-    with pytest.raises(ConfigError, match=r"^sources.turn.advantage: Group compares .*, and 'game' has answers: 1; .*"):
-        turn(context)
-    context.sources["game"] = SimpleNamespace(config=Defender(game="other", advantage=CENTRED))
-    with pytest.raises(ConfigError, match=r"^sources.turn.game: source 'game' is a Defender, and a turn is of a game\.$"):
-        turn(context)
+    with pytest.raises(ConfigError, match=r"^sources.defender.advantage: Group compares .*, and 'game' has answers: 1; .*"):
+        defend(context)
+    context.source_configs["game"] = Defender(game="other", advantage=CENTRED)
+    with pytest.raises(ConfigError, match=r"^sources.defender.game: source 'game' is a Defender; a defender plays in a game\.$"):
+        defend(context)
     big = Function(fn=lambda completions: [2.0] * len(completions))
     both = Table(attacker=lambda prompt: ["9", "99"], policy=distracted)
     with pytest.raises(RewardError, match=r"^sources.game.payoff: learnability is of scores in \[0, 1\], .*\.$"):
@@ -336,13 +326,13 @@ sources:
     opponents: {attackers: {slow: 0.25}, defenders: {old: 0.25}}
     rewards: [{kind: format, pattern: ".*[01].*"}]
     advantage: role_ema
-  turn: {kind: defender, game: duel, clean: 0.2, advantage: group, rewards: [{kind: length, max_length: 3, buffer: 1}]}
+  answers: {kind: defender, game: duel, clean: 0.2, advantage: group, rewards: [{kind: length, max_length: 3, buffer: 1}]}
 frozen:
   slow: {learner: attacker, ema: 0.9}
   old: {learner: policy, refresh: 3}
 objectives:
   attack: {kind: grpo, source: duel, learner: attacker}
-  defend: {kind: grpo, source: turn}
+  defend: {kind: grpo, source: answers}
 args: {save_steps: 2}
 """
 
@@ -357,8 +347,8 @@ def test_both_sides_train_in_one_step_each_on_its_own_rows(monkeypatch):
     trainer, seen = config.trainer(described(steps=1)), {}
     spy(monkeypatch, before=lambda runtime, rows: seen.setdefault(runtime.name, rows))
     (log,) = trainer.train(progress=False)
-    assert {name: list(rows) for name, rows in seen.items()} == {"policy": ["turn"], "attacker": ["duel"]}
-    attacks, answers = seen["attacker"]["duel"], seen["policy"]["turn"]
+    assert {name: list(rows) for name, rows in seen.items()} == {"policy": ["answers"], "attacker": ["duel"]}
+    attacks, answers = seen["attacker"]["duel"], seen["policy"]["answers"]
     # Eight examples: two are played by the slow attacker, two against the old defender. The attacker has six of them, four attacks each;
     # the policy as many, two answers to each attack, and 0.2 / 0.8 * 24 = 6 clean prompts.
     assert (len(attacks.rewards), len(answers.rewards)) == (6 * 4, (6 * 4 + 6) * 2)
@@ -374,10 +364,10 @@ def test_every_number_of_a_game_is_in_the_glossary():
     from test_metrics_glossary import unknown
 
     history = config.trainer(described(steps=2)).train(progress=False)
-    names = {"objective": ["attack", "defend"], "source": ["duel", "turn"], "learner": ["policy", "attacker", "slow", "old"]}
+    names = {"objective": ["attack", "defend"], "source": ["duel", "answers"], "learner": ["policy", "attacker", "slow", "old"]}
     logged = {name for entry in history for name in entry}
     assert unknown(logged, names | {"adversary": [], "evaluation": []}) == []
-    assert {"duel/attack_success", "duel/attack_success/slow", "duel/invalid", "duel/attack_length", "turn/accuracy/attacked"} <= logged
+    assert {"duel/attack_success", "duel/attack_success/slow", "duel/invalid", "duel/attack_length", "answers/accuracy/attacked"} <= logged
 
 
 def test_a_game_resumes_bit_for_bit(tmp_path):
@@ -413,24 +403,24 @@ def test_one_network_may_play_both_sides():
     found["sources"]["duel"] |= {"learner": "policy", "opponents": {}}
     found["objectives"]["attack"]["learner"] = "policy"
     trainer = config.trainer(found)
-    assert "policy loss = 1 grpo(duel) + 1 grpo(turn)" in trainer.formula()
+    assert "policy loss = 1 grpo(duel) + 1 grpo(answers)" in trainer.formula()
     (log,) = trainer.train(progress=False)
     assert trainer.learners["policy"].version == 1  # one update of the sum
     assert log["policy/grad_norm"] > 0
 
 
-def test_a_fresh_attacker_learns_what_beats_a_defender_that_stands_still():
-    """The defender is right exactly where a "7" stands in the attack: a best response learns not to write one, and to be allowed."""
+def test_a_fresh_attacker_learns_what_beats_a_defender_that_does_not_train():
+    """The defender is right exactly where the attack has a "7": a best response learns not to write one, and to be allowed."""
 
     def fails(prompts, completions):
         return [float("7" in prompt.split("= ")[0]) if prompt.count("=") > 1 else 1.0 for prompt in prompts]
 
     model = Learner(model="scratch:tiny-gpt2?n_embd=32", tokenizer={"kind": "characters", "data": "task:arithmetic"}, max_length=40)
     tokens, advantage = Sampling(max_new_tokens=3), Group()
-    where = Injection(separator="= ", allowed="[0-9]+")
+    injection = Injection(separator="= ", allowed="[0-9]+")
     game = Game(
         data="task:arithmetic", rewards=[Function(fn=fails)], batch_size=8, group_size=8, answers=1, sampling=tokens,
-        answer_sampling=Sampling(max_new_tokens=1), injection=where, advantage=advantage,
+        answer_sampling=Sampling(max_new_tokens=1), injection=injection, advantage=advantage,
     )  # fmt: skip
     trainer = Trainer(
         learners={"policy": model, "attacker": replace(model, learning_rate=1e-2)},
@@ -461,7 +451,7 @@ def small(name):
         learner |= {"model": "scratch:tiny-gpt2?n_embd=32", "tokenizer": {"kind": "characters", "data": "task:arithmetic"}}
         learner |= {"max_length": 128, "options": {}, "learning_rate": 1e-3}
     for source in found["sources"].values():
-        source |= {"data": "task:arithmetic", "batch_size": 4} if source["kind"] != "turn" else {}
+        source |= {"data": "task:arithmetic", "batch_size": 4} if source["kind"] != "defender" else {}
         source |= {"rewards": [{"kind": "format", "pattern": ".*[01].*"}]} if "rewards" in source else {}
         for budget in ("sampling", "answer_sampling"):
             source |= {budget: {"max_new_tokens": 4}} if budget in source else {}
@@ -473,7 +463,7 @@ def small(name):
     return found
 
 
-@pytest.mark.parametrize("name", ["self_play", "found_prompts"])
+@pytest.mark.parametrize("name", ["self_play", "adversarial_prompts"])
 def test_a_configuration_states_its_loss_and_runs_when_it_is_small(name):
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     printed = config.trainer(config.read(FOLDER / f"{name}.yaml")).formula().splitlines()

@@ -2,10 +2,12 @@
 
 import math
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.context import FakeContext
 from helpers.runs import WORDS, policy, write
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments
@@ -15,6 +17,7 @@ from advalign.advantages.leave_one_out import LeaveOneOut
 from advalign.advantages.remax import ReMax
 from advalign.errors import ConfigError, RewardError
 from advalign.functional import divergence
+from advalign.interfaces import Reward
 from advalign.objectives.dapo import DAPO
 from advalign.objectives.dr_grpo import DrGRPO
 from advalign.objectives.luffy import LUFFY
@@ -34,22 +37,18 @@ def nothing(completions, **_):
     return [0.0] * len(completions)
 
 
-@dataclass
-class Scripted:
+class Scripted(FakeContext):
     """A context whose policy answers from a table: {prompt: list of answers}, the greedy one first."""
 
-    table: dict[str, list[str]]
-    seed: int = 0
-    asked: list[tuple[str, ...]] = field(default_factory=list)
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.asked = table, []
 
     def random(self, *key):
         return random.Random(str((self.seed, *key)))
 
     def encoder(self, learner):
-        return self
-
-    def response(self, text):
-        return [ord(c) for c in text]
+        return SimpleNamespace(response=lambda text: [ord(c) for c in text])
 
     def generate(self, learner, examples, n, sampling, key):
         self.asked.append(tuple(e.prompt for e in examples))
@@ -86,7 +85,7 @@ def test_dynamic_sampling_refills_with_groups_that_teach(tmp_path):
     assert runtime.logs["dynamic/informative"] == 1.0
     assert 2 <= runtime.logs["dynamic/batches"] <= 4 == len(set("abcd"))
     assert len(context.asked) == runtime.logs["dynamic/batches"]
-    # The share of groups without signal is that of the first batch, before anything was refilled.
+    # The fraction of groups without signal is that of the first batch, before anything was refilled.
     first = [len(set(table[p])) == 1 for p in context.asked[0]]
     assert runtime.logs["frac_reward_zero_std"] == sum(first) / 2
 
@@ -322,8 +321,8 @@ def test_bad_options_are_one_sentence(number):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endless:
-    weight: float = 1.0
+class Endless(Reward):
+    """A reward without bound."""
 
     def start(self, context):
         return lambda groups: [math.inf for g in groups for _ in g.rollouts]

@@ -7,49 +7,41 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType
 
 import pytest
 import torch
 import yaml
+from helpers.context import FakeContext
 from helpers.networks import network
 from helpers.runs import SHORT, WORDS, discriminator, game, policy, spy, write
 
 from advalign import TrainingArguments, config, plugins
 from advalign.advantages.group import Group
 from advalign.advantages.leave_one_out import LeaveOneOut
-from advalign.engine import rng
 from advalign.errors import AdvalignError, ConfigError, RewardError
+from advalign.interfaces import SourceRuntime
 from advalign.objectives._policy import Correction
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
 from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rewards.function import Function
 from advalign.rewards.length import Length
-from advalign.sources import _rollouts
+from advalign.sources._scoring import as_scorer, score
 from advalign.sources.rejection import Rejection
 from advalign.sources.replay import Replay
 from advalign.sources.trajectories import Trajectories
-from advalign.types import Example, Rollout, RolloutGroup, RolloutRows
+from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, from_json, to_json, without_verifier
 
 CENTRED = Group(scale="none")
 
 
-class Scripted:
-    """A run without a trainer: what is sampled and what other sources drew is said by the test."""
+class Scripted(FakeContext):
+    """A run without a trainer: the test gives what is sampled and what other sources drew."""
 
     def __init__(self, seed=0, net=None, answers=None):
-        self.seed, self.net, self.answers = seed, net, answers
-        self.sources, self.items, self.updates, self.asked = {}, {}, 0, []
-
-    def random(self, *key):
-        return rng.rng(self.seed, *key)
-
-    def source(self, name):
-        return self.sources[name]
-
-    def current_items(self, name):
-        return self.items.get(name)
+        super().__init__(seed=seed)
+        self.net, self.answers, self.updates, self.asked = net, answers, 0, []
 
     def version(self, learner):
         return self.updates
@@ -58,7 +50,7 @@ class Scripted:
         return self.net.encoder
 
     def generate(self, learner, examples, n, sampling, key):
-        """`answers(prompt)` -> texts, each one token per word; written by nobody's tokenizer."""
+        """`answers(prompt)` -> texts, each one token per word; no tokenizer is involved."""
         self.asked.append([e.prompt for e in examples])
         groups = []
         for example in examples:
@@ -96,8 +88,8 @@ def names(groups):
 def replaying(context=None, **fields):
     """A started replay of a source that draws two groups "<step>a", "<step>b" per step, three updates after the last."""
     context = context or Scripted()
-    context.sources.setdefault("write", SimpleNamespace(config=write()))
-    runtime = Replay(**{"learner": "write", "advantage": CENTRED, "batch_size": 100, **fields}).start(context, "past")
+    context.source_configs.setdefault("write", write())
+    runtime = Replay(**{"source": "write", "advantage": CENTRED, "batch_size": 100, **fields}).start(context, "past")
 
     def step(number, seen=True):
         context.updates = 3 * number
@@ -136,7 +128,7 @@ def test_replay_is_limited_in_updates_of_the_policy():
 
 def test_demonstrations_in_a_group_have_no_age():
     runtime, _, context = replaying(max_staleness=3)
-    # A gate may leave nothing but the demonstration; in the other group it stands beside responses of version 3.
+    # A gate may leave nothing but the demonstration; in the other group it is beside responses of version 3.
     taught, mixed = group("taught", rewards=(), offpolicy=True), group("mixed", version=3, offpolicy=True)
     context.updates, context.items = 3, {"write": [taught, mixed]}
     runtime.draw(1, 0)
@@ -150,7 +142,7 @@ def test_demonstrations_in_a_group_have_no_age():
 def test_replay_draws_whole_groups_uniformly_and_by_its_own_stream():
     _, step, _ = replaying(steps=2, batch_size=1)
     step(0), step(1)
-    # The pool stands still where the source is not drawn: 400 single draws out of four groups, 100 expected of each, standard
+    # The pool does not change where the source is not drawn: 400 single draws out of four groups, 100 expected of each, standard
     # deviation sqrt(400 * 1/4 * 3/4) = 8.7.
     counts = dict.fromkeys(("0a", "0b", "1a", "1b"), 0)
     chosen = []
@@ -180,15 +172,21 @@ def test_replay_resumes_to_the_bit_through_plain_values():
     assert all(g.example.verify is None and not g.example.meta for g in step(5))
 
 
-def test_replay_draws_a_source_that_nobody_else_reads():
+def test_replay_draws_a_source_that_nothing_else_reads():
     drawn = []
 
-    def draw(number, repeat):
-        drawn.append(number)
-        return [group(f"{number}a")]
+    class Written(SourceRuntime):
+        logs = MappingProxyType({"reward": 0.5})
+
+        def draw(self, step, repeat):
+            drawn.append(step)
+            return [group(f"{step}a")]
+
+        def rows(self, items, encoder):
+            raise AssertionError("this test builds no rows")
 
     context = Scripted()
-    context.sources["write"] = SimpleNamespace(config=write(), draw=draw, logs={"reward": 0.5})
+    context.sources["write"] = Written()
     runtime, step, _ = replaying(context, include_current=True)
     assert names(step(0, seen=False)) == ["0a"]
     assert names(step(1, seen=False)) == ["0a", "1a"]
@@ -203,7 +201,7 @@ def test_replay_refuses_in_a_sentence():
     with pytest.raises(ConfigError, match=r"^sources.past.learner: 'discriminator' given, but source 'write' is sampled by 'policy'\.$"):
         replaying(learner="discriminator")
     context = Scripted()
-    context.sources["write"] = SimpleNamespace(config=Rejection(data="task:constraints", rewards=[Function(fn=len)]))
+    context.source_configs["write"] = Rejection(data="task:constraints", rewards=[Function(fn=len)])
     with pytest.raises(ConfigError, match=r"^sources.past.source: source 'write' builds DemoRows; only rollouts can be replayed\.$"):
         replaying(context)
     with pytest.raises(ConfigError, match=r"^sources.replay.steps: got 0, must be at least 1\.$"):
@@ -447,7 +445,7 @@ def test_rejection_keeps_the_best_and_of_ties_the_first():
     runtime, _ = rejecting(answers.get, prompts=("p", "q"), group_size=3)
     assert texts(runtime.draw(0, 0)) == [("p", "high a"), ("q", "same a")]
     # Two of six; both have reward 2.
-    assert (runtime.logs["kept_share"], runtime.logs["kept_reward"], runtime.logs["num_pool"]) == (2 / 6, 2.0, 2.0)
+    assert (runtime.logs["kept_fraction"], runtime.logs["kept_reward"], runtime.logs["num_pool"]) == (2 / 6, 2.0, 2.0)
     assert runtime.logs["rewards/function/mean"] == pytest.approx((0 + 2 + 1 + 2 + 2 + 0) / 6)
 
 
@@ -465,7 +463,7 @@ def test_only_what_reaches_the_threshold_stays():
     answers = {"p": ["low", "top"], "q": ["mid", "low"], "r": ["high", "mid"]}
     runtime, _ = rejecting(answers.get, prompts=("p", "q", "r"), threshold=2.0, keep=2)
     assert texts(runtime.draw(0, 0)) == [("p", "top"), ("r", "high")]
-    assert runtime.logs["kept_share"] == 2 / 6
+    assert runtime.logs["kept_fraction"] == 2 / 6
     assert runtime.logs["kept_reward"] == 2.5
 
 
@@ -495,7 +493,7 @@ def test_a_pool_serves_as_many_draws_as_it_is_said_to():
     assert sorted(pair for draw in draws[3:] for pair in draw) == [(p, f"high {p}2") for p in "abcdef"]
     # The rates of a collection are logged when it is made, and not again.
     runtime.draw(6, 0)
-    assert "kept_share" in runtime.logs
+    assert "kept_fraction" in runtime.logs
     runtime.draw(7, 0)
     assert runtime.logs == {"num_pool": 6.0}
 
@@ -524,7 +522,7 @@ def test_nothing_above_the_threshold_is_a_sentence_or_the_pool_of_before():
     runtime, context = rejecting(lambda prompt: next(said), threshold=1.5)
     found = [texts(runtime.draw(step, 0)) for step in range(3)]
     assert found == [[("p", "top")]] * 3
-    assert runtime.logs["kept_share"] == 0
+    assert runtime.logs["kept_fraction"] == 0
     assert "kept_reward" not in runtime.logs
     assert texts(runtime.draw(3, 0)) == [("p", "high")]
     assert len(context.asked) == 4
@@ -603,7 +601,7 @@ def test_raft_raises_the_reward_it_selects_by():
     assert sum(end) / 3 > 2 * sum(start) / 3
 
 
-def test_who_trains_on_the_best_must_read_the_sampler_s_ids():
+def test_a_learner_that_trains_on_the_best_reads_the_sampler_s_ids():
     best = Rejection(data="task:constraints", rewards=[Function(fn=len)], sampling=SHORT)
     learners = {"policy": policy(), "student": policy(tokenizer={**WORDS, "kind": "characters"})}
     objectives = {"distil": SFT(source="best", learner="student")}
@@ -622,11 +620,11 @@ def test_rejection_refuses_zeros(field):
 
 
 def test_a_group_is_the_same_after_json():
-    given = group("a :", version=4, offpolicy=True)
-    given.baseline = 1 / 3
-    again = _rollouts.from_json(json.loads(json.dumps(_rollouts.to_json(given))))
-    assert again == _rollouts.without_verifier(given)
-    assert again != given  # the verifier and the loose columns are gone, and nothing else
+    original = group("a :", version=4, offpolicy=True)
+    original.baseline = 1 / 3
+    again = from_json(json.loads(json.dumps(to_json(original))))
+    assert again == without_verifier(original)
+    assert again != original  # the verifier and the loose columns are gone, and nothing else
 
 
 def test_every_source_has_its_section_and_what_is_shown_there_builds():
@@ -646,6 +644,6 @@ def test_a_reward_that_follows_the_length_shows_in_the_log():
         rollouts = [Rollout(response_ids=[3] * n, sampler_logprobs=[0.0] * n, text="x", finished=True) for n in lengths]
         return [RolloutGroup(example=Example(prompt="p"), prompt_ids=[1], rollouts=rollouts)]
 
-    for given, expected in (([0.0, 1.0, 2.0], 1.0), ([3.0, 2.0, 1.0], -1.0), ([0.0, 1.0, 0.0], 0.0), ([1.0, 1.0, 1.0], None)):
-        logs = _rollouts.score(group([1, 2, 4]), [Length(target=1)], [lambda groups, given=given: given], "write")
+    for scores, expected in (([0.0, 1.0, 2.0], 1.0), ([3.0, 2.0, 1.0], -1.0), ([0.0, 1.0, 0.0], 0.0), ([1.0, 1.0, 1.0], None)):
+        logs = score(group([1, 2, 4]), [Length(target=1)], [as_scorer(lambda groups, scores=scores: scores)], "write")
         assert logs.get("rewards/length/corr_length") == (None if expected is None else pytest.approx(expected, abs=1e-12))

@@ -99,7 +99,7 @@ def test_what_cannot_be_solved_is_left_out_by_regret_and_learnability(keep):
     assert all(d >= 7 for d in digits(context.asked[1][1]))
 
 
-def test_a_share_of_the_prompts_stays_clean_and_is_not_probed():
+def test_a_fraction_of_the_prompts_stays_clean_and_is_not_probed():
     context = Counted()
     runtime = start(context, batch_size=4, clean=0.5, candidates=3)
     runtime.draw(0, 0)
@@ -115,8 +115,8 @@ def test_one_candidate_and_no_probes_is_domain_randomisation():
     assert len(context.asked) == 1
     assert runtime.logs["num_probes"] == 0.0
     # Ten digits, 40 of each expected, standard deviation sqrt(400 * 0.1 * 0.9) = 6.
-    found = digits(context.asked[0][1])
-    assert all(abs(found.count(d) - 40) < 4 * 6 for d in range(10))
+    drawn = digits(context.asked[0][1])
+    assert all(abs(drawn.count(d) - 40) < 4 * 6 for d in range(10))
 
 
 def test_the_first_seed_draws_the_same_and_another_step_does_not():
@@ -192,7 +192,7 @@ def test_where_the_attack_finds_nothing_the_prompt_stays(wordy):
 def test_the_solver_is_a_classifier_of_fails_and_solves():
     problems = [Example(prompt="a", id="a"), Example(prompt="b", id="b")]
     solver = Solver(problems, lambda questions: [0.25 if e.id == "a" else 1.0 for e, _ in questions])
-    assert [(e.label, e.pair) for e in solver.victims()] == [(1, "0"), (1, "1")]
+    assert [(e.label, e.pair) for e in solver.classified()] == [(1, "0"), (1, "1")]
     p = solver.predict(["x", "y"], ["0", "1"]).exp()
     assert p[:, 1].tolist() == pytest.approx([0.25, 1.0])
     assert p[:, 0].tolist() == pytest.approx([0.75, 1e-6])
@@ -214,20 +214,22 @@ REFUSED = {
     "regret of an attack": ({"distract": None, "attack": Words(), "keep": "regret"}, "an attack searches for failure, .*"),
     "no probes": ({"probes": 0}, "candidates 4, probes 0; .*"),
     "one probe": ({"probes": 1, "keep": "learnability"}, "candidates 4, probes 1; at least 1, and by learnability at least 2."),
-    "a share": ({"clean": 1.0}, "got 1.0; .*"),
+    "a fraction": ({"clean": 1.0}, "got 1.0, must be a fraction, .*"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_a_sentence(case):
     fields, sentence = REFUSED[case]
-    with pytest.raises(ConfigError, match=rf"^sources.found(\.\w+)?: {sentence}$"):
+    with pytest.raises(ConfigError, match=rf"^sources.adversarial_prompts(\.\w+)?: {sentence}$"):
         start(Counted(), **fields)
 
 
 def test_distractors_and_scores_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match=r"^distract: alphabet '', length 8; neither may be empty\.$"):
+    with pytest.raises(ConfigError, match=r"^distract.alphabet: it is empty; .*"):
         Distractors(alphabet="")
+    with pytest.raises(ConfigError, match=r"^distract.length: got 0, must be at least 1\.$"):
+        Distractors(alphabet="a", length=0)
     with pytest.raises(ConfigError, match=r"^distract.placement: 'rewrite' given; .*"):
         Distractors(alphabet="a", placement="rewrite")
     high = Function(fn=lambda completions: [3.0] * len(completions))

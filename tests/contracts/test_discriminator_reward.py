@@ -1,18 +1,21 @@
-"""A learner as a reward: its forms against functional.gan, credit for segments and tokens, what length explains, statistics over draws."""
+"""A discriminator as a reward: its forms against functional.gan, credit for segments and tokens, what length explains, statistics over draws."""
 
 import json
 import math
 
 import pytest
 import torch
+from helpers.context import FakeContext
 
 from advalign.advantages.gae import GAE
 from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.models import load
 from advalign.models.inference import score_texts as scored
-from advalign.rewards import _scores
-from advalign.sources import _rollouts
+from advalign.rewards._scores import residual, segment_ends
+from advalign.rewards.discriminator import Discriminator
+from advalign.sources._rollouts import build_rows
+from advalign.sources._scoring import as_scorer, score
 from advalign.types import Example, Rollout, RolloutGroup
 
 TEXTS = ["Red is blue. Is it? no\nyes it's so green a b c d e f g :"]
@@ -26,10 +29,11 @@ def network(model, head="score", words="words"):
     return net
 
 
-class Context:
+class DiscriminatorContext(FakeContext):
     """A policy that writes words, a discriminator that reads characters, and another that reads the policy's words."""
 
     def __init__(self):
+        super().__init__()
         self.policy = network("scratch:tiny-gpt2?n_embd=32", "policy")
         self.discriminator = network("scratch:encoder-tiny?hidden_size=32", words="characters")
         self.reader = network("scratch:tiny-gpt2?n_embd=32")
@@ -48,7 +52,7 @@ class Context:
 
 @pytest.fixture(scope="module")
 def context():
-    return Context()
+    return DiscriminatorContext()
 
 
 def groups(context, answers=ANSWERS, finished=True):
@@ -66,7 +70,7 @@ def flat(found):
     return [r for g in found for r in g.rollouts]
 
 
-def asked(context, found, **options):
+def scores_of(context, found, **options):
     return Discriminator(learner="discriminator", **options).start(context)(found)
 
 
@@ -76,22 +80,22 @@ def asked(context, found, **options):
 @pytest.mark.parametrize(
     ("form", "formula"), [("logit", "logit"), ("neg_log_one_minus", "-log(1-D)"), ("log", "log D"), ("probability", "D")]
 )
-def test_forms_are_those_of_the_functional_room_after_the_bound(context, form, formula):
+def test_forms_are_those_of_functional_gan_after_the_bound(context, form, formula):
     found = groups(context)
-    raw = torch.tensor(asked(context, found), dtype=torch.float64)
+    raw = torch.tensor(scores_of(context, found), dtype=torch.float64)
     assert raw.std() > 0.02
     soft = 0.3 * torch.tanh(raw / 0.3)
     for options, bounded in [({}, raw), ({"clip": 0.1}, raw.clamp(-0.1, 0.1)), ({"soft_clip": 0.3}, soft)]:
-        got = asked(context, found, form=form, **options)
+        got = scores_of(context, found, form=form, **options)
         assert got == pytest.approx(gan.reward(bounded, form=formula).tolist(), abs=1e-14)
 
 
-def test_airl_takes_off_what_the_sampler_thought_of_its_text(context):
+def test_airl_subtracts_the_sampler_s_logprob_of_its_text(context):
     found = groups(context)
-    raw = asked(context, found)
+    raw = scores_of(context, found)
     # log-probabilities -0.5, -1.5, ...: n tokens sum to -n^2 / 2
     want = [s + len(r.response_ids) ** 2 / 2 for s, r in zip(raw, flat(found), strict=True)]
-    assert asked(context, found, form="airl") == pytest.approx(want, abs=1e-12)
+    assert scores_of(context, found, form="airl") == pytest.approx(want, abs=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- segments
@@ -111,23 +115,23 @@ def test_airl_takes_off_what_the_sampler_thought_of_its_text(context):
     ],
 )
 def test_where_segments_end(text, segment, pieces):
-    ends = _scores.ends(text, segment)
+    ends = segment_ends(text, segment)
     assert [text[a:b] for a, b in zip([0, *ends], ends, strict=False)] == pieces
 
 
 @pytest.mark.parametrize("segment", ["sentence", 1, 2])
 @pytest.mark.parametrize("form", ["logit", "neg_log_one_minus"])
-def test_increases_stand_on_the_last_token_of_their_segment_and_sum_to_the_reward(context, segment, form):
+def test_increases_are_on_the_last_token_of_their_segment_and_sum_to_the_reward(context, segment, form):
     found = groups(context)
-    whole = asked(context, found, form=form)
-    each = asked(context, found, form=form, level="segment", segment=segment)
+    whole = scores_of(context, found, form=form)
+    each = scores_of(context, found, form=form, level="segment", segment=segment)
     assert [len(e) for e in each] == [len(r.response_ids) for r in flat(found)]
     assert [sum(e) for e in each] == pytest.approx(whole, abs=1e-13)
     for credit, r, prompt in zip(each, flat(found), [g.example.prompt for g in found for _ in g.rollouts], strict=True):
         before, want = 0.0, [0.0] * len(credit)
-        for end in (ends := _scores.ends(r.text, segment)):
-            (score,), _ = context.score("discriminator", [prompt], [r.text[:end]], [end == ends[-1]])
-            now = float(gan.reward(torch.tensor(score, dtype=torch.float64), form="logit" if form == "logit" else "-log(1-D)"))
+        for end in (ends := segment_ends(r.text, segment)):
+            (value,), _ = context.score("discriminator", [prompt], [r.text[:end]], [end == ends[-1]])
+            now = float(gan.reward(torch.tensor(value, dtype=torch.float64), form="logit" if form == "logit" else "-log(1-D)"))
             # By hand: the first token with which the text so far is as long as the segment; the end belongs to the last.
             reached = [len(context.policy.encoder.decode(r.response_ids[: t + 1])) >= end for t in range(len(credit))]
             want[len(credit) - 1 if end == ends[-1] else reached.index(True)] += now - before
@@ -149,8 +153,8 @@ def test_rewards_on_tokens_have_the_returns_of_their_sum_at_the_first_token(cont
         reward = Discriminator(learner="reader", level="token", form="log", weight=0.5)
         scorer = reward.start(context)
         totals = [sum(e) for e in scorer(found)]
-        _rollouts.score(found, [reward], [scorer if each_at_its_token else (lambda _, totals=totals: totals)], "sources.s")
-        rows = _rollouts.rows(found, encoder, [reward.weight], 1.0)
+        score(found, [reward], [scorer if each_at_its_token else as_scorer(lambda _, totals=totals: totals)], "sources.s")
+        rows = build_rows(found, encoder, [reward.weight], 1.0)
         values = torch.randn(rows.tokens.ids.shape, generator=torch.Generator().manual_seed(0)) * rows.tokens.target
         object.__setattr__(rows, "values", values)
         returns.append(estimator(rows, None, lambda x: x)[1])
@@ -167,9 +171,9 @@ def test_rewards_on_tokens_have_the_returns_of_their_sum_at_the_first_token(cont
 
 def test_a_residual_is_uncorrelated_with_log_length_and_keeps_its_mean(context):
     found = groups(context)
-    raw = torch.tensor(asked(context, found), dtype=torch.float64)
+    raw = torch.tensor(scores_of(context, found), dtype=torch.float64)
     x = torch.tensor([math.log(1 + len(r.response_ids)) for r in flat(found)], dtype=torch.float64)
-    got = torch.tensor(asked(context, found, length="residual"), dtype=torch.float64)
+    got = torch.tensor(scores_of(context, found, length="residual"), dtype=torch.float64)
 
     def covariance(y):
         return float(((y - y.mean()) * (x - x.mean())).mean())
@@ -186,32 +190,33 @@ def test_a_residual_is_uncorrelated_with_log_length_and_keeps_its_mean(context):
 def test_a_residual_passes_over_what_was_not_judged_and_over_equal_lengths():
     y, x = torch.tensor([1.0, math.nan, 3.0, 8.0]).double(), torch.tensor([0.0, 50.0, 1.0, 2.0]).double()
     # without the second: mean y 4, mean x 1, slope ((1 - 4)(-1) + (8 - 4) 1) / 2 = 3.5
-    got = _scores.residual(y, x)
+    got = residual(y, x)
     assert got[[0, 2, 3]].tolist() == [4.5, 3.0, 4.5]
     assert bool(got[1].isnan())
-    assert _scores.residual(torch.tensor([1.0, 2.0]).double(), torch.ones(2).double()).tolist() == [1.0, 2.0]
+    assert residual(torch.tensor([1.0, 2.0]).double(), torch.ones(2).double()).tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("level", ["token", "segment"])
 @pytest.mark.parametrize("options", [{"length": "residual"}, {"normalize": "batch"}, {"length": "residual", "normalize": "batch"}])
 def test_what_is_done_to_responses_is_done_to_the_sums_of_their_tokens(context, level, options):
     plain, shaped = (
-        [torch.tensor(e, dtype=torch.float64) for e in asked(context, groups(context), level=level, segment=1, **o)] for o in ({}, options)
+        [torch.tensor(e, dtype=torch.float64) for e in scores_of(context, groups(context), level=level, segment=1, **o)]
+        for o in ({}, options)
     )
     totals, got = (torch.stack([e.sum() for e in each]) for each in (plain, shaped))
     lengths = torch.tensor([float(len(e)) for e in plain], dtype=torch.float64)
-    want = _scores.residual(totals, lengths.log1p()) if "length" in options else totals
+    want = residual(totals, lengths.log1p()) if "length" in options else totals
     if "normalize" in options:
         want = (want - want.mean()) / want.std()
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-    scale = 1 / float((_scores.residual(totals, lengths.log1p()) if "length" in options else totals).std()) if "normalize" in options else 1
+    scale = 1 / float((residual(totals, lengths.log1p()) if "length" in options else totals).std()) if "normalize" in options else 1
     for before, after in zip(plain, shaped, strict=True):
         torch.testing.assert_close(after[:-1], scale * before[:-1], rtol=0, atol=1e-12)
 
 
 def test_running_statistics_are_those_of_everything_seen_and_are_saved(context):
     first, second = groups(context, ANSWERS[:4]), groups(context, ANSWERS[2:])
-    raw = [torch.tensor(asked(context, g), dtype=torch.float64) for g in (first, second)]
+    raw = [torch.tensor(scores_of(context, g), dtype=torch.float64) for g in (first, second)]
     scorer = Discriminator(learner="discriminator", normalize="running").start(context)
     assert scorer(first) == pytest.approx(((raw[0] - raw[0].mean()) / raw[0].std()).tolist(), abs=1e-12)
     state = json.loads(json.dumps(scorer.state_dict()))
@@ -233,7 +238,7 @@ def test_equal_scores_are_not_blown_up(context):
     found = groups(context, ["green"] * 4)
     for found_group in found:
         object.__setattr__(found_group, "example", Example(prompt="c :"))
-    assert asked(context, found, normalize="batch") == pytest.approx([0.0] * 4, abs=1e-9)
+    assert scores_of(context, found, normalize="batch") == pytest.approx([0.0] * 4, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A pool of attacks: they go on from where they stopped, on the weights of now, and a share of them begins anew."""
+"""A pool of suffixes: searches continue from where they stopped, on the current weights, and a fraction of the pool is renewed."""
 
 import random
 
@@ -27,7 +27,7 @@ def search(**fields):
 
 def run(steps=3, pool=None, **fields):
     """A trainer that defends a tiny policy against a pool; a learning rate of 0 keeps the weights where they are."""
-    given = PersistentSuffixes(**{"learner": "harm", "attack": search(), "size": 4, "batch_size": 2, "reset_every": 1000, **(pool or {})})
+    given = PersistentSuffixes(**{"source": "harm", "attack": search(), "size": 4, "batch_size": 2, "reset_every": 1000, **(pool or {})})
     model = policy(**{"max_length": 48, "learning_rate": 0.0, **fields})
     sources, objectives = {"harm": pairs(), "pool": given}, {"defend": LAT(source="pool")}
     return Trainer(learners={"policy": model}, sources=sources, objectives=objectives, args=TrainingArguments(max_steps=steps))
@@ -47,7 +47,7 @@ def nll(network, prompt, response):
         return -float(from_logits(network.model(input_ids=row).logits, row)[0, start:].mean())
 
 
-def test_an_attack_goes_on_from_where_it_stopped_and_never_gets_worse_on_weights_that_stand_still():
+def test_an_attack_continues_from_where_it_stopped_and_never_gets_worse_on_fixed_weights():
     _, runtime = started(pool={"batch_size": 4})
     losses = []
     for step in range(4):
@@ -69,9 +69,9 @@ def test_what_is_drawn_is_the_pair_behind_its_suffix_and_the_loss_is_that_of_the
     clean = {e.meta["rejected"] + e.meta["chosen"]: e.prompt for e in runtime.pairs}
     for item in items:
         # constraints' prompts end in " :", which stays in front of the suffix: the text is the prompt and three words more.
-        bare = clean[item.meta["rejected"] + item.meta["chosen"]]
-        assert item.prompt.startswith(bare)
-        assert len(item.prompt.split()) == len(bare.split()) + 3
+        prompt = clean[item.meta["rejected"] + item.meta["chosen"]]
+        assert item.prompt.startswith(prompt)
+        assert len(item.prompt.split()) == len(prompt.split()) + 3
     slow = [nll(network, item.prompt, item.meta["rejected"]) for item in items]
     assert runtime.logs["loss"] == pytest.approx(sum(slow) / len(slow), abs=1e-10)
     rows = runtime.rows(items, network.encoder)
@@ -79,7 +79,7 @@ def test_what_is_drawn_is_the_pair_behind_its_suffix_and_the_loss_is_that_of_the
     assert torch.equal(rows.tokens.ids, again.tokens.ids)
 
 
-def test_the_search_is_on_the_weights_of_now():
+def test_the_search_is_on_the_current_weights():
     trainer, runtime = started(pool={"batch_size": 4})
     network = trainer.learners["policy"].network
     items = runtime.draw(0, 0)
@@ -105,7 +105,7 @@ def test_a_search_leaves_the_policy_and_the_streams_alone():
     assert_equal(weights(network), before)
 
 
-def test_a_share_of_the_pool_begins_anew_every_so_many_draws():
+def test_a_fraction_of_the_pool_is_renewed_every_so_many_draws():
     _, runtime = started(pool={"size": 6, "batch_size": 6, "reset": 0.5, "reset_every": 2})
     ages = []
     for step in range(5):
@@ -128,13 +128,13 @@ def test_a_pool_resumes_to_the_bit():
     first.draw(1, 0)
     _, second = started()
     second.load_state_dict(first.state_dict())
-    found = second.draw(2, 0)
-    assert [e.prompt for e in found] == [e.prompt for e in expected]
+    resumed = second.draw(2, 0)
+    assert [e.prompt for e in resumed] == [e.prompt for e in expected]
     assert second.state_dict() == whole.state_dict()
     assert second.logs == whole.logs
 
 
-def test_what_an_attack_finds_does_not_depend_on_who_is_drawn_with_it():
+def test_what_an_attack_finds_does_not_depend_on_what_is_drawn_with_it():
     class Alone:
         """A context whose processes each search one entry."""
 
@@ -166,11 +166,11 @@ def test_training_on_a_pool_withstands_searches_better_than_training_on_clean_pr
             )
         trainer.train(progress=False)
         network, fresh = trainer.learners["policy"].network, search(steps=6)
-        victims = [
+        examples = [
             Example(prompt=e.prompt, id=e.id, meta={"response": e.meta["rejected"]}) for e in trainer.context.source("harm").examples
         ]
-        found = [fresh.resume(GeneratorTarget(network), v, (), random.Random(v.id)).loss for v in victims]
-        return sum(found) / len(found)
+        values = [fresh.resume(GeneratorTarget(network), e, (), random.Random(e.id)).loss for e in examples]
+        return sum(values) / len(values)
 
     robust, plain = losses(True), losses(False)
     assert robust > plain + 0.1, (robust, plain)
@@ -180,8 +180,8 @@ def test_training_on_a_pool_withstands_searches_better_than_training_on_clean_pr
     ("build", "words"),
     [
         (lambda: PersistentSuffixes(source="harm", attack=attacks.Beast()), "gcg, tokens"),
-        (lambda: PersistentSuffixes(source="harm", attack=search(), size=4, batch_size=5), "holds 4"),
-        (lambda: PersistentSuffixes(source="harm", attack=search(), reset=1.5), "between 0 and 1"),
+        (lambda: PersistentSuffixes(source="harm", attack=search(), size=4, batch_size=5), "the pool has 4"),
+        (lambda: PersistentSuffixes(source="harm", attack=search(), reset=1.5), "from 0 to 1"),
         (lambda: PersistentSuffixes(source="harm", attack=search(), reset_every=0), "at least 1"),
     ],
 )
