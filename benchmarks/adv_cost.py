@@ -28,7 +28,7 @@ from advalign import objectives as obj
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.plan import plan
 from advalign.models import Network, load
-from advalign.models.load import frozen
+from advalign.models.sharing import frozen_copy
 from advalign.types import DemoRows, LabelRows
 
 OUT = Path("out/bench/adv_cost")
@@ -91,7 +91,7 @@ class Bench:
         self.net = network(kind, setting).to(DEVICE)
         self.rows = rows(self.net, kind)
         self.learner = LearnerRuntime("policy", Learner(model="given", learning_rate=0.0), self.net, Accelerator(), 1)
-        self.teachers = {"teacher": frozen(self.net)}
+        self.teachers = {"teacher": frozen_copy(self.net)}
         self.clock = time.process_time if DEVICE == "cpu" else time.perf_counter
 
     def update(self, terms: dict[str, Any], adversaries: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def model() -> Network:
 def train(folder: Path) -> None:
     lines = sentences(source())
     text = " ".join(lines[: int(len(lines) * 0.9)])
-    tokenizer = scratch.tokenizer("bpe", lines, size=1024)
+    tokenizer = scratch.train_tokenizer("bpe", lines, size=1024)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(OUT / "tokenizer")
     torch.manual_seed(0)

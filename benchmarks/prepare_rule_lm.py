@@ -212,7 +212,7 @@ def write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]], read: 
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = [text for name in read for row in files[name] for text in (row["prompt"], row["response"])]
-    tokenizer = scratch.tokenizer("bpe", words, size=2048)
+    tokenizer = scratch.train_tokenizer("bpe", words, size=2048)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<sep>"
     tokenizer.save_pretrained(folder / "tokenizer")
 

@@ -48,7 +48,7 @@ def write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
         plain = name.endswith(".txt")
         lines = [row["text"] if plain else json.dumps({"id": f"{name}-{i}"} | row) for i, row in enumerate(rows)]
         (folder / (name if plain else f"{name}.jsonl")).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tokenizer = scratch.tokenizer("bpe", words(files), size=2048)
+    tokenizer = scratch.train_tokenizer("bpe", words(files), size=2048)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<sep>"
     tokenizer.save_pretrained(folder / "tokenizer")
 

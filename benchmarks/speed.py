@@ -47,10 +47,10 @@ def sampling(device: str, repeats: int) -> dict[str, Any]:
     cache at the speed of a copy. The ceilings are measured again before every run."""
     import generation
 
-    from advalign.models import model_cost as shapes
+    from advalign.models.model_cost import model_cost
 
     net = generation.network(device)
-    shape = shapes.of(net.model, head="policy", dtype=net.dtype)
+    shape = model_cost(net.model, head="policy", dtype=net.dtype)
     found: dict[str, Any] = {}
     for name in ("short prompts, long responses", "long prompts, short responses"):
         lengths, new, _ = generation.SETTINGS[name]
@@ -58,7 +58,7 @@ def sampling(device: str, repeats: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(1)
         prompts = [torch.randint(3, 8000, (n,), generator=generator).tolist() for n in lengths]
         needed = shape.forward(len(lengths) * prompt, len(lengths), prompt) + shape.forward(rows * new, rows * new, 2 * prompt + new)
-        moved = new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cached
+        moved = new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cache_bytes
         shares = []
         for _ in range(repeats):
             limits = floor(device)

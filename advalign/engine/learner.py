@@ -18,8 +18,8 @@ from advalign.engine.rng import seed_of
 from advalign.engine.views import MetricAccumulator, UpdateContext
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, sharding
-from advalign.models.load import frozen
 from advalign.models.sharding import Sharding
+from advalign.models.sharing import frozen_copy
 from advalign.types import Weights
 
 
@@ -67,7 +67,7 @@ class LearnerRuntime:
         self.ranks.copy_weights(network)
         self.shards, self.template = shards, sharding.empty_like(network) if shards is not None else None
         if shards is not None:
-            sharding.refuse(name, network)
+            sharding.check_shardable(name, network)
             shards.shard(network)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -146,13 +146,13 @@ class LearnerRuntime:
     def frozen(self, *, moving: bool) -> Network:
         """A copy that never trains."""
         if self.shards is None:
-            return frozen(self.network, moving=moving)
+            return frozen_copy(self.network, moving=moving)
         assert self.template is not None
-        return self.shards.twin(self.template, self.network).eval().requires_grad_(False)
+        return self.shards.clone(self.template, self.network).eval().requires_grad_(False)
 
     def whole(self) -> Network | None:
         """The network, on the main process alone where it is sharded; every process has to ask."""
-        return self.network if self.template is None else sharding.on_host(self.network, self.template, self.ranks.main)
+        return self.network if self.template is None else sharding.gather_on_host(self.network, self.template, self.ranks.main)
 
     def _share(self, plan: Plan, rows: Mapping[str, Any], budget: int) -> list[tuple[mb.Micro, frozenset[str]]]:
         """The micro-batches of this process, and the sources whose rows are idle in them. Everybody deals the same hands."""

@@ -2,6 +2,7 @@
 
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
-from advalign.models.load import ModelSpec, load
+from advalign.models.load import load
+from advalign.models.specification import ModelSpec
 
 __all__ = ["Encoder", "ModelSpec", "Network", "load"]

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from advalign.errors import ConfigError, unknown
-
-if TYPE_CHECKING:
-    from advalign.models.forward import Network
+from advalign.models import architecture
+from advalign.models.base import NetworkBase
+from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, saved_facts
 
 # Fields of peft.LoraConfig that leave the base as it is; others train or rewrite parts of it.
 FIELDS = (
@@ -30,21 +30,23 @@ FIELDS = (
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 )
 STARTS = (True, False, "gaussian", "orthogonal")
-CONFIG, WEIGHTS, BASE, CLASSES = "adapter_config.json", "adapter_model.safetensors", "base", "classifier_head.safetensors"
+WEIGHTS, CLASSIFIER_HEAD = "adapter_model.safetensors", "classifier_head.safetensors"
 PREFIX = "base_model.model."  # of every name in peft's files
 FINGERPRINT = "base_fingerprint"  # beside the weights in a state_dict
 
+AnyNetwork = TypeVar("AnyNetwork", bound=NetworkBase)
 
-def inject(network: Network, lora: Mapping[str, Any]) -> None:
+
+def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     """Freeze the base and put an adapter in it; it and the head train. A low-precision base gets float32 adapters."""
     peft = _peft()
     for name in lora:
         if name not in FIELDS:
             raise unknown("model.options.lora", "field", str(name), FIELDS)
     if lora.get("init_lora_weights", True) not in STARTS:
-        given, known = lora["init_lora_weights"], ", ".join(map(str, STARTS))
         raise ConfigError(
-            f"model.options.lora.init_lora_weights: '{given}' would rewrite the base, which is kept as it is; allowed: {known}."
+            f"model.options.lora.init_lora_weights: '{lora['init_lora_weights']}' would rewrite the base, which is kept as it is; "
+            f"allowed: {', '.join(map(str, STARTS))}."
         )
     if has_adapter(network.model):
         raise ConfigError("model.options.lora: this model already carries an adapter; leave lora out, or export it merged first.")
@@ -58,16 +60,16 @@ def inject(network: Network, lora: Mapping[str, Any]) -> None:
     freeze(network)
 
 
-def freeze(network: Network) -> None:
-    """From here on the network owns its adapter and its head, and nothing else: the base may be shared. `state_dict` holds
-    what it owns, and a fingerprint of the base that `load_state_dict` compares."""
+def freeze(network: NetworkBase) -> None:
+    """Only adapter and head of the network train from here on; its base may be shared. `state_dict` holds adapter, head, and a
+    fingerprint of the base that `load_state_dict` compares."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(owns(network, name))
     if not network.shares_base:
         network.shares_base = True
-        network.register_state_dict_post_hook(_leave_base_out)
+        network.register_state_dict_post_hook(_drop_base)
         network.register_load_state_dict_pre_hook(_compare_base)
-        network.register_load_state_dict_post_hook(_miss_no_base)
+        network.register_load_state_dict_post_hook(_allow_missing_base)
 
 
 def is_adapter(name: str) -> bool:
@@ -78,7 +80,7 @@ def has_adapter(model: nn.Module) -> bool:
     return any(is_adapter(name) for name, _ in model.named_parameters())
 
 
-def owns(network: Network, name: str) -> bool:
+def owns(network: NetworkBase, name: str) -> bool:
     """Whether a parameter belongs to this network alone: its adapter, its scalar head, the head of a classifier."""
     outside = not name.startswith(f"model.{network.model.base_model_prefix}.")
     return is_adapter(name) or name.startswith("scalar.") or (network.head == "classifier" and outside)
@@ -87,112 +89,102 @@ def owns(network: Network, name: str) -> bool:
 # ------------------------------------------------------------------------------------------------ trees over one base
 
 
-def twin(network: Network) -> Network:
-    """The same base and encoder; adapter and head copied as they are now."""
-    kept = [p for name, p in network.named_parameters() if not owns(network, name)]
-    return copy.deepcopy(network, {id(x): x for x in (*kept, *network.buffers(), network.encoder)})
+def clone_sharing_base(network: AnyNetwork) -> AnyNetwork:
+    """The same base and encoder; current adapter and head are copied."""
+    base = [p for name, p in network.named_parameters() if not owns(network, name)]
+    return copy.deepcopy(network, {id(x): x for x in (*base, *network.buffers(), network.encoder)})
 
 
-def off(model: nn.Module) -> Any:
+def without_adapter(model: nn.Module) -> Any:
     """Other modules over the same parameters, without an adapter: bit for bit the base."""
-    bare = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-    for name, layer in list(_layers(bare)):
-        bare.set_submodule(name, layer.get_base_layer())
-    vars(bare).pop("peft_config", None)
-    return bare
+    base = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    for name, layer in list(_layers(base)):
+        base.set_submodule(name, layer.get_base_layer())
+    vars(base).pop("peft_config", None)
+    return base
 
 
-def merged(model: nn.Module) -> Any:
+def merge_adapter(model: nn.Module) -> Any:
     """Other modules with W + (alpha / r) B A where there was an adapter, and the same parameters everywhere else."""
-    whole = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-    uses = [id(p) for _, p in whole.named_parameters(remove_duplicate=False)]
-    for name, layer in list(_layers(whole)):
+    merged = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    uses = [id(p) for _, p in merged.named_parameters(remove_duplicate=False)]
+    for name, layer in list(_layers(merged)):
         if uses.count(id(layer.get_base_layer().weight)) > 1:
             raise ConfigError(
                 f"save_pretrained: '{name}' is tied to another weight, so its adapter cannot be merged; save with merged=False."
             )
         layer.base_layer = copy.deepcopy(layer.get_base_layer())
         layer.merge()
-        whole.set_submodule(name, layer.get_base_layer())
-    vars(whole).pop("peft_config", None)
-    return whole
+        merged.set_submodule(name, layer.get_base_layer())
+    vars(merged).pop("peft_config", None)
+    return merged
 
 
-def untrained(model: nn.Module) -> bool:
-    """Whether the adapter adds exactly nothing: in every layer A or B is zero, and there is nothing else (as in DoRA)."""
+def adds_nothing(model: nn.Module) -> bool:
+    """Whether the adapter is exactly zero: in every layer A or B is zero, and there is nothing else (as in DoRA)."""
     layers = [[p for name, p in layer.named_parameters() if is_adapter(name)] for _, layer in _layers(model)]
     return all(len(pair) == 2 and not all(bool(p.any()) for p in pair) for pair in layers)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     if has_adapter(model):
-        kind = _peft().tuners.tuners_utils.BaseTunerLayer
-        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
+        adapted = _peft().tuners.tuners_utils.BaseTunerLayer
+        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, adapted))
 
 
 # ------------------------------------------------------------------------------------------------ files and states
 
 
-def save(network: Network, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter as peft writes it, and beside it what peft does not know: the head of a classifier, and a base that has
-    no name to be found by. Returns what `attach` will compare."""
+def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapter as peft writes it, and beside it what peft does not know: the head of a classifier, and a base without a name.
+    Returns what `attach` will compare."""
     model = network.model
     export(network, folder)
     heads = [(k, v) for k, v in model.named_parameters() if owns(network, f"model.{k}") and not is_adapter(k)]
     if heads:
-        save_file({k: v.detach().contiguous() for k, v in heads}, folder / CLASSES)
+        save_file({k: v.detach().contiguous() for k, v in heads}, folder / CLASSIFIER_HEAD)
     model.config.save_pretrained(folder)
     if network.source is None:
-        off(model).save_pretrained(folder / BASE)
-        (folder / BASE / "advalign.json").write_text(json.dumps(facts, indent=1))
+        without_adapter(model).save_pretrained(folder / ADAPTER_BASE)
+        (folder / ADAPTER_BASE / FACTS).write_text(json.dumps(facts, indent=1))
     return {"num_labels": model.config.num_labels, FINGERPRINT: fingerprint(network).hex()}
 
 
-def export(network: Network, folder: Path) -> None:
+def export(network: NetworkBase, folder: Path) -> None:
     """The adapter as peft writes it, and nothing else."""
     model, peft = network.model, _peft()
-    config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in architecture.lora_config(model).to_dict().items()}
     config |= {"base_model_name_or_path": network.source, "inference_mode": True}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file({PREFIX + k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
 
 
-def clear(folder: Path) -> None:
-    """A folder that gets a whole model must not keep an adapter that was saved there before."""
-    for name in (CONFIG, WEIGHTS, CLASSES):
+def remove_files(folder: Path) -> None:
+    """Removes the adapter of a folder that gets a whole model."""
+    for name in (ADAPTER_CONFIG, WEIGHTS, CLASSIFIER_HEAD):
         (folder / name).unlink(missing_ok=True)
 
 
-def base_of(folder: Path) -> str:
-    """What an adapter folder was trained on: a name, or its own subfolder."""
-    named = json.loads((folder / CONFIG).read_text()).get("base_model_name_or_path")
-    if not named and not (folder / BASE).is_dir():
-        raise ConfigError(f"model: {folder}/{CONFIG} names no base, and there is no folder '{BASE}' beside it.")
-    return str(named or folder / BASE)
-
-
-def attach(network: Network, folder: Path) -> None:
+def attach(network: NetworkBase, folder: Path) -> None:
     """The adapter and the head of a folder, on the base they were trained on."""
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(f"model.options.adapter: '{folder}' holds no {CONFIG}; give a folder that was saved with an adapter.")
-    peft, config = _peft(), json.loads((folder / CONFIG).read_text())
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"model.options.adapter: '{folder}' holds no {ADAPTER_CONFIG}; give a folder that was saved with an adapter.")
+    peft, config = _peft(), json.loads((folder / ADAPTER_CONFIG).read_text())
     inject(network, {k: config[k] for k in FIELDS if config.get(k) is not None})
     state = {k.removeprefix(PREFIX): v for k, v in load_file(folder / WEIGHTS).items()}
-    differ = sorted(set(state) ^ set(peft.get_peft_model_state_dict(network.model, save_embedding_layers=False)))
-    if differ:
-        raise ConfigError(f"model: {folder}/{WEIGHTS} does not fit this base; {differ[0]} is only in one of them.")
-    facts = folder / "advalign.json"
-    known = json.loads(facts.read_text()).get(FINGERPRINT) if facts.is_file() else None
-    if known not in (None, fingerprint(network).hex()):
+    unmatched = sorted(set(state) ^ set(peft.get_peft_model_state_dict(network.model, save_embedding_layers=False)))
+    if unmatched:
+        raise ConfigError(f"model: {folder}/{WEIGHTS} does not fit this base; {unmatched[0]} is only in one of them.")
+    if saved_facts(folder).get(FINGERPRINT) not in (None, fingerprint(network).hex()):
         raise ConfigError(f"model: the adapter in {folder} was trained on another base than the one it is given.")
     peft.set_peft_model_state_dict(network.model, state)
-    if network.head == "classifier" and (folder / CLASSES).is_file():
-        network.model.load_state_dict(load_file(folder / CLASSES), strict=False)
+    if network.head == "classifier" and (folder / CLASSIFIER_HEAD).is_file():
+        network.model.load_state_dict(load_file(folder / CLASSIFIER_HEAD), strict=False)
 
 
-def fingerprint(network: Network) -> bytes:
-    """Tells one base from another: names, shapes and the first values of every tensor, whatever the precision."""
+def fingerprint(network: NetworkBase) -> bytes:
+    """A hash of the base: names, shapes and the first values of every tensor, equal in every precision."""
     digest = hashlib.sha256()
     for name, parameter in network.named_parameters():
         if not owns(network, name):
@@ -201,23 +193,23 @@ def fingerprint(network: Network) -> bytes:
     return digest.digest()
 
 
-def _leave_base_out(network: Network, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _drop_base(network: NetworkBase, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in [k for k in state if k.startswith(prefix) and not owns(network, k.removeprefix(prefix))]:
         del state[name]
     state[prefix + FINGERPRINT] = torch.frombuffer(bytearray(fingerprint(network)), dtype=torch.uint8)
 
 
-def _compare_base(network: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    known = state.pop(prefix + FINGERPRINT, None)
-    if known is not None and bytes(known.tolist()) != fingerprint(network):
+def _compare_base(network: NetworkBase, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    saved = state.pop(prefix + FINGERPRINT, None)
+    if saved is not None and bytes(saved.tolist()) != fingerprint(network):
         raise ConfigError("load_state_dict: these adapters were trained on another base than the one that is loaded.")
-    # A frozen copy was saved with its adapter off, if that was untrained when the copy was made.
+    # A frozen copy was saved without its adapter, if that was untrained when the copy was made.
     frozen = not any(p.requires_grad for p in network.parameters())
-    if frozen and known is not None and not any(is_adapter(k) for k in state):
-        network.model = off(network.model)
+    if frozen and saved is not None and not any(is_adapter(k) for k in state):
+        network.model = without_adapter(network.model)
 
 
-def _miss_no_base(network: Network, keys: Any) -> None:
+def _allow_missing_base(network: NetworkBase, keys: Any) -> None:
     keys.missing_keys[:] = [k for k in keys.missing_keys if owns(network, k)]
 
 

@@ -1,8 +1,8 @@
-"""Blocks compiled by torch.compile, while a forward is plain.
+"""Blocks compiled by torch.compile, for forwards without hooks.
 
-A hook that comes after compilation is not run: what edits or looks into a block, replaces a block's forward or differentiates twice
-therefore runs the blocks as they are, and so does sampling unless it is told otherwise (`rollout: {kind: hf, compile: true}`). One
-compilation serves all blocks of a stack, and all lengths.
+A hook that is registered after compilation does not run: forwards that edit or capture hidden states, replace a block's forward or
+differentiate twice therefore run uncompiled blocks, and so does sampling by default (`rollout: {kind: hf, compile: true}` changes
+that). One compilation serves all blocks of a stack, and all lengths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANTS = 64  # of a block that may be compiled: training or not, gradients or 
 
 
 class Compiled:
-    """The compiled calls of one network's blocks, made when first wanted. A copy of the network compiles its own."""
+    """The compiled calls of one network's blocks, compiled on first use. A copy of the network compiles its own."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[..., Any]] | None = None
@@ -32,7 +32,7 @@ class Compiled:
 
     @contextmanager
     def on(self, backbone: nn.Module) -> Iterator[None]:
-        """Inside, blocks run compiled. Raises ConfigError where they cannot be, for want of a compiler say."""
+        """Inside, blocks run compiled. Raises ConfigError where compilation fails, as without a C++ compiler."""
         stack = blocks(backbone)
         if self.calls is None:
             settings: Any = torch._dynamo.config

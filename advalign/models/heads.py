@@ -1,7 +1,7 @@
 """Two-view divergences of next-token distributions, and log(1 - p) of tokens, without storing a B x T x V tensor; scalar heads.
 
 d_t = D(p(. | y_<t) || q(. | y_<t)): logits are made from hidden states `chunk` target tokens at a time, under
-non-reentrant checkpointing, and made again in backward. (Ours; the divergences are those of `functional.divergence`.)
+non-reentrant checkpointing, and recomputed in backward. (Ours; the divergences are those of `functional.divergence`.)
 """
 
 import torch
@@ -23,13 +23,13 @@ def divergence(
     if kind not in BETWEEN:
         raise unknown("heads.divergence", "kind", kind, BETWEEN)
 
-    def piece(of_p: Tensor, of_q: Tensor) -> Tensor:
+    def piece(p_hidden: Tensor, q_hidden: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stop):
-            logits = _precise(p.head(of_p.detach() if stop else of_p))
-        return BETWEEN[kind](logits, _precise(q.head(of_q)))
+            logits = _at_least_float32(p.head(p_hidden.detach() if stop else p_hidden))
+        return BETWEEN[kind](logits, _at_least_float32(q.head(q_hidden)))
 
     chunks = zip(p.hidden[target].split(chunk), q.hidden[target].split(chunk), strict=True)
-    values = torch.cat([checkpoint(piece, of_p, of_q, use_reentrant=False) for of_p, of_q in chunks])
+    values = torch.cat([checkpoint(piece, p_hidden, q_hidden, use_reentrant=False) for p_hidden, q_hidden in chunks])
     return torch.zeros(target.shape, dtype=values.dtype, device=values.device).masked_scatter(target, values)
 
 
@@ -38,11 +38,11 @@ def odds(distribution: Distribution, tokens: Tokens, *, chunk: int = 512) -> tup
     target = tokens.target
 
     def piece(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return adversarial.odds(_precise(distribution.head(hidden)), ids)
+        return adversarial.odds(_at_least_float32(distribution.head(hidden)), ids)
 
     chunks = zip(distribution.hidden[target].split(chunk), tokens.ids[target].split(chunk), strict=True)
-    found = [checkpoint(piece, hidden, ids, use_reentrant=False) for hidden, ids in chunks]
-    columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
+    pieces = [checkpoint(piece, hidden, ids, use_reentrant=False) for hidden, ids in chunks]
+    columns = [torch.cat(parts) for parts in zip(*pieces, strict=True)]
     zeros = torch.zeros(target.shape, dtype=columns[0].dtype, device=target.device)
     return zeros.masked_scatter(target, columns[0]), zeros.masked_scatter(target, columns[1])
 
@@ -59,5 +59,5 @@ def normalize(scalar: nn.Linear) -> None:
     parametrize.register_parametrization(scalar, "weight", _UnitNorm())
 
 
-def _precise(logits: Tensor) -> Tensor:
+def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

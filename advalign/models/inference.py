@@ -68,9 +68,10 @@ def map_batches(
     return results
 
 
-def length_sorted_batches(lengths: Int[Tensor, "B"], token_budget: int) -> list[Int[Tensor, "_"]]:
-    """Row numbers, longest rows first, in batches of at most `token_budget` padded tokens (one row, if that is longer)."""
-    order = lengths.argsort(descending=True, stable=True)
+def length_sorted_batches(lengths: Int[Tensor, "B"], token_budget: int, *, stable: bool = True) -> list[Int[Tensor, "_"]]:
+    """Row numbers, longest rows first, in batches of at most `token_budget` padded tokens (one row, if that is longer). `stable`: rows
+    of equal length keep their order; else torch decides."""
+    order = lengths.argsort(descending=True, stable=stable)
     batches, start = [], 0
     while start < len(order):
         batches.append(order[start : start + max(token_budget // max(int(lengths[order[start]]), 1), 1)])
@@ -87,7 +88,7 @@ def score_texts(network: Network, rows: Sequence[tuple[str, str, bool]], token_b
     """The scores of (prompt, text, whether it is finished) under a network with a scalar head; equal rows are scored once."""
     distinct = list(dict.fromkeys(rows))
     tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*distinct, strict=True)))
-    batches = length_sorted_batches(tokens.lengths, token_budget)
+    batches = length_sorted_batches(tokens.lengths, token_budget, stable=False)
     scores = batched_forward(network, tokens, {"scores"}, batches=batches)["scores"].double().tolist()
     score_of = dict(zip(distinct, scores, strict=True))
     return [score_of[row] for row in rows]

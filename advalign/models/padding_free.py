@@ -1,12 +1,12 @@
-"""Rows without padding, and with what they have in common once: "B T" becomes one row of N tokens while the blocks run.
+"""Rows without padding, and with common beginnings once: "B T" becomes one row of N tokens while the blocks run.
 
     rows  [p p a a a .]          one row  [p p | a a a | b]        a reads p p and itself, b reads p p and itself
           [p p b . . .]
 
-All but attention works on tokens one by one, so nothing but attention needs to know. Attention gathers rows of like lengths side by
-side: the common beginning reads itself; every row's rest reads that beginning and itself. Embeddings, edits and the head stay in
-rows: objectives and adversaries never see a layout. Two rows have a beginning in common where they share a group and their first
-tokens are equal; rows with edits of their own are packed without sharing.
+Only attention mixes tokens, so only attention reads the layout. It gathers rows of similar lengths side by side: the common beginning
+reads itself; the remainder of every row reads that beginning and itself. Embeddings, edits and the head stay in rows: objectives and
+adversaries never see a layout. Two rows have a beginning in common where they share a group and their first tokens are equal; rows with
+their own edits are packed without sharing.
 """
 
 from __future__ import annotations
@@ -22,47 +22,56 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from advalign.models import architecture
 from advalign.types import Edit, Tokens
 
 NAME = "advalign_rows"  # of the attention function in a model's configuration
-KEYWORD = "rows_layout"  # through which a layer is told the layout
-SAVED = 0.1  # a layout is worth its gathers if it saves this share of the tokens
-ROOM = 1.25  # rows are attended to side by side while padding adds at most a quarter to what they are
+KEYWORD = "rows_layout"  # argument by which a layer receives the layout
+MIN_SAVING = 0.1  # a layout is worth its gathers if it saves this fraction of the tokens
+MAX_PADDING = 1.25  # rows share a block while padding multiplies the area of their attention by at most this
 KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of like lengths, for attention. `keys`: all tokens of each row, right padded with any; `queries`: those of its tokens that
-    no earlier row has, from token `first` on; `mask`: what each query reads, None for plainly causal (where all rows start alike, one
-    for all); `real`: which queries are no padding."""
+    """Rows of similar lengths, for attention. Tokens are numbered by their place in the packed row."""
 
     keys: Int[Tensor, "R K"]
+    """All tokens of each row, right padded with any."""
     queries: Int[Tensor, "R Q"]
+    """Those of its tokens that no earlier row has, from token `first` on."""
     first: Int[Tensor, "#R"]
+    """Position in the row of its first query; one number where all are equal."""
     mask: Bool[Tensor, "#R Q K"] | None
+    """What each query reads; one for all rows where `first` is; None: causal."""
     real: Bool[Tensor, "R Q"]
+    """Which queries are not padding."""
 
     def to(self, device: torch.device) -> Block:
         mask = None if self.mask is None else self.mask.to(device)
         return Block(self.keys.to(device), self.queries.to(device), self.first.to(device), mask, self.real.to(device))
 
     def within(self, window: int | None) -> Bool[Tensor, "#R Q K"] | None:
-        """What each query reads in a layer that looks back `window` tokens, itself among them."""
-        return self.mask if window is None else _reach(self.first, self.queries.shape[1], self.keys.shape[1], window)
+        """What each query reads in a layer that looks back `window` tokens, itself included."""
+        return self.mask if window is None else _causal_mask(self.first, self.queries.shape[1], self.keys.shape[1], window)
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """`source[n]`: which token of the flattened rows stands at n; `place[b, t]`: where token t of row b stands (`padding`: nowhere);
-    `positions`: in its row; `order`: puts the queries of all blocks, one after the other, in place."""
+    """Where the tokens of rows "B T" are in the packed row "N"."""
 
     source: Int[Tensor, "N"]
+    """Number of the token in the flattened rows."""
     place: Int[Tensor, "B T"]
+    """Place of each token in the packed row; 0 at padding."""
     padding: Bool[Tensor, "B T"]
+    """Which tokens of the rows are padding."""
     positions: Int[Tensor, "N"]
+    """Position of each token in its own row."""
     blocks: tuple[Block, ...]
+    """Rows that attention reads side by side."""
     order: Int[Tensor, "N"]
+    """Puts the queries of all blocks, one after the other, in the order of the packed row."""
 
     def pack(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "1 N D"]:
         return x.flatten(0, 1)[self.source][None]
@@ -72,14 +81,14 @@ class PackedLayout:
         return x[0][self.place].masked_fill(self.padding[..., None], 0)
 
     def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a forward over the packed row. A mask of four axes is handed on as it is, and never read."""
+        """Arguments of a forward over the packed row. A mask of four axes passes through transformers unchanged, and is never read."""
         embeddings = self.pack(inputs["inputs_embeds"])
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
-        places = {"inputs_embeds": embeddings, "position_ids": self.positions[None], "attention_mask": mask}
-        return {**inputs, **places, KEYWORD: self}
+        packed = {"inputs_embeds": embeddings, "position_ids": self.positions[None], "attention_mask": mask}
+        return {**inputs, **packed, KEYWORD: self}
 
     def edits(self, edits: Mapping[str, Edit]) -> dict[str, Edit]:
-        """Edits of blocks, packed; that of the embedding has been made by then."""
+        """Edits of the outputs of blocks, packed."""
         packed = {}
         for site, edit in edits.items():
             add = None if edit.add is None else self.pack(edit.add)
@@ -88,60 +97,60 @@ class PackedLayout:
         return packed
 
 
-def layout(tokens: Tokens, *, share: bool) -> PackedLayout | None:
-    """The layout of right-padded rows; None where it would save too little. With `share` the beginning that the rows of a group have
-    in common is there once."""
+def build_layout(tokens: Tokens, *, share: bool) -> PackedLayout | None:
+    """The layout of right-padded rows; None where it would save too little. With `share` the common beginning of the rows of a group is
+    there once."""
     mask = tokens.mask.cpu()
     lengths = mask.sum(1)
-    common = _common(tokens, lengths) if share else torch.zeros_like(lengths)
-    owners = _owners(tokens.group.cpu(), common)
-    number = int((lengths - common).sum()) + sum(int(common[rows[0]]) for rows in owners)
-    if number > (1 - SAVED) * mask.numel():
+    common = _common_lengths(tokens, lengths) if share else torch.zeros_like(lengths)
+    sharing = _rows_that_share(tokens.group.cpu(), common)
+    number = int((lengths - common).sum()) + sum(int(common[rows[0]]) for rows in sharing)
+    if number > (1 - MIN_SAVING) * mask.numel():
         return None
-    return _laid_out(mask, lengths, common, owners, tokens.ids.device)
+    return _lay_out(mask, lengths, common, sharing, tokens.ids.device)
 
 
-def _common(tokens: Tokens, lengths: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+def _common_lengths(tokens: Tokens, lengths: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
     """How many first tokens each row shares with all of its group; at least one token of every row is its own."""
     ids, group = tokens.ids.cpu(), tokens.group.cpu()
-    found = torch.zeros_like(lengths)
+    common = torch.zeros_like(lengths)
     for g in group.unique().tolist():
         rows = (group == g).nonzero().squeeze(1)
         if len(rows) > 1:
             shortest = int(lengths[rows].min()) - 1
             same = (ids[rows, :shortest] == ids[rows[0], :shortest]).all(0).long()
-            found[rows] = int(same.cumprod(0).sum())
-    return found
+            common[rows] = int(same.cumprod(0).sum())
+    return common
 
 
-def _owners(group: Int[Tensor, "B"], common: Int[Tensor, "B"]) -> list[list[int]]:
-    """Rows that share a beginning; the first of each list brings it."""
-    shared: dict[int, list[int]] = {}
+def _rows_that_share(group: Int[Tensor, "B"], common: Int[Tensor, "B"]) -> list[list[int]]:
+    """Rows that share a beginning; it is stored with the first of each list."""
+    sharing: dict[int, list[int]] = {}
     for row, (g, n) in enumerate(zip(group.tolist(), common.tolist(), strict=True)):
         if n:
-            shared.setdefault(g, []).append(row)
-    return list(shared.values())
+            sharing.setdefault(g, []).append(row)
+    return list(sharing.values())
 
 
-def _laid_out(
-    mask: Bool[Tensor, "B T"], lengths: Int[Tensor, "B"], common: Int[Tensor, "B"], owners: list[list[int]], device: torch.device
+def _lay_out(
+    mask: Bool[Tensor, "B T"], lengths: Int[Tensor, "B"], common: Int[Tensor, "B"], sharing: list[list[int]], device: torch.device
 ) -> PackedLayout:
     width = mask.shape[1]
     column = torch.arange(width)
-    bringer = torch.arange(len(mask))  # the row whose tokens stand for a row's beginning
-    for rows in owners:
-        bringer[rows] = rows[0]
-    own = (column[None] >= common[:, None]) & mask
-    stored = own | ((bringer == torch.arange(len(mask)))[:, None] & mask)
+    owner = torch.arange(len(mask))  # the row that a row's beginning is stored with
+    for rows in sharing:
+        owner[rows] = rows[0]
+    unshared = (column[None] >= common[:, None]) & mask
+    stored = unshared | ((owner == torch.arange(len(mask)))[:, None] & mask)
     source = stored.flatten().nonzero().squeeze(1)
     number = torch.zeros(mask.numel(), dtype=torch.long)
     number[source] = torch.arange(len(source))
     number = number.view_as(mask)
-    place = torch.where(own, number, number[bringer]) * mask
-    starts = [(row, 0, int(lengths[row])) for row in range(len(mask)) if not common[row]]
-    starts += [(rows[0], 0, int(common[rows[0]])) for rows in owners]
-    starts += [(row, int(common[row]), int(lengths[row])) for row in range(len(mask)) if common[row]]
-    blocks = tuple(_block(members, place) for members in _alike(starts))
+    place = torch.where(unshared, number, number[owner]) * mask
+    segments = [(row, 0, int(lengths[row])) for row in range(len(mask)) if not common[row]]
+    segments += [(rows[0], 0, int(common[rows[0]])) for rows in sharing]
+    segments += [(row, int(common[row]), int(lengths[row])) for row in range(len(mask)) if common[row]]
+    blocks = tuple(_block(members, place) for members in _similar(segments))
     order = torch.cat([b.queries[b.real] for b in blocks]).argsort()
     return PackedLayout(
         source=source.to(device),
@@ -153,24 +162,24 @@ def _laid_out(
     )
 
 
-def _alike(segments: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
-    """(row, first, end) triples in lists of like queries and keys."""
+def _similar(segments: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """(row, first, end) triples in lists with similar numbers of queries and keys."""
     lists: list[list[tuple[int, int, int]]] = []
     area = 0  # of the last list, without padding
     for row, first, end in sorted(segments, key=lambda s: (s[1], -s[2], s[0])):
         if end == first:
             continue
-        mine = (end - first) * end
+        segment_area = (end - first) * end
         members = lists[-1] if lists else []
         widest = (max(e for _, _, e in members), max(e - f for _, f, e in members)) if members else (0, 0)
         padded = (len(members) + 1) * max(widest[0], end) * max(widest[1], end - first)
         same_kind = bool(members) and (members[0][1] == 0) == (first == 0)
-        if same_kind and padded <= ROOM * (area + mine):
+        if same_kind and padded <= MAX_PADDING * (area + segment_area):
             members.append((row, first, end))
-            area += mine
+            area += segment_area
         else:
             lists.append([(row, first, end)])
-            area = mine
+            area = segment_area
     return lists
 
 
@@ -179,16 +188,16 @@ def _block(members: list[tuple[int, int, int]], place: Int[Tensor, "B T"]) -> Bl
     first, end = torch.tensor([m[1] for m in members]), torch.tensor([m[2] for m in members])
     keys = place[rows, : int(end.max())]
     step = torch.arange(int((end - first).max()))
-    where = first[:, None] + step
-    real = where < end[:, None]
-    where = where.clamp(max=keys.shape[1] - 1)
-    queries = keys.gather(1, where)
+    position = first[:, None] + step
+    real = position < end[:, None]
+    position = position.clamp(max=keys.shape[1] - 1)
+    queries = keys.gather(1, position)
     starts = first.unique() if len(first.unique()) == 1 else first
-    mask = _reach(starts, queries.shape[1], keys.shape[1]) if bool(first.any()) else None
+    mask = _causal_mask(starts, queries.shape[1], keys.shape[1]) if bool(first.any()) else None
     return Block(keys, queries, starts, mask, real)
 
 
-def _reach(first: Int[Tensor, "R"], queries: int, keys: int, window: int | None = None) -> Bool[Tensor, "R Q K"]:
+def _causal_mask(first: Int[Tensor, "R"], queries: int, keys: int, window: int | None = None) -> Bool[Tensor, "R Q K"]:
     query = (first[:, None] + torch.arange(queries, device=first.device))[:, :, None]
     key = torch.arange(keys, device=first.device)
     return key <= query if window is None else (key <= query) & (key > query - window)
@@ -201,50 +210,47 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
     scaling: float | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' SDPA attention; and where a layout is given, the same for packed rows. Shapes "1 H N d"."""
-    here: PackedLayout | None = kwargs.pop(KEYWORD, None)
-    if here is None:
+    """transformers' SDPA attention; where a layout is given, the same for packed rows. Shapes "1 H N d"."""
+    layout: PackedLayout | None = kwargs.pop(KEYWORD, None)
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-    return _packed(here, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
+    return _attend_packed(layout, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
 
 
-@torch.compiler.disable  # every layout would be compiled anew
-def _packed(
-    here: PackedLayout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+@torch.compiler.disable  # every layout would be compiled again
+def _attend_packed(
+    layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
     times = query.shape[1] // key.shape[1]
     outputs = []
-    for block in here.blocks:
+    for block in layout.blocks:
         q = _rows(query, block.queries)
         k, v = (repeat_kv(_rows(x, block.keys), times) for x in (key, value))
         mask = block.within(window)
         mask = None if mask is None else mask[:, None]
         out = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
         outputs.append(out.transpose(1, 2)[block.real])
-    return torch.cat(outputs)[here.order][None]
+    return torch.cat(outputs)[layout.order][None]
 
 
-def _rows(x: Float[Tensor, "1 H N d"], where: Int[Tensor, "R K"]) -> Float[Tensor, "R H K d"]:
-    return x[0].transpose(0, 1)[where].transpose(1, 2)
+def _rows(x: Float[Tensor, "1 H N d"], places: Int[Tensor, "R K"]) -> Float[Tensor, "R H K d"]:
+    return x[0].transpose(0, 1)[places].transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-# ------------------------------------------------------------------------------------------------ who can be packed
+# ---------------------------------------------------------------------------------------- which models can be packed
 
 
 def prepare(model: Any) -> bool:
-    """Gives a causal model the attention function above where it now uses SDPA; whether its rows can be packed, as far as its
+    """Gives a causal model the attention function above in place of SDPA; whether its rows can be packed, as far as its
     configuration says (`agrees` tries it)."""
-    config: Any = getattr(getattr(model, "base_model", None), "config", None)
-    implementation = getattr(config, "_attn_implementation", None)
+    config, implementation, kinds = architecture.attention_kinds(model)
     if implementation == NAME:
         return True
-    kinds = getattr(config, "layer_types", None) or ()
-    able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
-    if not able or implementation != "sdpa" or any(kind not in KINDS for kind in kinds):
+    if not architecture.takes_attention_functions(model) or implementation != "sdpa" or any(kind not in KINDS for kind in kinds):
         return False
     config._attn_implementation = NAME
     return True
@@ -256,19 +262,19 @@ REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, Attribute
 @torch.no_grad()
 def agrees(run: Callable[[PackedLayout | None, Tokens], Tensor], device: torch.device, size: int) -> bool:
     """Whether packed rows give what padded rows give: tried once, on three short rows of which two share a beginning. A model may mix
-    tokens elsewhere than in its attention, and its configuration does not say so; one that cannot run them at all is padded too."""
+    tokens outside its attention, and its configuration does not say so; one that cannot run packed rows at all is padded too."""
     ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 0, 0], [6, 5, 4, 0, 0, 0]], device=device) % size
     mask = torch.arange(6, device=device)[None] < torch.tensor([6, 4, 3], device=device)[:, None]
     rows = torch.arange(3, device=device)
     tokens = Tokens(ids=ids * mask, mask=mask, target=mask, group=torch.tensor([0, 0, 1], device=device), key=rows)
-    packed = layout(tokens, share=True)
+    packed = build_layout(tokens, share=True)
     assert packed is not None
     try:
-        there, here = run(packed, tokens)[mask], run(None, tokens)[mask]
+        unpacked, padded = run(packed, tokens)[mask], run(None, tokens)[mask]
     except REFUSALS:
         return False
-    tolerance = 0.1 if here.dtype in (torch.bfloat16, torch.float16) else 1e-3  # of a typical number: mixed tokens are off by all of it
-    return bool((there - here).abs().max() <= tolerance * here.abs().mean())
+    tolerance = 0.1 if padded.dtype in (torch.bfloat16, torch.float16) else 1e-3  # of a typical number: mixed tokens are off by all of it
+    return bool((unpacked - padded).abs().max() <= tolerance * padded.abs().mean())
 
 
-__all__ = ["PackedLayout", "agrees", "layout", "prepare"]
+__all__ = ["PackedLayout", "agrees", "build_layout", "prepare"]

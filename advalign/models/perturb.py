@@ -1,4 +1,4 @@
-"""Perturbation sites, and the state an inner loop must leave as it found it.
+"""Perturbation sites, and the state that an inner loop must restore.
 
 At the embedding an edit is an explicit input, at "layer:k" a hook applies it to the OUTPUT of block k. Both kinds of edit, an
 addition of an already masked tensor and the removal of a direction, store nothing for the backward pass, so that the
@@ -17,20 +17,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advalign.errors import ConfigError
+from advalign.models import architecture
 from advalign.types import Edit
-
-BLOCKS = ("layers", "encoder.layer", "h", "transformer.layer", "encoder.layers", "block")
 
 
 def blocks(backbone: nn.Module) -> nn.ModuleList:
     """The stack of transformer blocks of a backbone."""
-    for path in BLOCKS:
-        module: Any = backbone
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        if isinstance(module, nn.ModuleList):
-            return module
-    raise ConfigError(f"sites: no stack of blocks found in {type(backbone).__name__}; only the site 'embedding' can be used with it.")
+    stack = architecture.block_stack(backbone)
+    if stack is None:
+        raise ConfigError(f"sites: no stack of blocks found in {type(backbone).__name__}; only the site 'embedding' can be used with it.")
+    return stack
 
 
 def layer(site: str, backbone: nn.Module) -> nn.Module:
@@ -51,13 +47,13 @@ def edited(backbone: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     with ExitStack() as stack:
         for site, edit in edits.items():
             if site != "embedding":
-                hook = _on_hidden(lambda hidden, edit=edit: applied(hidden, edit))
+                hook = _on_hidden(lambda hidden, edit=edit: apply_edit(hidden, edit))
                 stack.callback(layer(site, backbone).register_forward_hook(hook).remove)
         yield
 
 
-def applied(hidden: Float[Tensor, "B T D"], edit: Edit) -> Float[Tensor, "B T D"]:
-    """Hidden states under an edit. Sums are made in the precision of the edit: a radius of 1e-5 would vanish in bfloat16."""
+def apply_edit(hidden: Float[Tensor, "B T D"], edit: Edit) -> Float[Tensor, "B T D"]:
+    """Hidden states under an edit. Sums are computed in the precision of the edit: a radius of 1e-5 would vanish in bfloat16."""
     if edit.ablate is not None:
         where = edit.where if edit.where is not None else torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         hidden = _Ablated.apply(hidden, edit.ablate.to(hidden), where)
@@ -65,33 +61,33 @@ def applied(hidden: Float[Tensor, "B T D"], edit: Edit) -> Float[Tensor, "B T D"
 
 
 class _Ablated(torch.autograd.Function):
-    """h - (h . r) r at some positions. The projection is symmetric, so it is its own backward and needs no h; what it keeps it
-    keeps on the context and not among the saved tensors, which a checkpoint would miss when it recomputes without the hook."""
+    """h - (h . r) r at some positions. The projection is symmetric, so it is its own backward and needs no h. Direction and positions
+    are attributes of the context instead of saved tensors, which a checkpoint would miss when it recomputes without the hook."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, direction: Tensor, where: Tensor) -> Tensor:
         ctx.direction, ctx.where = direction, where
-        return _without(hidden, direction, where)
+        return _project_out(hidden, direction, where)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _without(gradient, ctx.direction.to(gradient), ctx.where), None, None
+        return _project_out(gradient, ctx.direction.to(gradient), ctx.where), None, None
 
 
-def _without(x: Tensor, direction: Tensor, where: Tensor) -> Tensor:
+def _project_out(x: Tensor, direction: Tensor, where: Tensor) -> Tensor:
     return x - (x @ direction)[..., None] * direction * where[..., None].to(x.dtype)
 
 
 @contextmanager
 def captured(backbone: nn.Module, sites: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Fills with {site: hidden states} while the blocks run, edits included. ("embedding" is up to the caller.)"""
-    found: dict[str, Tensor] = {}
+    hidden_states: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for site in sites:
             if site != "embedding":
-                hook = _on_hidden(lambda hidden, site=site: found.__setitem__(site, hidden))
+                hook = _on_hidden(lambda hidden, site=site: hidden_states.__setitem__(site, hidden))
                 stack.callback(layer(site, backbone).register_forward_hook(hook).remove)
-        yield found
+        yield hidden_states
 
 
 def _on_hidden(change: Any) -> Any:
@@ -106,23 +102,29 @@ def _on_hidden(change: Any) -> Any:
 
 class SharedPrefix:
     """The blocks below the first perturbed one, run once for all passes of an inner loop: nothing there depends on the edits,
-    and no gradient with respect to them flows there. `first`: the lowest block with an edit."""
+    and no gradient with respect to them flows there."""
+
+    stack: list[nn.Module]
+    """All blocks."""
+    first: int
+    """Number of the lowest block with an edit."""
+    output: Any
+    """What that block gave before its edit; None before the first forward."""
 
     def __init__(self, backbone: nn.Module, sites: Iterable[str]) -> None:
-        stack = list(blocks(backbone))
-        self.first = min(stack.index(layer(site, backbone)) for site in sites)
-        self.stack = stack
-        self.output: Any = None
+        self.stack = list(blocks(backbone))
+        self.first = min(self.stack.index(layer(site, backbone)) for site in sites)
+        self.output = None
 
     @contextmanager
     def reused(self) -> Iterator[None]:
-        """Inside, the first forward remembers what block `first` gives before its edit; later ones start from there. The rows
+        """Inside, the first forward stores the output of block `first` before its edit; later ones start from there. The rows
         must stay the same, and nothing below may be random."""
         if self.output is None:
             with ExitStack() as stack:
                 for block in self.stack[: self.first + 1]:
                     _replace(stack, block, torch.no_grad()(block.forward))
-                stack.callback(self.stack[self.first].register_forward_hook(self._remember, prepend=True).remove)
+                stack.callback(self.stack[self.first].register_forward_hook(self._store, prepend=True).remove)
                 yield
             return
         with ExitStack() as stack:
@@ -130,7 +132,7 @@ class SharedPrefix:
                 _replace(stack, block, lambda *args, **kwargs: self.output)
             yield
 
-    def _remember(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _store(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.output = output
 
 
@@ -143,9 +145,8 @@ def _replace(stack: ExitStack, block: nn.Module, forward: Any) -> None:
 
 @contextmanager
 def without_dropout(network: nn.Module) -> Iterator[None]:
-    """Dropout off, everything else as it was. Modules that checkpoint stay in training mode, because transformers
-    checkpoints only then."""
-    changed = [m for m in network.modules() if m.training and not getattr(m, "gradient_checkpointing", False)]
+    """Inside, dropout is off. Modules that checkpoint stay in training mode, because transformers checkpoints only then."""
+    changed = [m for m in network.modules() if m.training and not architecture.checkpoints_activations(m)]
     for module in changed:
         module.training = False
     try:
@@ -155,30 +156,29 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def as_it_was(network: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What a checkpoint wants as `context_fn`: the recomputation sees training and evaluation modes, compiled blocks and the attention
-    kernels allowed as they are now, for a backward may come after dropout has been switched on again (random states alone do not
-    bring back that it was off), and outside `twice_differentiable`."""
+def recompute_context(network: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """`context_fn` of a checkpoint: the recomputation sees the modes, the compiled blocks and the attention kernels of this moment. A
+    backward may run after dropout is on again (random states alone do not restore that it was off), and outside `twice_differentiable`."""
     compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
-    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], compiled, _plain_attention())
+    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], compiled, _only_math_attention())
 
 
 class _Modes(AbstractContextManager[None]):
-    """Entered once per recomputation: a second derivative needs two."""
+    """Modes of a forward, restored for its recomputation; entered once per recomputation, twice for a second derivative."""
 
-    def __init__(self, wanted: list[tuple[nn.Module, bool]], compiled: list[tuple[nn.Module, Any]], plain: bool) -> None:
-        self.wanted, self.compiled, self.plain = wanted, compiled, plain
+    def __init__(self, modes: list[tuple[nn.Module, bool]], compiled: list[tuple[nn.Module, Any]], only_math: bool) -> None:
+        self.modes, self.compiled, self.only_math = modes, compiled, only_math
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
         stack = ExitStack()
-        for module, before in [(m, m.training) for m, training in self.wanted if m.training != training]:
+        for module, before in [(m, m.training) for m, training in self.modes if m.training != training]:
             module.training = not before
             stack.callback(setattr, module, "training", before)
         for module, call in self.compiled:
             stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
             module._compiled_call_impl = call
-        if self.plain:
+        if self.only_math:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         self.entered.append(stack)
 
@@ -186,14 +186,14 @@ class _Modes(AbstractContextManager[None]):
         self.entered.pop().close()
 
 
-def _plain_attention() -> bool:
+def _only_math_attention() -> bool:
     fused = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
     return torch.backends.cuda.math_sdp_enabled() and not any(fused)
 
 
 @contextmanager
 def twice_differentiable(enabled: bool = True) -> Iterator[None]:
-    """Fused attention has no second derivative: inside, attention is plain matrix products, and gradients are on."""
+    """Fused attention has no second derivative: inside, attention is two matmuls and a softmax, and gradients are on."""
     if not enabled:
         yield
         return
@@ -203,6 +203,6 @@ def twice_differentiable(enabled: bool = True) -> Iterator[None]:
 
 @contextmanager
 def same_random_state(enabled: bool = True) -> Iterator[None]:
-    """Whatever is drawn inside, the global random state afterwards is the one before."""
+    """Restores the global random state."""
     with torch.random.fork_rng(enabled=enabled):
         yield

@@ -11,6 +11,7 @@ from tokenizers import models as algorithms
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from advalign.errors import ConfigError, unknown
+from advalign.models import architecture
 
 # name -> (transformers model type, its options).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,9 +40,9 @@ SPECIAL = ["<pad>", "<unk>", "<eos>", "<cls>", "<sep>"]
 KINDS = ("words", "characters", "bpe")
 
 
-def config(spec: str, vocabulary: int, max_length: int) -> Any:
+def build_config(preset: str, vocabulary: int, max_length: int) -> Any:
     """The transformers configuration of `<preset>?num_hidden_layers=3&...`."""
-    name, _, query = spec.partition("?")
+    name, _, query = preset.partition("?")
     if name not in PRESETS:
         raise unknown("model", "scratch preset", name, PRESETS)
     kind, options = PRESETS[name]
@@ -53,41 +54,24 @@ def config(spec: str, vocabulary: int, max_length: int) -> Any:
     if kind in ("llama", "qwen3_moe"):
         options |= {"tie_word_embeddings": True, "num_key_value_heads": options["num_attention_heads"]}
     for key, value in parse_qsl(query):
-        if key not in options and not hasattr(AutoConfig.for_model(kind), key):
+        if key not in options and not architecture.has_option(AutoConfig.for_model(kind), key):
             raise unknown("model", f"option of scratch:{name}", key, options)
-        options[key] = _number(value)
+        options[key] = _parse(value)
     if kind in ("llama", "qwen3_moe"):
         options["num_key_value_heads"] = options["num_attention_heads"]
     return AutoConfig.for_model(kind, **options)
 
 
-def is_encoder(spec: str) -> bool:
-    return PRESETS.get(spec.partition("?")[0], ("", {}))[0] == "bert"
+def is_encoder(preset: str) -> bool:
+    return PRESETS.get(preset.partition("?")[0], ("", {}))[0] == "bert"
 
 
-def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectional: bool = False) -> PreTrainedTokenizerFast:
+def train_tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectional: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer trained on `texts`: whole words (split at white space), characters, or byte-level BPE of `size` entries
     with single digits."""
-    if kind == "words":
-        core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer: Any = trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
-    elif kind == "characters":
-        core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
-        core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-        core.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
-    elif kind == "bpe":
-        core = Tokenizer(algorithms.BPE(unk_token="<unk>"))
-        # Every digit is a token of its own, as in Llama and Qwen, so that numbers can be copied and added digit by digit.
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        core.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            special_tokens=SPECIAL, vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
-    else:
+    if kind not in KINDS:
         raise unknown("tokenizer.kind", "tokenizer", kind, KINDS)
+    core, trainer = _byte_pairs(size) if kind == "bpe" else _word_level(kind)
     # Sorted, because the trainers break ties by the order of their input.
     lines = sorted(set(texts))
     if not lines:
@@ -101,7 +85,27 @@ def tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidirectiona
     )
 
 
-def _number(text: str) -> Any:
+def _word_level(kind: str) -> tuple[Tokenizer, Any]:
+    core = Tokenizer(algorithms.WordLevel(unk_token="<unk>"))
+    if kind == "words":
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        core.decoder = decoders.Fuse()
+    return core, trainers.WordLevelTrainer(special_tokens=SPECIAL, vocab_size=10**6)
+
+
+def _byte_pairs(size: int) -> tuple[Tokenizer, Any]:
+    core = Tokenizer(algorithms.BPE(unk_token="<unk>"))
+    # Every digit is a token of its own, as in Llama and Qwen, so that numbers can be copied and added digit by digit.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return core, trainers.BpeTrainer(special_tokens=SPECIAL, vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+
+
+def _parse(text: str) -> Any:
     for kind in (int, float):
         try:
             return kind(text)

@@ -28,8 +28,8 @@ def rank(network: Network) -> int:
 def base(network: Network) -> Any:
     """The transformers model that vLLM holds: without the adapter where that is sent apart, merged where it is not."""
     if adapted(network):
-        return adapters.off(network.model)
-    return adapters.merged(network.model) if adapters.has_adapter(network.model) else network.model
+        return adapters.without_adapter(network.model)
+    return adapters.merge_adapter(network.model) if adapters.has_adapter(network.model) else network.model
 
 
 def signature(network: Network) -> tuple[Any, ...]:

@@ -167,7 +167,7 @@ class RanMask(Ensemble):
         return torch.stack(rows), inside
 
     def _logits(self, row: Tokens, edits: Mapping[str, Edit]) -> list[Float[Tensor, "N C"]]:
-        found = word_masking.numbered(self.encoder.tokenizer, row, row.mask)
+        found = word_masking.number_words(self.encoder.tokenizer, row, row.mask)
         number, ids = int(found.max()), tuple(row.ids[0].tolist())
         kept = ranmask_kept(number, rate=self.rate)
         sets = draw_sets(number, kept, self.copies, (self.seed, "ranmask", ids))
@@ -177,7 +177,7 @@ class RanMask(Ensemble):
             some = sets[start : start + at_once]
             hidden = [{w for w in range(1, number + 1) if w - 1 not in chosen} for chosen in some]
             copied = _copies(row, len(some))
-            tokens, origin = word_masking.masked(
+            tokens, origin = word_masking.mask_words(
                 copied, found.expand(len(some), -1), hidden, mask_id=self.mask_id, pad_id=self.encoder.pad_id
             )
             moved = {site: _moved(_repeated(edit, len(some)), origin, tokens.ids.shape[1]) for site, edit in edits.items()}

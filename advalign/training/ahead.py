@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from advalign.models import Network
-from advalign.models.load import frozen
+from advalign.models.sharing import frozen_copy
 from advalign.types import Example, RolloutGroup, Sampling
 
 
@@ -29,7 +29,7 @@ class Background:
         """A function that waits for the rollouts and returns them, or raises what the engine raised."""
         self.worker = self.worker or ThreadPoolExecutor(1, "rollouts")
         spare = self.free.setdefault(id(network), [])
-        snapshot = _refreshed(spare.pop(), network) if spare else frozen(network, moving=True)
+        snapshot = _refreshed(spare.pop(), network) if spare else frozen_copy(network, moving=True)
         stream = _stream(network.device)
         job = self.worker.submit(self._run, stream, snapshot, version, list(examples), n, sampling, generator)
 

@@ -8,8 +8,9 @@ from typing import Any
 from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError
-from advalign.models import Network, latent, load
-from advalign.models.load import base_owner, load_order, share_base
+from advalign.models import Network, load
+from advalign.models.hidden_state_critic import build_critic, read_learner
+from advalign.models.sharing import base_owner, load_order, share_base
 from advalign.training.context import RunContext
 from advalign.training.run_spec import RunSpec
 from advalign.types import DemoRows, RolloutRows
@@ -26,8 +27,8 @@ def networks(learners: Mapping[str, Learner], given: Mapping[str, Network], seed
 def _loaded(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network]) -> Network:
     if lender := base_owner(learner):
         return share_base(loaded[lender], learner, f"learners.{name}", seed)
-    if owner := latent.owner_of(learner.model):
-        return latent.over(loaded[owner], learner, f"learners.{name}", seed)
+    if owner := read_learner(learner.model):
+        return build_critic(loaded[owner], learner, f"learners.{name}", seed)
     texts: list[str] = []
     if isinstance(learner.tokenizer, Mapping):
         if "data" not in learner.tokenizer:

@@ -17,7 +17,7 @@ from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Source
 from advalign.models import Network
 from advalign.models.inference import score_texts
-from advalign.models.sharding import gathered, local, reshard, units
+from advalign.models.sharding import gathered, local_shard, reshard, units
 from advalign.targets.target import target_of
 from advalign.training.ahead import Background, with_version
 from advalign.training.annotate import columns
@@ -207,7 +207,7 @@ class FrozenCopies:
         reshard(copy)
         reshard(now)
         for mean, value in zip(copy.parameters(), now.parameters(), strict=True):
-            local(mean).copy_(local(value)) if share == 1 else local(mean).lerp_(local(value), share)
+            local_shard(mean).copy_(local_shard(value)) if share == 1 else local_shard(mean).lerp_(local_shard(value), share)
         for kept, buffer in zip(copy.buffers(), now.buffers(), strict=True):
             kept.copy_(buffer)
         self.versions[name] = runtime.version

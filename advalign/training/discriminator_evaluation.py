@@ -22,7 +22,7 @@ from advalign.interfaces import Task
 from advalign.metrics import utility
 from advalign.models import Network, load
 from advalign.models.inference import score_texts
-from advalign.models.load import base_owner, share_base
+from advalign.models.sharing import base_owner, share_base
 from advalign.objectives.discriminate import SATURATED
 from advalign.types import Example, LabelRows, Sampling
 

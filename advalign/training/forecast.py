@@ -20,10 +20,11 @@ from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan
 from advalign.errors import AdvalignError
 from advalign.interfaces import SamplingRequest, Source
-from advalign.models import Network, latent
-from advalign.models import model_cost as shapes
-from advalign.models.load import base_owner, load_order, meta_network
-from advalign.models.model_cost import ModelCost
+from advalign.models import Network
+from advalign.models.hidden_state_critic import build_critic, read_learner
+from advalign.models.load import meta_network
+from advalign.models.model_cost import ModelCost, model_cost, num_trained
+from advalign.models.sharing import base_owner, load_order
 from advalign.training.annotate import Annotator
 from advalign.training.context import RunContext
 
@@ -65,13 +66,13 @@ def forecast(trainer: Any) -> list[Forecast]:
     networks: dict[str, Network] = {}
     for name in load_order(config["learners"], trainer._given):
         spec = config["learners"][name]
-        lender, owner = base_owner(spec), latent.owner_of(spec.model)
+        lender, owner = base_owner(spec), read_learner(spec.model)
         if owner is not None and name not in trainer._given:
             with torch.device("meta"):
-                networks[name] = latent.over(networks[owner], spec, f"learners.{name}")
+                networks[name] = build_critic(networks[owner], spec, f"learners.{name}")
             continue
         networks[name] = trainer._given.get(name) or (networks[lender] if lender else _drawn(name, spec))
-    known = {name: shapes.of(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
+    known = {name: model_cost(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
     sizes, estimated = _sizes(trainer, networks)
     return [_stage(trainer, stage, known, sizes, estimated) for stage in trainer.run_spec.stages]
 
@@ -169,7 +170,7 @@ def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mappi
     made.operations["sampling"] += shape.forward(request.num_prompts * prompt, request.num_prompts, prompt)
     made.operations["sampling"] += shape.forward(rows * new, rows * new, 2 * (prompt + new / 2))
     batches = -(-rows // (trainer.engine.rows_at_once or rows))
-    made.moved += batches * new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cached
+    made.moved += batches * new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cache_bytes
     readers = [t for t in trainer.config["objectives"].values() if t.source == name]
     needed = Annotator({}, {}, None, 0).needs(source, readers, config["learners"])
     passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(
@@ -181,14 +182,14 @@ def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mappi
 def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mapping[str, ModelCost], sizes: Mapping[str, Size]) -> float:
     """Adds the updates of a learner; what its micro-batches keep."""
     shape, copies = known[p.learner], {n: known[copy.learner] for n, copy in trainer.run_spec.frozen.items() if copy.learner != p.learner}
-    own = ModelCost(**{**vars(shape), "trained": shapes.trained_by(spec.options, shape)})
+    own = ModelCost(**{**vars(shape), "trained": num_trained(spec.options, shape)})
     times = spec.updates * spec.epochs
     for what, value in operations(p, own, sizes, copies).items():
         made.operations[what] += times * value
     tokens = sum(sizes[s].tokens for s in p.sources)
     made.trained += times * tokens
     micro = min(float(trainer.args.token_budget), tokens / spec.minibatches)
-    kept = own.kept / own.layers + own.bytes * own.layers * own.width if spec.options.get("gradient_checkpointing") else own.kept
+    kept = own.activation_bytes / own.layers + own.bytes * own.layers * own.width if spec.options.get("gradient_checkpointing") else own.activation_bytes
     passes = sum(p.forwards().values())
     number = max(tokens / trainer.args.token_budget, spec.minibatches) * times
     made.moved += number * passes * PASSES["weights"] * own.parameters * own.bytes + 2 * times * passes * tokens * kept
@@ -198,7 +199,7 @@ def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mappin
 
 def _standing(made: Forecast, trainer: Any, name: str, spec: Learner, shape: ModelCost, trains: bool) -> None:
     borrowed, adapted = base_owner(spec) is not None, bool({"lora", "adapter"} & set(spec.options))
-    trained = shapes.trained_by(spec.options, shape)
+    trained = num_trained(spec.options, shape)
     made.memory["weights"] += (0 if borrowed else shape.parameters * shape.bytes) + (trained * shape.bytes if adapted else 0)
     if trains:
         made.memory["gradients"] += trained * shape.bytes
@@ -212,7 +213,7 @@ def _cached(trainer: Any, source: Source, known: Mapping[str, ModelCost], size: 
     if request is None or sampler not in known:
         return 0.0
     rows = min(request.num_prompts * request.responses_per_prompt, trainer.engine.rows_at_once or 10**9)
-    return rows * size.length * known[sampler].cached
+    return rows * size.length * known[sampler].cache_bytes
 
 
 def _flops(x: float) -> str:

@@ -10,7 +10,7 @@ from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan, formula, plan
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
-from advalign.models.forward import HEADS
+from advalign.models.specification import HEADS
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, replaced
 
 MOVING = ("objectives", "adversaries", "learners")  # what a stage or a schedule may change; a source is started once

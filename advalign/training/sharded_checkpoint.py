@@ -38,7 +38,7 @@ def write(folder: Path, name: str, network: nn.Module, optimizer: Any, index: in
     named |= {f"{WEIGHT}/{n}": b for n, b in _buffers(network).items()}
     if optimizer is not None:
         named |= {f"{key}/{n}": x for n, state in _states(network, optimizer).items() for key, x in state.items() if x.ndim}
-    kept = {n: sharding.local(x).cpu().contiguous() for n, x in named.items() if isinstance(x, DTensor) or index == 0}
+    kept = {n: sharding.local_shard(x).cpu().contiguous() for n, x in named.items() if isinstance(x, DTensor) or index == 0}
     save_file(kept, folder / f"{name}.{index:05d}-of-{number:05d}.safetensors")
 
 
@@ -49,7 +49,7 @@ def read(folder: Path, name: str, network: nn.Module) -> None:
         for n, p in network.named_parameters(remove_duplicate=False):
             aliases.setdefault(p, []).append(n)
         for x, names in aliases.items():
-            sharding.local(x).copy_(reader.rows(names, x))
+            sharding.local_shard(x).copy_(reader.rows(names, x))
         for n, buffer in _buffers(network).items():
             buffer.copy_(reader.rows([n], buffer))
 
@@ -61,7 +61,7 @@ def read_moments(folder: Path, name: str, network: nn.Module, described: Mapping
     with _Reader(folder, name) as reader:
         for number, (n, p) in enumerate(trained):
             if n in described["steps"]:
-                moments = {key: sharding.sharded_like(p, reader.rows([n], p, key).to(p.device)) for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: sharding.shard_like(p, reader.rows([n], p, key).to(p.device)) for key in ("exp_avg", "exp_avg_sq")}
                 found[number] = {"step": torch.tensor(described["steps"][n]), **moments}
     return {"state": found, "param_groups": described["param_groups"]}
 
@@ -72,7 +72,7 @@ def cut(network: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for number, each in state["state"].items():
         p = trained[number]
-        found[number] = {key: sharding.sharded_like(p, x[sharding.rows_of(p)]) if x.ndim else x for key, x in each.items()}
+        found[number] = {key: sharding.shard_like(p, x[sharding.local_range(p)]) if x.ndim else x for key, x in each.items()}
     return {"state": found, "param_groups": state["param_groups"]}
 
 
@@ -95,7 +95,7 @@ class _Reader(ExitStack):
         if place is None:
             raise ConfigError(f"resume: the checkpoint holds no '{names[0]}'; the configuration has changed since it was written.")
         found, start = [], 0
-        need = sharding.rows_of(like)
+        need = sharding.local_range(like)
         stop = like.shape[0] if like.ndim and need.stop is None else need.stop
         for part, known in zip(self.parts, self.known, strict=True):
             if place not in known:  # not sharded: the first file has all of it

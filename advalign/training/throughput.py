@@ -18,8 +18,7 @@ import torch
 
 from advalign.engine.cost import Size, operations
 from advalign.engine.plan import Plan
-from advalign.models import model_cost as shapes
-from advalign.models.model_cost import ModelCost
+from advalign.models.model_cost import ModelCost, model_cost
 from advalign.types import RolloutGroup
 
 
@@ -85,7 +84,7 @@ class Meter:
     def _shape(self, learner: str) -> ModelCost:
         if learner not in self.shapes:
             network = self.learners[learner].network
-            self.shapes[learner] = shapes.of(network.model, head=network.head, dtype=network.dtype)
+            self.shapes[learner] = model_cost(network.model, head=network.head, dtype=network.dtype)
         return self.shapes[learner]
 
 

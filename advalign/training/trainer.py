@@ -22,7 +22,7 @@ from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, Objective, Source, check_rows
 from advalign.models import Network
-from advalign.models.load import load_order
+from advalign.models.sharing import load_order
 from advalign.rollout.hf import HF
 from advalign.training import build, checkpoint, distributed, evaluate
 from advalign.training.annotate import Annotator, annotate_feedback, annotate_pairs

@@ -73,7 +73,7 @@ def word_pieces():
 
 def byte_level():
     words = [w for key, more in LEXICON.items() for w in (key, *more)]
-    return scratch.tokenizer("bpe", [*TEXTS, " ".join(words[:9])], size=330)
+    return scratch.train_tokenizer("bpe", [*TEXTS, " ".join(words[:9])], size=330)
 
 
 def encoder(kind):
@@ -81,7 +81,7 @@ def encoder(kind):
         return Encoder(word_pieces(), max_length=24, bidirectional=True)
     if kind == "bytes":
         return Encoder(byte_level(), max_length=32)
-    return Encoder(scratch.tokenizer(kind, TEXTS), max_length=48)
+    return Encoder(scratch.train_tokenizer(kind, TEXTS), max_length=48)
 
 
 class Linear(Network):
@@ -431,7 +431,7 @@ def test_all_substitutes_are_drawn_about_equally_often(tmp_path):
     # Two words of two and one substitutes, budget one word: each word with 1/2, each substitute of the first with 1/4.
     (tmp_path / "l.json").write_text(json.dumps({"good": ["fine", "great"], "movie": ["film"]}))
     net = Linear(encoder("words"))
-    net.encoder = Encoder(scratch.tokenizer("words", ["good movie fine great film"]))
+    net.encoder = Encoder(scratch.train_tokenizer("words", ["good movie fine great film"]))
     tokens = net.encoder.classify(["good movie"] * 800)
     adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), guide="random", steps=0, budget=0.5)
     found = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])

@@ -16,7 +16,7 @@ from advalign.engine import ascent
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, adapters, load
 from advalign.models.encode import pad
-from advalign.models.load import share_base
+from advalign.models.sharing import share_base
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.gradient_penalty import GradientPenalty
 from advalign.objectives.sft import SFT

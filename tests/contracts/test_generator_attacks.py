@@ -142,7 +142,7 @@ def test_the_gradient_is_that_of_one_hot_rows():
 def test_a_suffix_survives_decoding_and_encoding():
     """Byte pairs: "th" + "e" is read back as " the", so such a suffix must not be proposed."""
     texts = ["the cat sat on the mat", "then the rat sat"] * 3
-    encoder = Encoder(scratch.tokenizer("bpe", texts, size=300))
+    encoder = Encoder(scratch.train_tokenizer("bpe", texts, size=300))
     places = _suffix.Places(encoder)
     word, pieces = (
         tuple(encoder.tokenizer(" the")["input_ids"]),

@@ -13,7 +13,7 @@ from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import Network, word_masking
 from advalign.models.encode import Encoder
-from advalign.models.scratch import tokenizer
+from advalign.models.scratch import train_tokenizer
 from advalign.objectives.classify import Classify
 from advalign.types import LabelRows
 
@@ -21,7 +21,7 @@ TEXTS = ["a b c d e f g h i j", "a b c", "k", "c c c d"]
 
 
 def encoder(kind, texts=TEXTS, **options):
-    tok = tokenizer(kind, texts, bidirectional=True, **options)
+    tok = train_tokenizer(kind, texts, bidirectional=True, **options)
     tok.add_special_tokens({"mask_token": "<mask>"})
     return Encoder(tok, bidirectional=True, max_length=64)
 
@@ -86,9 +86,9 @@ def test_a_word_of_many_pieces_is_one_mask_token():
     given = encoder("bpe", ["it was fun", "unbelievable"], size=265)
     tokens = given.classify(["it was fun", "it was unbelievable"])
     assert tokens.lengths.tolist()[0] < tokens.lengths.tolist()[1]
-    number = word_masking.numbered(given.tokenizer, tokens, tokens.mask)
+    number = word_masking.number_words(given.tokenizer, tokens, tokens.mask)
     assert number.amax(1).tolist() == [3, 3]
-    hidden, origin = word_masking.masked(tokens, number, [[3], [3]], mask_id=given.tokenizer.mask_token_id, pad_id=given.pad_id)
+    hidden, origin = word_masking.mask_words(tokens, number, [[3], [3]], mask_id=given.tokenizer.mask_token_id, pad_id=given.pad_id)
     assert torch.equal(hidden.ids[0], hidden.ids[1])
     assert torch.equal(hidden.ids[0], given.classify(["it was<mask>"]).ids[0])
     assert (origin[1] >= 0).sum() == hidden.mask[1].sum() - 1
@@ -99,10 +99,10 @@ def test_words_of_word_pieces(minilm):
     given = Encoder(AutoTokenizer.from_pretrained(minilm), bidirectional=True)
     tokens = given.classify(["Unbelievably, it isn't", "good"])
     assert pieces(given, tokens)[0] == ["[CLS]", "un", "##bel", "##ie", "##va", "##bly", ",", "it", "isn", "'", "t", "[SEP]"]
-    number = word_masking.numbered(given.tokenizer, tokens, tokens.mask)
+    number = word_masking.number_words(given.tokenizer, tokens, tokens.mask)
     assert number[0].tolist() == [0, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 0]
     assert number[1].tolist() == [0, 1, *[0] * 10]
-    edit = word_masking.masked(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
+    edit = word_masking.mask_words(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
     assert pieces(given, edit) == [["[CLS]", "[MASK]", ",", "it", "[MASK]", "'", "t", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
     # The row is the one a masked text has, which is what the vote sees (evaluation/voting.py).
     assert pieces(given, given.classify(["[MASK], it [MASK]'t"])) == pieces(given, edit)[:1]
@@ -111,7 +111,7 @@ def test_words_of_word_pieces(minilm):
 def test_words_of_characters_are_what_white_space_separates():
     given = encoder("characters", ["ab cd e"])
     tokens = given.classify(["ab cd e"])
-    assert word_masking.numbered(given.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
+    assert word_masking.number_words(given.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
 
 
 def test_a_word_is_masked_only_where_all_its_pieces_are_allowed():
@@ -119,7 +119,7 @@ def test_a_word_is_masked_only_where_all_its_pieces_are_allowed():
     tokens = given.classify(["ab cd e"])
     allowed = tokens.mask.clone()
     allowed[0, 2] = False  # "b"
-    assert word_masking.numbered(given.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
+    assert word_masking.number_words(given.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
     none = masked(adversaries.Mask(rate=0.9), perturbation_context(given, tokens, allowed=torch.zeros_like(tokens.mask)))
     assert torch.equal(none.tokens.ids, tokens.ids)
 
@@ -175,8 +175,8 @@ def test_refused(fields, sentence):
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused():
-    given = Encoder(tokenizer("words", TEXTS, bidirectional=True), bidirectional=True)
+    given = Encoder(train_tokenizer("words", TEXTS, bidirectional=True), bidirectional=True)
     where = perturbation_context(given, given.classify(TEXTS))
-    with pytest.raises(ConfigError, match=r"mask.replace: the tokenizer has no mask token to stand for a word; give `replace: unknown`"):
+    with pytest.raises(ConfigError, match=r"mask.replace: the tokenizer has no mask token to replace a word with; give `replace: unknown`"):
         adversaries.Mask().start(where)
     assert [r.count("<unk>") for r in pieces(given, masked(adversaries.Mask(replace="unknown"), where).tokens)] == [7, 2, 0, 3]

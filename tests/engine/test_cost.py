@@ -11,7 +11,7 @@ from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD
 from advalign.engine.plan import plan
 from advalign.models import load
-from advalign.models.load import frozen
+from advalign.models.sharing import frozen_copy
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.sft import SFT
@@ -47,7 +47,7 @@ def forward(net):
 def cost(net, terms, adversaries=None, copies=()):
     """Operations of one update, in forwards."""
     runtime = learner(net)
-    teachers = {name: frozen(net) for name in copies}
+    teachers = {name: frozen_copy(net) for name in copies}
     chosen = plan("policy", terms, adversaries or {}, teachers)
     with FlopCounterMode(display=False) as counter:
         runtime.update(chosen, rows(net), teachers, budget=10_000, key=("update",))

@@ -21,7 +21,7 @@ from advalign.evaluation.suites.log import fingerprint
 from advalign.functional import certify
 from advalign.models import Network, load
 from advalign.models.encode import Encoder
-from advalign.models.scratch import tokenizer
+from advalign.models.scratch import train_tokenizer
 from advalign.targets import voting
 from advalign.targets.target import ClassifierTarget
 from advalign.targets.voting import RanMask, Smoothed
@@ -35,7 +35,7 @@ class Toy(Network):
     """A network that is linear in the sum of its word vectors: margin = w . sum_t h_t + bias over real tokens."""
 
     def __init__(self, values, dim=3, bias=0.0, margin=None):
-        tok = tokenizer("words", [" ".join(values)])
+        tok = train_tokenizer("words", [" ".join(values)])
         tok.add_special_tokens({"mask_token": "<mask>"})
         super().__init__(nn.Module(), Encoder(tok, bidirectional=True, max_length=64), "classifier")
         self.w = torch.arange(1, dim + 1).double()

@@ -14,7 +14,7 @@ from advalign.errors import ConfigError
 from advalign.functional import adversarial
 from advalign.interfaces import PerturbationContext
 from advalign.models import heads
-from advalign.models.load import frozen
+from advalign.models.sharing import frozen_copy
 from advalign.objectives.capo import CAPO
 from advalign.objectives.cat import CAT
 from advalign.objectives.circuit_breaker import CircuitBreaker
@@ -369,7 +369,7 @@ def test_padding_does_not_dilute_what_is_retained():
 def test_an_adapter_that_does_nothing_yet_has_cosine_one_reroutes_one_and_retains_zero():
     """The published check: at the start h = h_ref, so L_s = 1, L_r = 0 with zero gradient; the first gradient comes from rerouting."""
     net = network(options={"lora": {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn"]}}).eval()
-    before = frozen(net)
+    before = frozen_copy(net)
     rows = DemoRows(tokens=net.encoder.demos(["a b :", "c :"], ["d e", "f g h"]))
     for role, want in (("reroute", 1.0), ("retain", 0.0)):
         term = CircuitBreaker(source="s", role=role, layers=(0, 1))

@@ -11,7 +11,7 @@ from advalign import TrainingArguments
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
 from advalign.models import load
-from advalign.models.load import frozen
+from advalign.models.sharing import frozen_copy
 from advalign.objectives.classify import Classify
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
@@ -113,7 +113,7 @@ def test_a_frozen_copy_compiles_its_own_blocks(fast):
     tokens = demos(fast).tokens
     fast._packs = False
     before = fast(tokens, {"logprobs"}).logprobs.detach()
-    copy = frozen(fast)
+    copy = frozen_copy(fast)
     with torch.no_grad():
         for p in fast.parameters():
             p.add_(0.01)
@@ -134,7 +134,7 @@ def test_adapters_on_one_base():
         with torch.no_grad():
             for i, p in enumerate(p for name, p in net.named_parameters() if "lora_B" in name):
                 p.add_(torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (i + 1) * 0.1)
-        twin, tokens = frozen(net), demos(net).tokens
+        twin, tokens = frozen_copy(net), demos(net).tokens
         before = twin(tokens, {"logprobs"}).logprobs
         outputs, slope = values_and_slopes(net, tokens)
         with torch.no_grad():
@@ -180,7 +180,7 @@ def test_compilation_is_an_option_like_others():
 
 
 def test_a_model_without_a_stack_of_blocks_is_refused(monkeypatch):
-    monkeypatch.setattr("advalign.models.perturb.BLOCKS", ())
+    monkeypatch.setattr("advalign.models.architecture.BLOCK_PATHS", ())
     with pytest.raises(ConfigError, match=r"compile: .* has no stack of blocks to compile; leave it out"):
         network(model=MODEL, options={"compile": True})
 

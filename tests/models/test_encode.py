@@ -7,7 +7,7 @@ import torch
 
 from advalign.errors import BudgetError
 from advalign.models import Encoder, load
-from advalign.models.scratch import tokenizer
+from advalign.models.scratch import train_tokenizer
 from advalign.rollout.hf import HF
 from advalign.sources.contrast import GENERATED, REAL, Contrast, DiscriminatorRow
 from advalign.tasks.constraints import Constraints
@@ -18,7 +18,7 @@ KINDS = ("words", "characters", "bpe")
 
 
 def encoder(kind="words", texts=TEXTS, bidirectional=False, max_length=32):
-    return Encoder(tokenizer(kind, texts, bidirectional=bidirectional), max_length=max_length, bidirectional=bidirectional)
+    return Encoder(train_tokenizer(kind, texts, bidirectional=bidirectional), max_length=max_length, bidirectional=bidirectional)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -8,8 +8,8 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.models import load
-from advalign.models.load import frozen
 from advalign.models.scratch import PRESETS, is_encoder
+from advalign.models.sharing import frozen_copy
 from advalign.tasks.constraints import Constraints
 from advalign.types import Tokens
 
@@ -109,7 +109,7 @@ def test_dtypes_and_dropout():
 
 def test_a_frozen_copy_shares_nothing_and_never_trains():
     network = make().train()
-    copy = frozen(network)
+    copy = frozen_copy(network)
     network.model.get_input_embeddings().weight.data.zero_()
     assert copy.model.get_input_embeddings().weight.abs().sum() > 0
     assert not copy.training
@@ -129,7 +129,7 @@ def test_a_frozen_copy_shares_nothing_and_never_trains():
             {"model": "package:no_such_package_of_weights/model"},
             r"model: '.*' needs the package 'no_such_package_of_weights'",
         ),
-        ({"options": {"sha256": "0" * 64}}, r"model: 'scratch:tiny.*' is no local folder, so its sha256 cannot be checked"),
+        ({"options": {"sha256": "0" * 64}}, r"model: 'scratch:tiny.*' is not a local folder, so its sha256 cannot be checked"),
     ],
 )
 def test_mistakes_are_sentences(arguments, sentence):

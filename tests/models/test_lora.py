@@ -15,8 +15,8 @@ from advalign import config as configuration
 from advalign.advantages.gae import GAE
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
-from advalign.models import ModelSpec, adapters, load
-from advalign.models.load import frozen, load_order, share_base
+from advalign.models import ModelSpec, adapters, folders, load
+from advalign.models.sharing import frozen_copy, load_order, share_base
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
@@ -106,7 +106,7 @@ def test_a_fresh_adapter_and_one_that_is_off_are_the_base_bit_for_bit():
     assert torch.equal(output(lora(moved=False)), expected)
     moved = lora()
     assert (output(moved) - expected).abs().max() > 1e-3
-    moved.model = adapters.off(moved.model)
+    moved.model = adapters.without_adapter(moved.model)
     assert torch.equal(output(moved), expected)
     assert not adapters.has_adapter(moved.model)
 
@@ -155,7 +155,7 @@ def test_a_low_precision_base_gets_an_adapter_in_float32():
 
 def test_a_reference_is_the_base_with_adapters_off_and_equals_a_deep_copy_taken_before_training():
     net = lora(moved=False)
-    deep, reference = copy.deepcopy(net), frozen(net)
+    deep, reference = copy.deepcopy(net), frozen_copy(net)
     assert pointers(reference) == pointers(net)
     assert {p.data_ptr() for p in reference.parameters()} <= pointers(net)  # nothing at all was copied
     for number in range(3):
@@ -168,7 +168,7 @@ def test_a_reference_is_the_base_with_adapters_off_and_equals_a_deep_copy_taken_
 
 def test_a_copy_of_a_trained_adapter_is_a_snapshot_of_it_over_the_same_base():
     net = lora()
-    deep, copied = copy.deepcopy(net), frozen(net)
+    deep, copied = copy.deepcopy(net), frozen_copy(net)
     assert pointers(copied) == pointers(net)
     assert {p.data_ptr() for p in trained(net).values()}.isdisjoint(p.data_ptr() for p in copied.parameters())
     shaken(net)
@@ -177,15 +177,15 @@ def test_a_copy_of_a_trained_adapter_is_a_snapshot_of_it_over_the_same_base():
 
 def test_an_average_keeps_its_adapter_even_if_that_is_still_zero():
     net = lora(moved=False)
-    names = [[n for n, _ in copied.named_parameters()] for copied in (net, frozen(net, moving=True))]
+    names = [[n for n, _ in copied.named_parameters()] for copied in (net, frozen_copy(net, moving=True))]
     assert names[0] == names[1]
 
 
 def test_a_reference_that_was_off_comes_back_off():
     net = lora(moved=False)
-    saved = frozen(net).state_dict()
+    saved = frozen_copy(net).state_dict()
     expected = output(net)
-    again = frozen(shaken(net))  # as in a resumed run: the learner has moved since
+    again = frozen_copy(shaken(net))  # as in a resumed run: the learner has moved since
     again.load_state_dict(saved)
     assert torch.equal(output(again), expected)
 
@@ -284,9 +284,9 @@ WITH = ModelSpec(model=GPT2, tokenizer={"kind": "words"}, options={"lora": LORA}
         ),
         (
             {"a": ModelSpec(model="learner:b"), "b": ModelSpec(model="learner:a")},
-            r"learners.a.model: it would share_base from itself \(a -> b -> a\)",
+            r"learners.a.model: it would share the base of itself \(a -> b -> a\)",
         ),
-        ({"a": ModelSpec(model="learner:a")}, r"learners.a.model: it would share_base from itself \(a -> a\)"),
+        ({"a": ModelSpec(model="learner:a")}, r"learners.a.model: it would share the base of itself \(a -> a\)"),
         (
             {"policy": WITH, "critic": ModelSpec(model="learner:policy", tokenizer={"kind": "characters"})},
             r"learners.critic.tokenizer: 'learner:policy' brings the tokenizer of 'policy', and another one is given; leave it out",
@@ -363,7 +363,7 @@ def test_a_base_with_a_name_is_not_saved_again_and_another_one_is_refused(tmp_pa
     net = shaken(load(str(tmp_path / "base"), dtype="float64", options={"lora": LORA})).eval()
     net.save_pretrained(tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("**/model.safetensors"))
-    assert json.loads((tmp_path / "adapter" / adapters.CONFIG).read_text())["base_model_name_or_path"] == str(tmp_path / "base")
+    assert json.loads((tmp_path / "adapter" / folders.ADAPTER_CONFIG).read_text())["base_model_name_or_path"] == str(tmp_path / "base")
     assert torch.equal(output(load(str(tmp_path / "adapter"), dtype="float64").eval()), output(net))
     load(str(tmp_path / "base"), dtype="bfloat16", options={"adapter": str(tmp_path / "adapter")})  # the same base, rounded
     with pytest.raises(ConfigError, match=r"was trained on another base than the one it is given\.$"):
@@ -406,7 +406,7 @@ def test_dora_is_an_adapter_like_others_but_never_exactly_nothing(tmp_path):
     """W' = m (W + s B A) / ||W + s B A|| (arXiv:2402.09353, eq. 5): with B = 0 and m = ||W|| it is W up to rounding only."""
     fresh = network(options={"lora": LORA | {"use_dora": True}}).eval()
     torch.testing.assert_close(output(fresh), output(network().eval()), rtol=0, atol=1e-12)
-    assert adapters.has_adapter(frozen(fresh).model)  # so a reference keeps it
+    assert adapters.has_adapter(frozen_copy(fresh).model)  # so a reference keeps it
     net = shaken(fresh)
     assert sum("magnitude" in name for name in trained(net)) == 4
     net.save_pretrained(tmp_path / "adapter")

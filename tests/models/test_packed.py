@@ -71,14 +71,14 @@ def both(net, tokens, needs, edits=None):
 def test_the_layout_of_a_small_example_by_hand():
     """Shared: 4 + (4 + 2 + 1) tokens; alone: 2; shared: 2 + (1 + 5). In all 21 of 31 tokens, of 48 places with padding."""
     tokens = ragged()
-    layout = padding_free.layout(tokens, share=True)
+    layout = padding_free.build_layout(tokens, share=True)
     assert len(layout.source) == 21
     assert layout.place[1, :4].tolist() == layout.place[0, :4].tolist()
     assert layout.place[5, :2].tolist() == layout.place[4, :2].tolist()
     assert len(set(layout.place[tokens.mask].tolist())) == 21
     assert tokens.ids.flatten()[layout.source][layout.place][tokens.mask].tolist() == tokens.ids[tokens.mask].tolist()
     assert layout.positions[layout.place][tokens.mask].tolist() == torch.arange(8).expand(6, 8)[tokens.mask].tolist()
-    assert len(padding_free.layout(tokens, share=False).source) == 31
+    assert len(padding_free.build_layout(tokens, share=False).source) == 31
     # A row that is wholly a beginning of its group keeps its last token: the third row has 5 tokens, all of them those of the first.
     assert layout.place[2, 4] != layout.place[0, 4]
 
@@ -87,7 +87,7 @@ def test_what_saves_too_little_stays_as_it_is():
     ids = torch.arange(1, 21).view(2, 10)
     full = torch.ones_like(ids, dtype=torch.bool)
     tokens = Tokens(ids=ids, mask=full, target=full, group=torch.arange(2), key=torch.arange(2))
-    assert padding_free.layout(tokens, share=True) is None
+    assert padding_free.build_layout(tokens, share=True) is None
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -211,11 +211,11 @@ def test_an_update_is_the_same_packed_and_padded(name, budget):
 def test_micro_batches_of_packed_rows_hold_real_tokens_and_whole_groups():
     """Rows of 8 6 5 | 2 | 3 7 tokens. Packed, without sharing: 19, 2 and 10 of them; a budget of 21 holds the first and the second."""
     rows = {"s": DemoRows(tokens=ragged())}
-    assert [m["s"].tolist() for m in mb.pack(rows, 21, layout=mb.PackedLayout(True))] == [[0, 1, 2], [3, 4, 5]]
+    assert [m["s"].tolist() for m in mb.pack(rows, 21, layout=mb.BatchLayout(True))] == [[0, 1, 2], [3, 4, 5]]
     # Prompts of one token (the first target is the second), counted once per group: 17, 2 and 9.
-    assert [m["s"].tolist() for m in mb.pack(rows, 17, layout=mb.PackedLayout(True, frozenset("s")))] == [[0, 1, 2], [3, 4, 5]]
+    assert [m["s"].tolist() for m in mb.pack(rows, 17, layout=mb.BatchLayout(True, frozenset("s")))] == [[0, 1, 2], [3, 4, 5]]
     # A group over the budget is split row by row rather than refused: 8 6 5 of the first.
-    assert sorted(i for m in mb.pack(rows, 10, layout=mb.PackedLayout(True)) for i in m["s"].tolist()) == list(range(6))
+    assert sorted(i for m in mb.pack(rows, 10, layout=mb.BatchLayout(True)) for i in m["s"].tolist()) == list(range(6))
 
 
 def test_the_prompt_of_a_group_is_computed_once():

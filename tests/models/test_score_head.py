@@ -8,7 +8,7 @@ from helpers.networks import network
 
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, load, perturb
-from advalign.models.load import frozen, share_base
+from advalign.models.sharing import frozen_copy, share_base
 from advalign.types import Edit
 
 GPT2, BERT = "scratch:tiny-gpt2?n_embd=32", "scratch:encoder-tiny?hidden_size=32"
@@ -135,7 +135,7 @@ def test_options_of_the_head_outlive_a_folder_and_a_copy(lora, tmp_path):
     net = scorer(**options)
     net.save_pretrained(tmp_path)
     again = load(str(tmp_path), dtype="float64").eval()
-    twin = frozen(net)
+    twin = frozen_copy(net)
     for other in (again, twin):
         assert torch.equal(scores(other), scores(net))
         assert (other.spectral_norm, other.dropout.p) == (True, 0.25)

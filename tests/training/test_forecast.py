@@ -13,7 +13,7 @@ from advalign import objectives as obj
 from advalign import rewards as rw
 from advalign import sources as src
 from advalign.models import load
-from advalign.models import model_cost as shapes
+from advalign.models.model_cost import model_cost
 from advalign.training.forecast import forecast
 from advalign.types import Tokens
 
@@ -90,7 +90,7 @@ def test_what_a_token_keeps_for_the_way_back(model):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         net(tokens, {"logprobs"}).logprobs.sum()
-    said = shapes.of(net.model, head="policy", dtype=torch.float32).kept * ids.numel()
+    said = model_cost(net.model, head="policy", dtype=torch.float32).activation_bytes * ids.numel()
     assert sum(size for size, _ in kept.values()) == pytest.approx(said, rel=0.3)
 
 
@@ -120,7 +120,7 @@ def test_a_blueprint_has_the_shape_of_the_model_and_no_weights():
 def test_experts_that_a_token_does_not_visit_cost_nothing():
     """Two of eight experts: a quarter of their parameters count."""
     net = load("scratch:tiny-moe", head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64)
-    shape = shapes.of(net.model, head="policy", dtype=torch.float32)
+    shape = model_cost(net.model, head="policy", dtype=torch.float32)
     experts = sum(p.numel() for n, p in net.model.named_parameters() if ".experts." in n)
     embedding = net.model.get_input_embeddings().weight.numel()
     assert experts > 0
@@ -140,7 +140,7 @@ def test_the_meter_counts_what_a_step_did(tmp_path):
     # One pass of the reference over the rollouts, which belongs to the draw and to no update, is left out.
     assert found["operations"] == pytest.approx(counter.get_total_flops(), rel=0.15)
     assert found["tokens_per_second"] == pytest.approx((found["sampled_tokens"] + found["trained_tokens"]) / found["seconds"])
-    assert 0 < found["utilisation"] < 3
+    assert 0 < found["mfu"] < 3
 
 
 def test_speed_is_logged_apart_and_goes_on_after_a_resume(tmp_path):

@@ -113,7 +113,7 @@ def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_auto
     runtime.optimizer.zero_grad()
     now = runtime.network(tokens, {f"hidden:{SITE}"}).hidden[SITE]
     real = reference(tokens, {f"hidden:{SITE}"}).hidden[SITE].detach()
-    lead = critic._read(now, tokens.mask) - critic._read(real, tokens.mask).detach()
+    lead = critic._score(now, tokens.mask) - critic._read(real, tokens.mask).detach()
     loss = softplus(-lead).mean()
     parameters = {n: p for n, p in runtime.network.named_parameters() if n in found}
     expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -206,10 +206,10 @@ def test_a_discriminator_is_saved_and_loaded(tmp_path):
     network.save_pretrained(tmp_path)
     loaded = load(str(tmp_path), dtype="float64").eval()
     tokens = drawn(trainer).tokens
-    hidden = torch.randn(*tokens.ids.shape, network.reads, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert loaded.reads == network.reads
+    hidden = torch.randn(*tokens.ids.shape, network.num_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert loaded.num_features == network.num_features
     assert not loaded.encoder.bidirectional
-    assert torch.equal(loaded._read(hidden, tokens.mask), network._read(hidden, tokens.mask))
+    assert torch.equal(loaded._score(hidden, tokens.mask), network._read(hidden, tokens.mask))
 
 
 def test_what_it_costs_is_known_before_the_run():
@@ -231,7 +231,7 @@ def test_what_it_costs_is_known_before_the_run():
         ({"model": "latent:polcy"}, "'polcy'.*policy"),
         ({"model": "latent:policy?hidden=16"}, "hidden.*hidden_size"),
         ({"model": "latent:policy?hidden_size=x"}, "hidden_size is 'x'"),
-        ({"model": "latent:policy?hidden_size=20"}, "hidden_size 20 is no multiple of num_attention_heads 8"),
+        ({"model": "latent:policy?hidden_size=20"}, "hidden_size 20 is not a multiple of num_attention_heads 8"),
         ({"head": "value"}, "head .score.*has head .value"),
         ({"options": {"lora": {}}}, "lora"),
         ({"tokenizer": "gpt2"}, "leave it out"),

@@ -1,0 +1,55 @@
+"""Folders of models: where a model's name leads, and what `Network.save_pretrained` wrote there about it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from advalign.errors import ConfigError
+
+FACTS = "advalign.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_BASE = "base"
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder behind `package:<module>/<folder>` or a path; None: a hub id, or a model from scratch."""
+    if model.startswith("package:"):
+        module, _, inside = model.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"model: '{model}' needs the package '{module}', which is not installed.")
+        return Path(spec.origin).parent / inside
+    path = Path(model).expanduser()
+    return path if not model.startswith("scratch:") and path.is_dir() else None
+
+
+def saved_facts(folder: Path | None) -> dict[str, Any]:
+    """What `save_pretrained` wrote beside the weights: head, length, options of the head."""
+    file = None if folder is None else folder / FACTS
+    return json.loads(file.read_text()) if file is not None and file.exists() else {}
+
+
+def holds_adapter(folder: Path | None) -> bool:
+    return folder is not None and (folder / ADAPTER_CONFIG).is_file()
+
+
+def adapter_base(folder: Path) -> str:
+    """The model that an adapter folder was trained on: a name, or its own subfolder."""
+    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not name and not (folder / ADAPTER_BASE).is_dir():
+        raise ConfigError(f"model: {folder}/{ADAPTER_CONFIG} names no base, and there is no folder '{ADAPTER_BASE}' beside it.")
+    return str(name or folder / ADAPTER_BASE)
+
+
+def verify_hash(folder: Path | None, model: str, expected: str) -> None:
+    """Raises ConfigError unless the SHA-256 of model.safetensors is `expected`."""
+    if folder is None:
+        raise ConfigError(f"model: '{model}' is not a local folder, so its sha256 cannot be checked; give a path or a package.")
+    with (folder / "model.safetensors").open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise ConfigError(f"model: {model}/model.safetensors has sha256 {actual}, expected {expected}.")

@@ -1,0 +1,73 @@
+"""What has to be known to load a model, and the checks of its options that need no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advalign.errors import ConfigError, unknown
+from advalign.models.folders import saved_facts
+
+HEADS = ("policy", "classifier", "score", "value")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
+OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "compile", "dropout", "seed", "lora", "adapter", *HEAD_OPTIONS)
+# What a learner may set on the base of another one.
+SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", *HEAD_OPTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What has to be known to load a model."""
+
+    model: str
+    """A hub id, a folder, `package:<module>/<folder>`, `scratch:<preset>`, `learner:<name>` or `latent:<name>`."""
+    head: str = "policy"
+    """policy (next token), classifier, score (one number per row) or value (one number per token)."""
+    tokenizer: Any = None
+    """An id, or {kind: words|characters|bpe, data: ...} for a model from scratch. None: the model's own."""
+    max_length: int = 512
+    """The most tokens of a row."""
+    dtype: str = "float32"
+    """Precision of the weights: float32, bfloat16, float16 or float64."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout, seed,
+    lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value)
+    head_dropout and spectral_norm."""
+
+
+def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    for name in options:
+        if name not in allowed:
+            raise unknown("model.options", "option", name, allowed)
+
+
+def check_head(head: str) -> None:
+    if head not in HEADS:
+        raise unknown("head", "head", head, HEADS)
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise unknown("dtype", "dtype", dtype, DTYPES)
+
+
+def head_options(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`Network` arguments of a scalar head: those that its folder, or the folder of its adapter, remembers, unless `options` give others."""
+    if head not in ("score", "value"):
+        for name in HEAD_OPTIONS:
+            if options.get(name):
+                raise ConfigError(f"model.options.{name}: it belongs to the scalar head of a score or a value, and head is '{head}'.")
+        return {}
+    facts = saved_facts(Path(options["adapter"]).expanduser()) if options.get("adapter") else facts
+    values = {"head_dropout": 0.0, "spectral_norm": False} | {k: v for k, v in (*facts.items(), *options.items()) if k in HEAD_OPTIONS}
+    rate, norm = values["head_dropout"], values["spectral_norm"]
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ConfigError(f"model.options.head_dropout: got {rate}, a rate from 0 up to, but not including, 1.")
+    if not isinstance(norm, bool):
+        raise ConfigError(f"model.options.spectral_norm: got {norm}, either true or false.")
+    return {"head_dropout": float(rate), "spectral_norm": norm}
