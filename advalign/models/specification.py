@@ -57,7 +57,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def head_options(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`Network` arguments of a scalar head: those that its folder, or the folder of its adapter, remembers, unless `options` give others."""
+    """`Network` arguments of a scalar head: those that its folder, or that of its adapter, remembers, unless `options` give others."""
     if head not in ("score", "value"):
         for name in HEAD_OPTIONS:
             if options.get(name):

@@ -189,7 +189,9 @@ def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mappin
     tokens = sum(sizes[s].tokens for s in p.sources)
     made.trained += times * tokens
     micro = min(float(trainer.args.token_budget), tokens / spec.minibatches)
-    kept = own.activation_bytes / own.layers + own.bytes * own.layers * own.width if spec.options.get("gradient_checkpointing") else own.activation_bytes
+    kept: float = own.activation_bytes
+    if spec.options.get("gradient_checkpointing"):
+        kept = own.activation_bytes / own.layers + own.bytes * own.layers * own.width
     passes = sum(p.forwards().values())
     number = max(tokens / trainer.args.token_budget, spec.minibatches) * times
     made.moved += number * passes * PASSES["weights"] * own.parameters * own.bytes + 2 * times * passes * tokens * kept

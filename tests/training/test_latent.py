@@ -113,7 +113,7 @@ def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_auto
     runtime.optimizer.zero_grad()
     now = runtime.network(tokens, {f"hidden:{SITE}"}).hidden[SITE]
     real = reference(tokens, {f"hidden:{SITE}"}).hidden[SITE].detach()
-    lead = critic._score(now, tokens.mask) - critic._read(real, tokens.mask).detach()
+    lead = critic._score(now, tokens.mask) - critic._score(real, tokens.mask).detach()
     loss = softplus(-lead).mean()
     parameters = {n: p for n, p in runtime.network.named_parameters() if n in found}
     expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -209,7 +209,7 @@ def test_a_discriminator_is_saved_and_loaded(tmp_path):
     hidden = torch.randn(*tokens.ids.shape, network.num_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert loaded.num_features == network.num_features
     assert not loaded.encoder.bidirectional
-    assert torch.equal(loaded._score(hidden, tokens.mask), network._read(hidden, tokens.mask))
+    assert torch.equal(loaded._score(hidden, tokens.mask), network._score(hidden, tokens.mask))
 
 
 def test_what_it_costs_is_known_before_the_run():
