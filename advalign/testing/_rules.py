@@ -41,7 +41,7 @@ def is_plugin(plugin: object, base: type, group: str) -> None:
     """Derives from the abstract base of its group, and is a frozen dataclass built by keyword."""
     require(isinstance(plugin, base), plugin, f"it does not derive from advalign.interfaces.{base.__name__}, the base of all {group}.")
     cls: Any = type(plugin)
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen = bool(dataclasses.is_dataclass(plugin)) and cls.__dataclass_params__.frozen
     require(bool(frozen), plugin, "a plugin is its configuration: decorate the class with @dataclass(frozen=True, kw_only=True).")
     by_position = [f.name for f in dataclasses.fields(cls) if f.init and not f.kw_only]
     require(not by_position, plugin, f"field '{(by_position or [''])[0]}' can be given by position; use @dataclass(kw_only=True).")

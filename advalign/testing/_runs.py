@@ -100,5 +100,3 @@ def rollout_groups(policy: Any) -> list[RolloutGroup]:
 def _rollout(policy: Any, text: str, finished: bool) -> Rollout:
     ids = policy.encoder.response(text)
     return Rollout(response_ids=ids, sampler_logprobs=[-1.0] * len(ids), text=text, finished=finished)
-
-

@@ -53,8 +53,8 @@ def rollout_rows(num_groups: int = NUM_GROUPS, size: int = SIZE) -> RolloutRows:
 
 def _declared(advantage: Advantage, rows: RolloutRows) -> RolloutRows:
     """The rows without the columns that the advantage does not declare."""
-    unread = {column: None for flag, column in READ_WHERE_DECLARED if not getattr(advantage, flag)}
-    return replace(rows, **unread)  # type: ignore[arg-type]
+    unread: dict[str, Any] = {column: None for flag, column in READ_WHERE_DECLARED if not getattr(advantage, flag)}
+    return replace(rows, **unread)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def _state(case: _Case) -> None:
     first, second = case.advantage.initial_state(), case.advantage.initial_state()
     if first is None:
         return
-    case.require(plain(first), "initial_state holds something that is no float and no dictionary of floats by string; a checkpoint keeps it.")
+    case.require(
+        plain(first), "initial_state holds something that is no float and no dictionary of floats by string; a checkpoint keeps it."
+    )
     case.require(first is not second, "initial_state gives the same dictionary twice; every source needs a fresh one.")
     with explained(case.advantage, "it raised with the state of initial_state"):
         case.advantage(case.rows, first, lambda x: x)
@@ -117,7 +119,8 @@ def _flags(case: _Case) -> None:
     full, want = rollout_rows(), case()[0]
     for flag, column in READ_WHERE_DECLARED:
         if getattr(case.advantage, flag):
-            moved = replace(case.rows, **{column: _moved(getattr(full, column), full)})
+            other: dict[str, Any] = {column: _moved(getattr(full, column), full)}
+            moved = replace(case.rows, **other)
             case.require(not torch.equal(case(moved)[0], want), f"it declares {flag} but does not read rows.{column}.")
         else:
             extra = replace(case.rows, **{column: getattr(full, column)})
@@ -142,7 +145,7 @@ def _same_rows_same_advantages(case: _Case) -> None:
         "advantages depend on the order of the rows; groups are named by rows.tokens.group, not by position.",
     )
     columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    wide = {k: fit(x, WIDTH + 3) for k, x in columns.items() if isinstance(x, Tensor) and x.shape == rows.tokens.ids.shape}
+    wide: dict[str, Any] = {k: fit(x, WIDTH + 3) for k, x in columns.items() if isinstance(x, Tensor) and x.shape == rows.tokens.ids.shape}
     got = case(replace(rows, tokens=rows.tokens.fit(WIDTH + 3), **wide))[0]
     case.require(torch.allclose(got[:, :WIDTH], want, rtol=0, atol=1e-12), "advantages depend on the padding of the batch.")
     off = torch.where(rows.tokens.target, 0.0, 1e3)

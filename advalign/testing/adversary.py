@@ -53,14 +53,18 @@ class _Case:
 
     def tokens(self, width: int = WIDTH) -> Tokens:
         examples = _networks.questions()[7:10]
-        rows = torch.tensor([(self.network.encoder.prompt(e.prompt) + self.network.encoder.response(e.answer or "") + [3] * 6)[:WIDTH] for e in examples])
+        rows = torch.tensor(
+            [(self.network.encoder.prompt(e.prompt) + self.network.encoder.response(e.answer or "") + [3] * 6)[:WIDTH] for e in examples]
+        )
         place, lengths = torch.arange(WIDTH)[None], torch.tensor(LENGTHS)[:, None]
         mask = place < lengths
         target = mask & (place >= lengths - torch.tensor(TARGETS)[:, None])
         number = torch.arange(3)
         return Tokens(ids=rows * mask, mask=mask, target=target, group=number, key=number).fit(width)
 
-    def context(self, rows: tuple[int, ...] = (0, 1, 2), *, width: int = WIDTH, radius: float | None = None, **options: Any) -> PerturbationContext:
+    def context(
+        self, rows: tuple[int, ...] = (0, 1, 2), *, width: int = WIDTH, radius: float | None = None, **options: Any
+    ) -> PerturbationContext:
         """What the engine hands to the adversary for these rows."""
         threat, tokens = self.adversary.threat, self.tokens(width).index(torch.tensor(rows))
         never = () if threat.special else self.network.encoder.special_ids
@@ -100,7 +104,7 @@ class _Case:
         with explained(adversary, "its loop raised (start, ask, tell, end_update)"):
             state = adversary.start(context)
             for _ in range(adversary.passes):
-                edits = dict(adversary.ask(state))
+                edits = self.asked(state)
                 asked.append(edits)
                 leaves = {site: e.add.detach().requires_grad_() for site, e in edits.items() if e.add is not None}
                 losses = loss_of({site: replace(edit, add=leaves.get(site)) for site, edit in edits.items()})
@@ -110,11 +114,17 @@ class _Case:
             if adversary.memory_scope == "global":  # it moves when the update ends
                 adversary.end_update(context.memory, lambda x: x)
                 state = adversary.start(context)
-            final = dict(adversary.ask(state))
-        for edits in (*asked, final):
-            for site, edit in edits.items():
-                require(isinstance(edit, Edit), adversary, f"ask gives a {type(edit).__name__} at '{site}', not an advalign.types.Edit.")
-        return final, asked
+            return self.asked(state), asked
+
+    def asked(self, state: Any) -> Edits:
+        """The edits of the next pass, at sites that the adversary declares."""
+        adversary = self.adversary
+        edits = dict(adversary.ask(state))
+        for site, edit in edits.items():
+            require(isinstance(edit, Edit), adversary, f"ask gives a {type(edit).__name__} at '{site}', not an advalign.types.Edit.")
+        if adversary.family == "continuous":
+            _deltas(adversary, edits)
+        return edits
 
     def climb(self, rows: tuple[int, ...] = (0, 1, 2), **options: Any) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         """The same on the linear model, as deltas."""
@@ -148,7 +158,9 @@ def _reproducible(case: _Case) -> None:
         tokens = snapshot(before.tokens)
         finals.append(case.run(before, loss_of)[0])
         require(same(tokens, before.tokens), case.adversary, "it writes into the tokens of its rows.")
-    require(same(finals[0], finals[1]), case.adversary, "two runs with equal generators differ; draw from context.generators, one per delta.")
+    require(
+        same(finals[0], finals[1]), case.adversary, "two runs with equal generators differ; draw from context.generators, one per delta."
+    )
 
 
 def _stays_inside(case: _Case) -> None:
@@ -159,11 +171,15 @@ def _stays_inside(case: _Case) -> None:
             shape, want = tuple(delta.shape), (3, *context.shapes[site])
             require(shape == want, adversary, f"the delta at '{site}' has shape {shape}, not (N, T, D) = {want}.")
             size = float(balls.norm(delta.double(), ball=adversary.ball, scope=adversary.scope).max())
-            text = f"the delta at '{site}' has {adversary.ball} norm {size:.6g} per {adversary.scope}, and the radius is {context.radius:.6g}"
+            text = (
+                f"the delta at '{site}' has {adversary.ball} norm {size:.6g} per {adversary.scope}, and the radius is {context.radius:.6g}"
+            )
             require(size <= context.radius * (1 + 1e-9), adversary, f"{text}; project it (functional.balls.project).")
             off = float(delta[~context.allowed].abs().sum())
             require(off == 0.0, adversary, f"the delta at '{site}' moves positions that are not allowed; use functional.balls.masked.")
-            require(delta.dtype == context.dtype, adversary, f"the delta at '{site}' is {delta.dtype}, and context.dtype is {context.dtype}.")
+            require(
+                delta.dtype == context.dtype, adversary, f"the delta at '{site}' is {delta.dtype}, and context.dtype is {context.dtype}."
+            )
     zero, _ = case.climb(radius=0.0)
     require(all(float(x.abs().max()) < 1e-12 for x in zero.values()), adversary, "with radius 0 the delta is not zero.")
 
@@ -179,7 +195,11 @@ def _climbs(case: _Case) -> None:
         return
     final, _ = case.run(case.context(), loss_of)
     raised = bool((loss_of(final) > loss_of(first)).all())
-    require(raised, adversary, "it does not raise the loss of a linear model; does tell() go up the gradient? (An adversary without steps declares steps 0.)")
+    require(
+        raised,
+        adversary,
+        "it does not raise the loss of a linear model; does tell() go up the gradient? (An adversary without steps declares steps 0.)",
+    )
 
 
 def _alone_as_in_company(case: _Case) -> None:
@@ -211,7 +231,7 @@ def _numerics(case: _Case) -> None:
     scaled, _ = case.run(case.context(), lambda edits: whole(edits) / 4096)
     for site, delta in case.climb()[0].items():
         close = torch.allclose(_deltas(adversary, scaled)[site], delta, rtol=1e-9, atol=1e-9)
-        sentence = "deltas depend on the scale of the loss, which is a mean over the whole update; normalise gradients (functional.balls.steepest)."
+        sentence = "deltas depend on the scale of the loss, a mean over the whole update; normalise gradients (functional.balls.steepest)."
         require(close, adversary, sentence)
     context = case.context()
     state = adversary.start(context)

@@ -21,11 +21,13 @@ QUERIES = 30
 ACCESS = ("text", "logprobs", "gradients")
 
 
-def check_attack(attack: Attack, network: Network | None = None, examples: Sequence[Example] | None = None) -> None:
+def check_attack(
+    attack: Attack, network: Network | None = None, examples: Sequence[Example] | None = None, *, jointly: bool = False
+) -> None:
     """Raises AssertionError for the first rule that the attack breaks.
 
     `network` and `examples`: of your own; without them, an untrained tiny model with the attack's `head` (classifier, where it attacks
-    any), three short reviews or three sums.
+    any), three short reviews or three sums. `jointly`: True for an attack that seeks one change for all examples together.
     """
     is_plugin(attack, Attack, "attacks")
     require(attack.access in ACCESS, attack, f"access is '{attack.access}'; it is one of {', '.join(ACCESS)}.")
@@ -34,7 +36,7 @@ def check_attack(attack: Attack, network: Network | None = None, examples: Seque
     _leaves_the_model_alone(case)
     _reproducible(case)
     _within_budget(case)
-    if attack.examples_at_once is not None:
+    if attack.examples_at_once is not None and not jointly:
         _alone_as_in_company(case)
     _radius(case)
 
@@ -79,7 +81,9 @@ class _Case:
             sentence = f"propose returns a {kind} where a Proposal belongs; an attack proposes, and the harness decides what succeeded."
             require(type(proposal) is Proposal, plugin, sentence)
             texts = (*proposal.attempts, *(x for x in (proposal.text, proposal.forced) if x is not None))
-            require(all(isinstance(text, str) for text in texts), plugin, "a proposal holds something that is no text where a text belongs.")
+            require(
+                all(isinstance(text, str) for text in texts), plugin, "a proposal holds something that is no text where a text belongs."
+            )
 
 
 def _leaves_the_model_alone(case: _Case) -> None:
@@ -128,7 +132,9 @@ def _within_budget(case: _Case) -> None:
     radius = plugin.threat.radius
     for example, proposal in zip(examples, case.propose(Budget(queries=QUERIES, radius=radius), examples)[0], strict=True):
         far = distance(target, plugin, example, proposal) if proposal.edits is not None else 0.0
-        require(far <= radius * (1 + 1e-5), plugin, f"an edit goes {far:.6g}, and its threat model allows {radius:.6g} (inf: off its region).")
+        require(
+            far <= radius * (1 + 1e-5), plugin, f"an edit goes {far:.6g}, and its threat model allows {radius:.6g} (inf: off its region)."
+        )
 
 
 def _alone_as_in_company(case: _Case) -> None:

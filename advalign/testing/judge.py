@@ -19,7 +19,7 @@ def check_judge(judge: Judge, examples: Sequence[Example] | None = None, answers
     is_plugin(judge, Judge, "judges")
     examples = _networks.questions()[7 : 7 + len(ANSWERS)] if examples is None else examples
     answers = ANSWERS if answers is None else answers
-    assert len(examples) == len(answers)
+    require(len(examples) == len(answers), judge, f"{len(answers)} answers to {len(examples)} examples given; one answer per example.")
     with explained(judge, "start raised"):
         score = judge.start()
     require(callable(score), judge, f"start returns a {type(score).__name__}; return a function of examples and answers.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +15,6 @@ from advalign.testing import _rows
 from advalign.testing._rules import BrokenRule, explained, is_plugin, require, same, snapshot
 from advalign.types import NEEDS, DemoRows, Losses, Outputs, PairRows, Rows, Weights
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
-
 
 def check_objective(objective: Objective, rows: Rows | None = None) -> None:
     """Raises AssertionError for the first rule that the objective breaks.
@@ -29,8 +26,8 @@ def check_objective(objective: Objective, rows: Rows | None = None) -> None:
     _declarations(objective)
     case = _Case(objective, _suitable(objective) if rows is None else rows)
     _weights(case)
-    _losses(case)
     _changes_nothing(case)
+    _losses(case)
     _off_target(case)
     _split(case)
     _empty_rows(case)
@@ -64,10 +61,13 @@ class _Case:
         rows, views = self.rows if rows is None else rows, _rows.views(self.leaves) if views is None else views
         try:
             with explained(self.objective, "losses raised; it may read only the views, outputs and annotations that it declares"):
-                return self.objective.losses(rows, views)
+                losses = self.objective.losses(rows, views)
         except BrokenRule as error:
             name = type(self.objective).__name__
             raise error if str(error).startswith(name) else BrokenRule(f"{name}: {error}") from None
+        kind = type(losses).__name__
+        require(isinstance(losses, Losses), self.objective, f"losses returns a {kind}; return advalign.types.Losses(values, metrics).")
+        return losses
 
     def total(self, rows: Any = None, views: dict[str, Outputs] | None = None, weights: Weights | None = None) -> Tensor:
         weights = weights or self.weights
@@ -82,11 +82,13 @@ class _Case:
         return {key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(tensors.items(), found, strict=True)}
 
 
+def _near(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-9, atol=1e-11)
+
+
 def _declarations(objective: Objective) -> None:
     require(bool(objective.reads), objective, "`reads` is empty; name the outputs it reads, as {self.view: frozenset({'logprobs'})}.")
-    require(
-        objective.view in objective.reads, objective, f"`reads` does not name its own view '{objective.view}', so nothing would train."
-    )
+    require(objective.view in objective.reads, objective, f"`reads` does not name its own view '{objective.view}', so nothing would train.")
     for view, names in objective.reads.items():
         wrong = sorted({name.partition(":")[0] for name in names} - set(NEEDS))
         require(bool(names), objective, f"`reads` names no output of view '{view}'; leave the view out, or name what it reads there.")
@@ -115,7 +117,9 @@ def _suitable(objective: Objective) -> Any:
 
 def _weights(case: _Case) -> None:
     weights, plugin = case.weights, case.objective
-    require(isinstance(weights, Weights), plugin, f"weights returns a {type(weights).__name__}; return advalign.types.Weights(values, count).")
+    require(
+        isinstance(weights, Weights), plugin, f"weights returns a {type(weights).__name__}; return advalign.types.Weights(values, count)."
+    )
     require(isinstance(weights.count, Tensor) and weights.count.ndim == 0, plugin, "Weights.count is a tensor with a single number.")
     first = weights.values.shape[0] if weights.values.ndim else 0
     halves = case.size // 2 if isinstance(case.rows, PairRows) else case.size
@@ -125,12 +129,13 @@ def _weights(case: _Case) -> None:
         f"the first axis of the weights has {first} entries for {case.size} rows; it is one per row, or one per pair of PairRows.",
     )
     require(bool((weights.values >= 0).all() & weights.values.isfinite().all()), plugin, "weights are finite and not negative.")
-    require(bool(weights.count > 0) and bool(weights.values.sum() > 0), plugin, "weights and their count are zero although rows have targets.")
+    require(
+        bool(weights.count > 0) and bool(weights.values.sum() > 0), plugin, "weights and their count are zero although rows have targets."
+    )
 
 
 def _losses(case: _Case) -> None:
     losses, weights, plugin = case.losses(), case.weights, case.objective
-    require(isinstance(losses, Losses), plugin, f"losses returns a {type(losses).__name__}; return advalign.types.Losses(values, metrics).")
     if losses.values.ndim == 0:
         require(False, plugin, "losses are averaged to one number; return one loss per element, the weights do the averaging.")
     shapes = tuple(losses.values.shape), tuple(weights.values.shape)
@@ -178,10 +183,10 @@ def _off_target(case: _Case) -> None:
         "{} where outputs off target (prompt, padding) change; they are undefined there, so use "
         "torch.where(target, x, 0) before any arithmetic, not x * target."
     )
-    require(bool(torch.isclose(got, total, **TOLERANCE)), case.objective, sentence.format("the loss changes"))
+    require(_near(got, total), case.objective, sentence.format("the loss changes"))
     for key, g in case.gradients(got, moved).items():
         inside = g[:, : t.ids.shape[1]] if g.ndim >= 2 and g.shape[1] == t.ids.shape[1] + more else g
-        close = torch.allclose(inside, want[key], **TOLERANCE) and bool(g.isfinite().all())
+        close = _near(inside, want[key]) and bool(g.isfinite().all())
         require(close, case.objective, sentence.format("the gradient changes"))
     for name, (values, by) in case.losses(rows, views).metrics.items():
         require(bool((values * by).isfinite().all()), case.objective, f"metric '{name}' is not finite where outputs off target are nan.")
@@ -212,10 +217,10 @@ def _split(case: _Case) -> None:
         "{} of an update differs from the sum over its micro-batches; a loss may depend on nothing but its own row "
         "(or its pair, or with bundle 'group' its group): no mean over the batch inside."
     )
-    close = bool(torch.isclose(total, case.total(), **TOLERANCE))
+    close = _near(total, case.total())
     require(close, case.objective, sentence.format("the loss"))
     for key, g in case.gradients(total, case.leaves).items():
-        require(torch.allclose(g, want[key], **TOLERANCE), case.objective, sentence.format("the gradient"))
+        require(_near(g, want[key]), case.objective, sentence.format("the gradient"))
     for name, (values, by) in whole.metrics.items():
         close = abs(sums[name] - float((values * by).sum())) < 1e-9
         require(close, case.objective, f"metric '{name}' of an update differs from the sum over its micro-batches.")
@@ -232,10 +237,10 @@ def _empty_rows(case: _Case) -> None:
     others = torch.tensor([i for i in range(case.size) if i not in gone])
     alone = case.objective.weights(rows.index(others))
     sentence = "rows without a target token change the loss of the others; they do not count."
-    require(bool(torch.isclose(weights.count.double(), alone.count.double(), **TOLERANCE)), case.objective, sentence)
+    require(_near(weights.count.double(), alone.count.double()), case.objective, sentence)
     got = case.total(rows, None, weights)
     views = {view: outputs.index(others) for view, outputs in _rows.views(case.leaves).items()}
-    require(bool(torch.isclose(got, case.total(rows.index(others), views, alone), **TOLERANCE)), case.objective, sentence)
+    require(_near(got, case.total(rows.index(others), views, alone)), case.objective, sentence)
     for g in case.gradients(got, case.leaves).values():
         clean = bool(g.isfinite().all()) and (g.ndim < 1 or g.shape[0] != case.size or float(g[list(gone)].abs().sum()) == 0.0)
         require(clean, case.objective, "rows without a target token get a gradient.")

@@ -49,7 +49,7 @@ def _scores(reward: Reward, score: Callable[[Sequence[RolloutGroup]], Scores], g
     require(number == len(rollouts), reward, f"it gives {number} scores for {len(rollouts)} rollouts{hint}.")
     for value, rollout in zip(result, rollouts, strict=True):
         per_token = isinstance(value, Sequence) and not isinstance(value, str)
-        values = list(value) if per_token else [value]  # type: ignore[arg-type,list-item]
+        values: list[Any] = list(value) if isinstance(value, Sequence) else [value]
         numbers = all(isinstance(x, int | float) for x in values)
         require(numbers, reward, f"a score is {value!r} ({type(value).__name__}); a float, nan, or a list with one float per response id.")
         require(not any(math.isinf(x) for x in values), reward, f"a score is {value!r}; infinite scores are refused, nan abstains.")

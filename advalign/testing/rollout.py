@@ -19,7 +19,10 @@ SAMPLED, GREEDY = Sampling(max_new_tokens=TOKENS), Sampling(max_new_tokens=TOKEN
 
 
 def check_rollout_engine(engine: RolloutEngine, network: Network | None = None, tolerance: float = 1e-4) -> None:
-    """Raises AssertionError for the first rule that the engine breaks. `tolerance`: nats per token by which log-probabilities may differ."""
+    """Raises AssertionError for the first rule that the engine breaks.
+
+    `tolerance`: by how many nats per token log-probabilities may differ.
+    """
     is_plugin(engine, RolloutEngine, "rollout")
     case = _Case(engine, network or _networks.network("policy"))
     groups = case.generate(3, SAMPLED)
@@ -90,7 +93,11 @@ def _random(case: _Case) -> None:
     generator = torch.Generator().manual_seed(0)
     if engine.skip(generator, 3 * 2, SAMPLED):
         rest = engine.generate(case.network, case.examples[2:], 3, SAMPLED, generator)
-        require(same(_ids(rest), first[2:]), engine, "skip(generator, 6) leaves out other draws than 6 responses take; return False if it cannot.")
+        require(
+            same(_ids(rest), first[2:]),
+            engine,
+            "skip(generator, 6) leaves out other draws than 6 responses take; return False if it cannot.",
+        )
 
 
 def _extend(case: _Case) -> None:

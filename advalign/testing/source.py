@@ -143,7 +143,9 @@ def _logs(source: Source, runtime: SourceRuntime[Any]) -> None:
     for name, value in runtime.logs.items():
         number = isinstance(name, str) and isinstance(value, int | float)
         require(number, source, f"logs hold {name!r}: {value!r}; names and numbers are written to the log of the run.")
-    require(isinstance(source.draw_size, int) and source.draw_size > 0, source, f"draw_size is {source.draw_size}; items of one draw, above 0.")
+    require(
+        isinstance(source.draw_size, int) and source.draw_size > 0, source, f"draw_size is {source.draw_size}; items of one draw, above 0."
+    )
 
 
 def _function_of_seed_and_step(case: _Case, draws: Sequence[Any], depends_on_seed: bool) -> None:
@@ -153,7 +155,9 @@ def _function_of_seed_and_step(case: _Case, draws: Sequence[Any], depends_on_see
     require(same(list(draws), repeated), case.source, sentence)
     other = case.start(seed=1)
     differs = not same(list(draws), [other.draw(step) for step in range(len(draws))])
-    sentence = "runs with other seeds draw the same rows; key its choices by context.random(name, step, ...), or give depends_on_seed=False."
+    sentence = (
+        "runs with other seeds draw the same rows; key its choices by context.random(name, step, ...), or give depends_on_seed=False."
+    )
     require(differs or not depends_on_seed, case.source, sentence)
 
 
@@ -175,7 +179,9 @@ def _resumes(case: _Case) -> None:
     sentence = "a run resumed from its state_dict draws other rows; state_dict holds everything that a draw moves."
     require(same(want, got), case.source, sentence)
     keys = [name for name in state[NAME] if not isinstance(name, str)]
-    require(not keys and not any(isinstance(x, float) and math.isnan(x) for x in state[NAME].values()), case.source, "its state has no names.")
+    require(
+        not keys and not any(isinstance(x, float) and math.isnan(x) for x in state[NAME].values()), case.source, "its state has no names."
+    )
 
 
 __all__ = ["check_source"]

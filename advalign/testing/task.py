@@ -107,7 +107,9 @@ def _perturbed(task: Task, example: Example, text: str, rng: random.Random) -> N
         raise BrokenRule(f"{type(task).__name__}: perturb finds no near example of '{example.prompt[:40]}': {error}") from error
     require(near.prompt != example.prompt, task, f"perturb('{example.prompt[:40]}') gives the same prompt.")
     score = _score(task, near, text)
-    require(score == 0, task, f"'{text[:40]}' is right for '{near.prompt[:40]}', too (verify {score}); a perturbed prompt is one it violates.")
+    require(
+        score == 0, task, f"'{text[:40]}' is right for '{near.prompt[:40]}', too (verify {score}); a perturbed prompt is one it violates."
+    )
     with explained(task, "demonstrate raised on a perturbed example"):
         answer = task.demonstrate(near, rng)
     require(_score(task, near, answer) == 1, task, f"the perturbed prompt '{near.prompt[:40]}' has no right answer: '{answer[:40]}'.")
