@@ -102,7 +102,7 @@ def beam(search: TokenSearchRun, *, beams: int, branches: int, length: int, temp
         if search.over:
             return
         number = beams * branches if step == 0 else branches
-        grown = [(*s, token) for s in alive for token in _continued(search, s, number, temperature)]
+        grown = [(*s, token) for s in alive if search.left >= 1 for token in _continued(search, s, number, temperature)]
         # A suffix that merges with what follows is lost, so more are drawn than are scored.
         scored = search.score(grown)
         if not scored:
