@@ -13,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "Callback": "advalign.interfaces.callback",
     "Correction": "advalign.objectives._policy",
     "Curriculum": "advalign.sources._options",
     "Demonstrations": "advalign.sources._options",

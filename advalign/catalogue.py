@@ -18,7 +18,7 @@ from advalign import builder, plugins
 from advalign.config import SECTIONS
 from advalign.evaluation.suites import certified
 from advalign.evaluation.suites.suite import Suite
-from advalign.training.evaluate import KINDS as EVALUATIONS
+from advalign.training.evaluate import EVALUATIONS
 from advalign.training.schedule import Follow
 
 INTRODUCTION = """# Catalogue

@@ -17,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from advalign import builder, interfaces
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, unknown
-from advalign.training.evaluate import KINDS as EVALUATIONS
-from advalign.training.evaluate import Evaluation
+from advalign.training.evaluate import EVALUATIONS, Evaluation
 from advalign.training.run_spec import Frozen, TrainingArguments
 from advalign.training.schedule import Follow, Gate, Ramp, Stage
 from advalign.training.trainer import Trainer

@@ -33,6 +33,7 @@ from adv_arms import ARMS, WARM, described
 from adv_summary import carried, collect
 from common import once, save
 
+from advalign import Callback
 from advalign import config as configuration
 from advalign import data as loading
 from advalign.evaluation import Suite
@@ -125,7 +126,7 @@ class Bench:
             clock = Clock()
             trainer = configuration.trainer(config, callbacks=[clock])
             trainer.train(progress=False)
-            plan = trainer.run_spec.plans(trainer.run_spec.stages[-1], strongest=True)["model"]
+            plan = trainer.run_spec.step_plan(trainer.run_spec.stages[-1], strongest=True).plans["model"]
             save(folder / "time.json", clock.seconds(ARMS[arm].replays) | {"forwards": plan.forwards()})
         return folder
 
@@ -194,7 +195,7 @@ class Bench:
         return (self.out / f"test-{arm}-{value:g}-{seed}.json").exists()
 
 
-class Clock:
+class Clock(Callback):
     """CPU seconds of every step (wall seconds on an accelerator): the machine may be busy with something else."""
 
     def __init__(self) -> None:

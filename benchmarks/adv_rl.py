@@ -186,7 +186,7 @@ def side_by_side(seed: int, rounds: int = 3) -> dict[str, Any]:
             "cpu_seconds_per_draw": median(seconds[arm]),
             "forwards_per_update": trainer.model.num_forwards / updates,
             "forwards_per_rollout": trainer.model.num_rows / rows,
-            "plan": trainer.plans()["policy"].forwards(),
+            "plan": trainer.step_plan().plans["policy"].forwards(),
         }
         for arm, trainer in trainers.items()
     }

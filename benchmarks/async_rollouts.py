@@ -33,8 +33,9 @@ from common import about, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from advalign import Correction, Learner, Sampling, Trainer, TrainingArguments
+from advalign import Callback, Correction, Learner, Sampling, Trainer, TrainingArguments
 from advalign.advantages.group import Group
+from advalign.interfaces import RolloutEngine
 from advalign.models import Network
 from advalign.models.encode import Encoder
 from advalign.objectives.grpo import GRPO
@@ -42,6 +43,7 @@ from advalign.rewards.function import Function
 from advalign.rollout.hf import HF
 from advalign.rollout.vllm import VLLM
 from advalign.sources.prompts import Prompts
+from advalign.types import RolloutGroup
 
 PROMPTS, GROUP, WIDTH, NEW, VOCABULARY = 4, 8, 24, 48, 2048
 SHAPE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 6}
@@ -65,25 +67,30 @@ def even(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
-class Timed:
-    """An engine, and how long it sampled in each call."""
+class Timed(RolloutEngine):
+    """A rollout engine, and how long it sampled in each call."""
 
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.seconds = engine, list[float]()
+    def __init__(self, rollout_engine: RolloutEngine) -> None:
+        self.rollout_engine, self.seconds = rollout_engine, list[float]()
 
     def sync(self, network: Any, version: int) -> None:
         start = time.perf_counter()
-        self.engine.sync(network, version)
+        self.rollout_engine.sync(network, version)
         self.seconds.append(time.perf_counter() - start)
 
-    def generate(self, *given: Any) -> Any:
+    def generate(self, *arguments: Any) -> list[RolloutGroup]:
         start = time.perf_counter()
-        found = self.engine.generate(*given)
+        groups = self.rollout_engine.generate(*arguments)
         self.seconds[-1] += time.perf_counter() - start
-        return found
+        return groups
+
+    def extend(self, *arguments: Any) -> list[RolloutGroup]:
+        return self.rollout_engine.extend(*arguments)
 
 
-class Steps:
+class Steps(Callback):
+    """A callback that notes when each step ended."""
+
     def __init__(self) -> None:
         self.ends = list[float]()
 
@@ -91,11 +98,11 @@ class Steps:
         self.ends.append(time.perf_counter())
 
 
-def run(engine: Any, ahead: int, steps: int) -> dict[str, list[float]]:
+def run(rollout_engine: RolloutEngine, ahead: int, steps: int) -> dict[str, list[float]]:
     """Seconds of every step but the first and the last, and of sampling for those."""
     generator = torch.Generator().manual_seed(1)
     texts = [" ".join(f"w{i}" for i in torch.randint(3, VOCABULARY, (WIDTH,), generator=generator).tolist()) for _ in range(64)]
-    timed, clock = Timed(engine), Steps()
+    timed, clock = Timed(rollout_engine), Steps()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
         file.write_text("\n".join(texts))

@@ -1,57 +1,64 @@
-"""What a learner's sum of objectives costs on given rows, in operations and bytes: known before the run from sizes alone, and after a
-step from the rows that were really there."""
+"""What a learner's sum of objectives costs on given rows, in floating-point operations: known before the run from sizes alone, and after a
+step from the rows it ran."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advalign.engine.plan import CLEAN, Plan, passes_of
+from advalign.engine.plan import CLEAN, Plan, count_passes
 from advalign.models.model_cost import ModelCost
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows of a source: their tokens without padding, those of them that are targets, and the mean length of a row."""
+    """Size of the rows of a source."""
 
     tokens: float
+    """Tokens without padding."""
     targets: float
+    """Tokens that a loss may train on."""
     length: float
+    """Mean tokens per row."""
 
     def times(self, factor: float) -> Size:
+        """`factor` times as many rows."""
         return Size(self.tokens * factor, self.targets * factor, self.length)
 
 
-def units(plan: Plan, view: str, shape: ModelCost) -> tuple[float, float]:
-    """(of the passes of a view that only move its edits, of those that train or only read)."""
+def pass_units(plan: Plan, view: str, cost: ModelCost) -> tuple[float, float]:
+    """Forward equivalents of a view: (of passes that only move its edits, of passes that train or only read)."""
     if view in plan.frozen:
         return 0, 1
     if view == CLEAN:
-        return 0, shape.trained_units
-    inner, final = passes_of(plan.adversaries[view])
-    return 2 * inner, shape.trained_units * final
+        return 0, cost.trained_units
+    inner, final = count_passes(plan.adversaries[view])
+    return 2 * inner, cost.trained_units * final
 
 
-def operations(plan: Plan, shape: ModelCost, rows: Mapping[str, Size], copies: Mapping[str, ModelCost] | None = None) -> dict[str, float]:
-    """{"ascent": ..., "update": ...} floating-point operations of one update on these rows. `copies`: shapes of frozen copies that are
-    not of the learner's own."""
-    found = {"ascent": 0.0, "update": 0.0}
+def count_operations(
+    plan: Plan, cost: ModelCost, rows: Mapping[str, Size], copies: Mapping[str, ModelCost] | None = None
+) -> dict[str, float]:
+    """{"ascent": ..., "update": ...} floating-point operations of one update on rows of these sizes.
+
+    `copies`: costs of frozen copies of other learners."""
+    operations = {"ascent": 0.0, "update": 0.0}
     for component in plan.components:
         for view in component:
             for source in plan.readers(view):
                 size = rows.get(source)
                 if size is None:
                     continue
-                moving, training = units(plan, view, shape)
+                moving, training = pass_units(plan, view, cost)
                 targets = size.targets if {"logprobs", "entropy", "distribution"} & plan.needs(view) else 0.0
                 if moving:
-                    found["ascent"] += moving / 2 * shape.passes(size.tokens, targets, size.length, 2)
-                each = shape.trained_units if training > 1 else 1
-                runs = (copies or {}).get(view, shape) if view in plan.frozen else shape
-                found["update"] += training / each * runs.passes(size.tokens, targets, size.length, each)
-    return found
+                    operations["ascent"] += moving / 2 * cost.passes(size.tokens, targets, size.length, 2)
+                units = cost.trained_units if training > 1 else 1
+                model = (copies or {}).get(view, cost) if view in plan.frozen else cost
+                operations["update"] += training / units * model.passes(size.tokens, targets, size.length, units)
+    return operations
 
 
-def alive(plan: Plan) -> int:
-    """Views whose graphs live together at most: a micro-batch keeps what its way back needs once per such view."""
+def num_live_views(plan: Plan) -> int:
+    """Views whose graphs exist at the same time at most: a micro-batch stores activations once per such view."""
     return max((sum(view not in plan.frozen for view in component) for component in plan.components), default=0)

@@ -1,4 +1,4 @@
-"""What a learner's sum of objectives asks for, decided before the run: views, needs, forwards; bad mixes are refused here."""
+"""What a learner's sum of objectives needs, decided before the run: views, outputs, forwards. Mixes that cannot work are refused here."""
 
 from __future__ import annotations
 
@@ -11,119 +11,148 @@ from advalign.plugins import kind_of
 from advalign.types import NEEDS
 
 CLEAN = "clean"
+"""The view of unperturbed rows under the learner's current weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The terms of one learner. `components`: views whose graphs must live together; each gets its own backward."""
+    """What one learner runs in one update."""
 
     learner: str
-    terms: Mapping[str, Objective]
+    """Its name."""
+    objectives: Mapping[str, Objective]
+    """{name: objective} of its loss."""
     adversaries: Mapping[str, Adversary]
+    """{view: adversary} of the views that its objectives read."""
     frozen: frozenset[str]
+    """Names of all frozen copies of the run."""
     components: tuple[tuple[str, ...], ...]
+    """Views whose graphs must live together; each component has its own backward."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(term.source for term in self.terms.values()))
+        """Sources that its objectives read."""
+        return tuple(dict.fromkeys(objective.source for objective in self.objectives.values()))
 
-    def terms_on(self, view: str) -> dict[str, Objective]:
-        """The terms evaluated on this view, by name."""
-        return {name: term for name, term in self.terms.items() if term.view == view}
-
-    def readers(self, view: str) -> tuple[str, ...]:
-        """Sources whose rows this view must run."""
-        inner = self.inner_of_component(view)
-        return tuple(dict.fromkeys(t.source for t in (*self.terms.values(), *inner) if view in t.reads))
-
-    def needs(self, view: str) -> frozenset[str]:
-        inner = self.inner_of_component(view)
-        return frozenset().union(*(t.reads.get(view, frozenset()) for t in (*self.terms.values(), *inner)))
+    @property
+    def inner_objectives(self) -> dict[str, Objective]:
+        """{"<view>.inner": the inner objective of its adversary}."""
+        return {f"{view}.inner": a.inner for view, a in self.adversaries.items() if a.inner is not None}
 
     @property
     def needs_input_gradients(self) -> bool:
-        """Whether some term reads gradients of scores: they are taken in padded rows."""
-        return any("score_gradients" in needs for t in self.terms.values() for needs in t.reads.values())
+        """Whether some objective reads gradients of scores, which are computed in padded rows."""
+        return any("score_gradients" in needs for o in self.objectives.values() for needs in o.reads.values())
 
-    def inner_of_component(self, view: str) -> tuple[Objective, ...]:
-        """Inner objectives that read this view: their own adversary's, or another one they compare it with."""
-        return tuple(a.inner for a in self.adversaries.values() if a.inner is not None and view in a.inner.reads)
+    def objectives_on(self, view: str) -> dict[str, Objective]:
+        """The objectives evaluated on this view."""
+        return {name: objective for name, objective in self.objectives.items() if objective.view == view}
 
-    def of_component(self, component: tuple[str, ...]) -> dict[str, Objective]:
-        return {name: term for name, term in self.terms.items() if component_of(term) <= set(component)}
+    def objectives_of(self, component: tuple[str, ...]) -> dict[str, Objective]:
+        """The objectives that read views of this component."""
+        return {name: objective for name, objective in self.objectives.items() if set(objective.reads) <= set(component)}
+
+    def readers(self, view: str) -> tuple[str, ...]:
+        """Sources whose rows this view must run."""
+        return tuple(dict.fromkeys(objective.source for objective in self._readers(view)))
+
+    def needs(self, view: str) -> frozenset[str]:
+        """Outputs that this view must give."""
+        return frozenset().union(*(objective.reads[view] for objective in self._readers(view)))
+
+    def _readers(self, view: str) -> list[Objective]:
+        """Objectives that read this view, inner objectives included: their own adversary's, or another one they compare it with."""
+        return [o for o in (*self.objectives.values(), *self.inner_objectives.values()) if view in o.reads]
 
     def forwards(self) -> dict[str, int]:
         """Forwards per micro-batch that holds rows of every view: {"clean": 1, "inner": K, "adversarial": A, "frozen": F}."""
         views = [view for component in self.components for view in component]
-        attacked = [view for view in views if view in self.adversaries]
-        cost = [passes_of(self.adversaries[v]) for v in attacked]
+        passes = [count_passes(self.adversaries[v]) for v in views if v in self.adversaries]
         return {
             "clean": views.count(CLEAN),
-            "inner": sum(inner for inner, _ in cost),
-            "adversarial": sum(final for _, final in cost),
+            "inner": sum(inner for inner, _ in passes),
+            "adversarial": sum(final for _, final in passes),
             "frozen": len([v for v in views if v in self.frozen]),
         }
 
     def separate_forwards(self) -> int:
-        """The same terms, each run by a trainer of its own."""
+        """Forwards of the same objectives, each run by a trainer of its own."""
         total = 0
-        for term in self.terms.values():
-            for view in component_of(term):
-                total += sum(passes_of(self.adversaries[view])) if view in self.adversaries else 1
+        for objective in self.objectives.values():
+            for view in objective.reads:
+                total += sum(count_passes(self.adversaries[view])) if view in self.adversaries else 1
         return total
 
 
-def passes_of(adversary: Adversary) -> tuple[int, int]:
+def count_passes(adversary: Adversary) -> tuple[int, int]:
     """(forwards that only move the deltas, forwards that train) of one micro-batch."""
     return (0, adversary.passes) if adversary.trains_every_pass else (adversary.passes, 1)
 
 
-def component_of(term: Objective) -> set[str]:
-    return set(term.reads)
-
-
-def plan(learner: str, terms: Mapping[str, Objective], adversaries: Mapping[str, Adversary], frozen: Iterable[str]) -> Plan:
-    """The plan of one learner. Raises ConfigError for views nobody provides and mixes that cannot work."""
+def plan(learner: str, objectives: Mapping[str, Objective], adversaries: Mapping[str, Adversary], frozen: Iterable[str]) -> Plan:
+    """The plan of one learner. Raises ConfigError for unknown views and mixes that cannot work."""
     frozen = frozenset(frozen)
-    used = {name: adversary for name, adversary in adversaries.items() if any(name in t.reads for t in terms.values())}
-    for name, term in terms.items():
-        _check(name, term, used, frozen, adversaries)
+    used = {name: adversary for name, adversary in adversaries.items() if any(name in o.reads for o in objectives.values())}
+    for name, objective in objectives.items():
+        _check_reads(name, objective, {CLEAN, *adversaries, *frozen})
     for name, adversary in used.items():
-        if adversary.steps and adversary.inner is None and all(t.view != name for t in terms.values()):
-            raise ConfigError(
-                f"adversaries.{name}: no objective is evaluated on its view, so it has nothing to ascend; give it an inner objective."
-            )
-        _check_adversary(name, adversary)
-    groups = [set(component_of(t)) for t in terms.values()]
-    groups += [set(a.inner.reads) | {name} for name, a in used.items() if a.inner is not None]
-    components = _components(groups, used)
+        _check_adversary(name, adversary, {n: o for n, o in objectives.items() if o.view == name})
+    connected = [set(o.reads) for o in objectives.values()]
+    connected += [set(a.inner.reads) | {name} for name, a in used.items() if a.inner is not None]
+    components = _components(connected, used)
     for views in components:
-        every = [v for v in views if v in used and passes_of(used[v])[1] > 1]
+        every = [v for v in views if v in used and count_passes(used[v])[1] > 1]
         if len(every) > 1:
             raise ConfigError(
                 f"adversaries: {' and '.join(every)} are compared with each other or with one common view, and both train in every "
                 "pass; read them clean apart, or use at most one of them."
             )
-    return Plan(learner=learner, terms=dict(terms), adversaries=used, frozen=frozen, components=components)
+    return Plan(learner=learner, objectives=dict(objectives), adversaries=used, frozen=frozen, components=components)
 
 
-def _check_adversary(name: str, adversary: Adversary) -> None:
-    if passes_of(adversary)[0] == 0 < adversary.steps and adversary.inner is not None:
-        raise ConfigError(f"adversaries.{name}.inner: every pass of it trains, on the terms of its view; it cannot ascend another one.")
+def _check_reads(name: str, objective: Objective, views: set[str]) -> None:
+    for view, needs in objective.reads.items():
+        if view not in views:
+            raise unknown(f"objectives.{name}.view", "view (clean, an adversary or a frozen copy)", view, views)
+        for need in needs:
+            if need.partition(":")[0] not in NEEDS:
+                raise unknown(f"objectives.{name}", "output", need, NEEDS)
+
+
+def _check_adversary(name: str, adversary: Adversary, on_view: Mapping[str, Objective]) -> None:
+    """Refuses an adversary that cannot move. `on_view`: the objectives evaluated on its view."""
+    path = f"adversaries.{name}"
+    if adversary.inner is None:
+        ascended = {f"objectives.{n}": objective for n, objective in on_view.items()}
+    else:
+        ascended = {f"{path}.inner": adversary.inner}
+    for objective_path, objective in ascended.items():
+        if objective.is_divergence and adversary.starts_at_zero:
+            raise ConfigError(
+                f"{objective_path}: the gradient of a divergence is zero at delta = 0, so adversary '{name}' would never move; "
+                "set random_start: true."
+            )
+    if adversary.threat.share == "group" and adversary.threat.where != "prompt" and on_view:
+        raise ConfigError(f"{path}.where: one delta per group can only act on what the group shares; set where: prompt.")
+    if adversary.steps and not ascended:
+        raise ConfigError(f"{path}: no objective is evaluated on its view, so it has nothing to ascend; give it an inner objective.")
+    if count_passes(adversary)[0] == 0 < adversary.steps and adversary.inner is not None:
+        raise ConfigError(f"{path}.inner: every pass trains, on the objectives of its view; it cannot ascend another objective.")
     if adversary.inner is not None and name not in adversary.inner.reads:
         raise ConfigError(
-            f"adversaries.{name}.inner: it reads {', '.join(adversary.inner.reads)} and not the view of its adversary, so no edit could "
+            f"{path}.inner: it reads {', '.join(adversary.inner.reads)} and not the view of its adversary, so no edit could "
             f"change it; set view: {name}."
         )
     if not 0 <= adversary.probability <= 1:
-        raise ConfigError(f"adversaries.{name}.probability: {adversary.probability} given; a number between 0 and 1.")
+        raise ConfigError(f"{path}.probability: {adversary.probability} given; a number between 0 and 1.")
 
 
-def _components(groups: list[set[str]], adversaries: Mapping[str, Adversary]) -> tuple[tuple[str, ...], ...]:
+def _components(connected: list[set[str]], adversaries: Mapping[str, Adversary]) -> tuple[tuple[str, ...], ...]:
+    """Unions of the view sets that overlap."""
     merged: list[set[str]] = []
-    for group in groups:
-        touching = [m for m in merged if m & group]
-        merged = [m for m in merged if not m & group] + [group.union(*touching)]
+    for views in connected:
+        touching = [m for m in merged if m & views]
+        merged = [m for m in merged if not m & views] + [views.union(*touching)]
 
     # Clean and frozen views come first: inner loops and adversarial losses may compare with them.
     def rank(view: str) -> tuple[int, str]:
@@ -133,37 +162,19 @@ def _components(groups: list[set[str]], adversaries: Mapping[str, Adversary]) ->
     return tuple(sorted(ordered, key=lambda views: [rank(v) for v in views]))
 
 
-def _check(name: str, term: Objective, used: Mapping[str, Adversary], frozen: frozenset[str], adversaries: Mapping[str, Adversary]) -> None:
-    known = {CLEAN, *adversaries, *frozen}
-    for view, needs in term.reads.items():
-        if view not in known:
-            raise unknown(f"objectives.{name}.view", "view (clean, an adversary or a frozen copy)", view, known)
-        for need in needs:
-            if need.partition(":")[0] not in NEEDS:
-                raise unknown(f"objectives.{name}", "output", need, NEEDS)
-    adversary = used.get(term.view)
-    if adversary is None:
-        return
-    if (adversary.inner or term).is_divergence and adversary.starts_at_zero:
-        raise ConfigError(
-            f"objectives.{name}: the gradient of a divergence is zero at delta = 0, so adversary '{term.view}' would never move; "
-            "set random_start: true."
-        )
-    if adversary.threat.share == "group" and adversary.threat.where != "prompt":
-        raise ConfigError(f"adversaries.{term.view}.where: one delta per group can only act on what the group shares; set where: prompt.")
+# ---------------------------------------------------------------------------------------------------- as text
 
 
 def formula(plans: Iterable[Plan], updates: Mapping[str, int]) -> str:
-    """The run as a sum, for people: one line per learner, one per adversary, and what it costs."""
+    """The run as a sum, as text: one line per learner, one per adversary, and the number of forwards."""
     lines = []
     for p in plans:
-        terms = [f"{t.coef:.3g} {kind_of(type(t))}({_arguments(t)})" for t in p.terms.values()]
+        summands = [f"{o.coef:.3g} {kind_of(type(o))}({_arguments(o)})" for o in p.objectives.values()]
         times = f"    {updates[p.learner]} updates per step" if updates.get(p.learner, 1) != 1 else ""
-        lines.append(f"{p.learner} loss = {' + '.join(terms) or '0'}{times}")
+        lines.append(f"{p.learner} loss = {' + '.join(summands) or '0'}{times}")
         for name, adversary in p.adversaries.items():
             lines.append(f"  {name}  {describe(adversary)}")
-        cost = p.forwards()
-        parts = " + ".join(f"{n} {what}" for what, n in cost.items() if n)
+        parts = " + ".join(f"{n} {what}" for what, n in p.forwards().items() if n)
         lines.append(f"  forwards per micro-batch: {parts or '0'}      (run separately: {p.separate_forwards()})")
     return "\n".join(lines)
 
@@ -184,8 +195,8 @@ def describe(adversary: Adversary) -> str:
     return ", ".join(parts)
 
 
-def _arguments(term: Objective) -> str:
-    others = [v for v in term.reads if v not in (term.view, CLEAN)]
-    reference = " to reference" if "ref_logprobs" in term.columns else ""
+def _arguments(objective: Objective) -> str:
+    others = [v for v in objective.reads if v not in (objective.view, CLEAN)]
+    reference = " to reference" if "ref_logprobs" in objective.columns else ""
     against = f" to {', '.join(others)}" if others else reference
-    return f"{term.source}{against}" + (f" | {term.view}" if term.view != CLEAN else "")
+    return f"{objective.source}{against}" + (f" | {objective.view}" if objective.view != CLEAN else "")

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.engine.ascent import region
+from advalign.engine.ascent import allowed_positions
 from advalign.engine.rng import generator
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import PerturbationContext
@@ -89,7 +89,7 @@ class NetworkTarget:
         """Where an adversary may stand: one delta per example, its random stream keyed by (key, example id)."""
         return PerturbationContext(
             shapes={site: (tokens.ids.shape[1], self.network.width(site)) for site in threat.sites},
-            allowed=region(threat.where, tokens, () if threat.special else self.network.encoder.special_ids),
+            allowed=allowed_positions(threat.where, tokens, () if threat.special else self.network.encoder.special_ids),
             radius=threat.radius * self.unit(threat),
             dtype=torch.float64 if self.network.dtype == torch.float64 else torch.float32,
             generators=[generator(*key, example.id) for example in examples],

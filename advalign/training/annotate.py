@@ -1,100 +1,135 @@
-"""Columns that belong to a draw, one no-grad pass each: old and reference log-probabilities, old entropy, values; then
-the advantages. They stay fixed while the draw is used for several updates.
+"""Columns that are computed once per draw, one forward without gradient each, and the advantages: old and reference log-probabilities, old
+entropy, values. They stay fixed while the draw is used for several updates.
 
-Every process holds the whole draw, and runs its share of the rows; advantages are then those of one process, without a reduction."""
+Every process holds the whole draw and runs its part of the rows; the advantages then need no reduction.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from advalign.engine import micro as mb
 from advalign.engine.checks import check_advantages
-from advalign.engine.process_group import ProcessGroup
+from advalign.engine.learner import Learner, LearnerRuntime
+from advalign.engine.process_group import SINGLE_PROCESS, ProcessGroup
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
 from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.models import Network
-from advalign.models.inference import batched_forward
-from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows
+from advalign.training.columns import columns
+from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, TokenRows
 
 
-def columns(network: Network, rows: Any, needs: Set[str], budget: int, ranks: ProcessGroup | None = None) -> dict[str, Tensor]:
-    """{need: "B T"} of one network over the rows of a draw, on the CPU, without dropout; the processes in `ranks` partition the rows."""
-    layout = mb.BatchLayout(network.packs, frozenset(["rows"]))
-    partition = mb.partition({"rows": rows}, budget, layout=layout, parts=1 if ranks is None else ranks.number)
-    micros = mb.pad_to_equal_count(partition, {"rows": rows})[0 if ranks is None else ranks.index]
-    outputs = batched_forward(
-        network,
-        rows.tokens,
-        needs,
-        batches=[micro["rows"] for micro, idle in micros if not idle],
-        idle=[micro["rows"] for micro, idle in micros if idle],
-        temperatures=mb.temperatures([rows]),
-    )
-    return outputs if ranks is None else {need: ranks.sum(outputs[need]) for need in sorted(outputs)}
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A draw of a source whose rows a learner is about to read."""
+
+    name: str
+    """Name of the source."""
+    source: Source
+    """Its configuration."""
+    learner: str
+    """The learner that reads the rows."""
+    needed: Set[str]
+    """Columns to compute (`needed_columns`)."""
+
+
+def needed_columns(source: Source, readers: Sequence[Objective], learners: Mapping[str, Learner]) -> frozenset[str]:
+    """The columns that the objectives `readers` and the reward penalty of a source read."""
+    needed = frozenset(column for objective in readers for column in objective.columns)
+    users = {o.learner: learners[o.learner] for o in readers if "old_logprobs" in o.columns}
+    sampler = source.samples_with
+    once = all(name == sampler and learner.updates * learner.minibatches * learner.epochs == 1 for name, learner in users.items())
+    once &= not source.steps_ahead
+    if source.reward_penalty is not None:
+        return needed | {"old_logprobs", "ref_logprobs"}
+    # With one update per draw, of the sampler itself as it was, the ratio is exactly 1.
+    return needed - {"old_logprobs"} if once and not any(o.exact_old for o in readers) else needed
 
 
 class Annotator:
-    """Completes the rows of rollout draws. `states`: what estimators and KL coefficients carry from draw to draw, by source."""
+    """Completes the rows of draws."""
 
-    def __init__(self, learners: Mapping[str, Any], frozen: Mapping[str, Network], ranks: ProcessGroup | None, budget: int):
-        self.learners, self.frozen, self.ranks, self.budget = learners, frozen, ranks, budget
+    def __init__(
+        self,
+        learners: Mapping[str, LearnerRuntime],
+        copies: Mapping[str, Network],
+        *,
+        budget: int,
+        reference: str | None = None,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        """`copies`: frozen copies by name, which may grow; `reference`: the one that `ref_logprobs` are of."""
+        self.learners, self.copies, self.reference = learners, copies, reference
+        self.budget, self.processes = budget, processes
         self.states: dict[str, dict[str, Any]] = {}
+        """{source: what its advantage and its KL penalty carry from draw to draw}"""
 
-    def needs(self, source: Source, readers: Sequence[Objective], specs: Mapping[str, Any]) -> frozenset[str]:
-        """The columns to compute. `specs`: {learner: its configuration}."""
-        needed = frozenset(c for t in readers for c in t.columns)
-        penalty = source.reward_penalty is not None
-        users = {t.learner: specs[t.learner] for t in readers if "old_logprobs" in t.columns}
-        sampler = source.samples_with
-        once = all(name == sampler and spec.updates * spec.minibatches * spec.epochs == 1 for name, spec in users.items())
-        once &= not source.steps_ahead
-        if penalty:
-            return needed | {"old_logprobs", "ref_logprobs"}
-        # With one update per draw, of the sampler itself as it was, the ratio is exactly 1.
-        return needed - {"old_logprobs"} if once and not any(t.exact_old for t in readers) else needed
+    def __call__(self, draw: Draw, rows: TokenRows) -> tuple[TokenRows, dict[str, float]]:
+        """The rows with every column in `draw.needed`, and the numbers to log about them."""
+        annotate = next((ANNOTATE[cls] for cls in type(rows).__mro__ if cls in ANNOTATE), None)
+        return (rows, {}) if annotate is None else annotate(self, draw, rows)
 
-    def __call__(self, name: str, source: Source, rows: RolloutRows, needed: Set[str]) -> tuple[RolloutRows, dict[str, float]]:
-        """The rows of a draw of `source` with every column in `needed` and their advantages; and what to log about them."""
-        advantage = source.advantage_estimator
+    def rollouts(self, draw: Draw, rows: RolloutRows) -> tuple[RolloutRows, dict[str, float]]:
+        """Rollouts with their columns and advantages."""
+        source, advantage = draw.source, draw.source.advantage_estimator
         assert advantage is not None
-        rows = self._columns(source, advantage, rows, needed)
-        state = self._state(name, source)
-        logs = {} if rows.old_logprobs is None else _gap(rows)
+        rows = self._rollout_columns(source, advantage, rows, draw.needed)
+        state = self._state(draw.name, source)
+        logs = {} if rows.old_logprobs is None else _sampler_mismatch(rows)
         summed = not advantage.reads_token_rewards
         if summed and rows.token_rewards is not None:
-            whole = rows.token_rewards.sum(1, keepdim=True).to(rows.rewards.dtype)
-            rows = replace(rows, rewards=torch.cat([rows.rewards, whole], 1), token_rewards=None)
+            totals = rows.token_rewards.sum(1, keepdim=True).to(rows.rewards.dtype)
+            rows = replace(rows, rewards=torch.cat([rows.rewards, totals], 1), token_rewards=None)
         if source.reward_penalty is not None:
-            rows, found = source.reward_penalty.apply(rows, state["kl"], summed=summed)
-            logs |= found
-        advantages, returns = check_advantages(f"sources.{name}.advantage", advantage(rows, state["advantage"], _whole), rows.tokens)
+            rows, penalty_logs = source.reward_penalty.apply(rows, state["kl"], summed=summed)
+            logs |= penalty_logs
+        estimate = advantage(rows, state["advantage"], _sum_over_all_rows)
+        advantages, returns = check_advantages(f"sources.{draw.name}.advantage", estimate, rows.tokens)
         return replace(rows, advantages=advantages, returns=returns), logs
 
-    def _columns(self, source: Source, advantage: Advantage, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
-        new: dict[str, Any] = {}
+    def pairs(self, draw: Draw, rows: PairRows) -> tuple[PairRows, dict[str, float]]:
+        """Pairs with reference log-probabilities."""
+        return annotate_pairs(rows, draw.needed, reference=self._reference(), budget=self.budget, processes=self.processes), {}
+
+    def feedback(self, draw: Draw, rows: FeedbackRows) -> tuple[FeedbackRows, dict[str, float]]:
+        """Feedback with reference log-probabilities and anchor."""
+        policy = self.learners[draw.learner].network
+        annotated = annotate_feedback(
+            rows, draw.needed, policy=policy, reference=self._reference(), budget=self.budget, processes=self.processes
+        )
+        return annotated, {}
+
+    def _reference(self) -> Network | None:
+        return None if self.reference is None else self.copies.get(self.reference)
+
+    def _rollout_columns(self, source: Source, advantage: Advantage, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
+        new: dict[str, Tensor] = {}
         # Replayed rows keep the log-probabilities of the policy that sampled them.
-        own = {n for n in ("logprobs", "entropy") if f"old_{n}" in needed and getattr(rows, f"old_{n}") is None}
-        if own:
-            now = columns(self.learners[source.samples_with or ""].network, rows, own, self.budget, self.ranks)
-            new |= {f"old_{need}": column for need, column in now.items()}
-        if "old_logprobs" in new:  # where nobody knows who sampled (nan), it is taken to be the policy of now
+        existing = {"logprobs": rows.old_logprobs, "entropy": rows.old_entropy}
+        missing = {need for need, column in existing.items() if f"old_{need}" in needed and column is None}
+        if missing:
+            old = columns(self.learners[source.samples_with or ""].network, rows, missing, self.budget, self.processes)
+            new |= {f"old_{need}": column for need, column in old.items()}
+        if "old_logprobs" in new:  # where the sampler is unknown (nan), it is taken to be the current policy
             new["sampler_logprobs"] = torch.where(rows.sampler_logprobs.isnan(), new["old_logprobs"], rows.sampler_logprobs)
         if "ref_logprobs" in needed:
-            new["ref_logprobs"] = _reference(rows, self.frozen.get("reference"), self.budget, self.ranks)
+            new["ref_logprobs"] = _reference_logprobs(rows, self._reference(), self.budget, self.processes)
         if advantage.needs_values or "values" in needed:
-            critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
-            if not critics:
-                name = type(advantage).__name__
-                raise ConfigError(f"sources: advantage '{name}' needs values, and no learner has head: value; add one (a critic).")
-            new["values"] = columns(critics[0], rows, {"values"}, self.budget, self.ranks)["values"]
-        return replace(rows, **new)
+            new["values"] = columns(self._critic(advantage), rows, {"values"}, self.budget, self.processes)["values"]
+        return replace(rows, **new)  # type: ignore[arg-type]
+
+    def _critic(self, advantage: Advantage) -> Network:
+        critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
+        if not critics:
+            name = type(advantage).__name__
+            raise ConfigError(f"sources: advantage '{name}' needs values, and no learner has head: value; add one (a critic).")
+        return critics[0]
 
     def _state(self, name: str, source: Source) -> dict[str, Any]:
         if name not in self.states:
@@ -106,23 +141,32 @@ class Annotator:
         return self.states[name]
 
 
-def _gap(rows: RolloutRows) -> dict[str, float]:
+ANNOTATE: Mapping[type, Callable[[Annotator, Draw, Any], tuple[Any, dict[str, float]]]] = {
+    RolloutRows: Annotator.rollouts,
+    PairRows: Annotator.pairs,
+    FeedbackRows: Annotator.feedback,
+}
+"""{row type: what completes its rows}. Rows of other types are complete as they are."""
+
+
+def _sampler_mismatch(rows: RolloutRows) -> dict[str, float]:
     """How far the trainer's log-probabilities are from the sampler's; demonstrations have no sampler."""
     assert rows.old_logprobs is not None
     return mismatch.diagnostics(rows.old_logprobs, rows.sampler_logprobs, sampled_tokens(rows.tokens.target, rows.offpolicy))
 
 
-def _whole(x: Tensor) -> Tensor:
-    """The sum over processes, where each of them has all rows."""
+def _sum_over_all_rows(x: Tensor) -> Tensor:
+    """The `all_reduce` of advantages: every process has all rows."""
     return x
 
 
 def annotate_pairs(
-    rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int, ranks: ProcessGroup | None = None
+    rows: PairRows, needed: Set[str], *, reference: Network | None, budget: int, processes: ProcessGroup = SINGLE_PROCESS
 ) -> PairRows:
+    """The rows of a draw with reference log-probabilities, where they are needed."""
     if "ref_logprobs" not in needed:
         return rows
-    return replace(rows, ref_logprobs=_reference(rows, reference, budget, ranks))
+    return replace(rows, ref_logprobs=_reference_logprobs(rows, reference, budget, processes))
 
 
 def annotate_feedback(
@@ -132,22 +176,24 @@ def annotate_feedback(
     policy: Network,
     reference: Network | None,
     budget: int,
-    ranks: ProcessGroup | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> FeedbackRows:
-    """The rows of a draw with reference and z0 = max(0, mean of sum_t log p - log p_ref over mismatched rows), without those rows."""
+    """The rows of a draw with reference log-probabilities and anchor z0, without their mismatched rows.
+
+    z0 = max(0, mean of sum_t log p - log p_ref over mismatched rows)."""
     new: dict[str, Any] = {"mismatched": None}
     if "ref_logprobs" in needed:
-        new["ref_logprobs"] = _reference(rows, reference, budget, ranks)
+        new["ref_logprobs"] = _reference_logprobs(rows, reference, budget, processes)
     if "anchor" in needed:
         assert rows.mismatched is not None
-        crossed = DemoRows(tokens=rows.mismatched)
-        now, then = columns(policy, crossed, {"logprobs"}, budget, ranks)["logprobs"], _reference(crossed, reference, budget, ranks)
-        ratios = (now - then).sum(1)
+        mismatched = DemoRows(tokens=rows.mismatched)
+        logprobs = columns(policy, mismatched, {"logprobs"}, budget, processes)["logprobs"]
+        ratios = (logprobs - _reference_logprobs(mismatched, reference, budget, processes)).sum(1)
         new["anchor"] = (ratios.sum() / len(ratios)).clamp(min=0).repeat(len(ratios))
     return replace(rows, **new)
 
 
-def _reference(rows: Any, reference: Network | None, budget: int, ranks: ProcessGroup | None = None) -> Tensor:
+def _reference_logprobs(rows: TokenRows, reference: Network | None, budget: int, processes: ProcessGroup) -> Tensor:
     if reference is None:
         raise ConfigError("frozen: an objective compares with the reference; add frozen: {reference: {learner: policy}}.")
-    return columns(reference, rows, {"logprobs"}, budget, ranks)["logprobs"]
+    return columns(reference, rows, {"logprobs"}, budget, processes)["logprobs"]

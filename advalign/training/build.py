@@ -1,13 +1,13 @@
-"""From a configuration to models that fit together: every learner's network, and what is wrong, or odd, about the set."""
+"""From a configuration to networks that fit together, and checks of the set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError
+from advalign.interfaces import Source
 from advalign.models import Network, load
 from advalign.models.hidden_state_critic import build_critic, read_learner
 from advalign.models.sharing import base_owner, load_order, share_base
@@ -16,17 +16,17 @@ from advalign.training.run_spec import RunSpec
 from advalign.types import DemoRows, RolloutRows
 
 
-def networks(learners: Mapping[str, Learner], given: Mapping[str, Network], seed: int) -> dict[str, Network]:
-    """{learner: its network}; those `given` ready-made as they are, lenders of a base before those who share_base it."""
-    found: dict[str, Network] = {}
-    for name in load_order(learners, given):
-        found[name] = given.get(name) or _loaded(name, learners[name], seed, found)
-    return found
+def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], seed: int) -> dict[str, Network]:
+    """{learner: its network}: `prebuilt`, or loaded after the network whose base it shares or whose hidden states it reads."""
+    loaded: dict[str, Network] = {}
+    for name in load_order(learners, prebuilt):
+        loaded[name] = prebuilt.get(name) or _load(name, learners[name], seed, loaded)
+    return loaded
 
 
-def _loaded(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network]) -> Network:
-    if lender := base_owner(learner):
-        return share_base(loaded[lender], learner, f"learners.{name}", seed)
+def _load(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network]) -> Network:
+    if base := base_owner(learner):
+        return share_base(loaded[base], learner, f"learners.{name}", seed)
     if owner := read_learner(learner.model):
         return build_critic(loaded[owner], learner, f"learners.{name}", seed)
     texts: list[str] = []
@@ -46,31 +46,30 @@ def _loaded(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network
 
 
 def check_tokenizers(run_spec: RunSpec, context: RunContext) -> None:
-    """Sampled ids are never re-tokenised: whoever trains on a rollout must read the sampler's ids."""
-    for name, term in run_spec.config["objectives"].items():
-        source = run_spec.config["sources"][term.source]
-        sampler = source.samples_with or term.learner
+    """Sampled ids are never re-tokenised: a learner that trains on a rollout must read the sampler's ids."""
+    for name, objective in run_spec.config["objectives"].items():
+        source = run_spec.config["sources"][objective.source]
+        sampler = source.samples_with or objective.learner
         sampler = run_spec.frozen[sampler].learner if sampler in run_spec.frozen else sampler
-        if sampler != term.learner and source.row_type in (RolloutRows, DemoRows):
-            mine, theirs = (context.encoder(n).tokenizer.get_vocab() for n in (term.learner, sampler))
-            if mine != theirs:
+        if sampler != objective.learner and source.row_type in (RolloutRows, DemoRows):
+            vocabularies = [context.encoder(n).tokenizer.get_vocab() for n in (objective.learner, sampler)]
+            if vocabularies[0] != vocabularies[1]:
                 raise ConfigError(
-                    f"objectives.{name}: learner '{term.learner}' and the sampler '{sampler}' have different tokenizers; "
+                    f"objectives.{name}: learner '{objective.learner}' and the sampler '{sampler}' have different tokenizers; "
                     "rollouts are never re-tokenised, so they must share one."
                 )
 
 
-def warn_large_discriminators(sources: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+def warn_large_discriminators(sources: Mapping[str, Source], sizes: Mapping[str, int]) -> list[str]:
     """Notes on discriminators that are larger than the policies they score; `sizes`: {learner: number of parameters}."""
-    found: list[str] = []
-    named = {r.scoring_learner for s in sources.values() for r in s.reward_parts}
-    discriminators = {name for name in named if name is not None}
+    sentences: list[str] = []
+    discriminators = {r.scoring_learner for s in sources.values() for r in s.reward_parts if r.scoring_learner is not None}
     for name, source in sources.items():
         policy = source.samples_with or ""
         for scorer in sorted(discriminators & set(sizes)):
             if policy in sizes and sizes[scorer] > sizes[policy] and source.row_type is RolloutRows:
-                found.append(
+                sentences.append(
                     f"learners.{scorer} has {sizes[scorer]:,} parameters and scores '{policy}' of sources.{name} with {sizes[policy]:,}: "
                     "a discriminator larger than the policy was found to teach it worse (GAD, arXiv:2511.10643)."
                 )
-    return found
+    return sentences

@@ -1,7 +1,7 @@
 """Checkpoints from which a killed run continues bit for bit: every learner, optimizer, frozen copy, source and the step.
 
-A checkpoint is written beside its final name and renamed when it is complete, so a kill at any moment leaves the last
-good one. Weights are safetensors; the rest is read with `weights_only=True`: nothing is ever unpickled.
+A checkpoint is written beside its final name and renamed when it is complete, so a kill at any moment leaves the last complete one. Weights
+are safetensors; the rest is read with `weights_only=True`: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
@@ -25,73 +26,87 @@ PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
 
 
+def begin(folder: Path, *, resume: bool, processes: ProcessGroup) -> Path | None:
+    """The checkpoint to continue from; without one the folder is cleared. All processes see one folder."""
+    newest = latest(folder) if resume and processes.is_main else None
+    name = processes.broadcast(None if newest is None else newest.name)
+    if name is None and processes.is_main:
+        _clear(folder)
+    processes.barrier()
+    return None if name is None else folder / name
+
+
 def save(
     folder: Path,
     step: int,
-    networks: dict[str, Any],
-    state: dict[str, Any],
+    networks: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
     *,
-    ranks: ProcessGroup,
+    processes: ProcessGroup,
     optimizers: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
-    """`networks`: {name: module}; `state`: nested plain values and tensors. Older checkpoints beyond `keep` are removed.
+    """Writes {name: network} and `state`, nested plain values and tensors; removes older checkpoints beyond `keep`.
 
-    The main process writes. Of a sharded network each process writes its rows, with those of its optimizer's moments
-    (`optimizers`, by the same name)."""
+    The main process writes. Of a sharded network each process writes its rows, with those of its optimizer's moments (`optimizers`, by the
+    same name).
+    """
     final = folder / f"{PREFIX}{step}"
     partial = folder / f"{PARTIAL}{step}"
-    if ranks.main:
-        for cut_short in folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(cut_short, ignore_errors=True)
+    if processes.is_main:
+        for interrupted in folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
         partial.mkdir(parents=True)
-    ranks.wait()
+    processes.barrier()
     for name, network in networks.items():
         if sharding.units(network):
             sharding.reshard(network)
-            sharded_checkpoint.write(partial, name, network, (optimizers or {}).get(name), ranks.index, ranks.number)
-        elif ranks.main:
+            sharded_checkpoint.write(partial, name, network, (optimizers or {}).get(name), processes)
+        elif processes.is_main:
             save_model(network, str(partial / f"{name}.safetensors"))
-    ranks.wait()
-    if ranks.main:
-        torch.save(state, partial / "state.pt")
+    processes.barrier()
+    if processes.is_main:
+        torch.save(dict(state), partial / "state.pt")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in sorted(found(folder), key=_step)[:-keep]:
+        for old in sorted(list_checkpoints(folder), key=_step)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
-    ranks.wait()
+    processes.barrier()
     return final
 
 
-def found(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run."""
     return [p for p in folder.glob(f"{PREFIX}*") if (p / "state.pt").exists()] if folder.is_dir() else []
 
 
 def latest(folder: Path) -> Path | None:
-    return max(found(folder), key=_step, default=None)
+    """The newest complete checkpoint of a run."""
+    return max(list_checkpoints(folder), key=_step, default=None)
 
 
-def described(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """{"section.name": what stands there}, without the addresses that differ from process to process."""
+def describe(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """{"section.name": repr of the entry}, without the addresses that differ from process to process."""
     return {f"{s}.{name}": re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for s, entries in config.items() for name, value in entries.items()}
 
 
-def check_same(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuses to continue another run: the result would be neither of the two."""
-    for name in sorted({*then, *now}):
-        if then.get(name) != now.get(name):
-            what = "is new" if name not in then else "is gone" if name not in now else "has changed"
+def check_same(path: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Refuses to continue a run of another description: the result would be neither of the two."""
+    for name in sorted({*saved, *current}):
+        if saved.get(name) != current.get(name):
+            what = "is new" if name not in saved else "is gone" if name not in current else "has changed"
             raise ConfigError(
                 f"resume: {name} {what} since {path.name} was written; resume with the same configuration, or give a new args.output_dir."
             )
 
 
 def read_state(path: Path) -> dict[str, Any]:
+    """The `state` of a checkpoint."""
     return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
 
 
-def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
+def read_network(path: Path, name: str, network: nn.Module) -> None:
+    """Fills a network with its weights in a checkpoint."""
     file = path / f"{name}.safetensors"
     if not sharded_checkpoint.files(path, name):
         raise ConfigError(f"resume: {path.name} holds no weights of '{name}'; the configuration has changed since it was written.")
@@ -102,17 +117,17 @@ def read_network(path: Path, name: str, network: torch.nn.Module) -> None:
         sharded_checkpoint.read(path, name, network)
 
 
-def without_moments(network: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a sharded learner as the main process writes it: moments have rows, and lie with the weights."""
+def without_moments(network: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a learner as the main process writes it; moments of a sharded network are written with its weights."""
     if not sharding.units(network):
         return state
     names = [n for n, p in network.named_parameters() if p.requires_grad]
-    moved = {names[i]: float(each["step"]) for i, each in state["optimizer"]["state"].items()}
-    return {**state, "optimizer": {"steps": moved, "param_groups": state["optimizer"]["param_groups"]}}
+    steps = {names[i]: float(moments["step"]) for i, moments in state["optimizer"]["state"].items()}
+    return {**state, "optimizer": {"steps": steps, "param_groups": state["optimizer"]["param_groups"]}}
 
 
-def with_moments(path: Path, name: str, network: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a learner as its optimizer wants it, whatever wrote it and whoever reads it."""
+def with_moments(path: Path, name: str, network: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a learner as its optimizer reads it, whether writer and reader are sharded or not."""
     optimizer = state["optimizer"]
     if "steps" in optimizer:
         optimizer = sharded_checkpoint.read_moments(path, name, network, optimizer)
@@ -123,3 +138,11 @@ def with_moments(path: Path, name: str, network: torch.nn.Module, state: dict[st
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
+
+
+def _clear(folder: Path) -> None:
+    """A fresh run does not continue another one's checkpoints."""
+    for old in list_checkpoints(folder):
+        shutil.rmtree(old)
+    for name in ("log.jsonl", "speed.jsonl"):
+        (folder / name).unlink(missing_ok=True)

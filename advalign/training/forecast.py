@@ -1,21 +1,20 @@
-"""What a step will cost, before the run and without its weights: from the configuration, the shapes of its models and a look at its data.
+"""What a step will cost, before the run and without its weights: from the configuration, the sizes of its models and a sample of its data.
 
-Operations are those of `models/shape.py` and `engine/cost.py`; every response is taken to be as long as it may be, so rollouts cost at
-most this. Peak memory: weights, gradients, AdamW's two moments, frozen copies, and the larger of what a micro-batch keeps for its way
-back and what sampling caches. Bytes moved: weights and what is kept, once per pass that reads or writes them, and keys and values at
-every sampled token; caches of the processor are not modelled.
+Operations are those of `models/model_cost.py` and `engine/cost.py`; every response is taken to be as long as it may be, so rollouts cost
+at most this. Peak memory: weights, gradients, AdamW's two moments, frozen copies, and the larger of the activations that a micro-batch
+stores for its backward and the key-value cache of sampling. Bytes moved: weights and activations, once per pass that reads or writes them,
+and keys and values at every sampled token; caches of the processor are not modelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from advalign import data as loading
-from advalign.engine.cost import Size, alive, operations
+from advalign.engine.cost import Size, count_operations, num_live_views
 from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan
 from advalign.errors import AdvalignError
@@ -25,95 +24,110 @@ from advalign.models.hidden_state_critic import build_critic, read_learner
 from advalign.models.load import meta_network
 from advalign.models.model_cost import ModelCost, model_cost, num_trained
 from advalign.models.sharing import base_owner, load_order
-from advalign.training.annotate import Annotator
+from advalign.training.annotate import needed_columns
 from advalign.training.context import RunContext
+from advalign.training.run_spec import StepPlan
+from advalign.training.schedule import Stage
+from advalign.training.throughput import size_of
+from advalign.training.trainer import Trainer
 
-LOOKED_AT = 64  # examples whose lengths are measured
-PASSES = {"weights": 3, "optimizer": 7}  # of a trained micro-batch: read twice, gradient written; read p g m v, write p m v
+LOOKED_AT = 64
+"""Examples whose lengths are measured."""
+PASSES = {"weights": 3, "optimizer": 7}
+"""How often weights are moved by a micro-batch that trains (read twice, gradient written), and what trains by an optimizer step (p, g, m, v
+read; p, m, v written)."""
 
 
 @dataclass
 class Forecast:
-    """Of one step of a stage. operations: {"sampling" | "annotation" | "ascent" | "update": FLOPs}; memory: {what: bytes} at the peak;
-    moved: bytes; sampled, trained: tokens; estimated: sources whose rows could only be guessed."""
+    """The cost of one step of a stage."""
 
     stage: str
+    """Name of the stage."""
     operations: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("sampling", "annotation", "ascent", "update"), 0.0))
+    """{part of a step: FLOPs}"""
     memory: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("weights", "gradients", "optimizer", "copies", "working"), 0.0))
+    """{what: bytes} at the peak."""
     moved: float = 0.0
+    """Bytes read and written."""
     sampled: float = 0.0
+    """Tokens sampled at most."""
     trained: float = 0.0
+    """Tokens trained on."""
     estimated: list[str] = field(default_factory=list)
+    """Sources whose sizes could only be guessed."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text."""
         total = sum(self.operations.values())
-        shares = ", ".join(f"{what} {value / total:.0%}" for what, value in self.operations.items() if value) if total else ""
+        parts = ", ".join(f"{what} {value / total:.0%}" for what, value in self.operations.items() if value) if total else ""
         memory = ", ".join(f"{what} {_bytes(value)}" for what, value in self.memory.items() if value)
         name = f"a step of {self.stage}" if self.stage else "a step"
-        found = [
-            f"{name}: {_flops(total)} ({shares}); {self.sampled:,.0f} tokens sampled at most, {self.trained:,.0f} trained on",
+        lines = [
+            f"{name}: {_flops(total)} ({parts}); {self.sampled:,.0f} tokens sampled at most, {self.trained:,.0f} trained on",
             f"  peak memory about {_bytes(sum(self.memory.values()))} ({memory}); about {_bytes(self.moved)} moved",
         ]
         if self.estimated:
-            found.append(f"  guessed from the rows they are made of: {', '.join(self.estimated)}")
-        return found
+            lines.append(f"  sizes guessed from the sources they read: {', '.join(self.estimated)}")
+        return lines
 
 
-def forecast(trainer: Any) -> list[Forecast]:
+def forecast(trainer: Trainer) -> list[Forecast]:
     """One per stage. Loads tokenizers and data, and no weights."""
-    config = trainer.config
-    networks: dict[str, Network] = {}
-    for name in load_order(config["learners"], trainer._given):
-        spec = config["learners"][name]
-        lender, owner = base_owner(spec), read_learner(spec.model)
-        if owner is not None and name not in trainer._given:
-            with torch.device("meta"):
-                networks[name] = build_critic(networks[owner], spec, f"learners.{name}")
-            continue
-        networks[name] = trainer._given.get(name) or (networks[lender] if lender else _drawn(name, spec))
-    known = {name: model_cost(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
+    networks = _meta_networks(trainer)
+    costs = {name: model_cost(net.model, head=net.head, dtype=net.dtype) for name, net in networks.items()}
     sizes, estimated = _sizes(trainer, networks)
-    return [_stage(trainer, stage, known, sizes, estimated) for stage in trainer.run_spec.stages]
+    return [_StageForecast(trainer, stage, costs, sizes).run(estimated) for stage in trainer.run_spec.stages]
 
 
-def _drawn(name: str, learner: Learner) -> Network:
-    texts: list[str] = []
-    if isinstance(learner.tokenizer, Mapping) and "data" in learner.tokenizer:
-        texts = loading.texts(learner.tokenizer["data"])
-    return meta_network(learner, texts)
+def _meta_networks(trainer: Trainer) -> dict[str, Network]:
+    """{learner: its network without weights}; of learners that share a base, the network of its owner."""
+    learners, prebuilt = trainer.config["learners"], trainer.prebuilt_networks
+    networks: dict[str, Network] = {}
+    for name in load_order(learners, prebuilt):
+        spec = learners[name]
+        base, read = base_owner(spec), read_learner(spec.model)
+        if name in prebuilt:
+            networks[name] = prebuilt[name]
+        elif read is not None:
+            with torch.device("meta"):
+                networks[name] = build_critic(networks[read], spec, f"learners.{name}")
+        else:
+            networks[name] = networks[base] if base else _meta_network(spec)
+    return networks
+
+
+def _meta_network(learner: Learner) -> Network:
+    from_scratch = isinstance(learner.tokenizer, Mapping) and "data" in learner.tokenizer
+    return meta_network(learner, loading.texts(learner.tokenizer["data"]) if from_scratch else [])
 
 
 # ------------------------------------------------------------------------------------------------------- rows
 
 
-def _sizes(trainer: Any, networks: Mapping[str, Network]) -> tuple[dict[str, Size], list[str]]:
+def _sizes(trainer: Trainer, networks: Mapping[str, Network]) -> tuple[dict[str, Size], list[str]]:
     """{source: size of one draw} and the names of those that were guessed."""
-    found: dict[str, Size] = {}
+    sizes: dict[str, Size] = {}
     guessed: list[str] = []
-    waiting = dict(trainer.config["sources"])
+    waiting: dict[str, Source] = dict(trainer.config["sources"])
     while waiting:
         name = next((n for n, s in waiting.items() if not set(s.depends_on) & set(waiting)), next(iter(waiting)))
         source = waiting.pop(name)
-        readers = [t.learner for t in trainer.config["objectives"].values() if t.source == name]
-        sampler = source.samples_with or ""
-        network = networks[sampler if sampler in networks else _first(readers, networks)]
-        size = _asked(source.request, network) if source.request is not None else _drawn_once(trainer, name, source, network)
+        readers = [o.learner for o in trainer.config["objectives"].values() if o.source == name]
+        names = [n for n in (source.samples_with or "", *readers) if n in networks]
+        network = networks[names[0]] if names else next(iter(networks.values()))
+        size = _requested(source.request, network) if source.request is not None else _drawn_once(trainer, name, source, network)
         if size is None:
             guessed.append(name)
-            others = [found[o] for o in source.depends_on if o in found] or list(found.values())
+            others = [sizes[o] for o in source.depends_on if o in sizes] or list(sizes.values())
             length = sum(o.length for o in others) / len(others) if others else 64.0
             rows = 2 * source.draw_size
             size = Size(rows * length, rows * length / 2, length)
-        found[name] = size
-    return found, guessed
+        sizes[name] = size
+    return sizes, guessed
 
 
-def _first(names: list[str], networks: Mapping[str, Network]) -> str:
-    return names[0] if names else next(iter(networks))
-
-
-def _asked(request: SamplingRequest, network: Network) -> Size | None:
+def _requested(request: SamplingRequest, network: Network) -> Size | None:
     """Rows of a source that is sampled for, every response as long as it may be."""
     try:
         examples = loading.examples(request.data, limit=LOOKED_AT)
@@ -125,97 +139,107 @@ def _asked(request: SamplingRequest, network: Network) -> Size | None:
     return Size(rows * (prompt + new), rows * new, prompt + new)
 
 
-def _drawn_once(trainer: Any, name: str, source: Source, network: Network) -> Size | None:
+def _drawn_once(trainer: Trainer, name: str, source: Source, network: Network) -> Size | None:
     """Rows of a source that needs nothing but its data."""
     if source.depends_on or source.samples_with is not None:
         return None
     context = RunContext(trainer.args.seed, None, trainer.args.token_budget)
     try:
         runtime = source.start(context, name)
-        rows: Any = runtime.rows(runtime.draw(0, 0), network.encoder)
-        tokens = rows.tokens
+        return size_of(runtime.rows(runtime.draw(0, 0), network.encoder).tokens)  # type: ignore[attr-defined]
     except AdvalignError:
         return None
-    return Size(float(tokens.mask.sum()), float(tokens.target.sum()), float(tokens.lengths.double().mean()))
 
 
 # ------------------------------------------------------------------------------------------------------ a step
 
 
-def _stage(trainer: Any, stage: Any, known: Mapping[str, ModelCost], sizes: Mapping[str, Size], estimated: list[str]) -> Forecast:
-    made = Forecast(stage=stage.name)
-    config = trainer.run_spec.active_config(stage, 0, 0, strongest=True)[0]
-    plans = {n: p for n, p in trainer.run_spec.plans(stage, strongest=True).items() if p.terms}
-    for source in {s for p in plans.values() for s in p.sources}:
-        _sampling(made, trainer, source, config, known, sizes[source], {s for p in plans.values() for s in p.sources})
-    working = [0.0]
-    for name, p in plans.items():
-        working.append(_learner(made, trainer, p, config["learners"][name], known, sizes))
-    for name, shape in known.items():
-        _standing(made, trainer, name, config["learners"][name], shape, name in plans)
-    cached = [_cached(trainer, config["sources"][s], known, sizes[s]) for p in plans.values() for s in p.sources]
-    made.memory["working"] = max(working + cached)
-    made.estimated = sorted({s for p in plans.values() for s in p.sources if s in estimated})
-    return made
+class _StageForecast:
+    """Adds up the forecast of one stage, every schedule at its strongest."""
 
+    def __init__(self, trainer: Trainer, stage: Stage, costs: Mapping[str, ModelCost], sizes: Mapping[str, Size]) -> None:
+        self.spec, self.budget = trainer.run_spec, trainer.args.token_budget
+        self.rows_at_once = trainer.rollout_engine.rows_at_once
+        self.plan: StepPlan = trainer.run_spec.step_plan(stage, strongest=True)
+        self.costs, self.sizes = costs, sizes
+        self.result = Forecast(stage=stage.name)
 
-def _sampling(made: Forecast, trainer: Any, name: str, config: Any, known: Mapping[str, ModelCost], size: Size, read: set[str]) -> None:
-    source = config["sources"][name]
-    request, sampler = source.request, source.samples_with or ""
-    if request is None or sampler not in known:
-        return
-    shape, new = known[sampler], request.sampling.max_new_tokens
-    rows, prompt = request.num_prompts * request.responses_per_prompt, size.length - new
-    made.sampled += rows * new
-    made.operations["sampling"] += shape.forward(request.num_prompts * prompt, request.num_prompts, prompt)
-    made.operations["sampling"] += shape.forward(rows * new, rows * new, 2 * (prompt + new / 2))
-    batches = -(-rows // (trainer.engine.rows_at_once or rows))
-    made.moved += batches * new * shape.parameters * shape.bytes + rows * new * (prompt + new / 2) * shape.cache_bytes
-    readers = [t for t in trainer.config["objectives"].values() if t.source == name]
-    needed = Annotator({}, {}, None, 0).needs(source, readers, config["learners"])
-    passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(
-        source.advantage_estimator is not None and source.advantage_estimator.needs_values
-    )
-    made.operations["annotation"] += passes * shape.forward(size.tokens, size.targets, size.length)
+    def run(self, estimated: list[str]) -> Forecast:
+        """The forecast; `estimated`: sources whose sizes were guessed."""
+        for source in self.plan.sources:
+            self._add_sampling(source)
+        working = [0.0, *(self._add_updates(plan) for plan in self.plan.active.values())]
+        for name in self.costs:
+            self._add_weights(name)
+        self.result.memory["working"] = max(working + [self._cache_bytes(source) for source in self.plan.sources])
+        self.result.estimated = sorted(set(self.plan.sources) & set(estimated))
+        return self.result
 
+    def _request(self, source: str) -> tuple[SamplingRequest, ModelCost] | None:
+        """What a draw of a source samples, and the cost of the sampler; None: it samples nothing that is known."""
+        config: Source = self.plan.config["sources"][source]
+        sampler = config.samples_with or ""
+        return None if config.request is None or sampler not in self.costs else (config.request, self.costs[sampler])
 
-def _learner(made: Forecast, trainer: Any, p: Plan, spec: Learner, known: Mapping[str, ModelCost], sizes: Mapping[str, Size]) -> float:
-    """Adds the updates of a learner; what its micro-batches keep."""
-    shape, copies = known[p.learner], {n: known[copy.learner] for n, copy in trainer.run_spec.frozen.items() if copy.learner != p.learner}
-    own = ModelCost(**{**vars(shape), "trained": num_trained(spec.options, shape)})
-    times = spec.updates * spec.epochs
-    for what, value in operations(p, own, sizes, copies).items():
-        made.operations[what] += times * value
-    tokens = sum(sizes[s].tokens for s in p.sources)
-    made.trained += times * tokens
-    micro = min(float(trainer.args.token_budget), tokens / spec.minibatches)
-    kept: float = own.activation_bytes
-    if spec.options.get("gradient_checkpointing"):
-        kept = own.activation_bytes / own.layers + own.bytes * own.layers * own.width
-    passes = sum(p.forwards().values())
-    number = max(tokens / trainer.args.token_budget, spec.minibatches) * times
-    made.moved += number * passes * PASSES["weights"] * own.parameters * own.bytes + 2 * times * passes * tokens * kept
-    made.moved += times * spec.minibatches * PASSES["optimizer"] * own.trained * own.bytes
-    return micro * kept * alive(p)
+    def _add_sampling(self, name: str) -> None:
+        requested = self._request(name)
+        if requested is None:
+            return
+        (request, cost), size, result = requested, self.sizes[name], self.result
+        source, new = self.plan.config["sources"][name], request.sampling.max_new_tokens
+        rows, prompt = request.num_prompts * request.responses_per_prompt, size.length - new
+        result.sampled += rows * new
+        result.operations["sampling"] += cost.forward(request.num_prompts * prompt, request.num_prompts, prompt)
+        result.operations["sampling"] += cost.forward(rows * new, rows * new, 2 * (prompt + new / 2))
+        batches = -(-rows // (self.rows_at_once or rows))
+        result.moved += batches * new * cost.parameters * cost.bytes + rows * new * (prompt + new / 2) * cost.cache_bytes
+        readers = [o for o in self.spec.config["objectives"].values() if o.source == name]
+        needed = needed_columns(source, readers, self.plan.config["learners"])
+        passes = sum(column in needed for column in ("old_logprobs", "ref_logprobs", "values")) + bool(
+            source.advantage_estimator is not None and source.advantage_estimator.needs_values
+        )
+        result.operations["annotation"] += passes * cost.forward(size.tokens, size.targets, size.length)
 
+    def _add_updates(self, plan: Plan) -> float:
+        """Adds the updates of a learner; returns the bytes of activations that its micro-batches store."""
+        cost, spec, result = self.costs[plan.learner], self.plan.config["learners"][plan.learner], self.result
+        copies = {n: self.costs[copy.learner] for n, copy in self.spec.frozen.items() if copy.learner != plan.learner}
+        own = replace(cost, trained=num_trained(spec.options, cost))
+        times = spec.updates * spec.epochs
+        for what, value in count_operations(plan, own, self.sizes, copies).items():
+            result.operations[what] += times * value
+        tokens = sum(self.sizes[s].tokens for s in plan.sources)
+        result.trained += times * tokens
+        micro = min(float(self.budget), tokens / spec.minibatches)
+        stored: float = own.activation_bytes
+        if spec.options.get("gradient_checkpointing"):
+            stored = own.activation_bytes / own.layers + own.bytes * own.layers * own.width
+        passes = sum(plan.forwards().values())
+        number = max(tokens / self.budget, spec.minibatches) * times
+        result.moved += number * passes * PASSES["weights"] * own.parameters * own.bytes + 2 * times * passes * tokens * stored
+        result.moved += times * spec.minibatches * PASSES["optimizer"] * own.trained * own.bytes
+        return micro * stored * num_live_views(plan)
 
-def _standing(made: Forecast, trainer: Any, name: str, spec: Learner, shape: ModelCost, trains: bool) -> None:
-    borrowed, adapted = base_owner(spec) is not None, bool({"lora", "adapter"} & set(spec.options))
-    trained = num_trained(spec.options, shape)
-    made.memory["weights"] += (0 if borrowed else shape.parameters * shape.bytes) + (trained * shape.bytes if adapted else 0)
-    if trains:
-        made.memory["gradients"] += trained * shape.bytes
-        made.memory["optimizer"] += 2 * trained * shape.bytes
-    copies = [c for c in trainer.run_spec.frozen.values() if c.learner == name]
-    made.memory["copies"] += len(copies) * (trained if adapted else shape.parameters) * shape.bytes
+    def _add_weights(self, name: str) -> None:
+        """Adds the memory of a learner that no step changes."""
+        cost, spec, memory = self.costs[name], self.plan.config["learners"][name], self.result.memory
+        shares_base, adapted = base_owner(spec) is not None, bool({"lora", "adapter"} & set(spec.options))
+        trained = num_trained(spec.options, cost)
+        memory["weights"] += (0 if shares_base else cost.parameters * cost.bytes) + (trained * cost.bytes if adapted else 0)
+        if name in self.plan.active:
+            memory["gradients"] += trained * cost.bytes
+            memory["optimizer"] += 2 * trained * cost.bytes
+        copies = [copy for copy in self.spec.frozen.values() if copy.learner == name]
+        memory["copies"] += len(copies) * (trained if adapted else cost.parameters) * cost.bytes
 
-
-def _cached(trainer: Any, source: Source, known: Mapping[str, ModelCost], size: Size) -> float:
-    request, sampler = source.request, source.samples_with or ""
-    if request is None or sampler not in known:
-        return 0.0
-    rows = min(request.num_prompts * request.responses_per_prompt, trainer.engine.rows_at_once or 10**9)
-    return rows * size.length * known[sampler].cache_bytes
+    def _cache_bytes(self, source: str) -> float:
+        """The key-value cache of a draw."""
+        requested = self._request(source)
+        if requested is None:
+            return 0.0
+        request, cost = requested
+        rows = min(request.num_prompts * request.responses_per_prompt, self.rows_at_once or 10**9)
+        return rows * self.sizes[source].length * cost.cache_bytes
 
 
 def _flops(x: float) -> str:

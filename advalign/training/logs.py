@@ -1,4 +1,4 @@
-"""Where numbers go: log.jsonl always, TensorBoard where it is installed, a progress bar in a terminal."""
+"""Logs of a run: log.jsonl, TensorBoard where it is installed, a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 
 class RunLog:
-    """One JSON object per logged step in `log.jsonl`, the same scalars for TensorBoard; how long it took in `speed.jsonl`. Opened at
-    `step`, it drops what an interrupted run had written past it, so a resumed log is the log of one run."""
+    """One JSON object per step in `log.jsonl`, the same scalars for TensorBoard, and times in `speed.jsonl`.
+
+    Opened at `step`, it drops what an interrupted run had written past it, so a resumed log is the log of one run.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.speed = folder / "log.jsonl", folder / "speed.jsonl"
         for path in (self.path, self.speed):
-            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in lines))
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -27,6 +29,7 @@ class RunLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, numbers: Mapping[str, Any], speed: Mapping[str, float] | None = None) -> None:
+        """Appends one step."""
         if speed is not None:
             with self.speed.open("a") as file:
                 file.write(json.dumps({"step": step, **speed}) + "\n")
@@ -43,12 +46,13 @@ class RunLog:
             file.write(json.dumps({"step": step, **clean}) + "\n")
 
     def close(self) -> None:
+        """Writes what TensorBoard holds back."""
         if self._writer is not None:
             self._writer.close()
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The log of a run."""
+    """The log of a run, one dictionary per step."""
     return [json.loads(line) for line in _complete_lines(Path(folder) / "log.jsonl")]
 
 
@@ -61,7 +65,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 class ProgressBar:
-    """A progress bar with the few numbers a person watches."""
+    """A progress bar with rewards, accuracies, likelihoods and gains."""
 
     def __init__(self, total: int, done: int, title: str, enabled: bool = True) -> None:
         from rich.console import Console
@@ -79,6 +83,7 @@ class ProgressBar:
         self._progress.stop()
 
     def step(self, done: int, title: str, logs: Mapping[str, Any]) -> None:
+        """Shows a step."""
         shown = [n for n in logs if n.endswith(("/reward", "/accuracy", "/nll", "/gain"))][:4]
         numbers = "  ".join(f"{name} {logs[name]:.3f}" for name in shown)
         self._progress.update(self._task, completed=done, description=title, numbers=numbers)

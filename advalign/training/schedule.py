@@ -18,21 +18,27 @@ SHAPES = ("linear", "cosine", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """A number that goes from `start` to `end` over `steps` steps after `delay`: linear or cosine; constant jumps at the end.
-    Steps are counted from the start of the stage that is named, else of the run."""
+    """A number that goes from `start` to `end`."""
 
     end: float
+    """Last value."""
     start: float = 0.0
+    """First value."""
     steps: int = 1
+    """Steps from `start` to `end`."""
     delay: int = 0
+    """Steps at `start` before."""
     kind: str = "linear"
+    """linear, cosine, or constant, which jumps at the end."""
     stage: str | None = None
+    """Steps are counted from the start of this stage; None: of the run."""
 
     def __post_init__(self) -> None:
         if self.kind not in SHAPES:
             raise unknown("schedules", "ramp", self.kind, SHAPES)
 
     def at(self, step: int) -> float:
+        """The value at a step."""
         progress = min(max((step - self.delay) / max(self.steps, 1), 0.0), 1.0)
         if self.kind == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
@@ -46,21 +52,29 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True)
 class Follow:
-    """A number that follows what is measured: after each step that logs `metric`, of which m is a running mean,
+    """A number that follows a metric: after each step that logs `metric`, of which m is a running mean,
 
         v <- clip(v * exp(rate * d), low, high),    d = clip((target - m) / |target|, -1, 1), its sign reversed for raise_when "above".
 
-    A radius that keeps what the attack gains near a target, whatever the model has learned meanwhile: `metric: pgd/gain`. (Ours.)
+    For example a radius that keeps the attack's gain near a target while the model learns: `metric: pgd/gain`. (Ours.)
     """
 
     metric: str
+    """Name in the log."""
     target: float
+    """What the running mean is kept near."""
     start: float
+    """First value."""
     low: float = 0.0
+    """Smallest value."""
     high: float = math.inf
+    """Largest value."""
     rate: float = 0.1
+    """Largest relative change per step, as a logarithm."""
     smoothing: float = 0.9
+    """m <- smoothing m + (1 - smoothing) metric."""
     raise_when: str = "below"
+    """Side of the target on which the value is raised: below or above."""
 
     stage: ClassVar[None] = None
 
@@ -77,13 +91,15 @@ class Follow:
 
     @property
     def end(self) -> float:
-        """The largest it may become."""
+        """The largest value it may reach."""
         return self.high if math.isfinite(self.high) else self.start
 
     def at(self, step: int) -> float:
+        """The value before anything was measured."""
         return self.start
 
-    def moved(self, value: float, mean: float) -> float:
+    def next_value(self, value: float, mean: float) -> float:
+        """The value after a step whose running mean is `mean`."""
         distance = min(max((self.target - mean) / abs(self.target), -1.0), 1.0)
         return min(max(value * math.exp(self.rate * (distance if self.raise_when == "below" else -distance)), self.low), self.high)
 
@@ -93,17 +109,22 @@ class Follow:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A learner skips_update while the running mean of `metric` is above `above` or below `below`, at most `max_skips` steps in a row.
+    """A learner skips its updates while the running mean of a metric is beyond a bound.
 
-    It still reads its rows (one forward, no update), so its own metrics stay fresh: `judge/accuracy` is then the accuracy on rows that
-    it has not been trained on. A discriminator that is far ahead teaches nothing but noise; one that is behind should not be obeyed.
+    It still reads its rows (one forward, no update), so its metrics stay fresh: `discriminator/accuracy` is then the accuracy on rows that
+    it was not trained on. A discriminator far ahead gives no useful signal; one far behind should not be followed.
     """
 
     metric: str
+    """Name in the log."""
     above: float | None = None
+    """It skips while the mean is above this bound."""
     below: float | None = None
+    """It skips while the mean is below this bound."""
     max_skips: int = 10
+    """Most steps skipped in a row."""
     smoothing: float = 0.9
+    """m <- smoothing m + (1 - smoothing) metric."""
 
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
@@ -111,38 +132,49 @@ class Gate:
         if self.max_skips < 1 or not 0 <= self.smoothing < 1:
             raise ConfigError(f"gates: max_skips is {self.max_skips} and smoothing {self.smoothing}; at least 1, and in [0, 1).")
 
-    def closed(self, mean: float) -> bool:
+    def is_closed(self, mean: float) -> bool:
+        """Whether a running mean is beyond a bound."""
         return (self.above is not None and mean > self.above) or (self.below is not None and mean < self.below)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Until:
-    """A stage may end early: once the running mean of `metric` has reached `above` (or sunk to `below`)."""
+    """A stage ends early once the running mean of `metric` has reached `above`, or fallen to `below`."""
 
     metric: str
+    """Name in the log."""
     above: float | None = None
+    """It ends at or above this bound."""
     below: float | None = None
+    """It ends at or below this bound."""
     after: int = 1
+    """Fewest steps of the stage."""
     smoothing: float = 0.9
+    """m <- smoothing m + (1 - smoothing) metric."""
 
-    def met(self, value: float) -> bool:
-        return (self.above is not None and value >= self.above) or (self.below is not None and value <= self.below)
+    def is_met(self, mean: float) -> bool:
+        """Whether a running mean has reached a bound."""
+        return (self.above is not None and mean >= self.above) or (self.below is not None and mean <= self.below)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`steps` steps with only the named `objectives` (all by default), and `set` of dotted paths to other values."""
+    """A part of a run."""
 
     steps: int
+    """Its length, at most."""
     name: str = ""
+    """Its name in the log and in schedules."""
     objectives: tuple[str, ...] | None = None
+    """The active objectives; None: all."""
     until: Until | None = None
+    """What ends it early."""
     set: Mapping[str, Any] = field(default_factory=dict)
+    """{dotted path: value during this stage}"""
 
 
 class Timeline:
-    """Where in its stages a run stands. A stage whose `until` was met is shorter than it might have been. `values`: numbers that
-    follow a metric, by their path. `skips`: how long each gated learner has been resting."""
+    """The position of a run in its stages, and the numbers that follow metrics."""
 
     def __init__(
         self, stages: Sequence[Stage], schedules: Mapping[str, Ramp | Follow] | None = None, gates: Mapping[str, Gate] | None = None
@@ -150,13 +182,17 @@ class Timeline:
         self.stages = list(stages)
         self.followers = {path: s for path, s in (schedules or {}).items() if isinstance(s, Follow)}
         self.values = {path: follow.start for path, follow in self.followers.items()}
+        """{path: current value} of the numbers that follow a metric."""
         self.gates = dict(gates or {})
         self.skips = dict.fromkeys(self.gates, 0)
-        self.lengths: dict[int, int] = {}  # of stages that ended early
+        """{learner: updates skipped in a row}"""
+        self.lengths: dict[int, int] = {}
+        """{number of a stage that ended early: its steps}"""
         self.means: dict[str, float] = {}
+        """{what reads it: running mean of its metric}"""
 
     def place(self, step: int) -> tuple[int, int]:
-        """The number of the stage that a step belongs to, and the first step of that stage."""
+        """The number of the stage of a step, and the first step of that stage."""
         start = 0
         for number, stage in enumerate(self.stages):
             length = self.lengths.get(number, stage.steps)
@@ -166,6 +202,7 @@ class Timeline:
         raise AssertionError("a run without stages")
 
     def finished(self, step: int) -> bool:
+        """Whether all stages are over before a step."""
         return step >= sum(self.lengths.get(number, stage.steps) for number, stage in enumerate(self.stages))
 
     def observe(self, step: int, logs: Mapping[str, Any]) -> None:
@@ -173,7 +210,7 @@ class Timeline:
         for path, follow in self.followers.items():
             if follow.metric in logs:
                 mean = self._mean(path, follow.smoothing, logs[follow.metric])
-                self.values[path] = follow.moved(self.values[path], mean)
+                self.values[path] = follow.next_value(self.values[path], mean)
         for name, gate in self.gates.items():
             if gate.metric in logs:
                 self._mean(f"gates.{name}/{gate.metric}", gate.smoothing, logs[gate.metric])
@@ -182,45 +219,49 @@ class Timeline:
         if until is None or until.metric not in logs:
             return
         mean = self._mean(f"{number}/{until.metric}", until.smoothing, logs[until.metric])
-        if step - first >= until.after and until.met(mean):
+        if step - first >= until.after and until.is_met(mean):
             self.lengths[number] = step - first
 
-    def skips_update(self, learner: str) -> bool:
-        """Whether a learner sits this step out; counts it."""
+    def is_skipping(self, learner: str) -> bool:
+        """Whether a learner skips its updates in the current step."""
         gate = self.gates.get(learner)
         if gate is None:
             return False
         mean = self.means.get(f"gates.{learner}/{gate.metric}")
-        resting = mean is not None and gate.closed(mean) and self.skips[learner] < gate.max_skips
-        self.skips[learner] = self.skips[learner] + 1 if resting else 0
-        return resting
+        return mean is not None and gate.is_closed(mean) and self.skips[learner] < gate.max_skips
+
+    def count_skip(self, learner: str, skipped: bool) -> None:
+        """Once per step in which a gated learner takes part: whether it skipped its updates."""
+        if learner in self.gates:
+            self.skips[learner] = self.skips[learner] + 1 if skipped else 0
 
     def _mean(self, key: str, smoothing: float, value: float) -> float:
         self.means[key] = smoothing * self.means.get(key, value) + (1 - smoothing) * value
         return self.means[key]
 
     def state_dict(self) -> dict[str, Any]:
-        kept: dict[str, dict[Any, Any]] = {"lengths": self.lengths, "means": self.means, "values": self.values, "skips": self.skips}
-        return {name: dict(values) for name, values in kept.items()}
+        """What a resumed run needs."""
+        return {"lengths": dict(self.lengths), "means": dict(self.means), "values": dict(self.values), "skips": dict(self.skips)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.lengths, self.means, self.values = dict(state["lengths"]), dict(state["means"]), dict(state["values"])
         self.skips |= state.get("skips", {})
 
 
-def replaced(tree: Any, path: str, value: Any, where: str = "") -> Any:
+def replace_leaf(tree: Any, path: str, value: Any, error_path: str = "") -> Any:
     """`tree` with the leaf at a dotted path replaced. Raises ConfigError with the nearest name."""
     head, _, rest = path.partition(".")
-    at = where or path
+    error_path = error_path or path
     if isinstance(tree, Mapping):
         if head not in tree:
-            raise unknown(at, "entry", head, map(str, tree))
-        return {**tree, head: replaced(tree[head], rest, value, at) if rest else value}
+            raise unknown(error_path, "entry", head, map(str, tree))
+        return {**tree, head: replace_leaf(tree[head], rest, value, error_path) if rest else value}
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         names = [f.name for f in dataclasses.fields(tree)]
         if head not in names:
-            raise unknown(at, f"field of {type(tree).__name__}", head, names)
+            raise unknown(error_path, f"field of {type(tree).__name__}", head, names)
         if not rest and isinstance(value, float) and next(f.type for f in dataclasses.fields(tree) if f.name == head) in (int, "int"):
             value = round(value)  # a ramp through whole numbers, such as steps
-        return dataclasses.replace(tree, **{head: replaced(getattr(tree, head), rest, value, at) if rest else value})
-    raise ConfigError(f"{at}: '{head}' is below a {type(tree).__name__}, which has no named parts.")
+        return dataclasses.replace(tree, **{head: replace_leaf(getattr(tree, head), rest, value, error_path) if rest else value})
+    raise ConfigError(f"{error_path}: '{head}' is below a {type(tree).__name__}, which has no named parts.")

@@ -8,7 +8,7 @@ from advalign.types.edits import Edit, ThreatModel
 from advalign.types.losses import Losses, Weights
 from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
 from advalign.types.rollouts import Example, Rollout, RolloutGroup, Sampling, from_json, to_json, without_verifier
-from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, RolloutRows, Rows, Tokens, fit
+from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, RolloutRows, Rows, TokenRows, Tokens, fit
 
 __all__ = [
     "AttackResult",
@@ -31,6 +31,7 @@ __all__ = [
     "Sampling",
     "ScoreReader",
     "ThreatModel",
+    "TokenRows",
     "Tokens",
     "Weights",
     "fit",

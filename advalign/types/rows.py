@@ -62,26 +62,37 @@ def fit(x: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoRows(Rows):
+class TokenRows(Rows):
+    """Abstract: the rows of a source, as the learners' objectives read them."""
+
     tokens: Tokens
+    """The rows."""
+
+    @property
+    def softmax_temperature(self) -> float:
+        """What the logits are divided by before log-probabilities are taken: the sampling temperature, and 1 for greedy sampling."""
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRows(Rows):
+class DemoRows(TokenRows):
+    """Prompts with the responses to imitate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows(TokenRows):
     """Rows 2i are chosen, rows 2i + 1 rejected, of one prompt. `ref_logprobs`: annotation. `margin`: by how much the
     chosen response is better, where the data says so; both rows of a pair carry it."""
 
-    tokens: Tokens
     ref_logprobs: Float[Tensor, "B T"] | None = None
     margin: Float[Tensor, "B"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedbackRows(Rows):
+class FeedbackRows(TokenRows):
     """Single responses, each desirable or not. `mismatched`: the prompt of every row with another row's response; from
     them the annotation `anchor` (KTO's z0, one number per draw, carried by every row) is computed, then they are dropped."""
 
-    tokens: Tokens
     desirable: Bool[Tensor, "B"]
     mismatched: Tokens | None = None
     ref_logprobs: Float[Tensor, "B T"] | None = None
@@ -89,25 +100,23 @@ class FeedbackRows(Rows):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelRows(Rows):
+class LabelRows(TokenRows):
     """`labels`: class index, or for discriminators 1 = real, 0 = not. `kind` (discriminators): index into KINDS; `offset`: what is
     taken off a score before it is judged (AIRL: log-probability of the text under the policy)."""
 
     KINDS = ("real", "perturbed", "generated", "corrupted")
 
-    tokens: Tokens
     labels: Int[Tensor, "B"]
     kind: Int[Tensor, "B"] | None = None
     offset: Float[Tensor, "B"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutRows(Rows):
+class RolloutRows(TokenRows):
     """One row per sampled response. What is None was asked for by no objective.
     `old_logprobs` None means one update per draw: the ratio is exactly 1. `baseline`: the reward of the greedy response
     to the row's prompt. `roles`: which side of a game wrote the row; None is role 0 everywhere."""
 
-    tokens: Tokens
     rewards: Float[Tensor, "B R"]
     advantages: Float[Tensor, "B T"]
     sampler_logprobs: Float[Tensor, "B T"]
@@ -122,3 +131,7 @@ class RolloutRows(Rows):
     baseline: Float[Tensor, "B"] | None = None
     roles: Int[Tensor, "B"] | None = None
     temperature: float = 1.0
+
+    @property
+    def softmax_temperature(self) -> float:
+        return self.temperature or 1.0

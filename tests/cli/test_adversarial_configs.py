@@ -156,7 +156,7 @@ def test_circuit_breakers_leave_where_they_were_and_their_schedule_is_the_publis
     trainer = config.trainer(described("circuit_breakers"))
     stage = trainer.run_spec.stages[0]
     for t in (0, 60, 150):
-        terms = trainer.run_spec.now(stage, t, 0)[1]
+        terms = trainer.run_spec.step_plan(stage, t).objectives
         assert terms["reroute"].coef == pytest.approx(10 * (1 - t / 300))
         assert terms["retain"].coef + terms["refusals"].coef == pytest.approx(10 * t / 300)
     found = small("circuit_breakers", tmp_path, args={"max_steps": 12, "token_budget": 4096})

@@ -76,7 +76,7 @@ def test_two_steps(name):
     trainer.start()
     before = {n: [p.detach().clone() for p in r.network.parameters()] for n, r in trainer.learners.items()}
     log = trainer.train(progress=False)[-1]
-    active = trainer.run_spec.now(trainer.run_spec.stages[-1], 0, 0)[1]
+    active = trainer.run_spec.step_plan(trainer.run_spec.stages[-1]).objectives
     for term in active:
         assert torch.isfinite(torch.tensor(log[f"{term}/loss"])), term
     for learner in {t.learner for t in active.values()}:

@@ -129,7 +129,7 @@ def run(adversary, where, losses):
         return values.sum(), values.detach()
 
     rows = torch.arange(len(where.generators))
-    edits, first = ascent.ascend(adversary, context=where, share=rows, losses=both)
+    edits, first = ascent.ascend(adversary, context=where, delta_index=rows, losses=both)
     return edits["embedding"], both(edits)[1], first
 
 
@@ -198,7 +198,7 @@ def test_the_chat_template_is_not_the_prompt():
     assert reader.content(tokens.ids[0].tolist()[1:], 3) == (0, 0)  # not what the template wrote: hands off
     net = Linear(enc, head="policy")
     adversary = adversaries.Characters(guide="random", steps=0, budget=1.0)
-    here = ascent.region("prompt", tokens)
+    here = ascent.allowed_positions("prompt", tokens)
     (state,) = [adversary.start(perturbation_context(net, tokens, here))]
     for row, words in zip(state.rows, (2, 4), strict=True):
         assert row.limit == words

@@ -216,7 +216,7 @@ def test_a_reused_prefix_changes_no_delta(head, monkeypatch):
     runs = {}
     for name in ("reused", "whole"):
         if name == "whole":
-            monkeypatch.setattr("advalign.engine.views.above_prefix", lambda network, adversary, forward: forward)
+            monkeypatch.setattr("advalign.engine.views.reuse_prefix", lambda network, adversary, forward: forward)
         itself = Counter()
         handle = perturb.layer("layer:0", net.backbone).register_forward_hook(itself)
         runs[name] = update(learner(net), terms, rows, adversaries)

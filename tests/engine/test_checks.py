@@ -12,7 +12,7 @@ from advalign.errors import ConfigError
 from advalign.functional import advantages, weights
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.objectives.sft import SFT
-from advalign.training.annotate import Annotator
+from advalign.training.annotate import Annotator, Draw
 from advalign.types import Losses, RolloutRows
 
 
@@ -81,7 +81,8 @@ def test_losses_in_the_shape_of_their_weights_pass():
 
 
 def annotated(estimate, rows):
-    return Annotator({}, {}, None, 8192)("math", Draws(Returning(estimate=estimate)), rows, set())[0]
+    draw = Draw(name="math", source=Draws(Returning(estimate=estimate)), learner="policy", needed=frozenset())
+    return Annotator({}, {}, budget=8192)(draw, rows)[0]
 
 
 def test_advantages_that_are_not_one_number_per_token_name_their_source():

@@ -118,7 +118,7 @@ def test_an_evaluation_logs_them():
     trainer = imitation(evaluations={"held": held})
     logs = trainer.evaluate()
     examples = data.examples(DATA, split="test", limit=3, seed=0)
-    groups = trainer.engine.generate(trainer.model, examples, 4, SHORT, torch.Generator().manual_seed(0))
+    groups = trainer.rollout_engine.generate(trainer.model, examples, 4, SHORT, torch.Generator().manual_seed(0))
     shown = data.demonstrations(DATA, split="test", limit=3, seed=0)
     wanted = diversity.of_groups(groups, references=[e.meta["response"] for e in shown], order=3)
     assert {"unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu"} == set(wanted)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from advalign import Learner, Sampling, Stage, Trainer
+from advalign import Callback, Learner, Sampling, Stage, Trainer
 from advalign.advantages.group import Group
 from advalign.functional import advantages, gan, policy
 from advalign.objectives.discriminate import Discriminate
@@ -316,7 +316,7 @@ def table(path, counts):
     return str(path)
 
 
-class Watch:
+class Watch(Callback):
     """The policy's distribution over one-word responses, after every step."""
 
     def __init__(self):
@@ -327,12 +327,6 @@ class Watch:
         network = trainer.model
         found = network(network.encoder.demos([":"] * len(WORDS), WORDS), {"logprobs"})
         self.seen.append(found.logprobs.sum(1).double().exp())
-
-    def on_evaluate(self, trainer, logs):
-        pass
-
-    def on_save(self, trainer, path):
-        pass
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ CASES = {
 }
 
 
-def share(net, case: Case, rank: int | None = None):
+def local_rows(net, case: Case, rank: int | None = None):
     """Half of the groups; all of them without a rank. Of five rollouts in two groups the first has twice the tokens of the second."""
     rows = {"math": rollouts(net).index(torch.tensor([0, 1, 2, 3, 5])), "chat": demos(net)}
     if case.demos is not None:
@@ -49,7 +49,7 @@ def share(net, case: Case, rank: int | None = None):
 
 
 def num_micros(case: Case) -> tuple[int, ...]:
-    return tuple(map(len, partition(share(network(), case), case.budget, parts=WORLD)))
+    return tuple(map(len, partition(local_rows(network(), case), case.budget, parts=WORLD)))
 
 
 def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str, float]]:
@@ -58,7 +58,7 @@ def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str,
     net = network()
     runtime = learner(net)
     planned = plan("policy", case.terms, PGDS, [])
-    logs = runtime.update(planned, share(net, case, rank), {}, budget=case.budget, key=("update",), measure=case.measure)
+    logs = runtime.update(planned, local_rows(net, case, rank), {}, budget=case.budget, key=("update",), measure=case.measure)
     return gradients(net), logs
 
 

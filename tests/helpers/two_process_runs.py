@@ -15,7 +15,7 @@ from helpers.runs import DATA, SHORT, chat, discriminator, game, policy, write
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from advalign import Frozen, Learner, TrainingArguments
+from advalign import Callback, Frozen, Learner, TrainingArguments
 from advalign import adversaries as adv
 from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
@@ -38,26 +38,21 @@ from advalign.rewards.length import Length
 from advalign.sources._options import Curriculum, Dynamic
 from advalign.sources.replay import Replay
 from advalign.training.evaluate import Evaluation
+from advalign.types import RolloutGroup
 
 KINDS = ("ddp", "fsdp")
 ROWS = {"all": slice(None), "few": slice(0, 2)}
 
 
-class Seen:
+class Seen(Callback):
     """Every text that was sampled, step by step."""
 
     def __init__(self):
         self.texts = []
 
     def on_step(self, trainer, logs):
-        items = {name: found for name, found in sorted(trainer.context.items.items()) if hasattr(found[0], "rollouts")}
-        self.texts.append({name: [[r.text for r in g.rollouts] for g in groups] for name, groups in items.items()})
-
-    def on_evaluate(self, trainer, logs):
-        pass
-
-    def on_save(self, trainer, path):
-        pass
+        draws = {name: items for name, items in sorted(trainer.context.items.items()) if isinstance(items[0], RolloutGroup)}
+        self.texts.append({name: [[r.text for r in g.rollouts] for g in groups] for name, groups in draws.items()})
 
 
 def mixed(**sections):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.runs import DATA, policy, write
 
-from advalign import Correction, Curriculum, Dynamic, Learner, Sampling, Stage, Trainer, TrainingArguments
+from advalign import Callback, Correction, Curriculum, Dynamic, Learner, Sampling, Stage, Trainer, TrainingArguments
 from advalign.advantages.group import Group
 from advalign.advantages.remax import ReMax
 from advalign.engine import rng
@@ -31,7 +31,7 @@ def brief(completions, **_):
     return [-float(len(c.split())) for c in completions]
 
 
-class Watch:
+class Watch(Callback):
     """Per step: the rollouts that were trained on, and the policy as it was before the step."""
 
     def __init__(self):
@@ -158,7 +158,7 @@ class Slow(HF):
         return super().generate(network, examples, n, sampling, generator)
 
 
-class Working:
+class Working(Callback):
     def on_step(self, trainer, logs):
         time.sleep(0.5)
 

@@ -127,7 +127,7 @@ def test_a_learner_as_verifier_is_asked_with_its_own_network():
     # The same rollouts again, by hand: score all, sort, take the top one; no two scores are equal.
     examples = data.examples("task:constraints", split="test", limit=4, seed=0)
     network, generator = trainer.learners["policy"].network, torch.Generator().manual_seed(0)
-    groups = trainer.engine.generate(network, examples, 4, held.sampling, generator)
+    groups = trainer.rollout_engine.generate(network, examples, 4, held.sampling, generator)
     picked = []
     for g in groups:
         texts, done = [r.text for r in g.rollouts], [r.finished for r in g.rollouts]

@@ -21,24 +21,38 @@ from advalign.types import Example
 # ------------------------------------------------------------------------------------------------- who takes part
 
 
+GATE = {"discriminator": Gate(metric="discriminator/accuracy", above=0.85, max_skips=2, smoothing=0.5)}
+
+
+def skips(timeline, learner="discriminator"):
+    """Whether a learner skips its updates in a step, which is then counted."""
+    skipped = timeline.is_skipping(learner)
+    timeline.count_skip(learner, skipped)
+    return skipped
+
+
 def test_a_gate_by_hand():
     """Smoothing 0.5: the mean after 0.8, 1.0 is 0.9, then after 0.2 it is 0.55. Above 0.85 it is closed, for two steps at most."""
-    timeline = Timeline(
-        [Stage(steps=99)], None, {"discriminator": Gate(metric="discriminator/accuracy", above=0.85, max_skips=2, smoothing=0.5)}
-    )
-    assert not timeline.skips_update("discriminator")  # nothing is known yet
+    timeline = Timeline([Stage(steps=99)], None, GATE)
+    assert not skips(timeline)  # nothing is measured yet
     timeline.observe(1, {"discriminator/accuracy": 0.8})
-    assert not timeline.skips_update("discriminator")
+    assert not skips(timeline)
     timeline.observe(2, {"discriminator/accuracy": 1.0})
-    assert [timeline.skips_update("discriminator") for _ in range(6)] == [True, True, False, True, True, False]
-    resumed = Timeline(
-        [Stage(steps=99)], None, {"discriminator": Gate(metric="discriminator/accuracy", above=0.85, max_skips=2, smoothing=0.5)}
-    )
+    assert [skips(timeline) for _ in range(6)] == [True, True, False, True, True, False]
+    resumed = Timeline([Stage(steps=99)], None, GATE)
     resumed.load_state_dict(timeline.state_dict())
-    assert resumed.skips_update("discriminator")
+    assert skips(resumed)
     resumed.observe(3, {"discriminator/accuracy": 0.2})
-    assert not resumed.skips_update("discriminator")
-    assert not resumed.skips_update("policy")  # without a gate
+    assert not skips(resumed)
+    assert not skips(resumed, "policy")  # without a gate
+
+
+def test_asking_a_gate_counts_nothing():
+    timeline = Timeline([Stage(steps=99)], None, GATE)
+    timeline.observe(1, {"discriminator/accuracy": 1.0})
+    before = timeline.state_dict()
+    assert [timeline.is_skipping("discriminator") for _ in range(5)] == [True] * 5  # max_skips is 2
+    assert timeline.state_dict() == before
 
 
 def test_a_learner_that_skips_an_update_reads_and_does_not_move():

@@ -153,13 +153,13 @@ def test_one_that_scores_length_is_told_apart(monkeypatch):
 def test_rows_are_the_same_every_time_and_perturbed_prompts_are_violated():
     trainer = game(evaluations={})
     trainer.start()
-    first, again = (discriminator_evaluation.held_out(whole(), trainer.engine, trainer.context) for _ in range(2))
+    first, again = (discriminator_evaluation.held_out(whole(), trainer.rollout_engine, trainer.context) for _ in range(2))
     assert first == again
     assert [row[3] for row in first] == [0] * 12 + [1] * 12 + [2] * 36
     assert [row[1] for row in first[:12]] == [row[1] for row in first[12:24]]  # the same text
     assert all(a[0] != b[0] for a, b in zip(first[:12], first[12:24], strict=True))  # under another prompt
     assert {row[0] for row in first[24:]} == {row[0] for row in first[:12]}
-    other = discriminator_evaluation.held_out(whole(seed=1), trainer.engine, trainer.context)
+    other = discriminator_evaluation.held_out(whole(seed=1), trainer.rollout_engine, trainer.context)
     assert {row[0] for row in other[:12]} != {row[0] for row in first[:12]}
 
 

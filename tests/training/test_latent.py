@@ -55,7 +55,7 @@ def shaken(trainer, size=0.05):
     with torch.no_grad():
         for p in trainer.learners["policy"].network.parameters():
             p.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    trainer.copies._blend("now", 1.0)
+    trainer.copies.blend("now", 1.0)
     return trainer
 
 
@@ -95,7 +95,9 @@ def test_losses_are_those_of_a_loop_over_pairs_row_by_row(side):
         ranked.append((-torch.log(torch.sigmoid(a - b)) - torch.log(torch.sigmoid(b - c))).detach() / 2)
         near.append(-torch.log(torch.sigmoid(b - a)).detach())
     for name, term, slow in ((f"reader_{side}", side, ranked), ("policy", f"near_{side}", near)):
-        logs = trainer.learners[name].update(trainer.plans()[name], {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update", name))
+        logs = trainer.learners[name].update(
+            trainer.step_plan().plans[name], {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update", name)
+        )
         assert logs[f"{term}/loss"] == pytest.approx(float(torch.stack(slow).mean()), abs=1e-10)
     each = [(now[2 * i + own] - before[2 * i + own]).norm(dim=-1).mean() for i in range(len(near))]
     assert logs[f"near_{side}/distance"] == pytest.approx(float(torch.stack(each).mean()), abs=1e-10)
@@ -104,7 +106,7 @@ def test_losses_are_those_of_a_loop_over_pairs_row_by_row(side):
 def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_autograd():
     trainer = shaken(ganpo(sides=("chosen",), preference=False))
     runtime, rows = trainer.learners["policy"], drawn(trainer)
-    plan = trainer.plans()["policy"]
+    plan = trainer.step_plan().plans["policy"]
     runtime.optimizer.param_groups[0]["lr"] = 0.0
     runtime.update(plan, {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update"))
     found = {n: p.grad.clone() for n, p in runtime.network.named_parameters() if p.grad is not None}
@@ -129,12 +131,12 @@ def test_each_player_moves_its_own_weights_and_no_others():
     trainer = shaken(ganpo())
     networks = {name: runtime.network for name, runtime in trainer.learners.items()}
     before = {name: weights(network) for name, network in networks.items()}
-    rows = trainer._rows("pairs", "policy", 0, trainer.config, {}, {})  # with the reference's log-probabilities
+    rows, _ = trainer.next_step().rows("pairs", "policy")  # with the reference's log-probabilities
     copies = {name: weights(network) for name, network in trainer.frozen.items()}
     for name, runtime in trainer.learners.items():
         for network in networks.values():
             network.zero_grad(set_to_none=True)
-        runtime.update(trainer.plans()[name], {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update", name))
+        runtime.update(trainer.step_plan().plans[name], {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update", name))
         assert not same(before[name], weights(runtime.network))
         for other, network in networks.items():
             if other != name:

@@ -79,8 +79,8 @@ def test_schedules_move_numbers_while_it_runs():
     trainer.start()
     coefs, steps, rates, forwards = [], [], [], []
     for _ in range(5):
-        plan = trainer.plans()["policy"]
-        coefs.append(plan.terms["robust"].coef if "robust" in plan.terms else 0)
+        plan = trainer.step_plan().plans["policy"]
+        coefs.append(plan.objectives["robust"].coef if "robust" in plan.objectives else 0)
         steps.append(plan.adversaries["pgd"].steps if plan.adversaries else 0)
         before = trainer.model.num_forwards
         rates.append(trainer.training_step()["policy/learning_rate"])
@@ -96,11 +96,11 @@ def test_schedules_move_numbers_while_it_runs():
 def test_follow_by_hand():
     """v <- v exp(rate d): a gain of 1 at a target of 2 is half too small (d = 1/2); at 6 the distance is clipped to -1."""
     follow = Follow(metric="pgd/gain", target=2.0, start=0.1, low=0.05, high=0.2, rate=0.4, smoothing=0.0)
-    assert follow.moved(0.1, 1.0) == pytest.approx(0.1 * math.exp(0.2), rel=1e-12)
-    assert follow.moved(0.1, 6.0) == pytest.approx(0.1 * math.exp(-0.4), rel=1e-12)
-    assert (follow.moved(0.19, 0.0), follow.moved(0.051, 9.0)) == (0.2, 0.05)
+    assert follow.next_value(0.1, 1.0) == pytest.approx(0.1 * math.exp(0.2), rel=1e-12)
+    assert follow.next_value(0.1, 6.0) == pytest.approx(0.1 * math.exp(-0.4), rel=1e-12)
+    assert (follow.next_value(0.19, 0.0), follow.next_value(0.051, 9.0)) == (0.2, 0.05)
     above = Follow(metric="clean/accuracy", target=0.8, start=0.1, rate=0.4, raise_when="above")
-    assert above.moved(0.1, 0.9) == pytest.approx(0.1 * math.exp(0.4 * 0.125), rel=1e-12)
+    assert above.next_value(0.1, 0.9) == pytest.approx(0.1 * math.exp(0.4 * 0.125), rel=1e-12)
     # The running mean: 1, then 0.9 * 1 + 0.1 * 3 = 1.2, of which d = 0.4.
     timeline = Timeline([Stage(steps=9)], {"adversaries.pgd.radius": Follow(metric="g", target=2.0, start=0.1, rate=1.0)})
     timeline.observe(1, {"g": 1.0})

@@ -10,7 +10,7 @@ from helpers.runs import DATA, WORDS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
-from advalign import Learner, Sampling, Trainer, TrainingArguments
+from advalign import Callback, Learner, Sampling, Trainer, TrainingArguments
 from advalign.advantages.group import Group
 from advalign.adversaries.pgd import PGD
 from advalign.models import load
@@ -41,7 +41,7 @@ def test_the_oracle_stands_alone_and_runs(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-class Draws:
+class Draws(Callback):
     """A callback that notes, after every step, what the sources had drawn, as text and sampled ids."""
 
     def __init__(self):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import cli, config
+from advalign import Callback, cli, config
 from advalign.training import checkpoint
 from advalign.training.logs import read
 
@@ -20,7 +20,7 @@ class Killed(BaseException):
     """Like the signal it stands for, it is no error that anything could handle."""
 
 
-class Kill:
+class Kill(Callback):
     """Ends the run after the updates of a step, before they are saved."""
 
     def __init__(self, at):
@@ -29,10 +29,6 @@ class Kill:
     def on_step(self, trainer, logs):
         if trainer.step == self.at:
             raise Killed
-
-    def on_save(self, trainer, path): ...
-
-    def on_evaluate(self, trainer, logs): ...
 
 
 def small():

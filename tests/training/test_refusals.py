@@ -1,5 +1,7 @@
 """Every mistake is one sentence: where it is, what was given, what is allowed, and the nearest match."""
 
+from dataclasses import dataclass
+
 import pytest
 from helpers.runs import WORDS, chat, discriminator, game, imitation, policy, write
 
@@ -7,6 +9,7 @@ from advalign import Evaluation, Frozen, Learner, Ramp, Stage, Trainer, Training
 from advalign.advantages.gae import GAE
 from advalign.adversaries.pgd import PGD
 from advalign.errors import AdvalignError, BudgetError, ConfigError, RewardError
+from advalign.interfaces import Reward
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.dapo import DAPO
 from advalign.objectives.discriminate import Discriminate
@@ -188,8 +191,9 @@ IN_THE_RUN = {
 }
 
 
-class Short:
-    weight = 1.0
+@dataclass(frozen=True, kw_only=True)
+class Short(Reward):
+    """Two scores, however many responses there are."""
 
     def start(self, context):
         return lambda groups: [1.0, 2.0]

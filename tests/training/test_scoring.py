@@ -11,7 +11,7 @@ from advalign.errors import RewardError
 from advalign.interfaces import Advantage, Reward
 from advalign.sources._rollouts import RolloutSource, build_rows, weights, without_abstentions
 from advalign.sources._scoring import as_scorer, score, total_reward
-from advalign.training.annotate import Annotator
+from advalign.training.annotate import Annotator, Draw
 from advalign.types import Example, Rollout, RolloutGroup
 
 
@@ -53,8 +53,12 @@ def test_token_rewards_are_weighted_placed_and_summed():
     rows = build_rows(groups, encoder, factors, 1.0)
     assert rows.token_rewards[rows.tokens.target].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
 
-    annotate = Annotator(trainer.learners, {}, None, 8192)
-    summed, _ = annotate("a", Rollouts(advantage=Group(scale="none")), rows, set())
+    annotate = Annotator(trainer.learners, {}, budget=8192)
+
+    def draw(name, advantage):
+        return Draw(name=name, source=Rollouts(advantage=advantage), learner="policy", needed=frozenset())
+
+    summed, _ = annotate(draw("a", Group(scale="none")), rows)
     assert summed.rewards.sum(1).tolist() == [22.0, 38.0]  # an estimator of whole responses gets the sum
     assert summed.advantages[summed.tokens.target].tolist() == [-8.0] * 3 + [8.0] * 2
 
@@ -68,7 +72,7 @@ def test_token_rewards_are_weighted_placed_and_summed():
             return rows.advantages, None
 
     reader = Reader()
-    annotate("b", Rollouts(advantage=reader), rows, set())
+    annotate(draw("b", reader), rows)
     assert reader.seen[0] is rows.token_rewards
     assert reader.seen[1].tolist() == [10.0, 20.0]
     assert GAE().reads_token_rewards

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.runs import chat, discriminator, game, imitation, policy, spy, write
 
-from advalign import Evaluation, Frozen, Sampling, TrainingArguments
+from advalign import Callback, Evaluation, Frozen, Sampling, TrainingArguments
 from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.adversaries.pgd import PGD
@@ -222,7 +222,7 @@ def test_several_rewards_are_summed_by_weight(monkeypatch):
 
 
 def test_evaluations_callbacks_and_gradient_measures(tmp_path):
-    class Watch:
+    class Watch(Callback):
         def __init__(self):
             self.events = []
 

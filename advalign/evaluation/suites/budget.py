@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from advalign.engine.ascent import region
+from advalign.engine.ascent import allowed_positions
 from advalign.functional import balls
 from advalign.types import Budget, Example, Proposal
 
@@ -14,7 +14,7 @@ def distance(target: Any, attack: Any, example: Example, proposal: Proposal) -> 
     if proposal.edits is None:
         return changed_words(example.prompt, example.prompt if proposal.text is None else proposal.text)
     threat = attack.threat
-    allowed = region(threat.where, target.tokens([example]))[0]
+    allowed = allowed_positions(threat.where, target.tokens([example]))[0]
     sizes = [0.0]
     for site, add in proposal.edits.items():
         # Attacks hand over the tokens of the example alone, so a delta that is longer or off its region breaks the rules.

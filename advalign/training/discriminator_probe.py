@@ -1,0 +1,99 @@
+"""Could a fresh discriminator still tell real from generated rows?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from advalign import data as loading
+from advalign.engine.rng import rng
+from advalign.errors import ConfigError
+from advalign.functional import gan
+from advalign.models import Network, load
+from advalign.models.inference import score_texts
+from advalign.models.sharing import base_owner, share_base
+from advalign.training.context import RunContext
+
+Row = tuple[str, str, bool, int, int]
+"""(prompt, text, finished, index into `LabelRows.KINDS`, number of the example)"""
+
+REAL, PERTURBED, GENERATED = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorProbe:
+    """A new discriminator of the same description, trained from its start by binary cross-entropy on real and generated rows of every other
+    example, and measured on the other half.
+
+    There is no default rate: a probe that learns nothing would report 1/2 whatever it is shown; `probe/train_accuracy` says whether it
+    learned.
+    """
+
+    learning_rate: float
+    """Rate of AdamW."""
+    steps: int = 60
+    """Updates."""
+    batch_size: int = 16
+    """Rows per update, half of them real."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2:
+            raise ConfigError(f"evaluations: a probe of {self.steps} steps of {self.batch_size} rows; it needs 1 step of 2 rows.")
+
+
+def probe_metrics(
+    probe: DiscriminatorProbe, rows: Sequence[Row], learner: str, context: RunContext, *, budget: int, seed: int
+) -> dict[str, float]:
+    """Accuracy of a fresh discriminator, built as `learner` was, on the half of the examples it has not seen, and on its own half."""
+    halves = [[row for row in rows if row[3] != PERTURBED and row[4] % 2 == half] for half in (0, 1)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = untrained_network(context, learner, seed)
+        train_probe(network, halves[0], probe, seed)
+    logs = {}
+    for name, half in (("probe/accuracy", halves[1]), ("probe/train_accuracy", halves[0])):
+        scores = torch.tensor(score_texts(network, [row[:3] for row in half], budget), dtype=torch.float64)
+        kinds = torch.tensor([row[3] for row in half])
+        right = [((1 + (scores[kinds == k] * sign).sign()) / 2).mean() for k, sign in ((REAL, 1), (GENERATED, -1))]
+        logs[name] = float(sum(right)) / 2
+    return logs
+
+
+def untrained_network(context: RunContext, name: str, seed: int) -> Network:
+    """The learner's network as it was described, before any training."""
+    runtime = context.learner(name)
+    spec, encoder = runtime.config, runtime.network.encoder
+    if owner := base_owner(spec):
+        return share_base(context.learner(owner).network, spec, f"learners.{name}", seed).to(runtime.network.device)
+    from_scratch = isinstance(spec.tokenizer, Mapping)
+    network = load(
+        spec.model,
+        head=spec.head,
+        tokenizer=spec.tokenizer,
+        texts=loading.texts(spec.tokenizer["data"]) if from_scratch else (),
+        max_length=encoder.max_length,
+        dtype=spec.dtype,
+        options={**spec.options, "seed": seed},
+    )
+    return network.to(runtime.network.device)
+
+
+def train_probe(network: Network, rows: Sequence[Row], probe: DiscriminatorProbe, seed: int) -> None:
+    """`probe.steps` updates on as many real as generated rows, drawn with replacement."""
+    by_kind = [[row for row in rows if row[3] == kind] for kind in (REAL, GENERATED)]
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=probe.learning_rate, weight_decay=0.0)
+    labels = torch.tensor([1, 0], device=network.device).repeat(probe.batch_size // 2)
+    network.train()
+    for step in range(probe.steps):
+        stream = rng(seed, "probe", step)
+        batch = [stream.choice(of_kind) for _ in range(probe.batch_size // 2) for of_kind in by_kind]
+        tokens = network.encoder.scored_pairs([row[0] for row in batch], [row[1] for row in batch], [row[2] for row in batch])
+        scores = network(tokens.to(network.device), {"scores"}).scores
+        assert scores is not None
+        optimizer.zero_grad(set_to_none=True)
+        gan.bce(scores, labels).mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    network.eval()

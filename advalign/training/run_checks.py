@@ -1,0 +1,160 @@
+"""What is refused before anything is loaded, and notes on what is allowed and yet probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from advalign.errors import ConfigError, unknown
+from advalign.interfaces import Objective, Source
+from advalign.models.specification import HEADS
+from advalign.training.run_spec import REFERENCE, RunSpec
+from advalign.training.schedule import replace_leaf
+
+MOVING = ("objectives", "adversaries", "learners")
+"""Sections that a stage or a schedule may change; a source is started once."""
+
+HEAD_OF = {
+    "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
+    "scores": "score", "token_scores": "score", "score_gradients": "score", "reader": "score",
+}  # fmt: skip
+"""{output: the head that gives it}"""
+
+
+def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
+    """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}."""
+    _check_names(spec, heads)
+    for name, objective in spec.config["objectives"].items():
+        _check_objective(spec, name, objective)
+        _check_head(spec, name, objective, heads)
+    for name, copy in spec.frozen.items():
+        if copy.learner not in spec.config["learners"]:
+            raise unknown(f"frozen.{name}.learner", "learner", copy.learner, spec.config["learners"])
+    head_of = {**heads, **{name: heads.get(copy.learner, "") for name, copy in spec.frozen.items()}}
+    for name, source in spec.config["sources"].items():
+        _check_source(spec, name, source, heads)
+        _check_scorers(name, source, head_of)
+        _check_players(name, source, head_of)
+    for path in (*spec.schedules, *(path for stage in spec.stages for path in stage.set)):
+        if path.partition(".")[0] not in MOVING:
+            raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
+    for stage in spec.stages:
+        spec.step_plan(stage, strongest=True)
+
+
+def _check_names(spec: RunSpec, heads: Mapping[str, str]) -> None:
+    for name, head in heads.items():
+        if head not in HEADS:
+            raise unknown(f"learners.{name}.head", "head", head, HEADS)
+    for path, schedule in spec.schedules.items():
+        replace_leaf(spec.config, path, schedule.at(0), "schedules")
+    for name in spec.gates:
+        if name not in spec.config["learners"]:
+            raise unknown("gates", "learner", name, spec.config["learners"])
+    for stage in spec.stages:
+        for name in stage.objectives or ():
+            if name not in spec.config["objectives"]:
+                raise unknown(f"stages.{stage.name}.objectives", "objective", name, spec.config["objectives"])
+
+
+def _check_objective(spec: RunSpec, name: str, objective: Objective) -> None:
+    learners, sources = spec.config["learners"], spec.config["sources"]
+    kind = type(objective).__name__
+    if objective.learner not in learners:
+        raise unknown(f"objectives.{name}.learner", "learner", objective.learner, learners)
+    if objective.source not in sources:
+        raise unknown(f"objectives.{name}.source", "source", objective.source, sources)
+    row_type = sources[objective.source].row_type
+    if objective.row_types and row_type not in objective.row_types:
+        readable = " or ".join(cls.__name__ for cls in objective.row_types)
+        raise ConfigError(f"objectives.{name}.source: {kind} reads {readable}, but source '{objective.source}' builds {row_type.__name__}.")
+    if "ref_logprobs" in objective.columns and spec.reference is None:
+        raise ConfigError(
+            f"objectives.{name}: {kind} compares with the reference; add frozen: {{{REFERENCE}: {{learner: {objective.learner}}}}}."
+        )
+
+
+def _check_head(spec: RunSpec, name: str, objective: Objective, heads: Mapping[str, str]) -> None:
+    """The outputs an objective reads are those of the head of the learner it reads them from."""
+    for view, needs in objective.reads.items():
+        owner = spec.frozen[view].learner if view in spec.frozen else objective.learner
+        needed = {HEAD_OF[need] for need in needs if need in HEAD_OF}  # hidden states: any head
+        if needed - {heads.get(owner)}:
+            raise ConfigError(
+                f"objectives.{name}: {type(objective).__name__} reads a model with head '{', '.join(sorted(needed))}', but learner "
+                f"'{owner}' has head '{heads.get(owner)}'."
+            )
+
+
+def _check_source(spec: RunSpec, name: str, source: Source, heads: Mapping[str, str]) -> None:
+    for other in source.depends_on:
+        if other not in spec.config["sources"]:
+            raise unknown(f"sources.{name}", "source", other, spec.config["sources"])
+    if source.reward_penalty is not None and spec.reference is None:
+        raise ConfigError(
+            f"sources.{name}.kl: a KL penalty compares with the reference; add frozen: {{{REFERENCE}: {{learner: {source.samples_with}}}}}."
+        )
+    advantage = source.advantage_estimator
+    if advantage is None:
+        return
+    if advantage.compares and source.request is not None and source.request.responses_per_prompt < 2:
+        raise ConfigError(
+            f"sources.{name}.group_size: {type(advantage).__name__} compares the responses of one prompt, and 1 response has "
+            "nothing to compare with; sample at least 2."
+        )
+    if advantage.needs_values and "value" not in heads.values():
+        raise ConfigError(f"sources.{name}.advantage: {type(advantage).__name__} needs a critic; add a learner with head: value.")
+
+
+def _check_players(name: str, source: Source, head_of: Mapping[str, str]) -> None:
+    """What writes responses for a source is a learner, or a frozen copy of one, with head `policy`."""
+    for field, player in source.players:
+        if player not in head_of:
+            raise unknown(f"sources.{name}.{field}", "learner", player, head_of)
+        if head_of[player] != "policy":
+            raise ConfigError(f"sources.{name}.{field}: '{player}' has head '{head_of[player]}', and who samples needs head: policy.")
+
+
+def _check_scorers(name: str, source: Source, head_of: Mapping[str, str]) -> None:
+    """What scores the rewards of a source is a learner, or a frozen copy of one, with head `score`."""
+    for number, reward in enumerate(source.reward_parts):
+        scorer, path = reward.scoring_learner, f"sources.{name}.rewards.{number}.learner"
+        if scorer is None:
+            continue
+        if scorer not in head_of:
+            raise unknown(path, "learner", scorer, head_of)
+        if head_of[scorer] != "score":
+            raise ConfigError(f"{path}: '{scorer}' has head '{head_of[scorer]}', and a reward needs head: score.")
+
+
+# ------------------------------------------------------------------------------------------------------- notes
+
+
+def notes(spec: RunSpec) -> list[str]:
+    """What is allowed and yet probably not meant, one sentence each."""
+    sentences = []
+    trained = {objective.learner for objective in spec.config["objectives"].values()}
+    for name, source in spec.config["sources"].items():
+        scorers = {r.scoring_learner for r in source.reward_parts if r.scoring_learner is not None}
+        averages = {n for n in scorers if n in spec.frozen and spec.frozen[n].ema is not None}
+        discriminators = (scorers - averages) | {spec.frozen[n].learner for n in averages}
+        advantage = source.advantage_estimator
+        if discriminators & trained and advantage is not None and advantage.amplifies_noise:
+            sentences.append(
+                f"sources.{name}.advantage divides by the spread of a reward that trains: near the fixed point that spread is the "
+                "discriminator's error; consider scale: none, or a floor near 1."
+            )
+        if source.steps_ahead:
+            sentences += _notes_ahead(spec, name, source.steps_ahead)
+    return sentences
+
+
+def _notes_ahead(spec: RunSpec, name: str, steps: int) -> list[str]:
+    """Notes on a source whose rollouts are sampled by weights of earlier steps."""
+    sentences = [f"sources.{name}.ahead: what is sampled ahead is in no checkpoint, so a resumed run does not end with the same bits."]
+    for objective_name, objective in spec.config["objectives"].items():
+        if objective.source == name and objective.assumes_current_sampler:
+            sentences.append(
+                f"objectives.{objective_name}.correction: its rollouts were sampled by weights of up to {steps} steps "
+                "before; use correction: {level: token, mode: truncate, high: 2.0}."
+            )
+    return sentences

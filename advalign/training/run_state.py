@@ -1,0 +1,65 @@
+"""What a checkpoint holds of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from advalign.training import checkpoint
+from advalign.training.annotate import Annotator
+from advalign.training.context import RunContext
+from advalign.training.frozen_copies import FrozenCopies
+from advalign.training.schedule import Timeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """The parts of a run that change from step to step."""
+
+    description: Mapping[str, str]
+    """What a resumed run must share with the one that was interrupted; lengths of stages may grow."""
+    context: RunContext
+    """Learners and sources."""
+    copies: FrozenCopies
+    """Frozen copies and their versions."""
+    timeline: Timeline
+    """Stages, gates and numbers that follow metrics."""
+    annotator: Annotator
+    """What advantages and KL penalties carry from draw to draw."""
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Writes the checkpoint of a step; returns its folder."""
+        learners, copies = self.context.learners, self.copies.networks
+        networks = {f"learner.{n}": r.network for n, r in learners.items()} | {f"frozen.{n}": f for n, f in copies.items()}
+        state = {
+            "config": dict(self.description),
+            "step": step,
+            "timeline": self.timeline.state_dict(),
+            "learners": {n: checkpoint.without_moments(r.network, r.state_dict()) for n, r in learners.items()},
+            "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
+            "copies": dict(self.copies.versions),
+            "annotator": self.annotator.states,
+            "random": torch.get_rng_state(),
+        }
+        optimizers = {f"learner.{n}": r.optimizer for n, r in learners.items()}
+        return checkpoint.save(folder, step, networks, state, processes=self.context.processes, optimizers=optimizers)
+
+    def load(self, path: Path) -> int:
+        """Restores everything from a checkpoint; returns its step."""
+        state = checkpoint.read_state(path)
+        checkpoint.check_same(path, state["config"], self.description)
+        self.timeline.load_state_dict(state["timeline"])
+        for name, runtime in self.context.learners.items():
+            checkpoint.read_network(path, f"learner.{name}", runtime.network)
+            runtime.load_state_dict(checkpoint.with_moments(path, f"learner.{name}", runtime.network, state["learners"][name]))
+        for name, version in state["copies"].items():
+            checkpoint.read_network(path, f"frozen.{name}", self.copies.get(name))
+            self.copies.versions[name] = version
+        for name, source in self.context.sources.items():
+            source.load_state_dict(state["sources"][name])
+        self.annotator.states |= state["annotator"]
+        torch.set_rng_state(state["random"])
+        return int(state["step"])

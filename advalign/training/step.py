@@ -1,0 +1,136 @@
+"""One mixed training step.
+
+The sources that active objectives read are drawn: policies sample, and the current discriminators score. Every learner in turn builds its
+rows, annotates them and makes its updates. Sources that sample draw before the first update, so a reward is never given by a discriminator
+that was already trained on the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from advalign.engine.micro import split_groups
+from advalign.engine.plan import Plan
+from advalign.interfaces import check_rows
+from advalign.training.annotate import Annotator, Draw, needed_columns
+from advalign.training.context import RunContext
+from advalign.training.frozen_copies import FrozenCopies
+from advalign.training.run_spec import StepPlan, TrainingArguments
+from advalign.training.throughput import Meter
+from advalign.types import RolloutRows, TokenRows
+
+
+@dataclass(kw_only=True)
+class TrainingStep:
+    """One step of a run, carried out by `run`."""
+
+    plan: StepPlan
+    """What it runs."""
+    step: int
+    """Steps before it."""
+    args: TrainingArguments
+    """Arguments of the run."""
+    context: RunContext
+    """The started learners and sources; holds what the step has drawn so far."""
+    copies: FrozenCopies
+    """The frozen copies."""
+    annotator: Annotator
+    """What completes the rows."""
+    meter: Meter
+    """What counts tokens and operations."""
+    annotated: dict[str, TokenRows] = field(default_factory=dict)
+    """{source: rows of its rollouts}: all learners and repeats of the step read the same ones."""
+
+    def run(self, skipping: Mapping[str, bool]) -> dict[str, float]:
+        """Draws, then updates every learner; returns the logs. `skipping`: {gated learner: whether it skips its updates}."""
+        self._create_copies()
+        self.context.items = {}
+        logs = self._draw_before_updates()
+        for name, plan in self.plan.active.items():
+            skips, spec = skipping.get(name, False), self.plan.config["learners"][name]
+            logs |= {f"{name}/skipped": float(skips)} if name in skipping else {}
+            for repeat in range(1 if skips else spec.updates):
+                rows = {}
+                for source in plan.sources:
+                    rows[source], source_logs = self.rows(source, name, repeat)
+                    logs |= source_logs
+                logs |= self._update(plan, rows, repeat, train=not skips)
+            self.copies.average(name)
+            self.context.learners[name].scheduler.step()
+        return logs
+
+    # ------------------------------------------------------------------------------------------------------ rows
+
+    def rows(self, source: str, learner: str, repeat: int = 0) -> tuple[TokenRows, dict[str, float]]:
+        """The rows that a learner reads of a source, and what to log about them."""
+        if source in self.annotated:
+            return self.annotated[source], {}
+        config, runtime = self.plan.config["sources"][source], self.context.sources[source]
+        items = self._draw(source, repeat)
+        logs: dict[str, float] = {}
+        if not config.draws_before_updates:
+            logs |= {f"{source}/{k}": v for k, v in runtime.logs.items()}
+        rows: Any = runtime.rows(items, self.context.learners[learner].network.encoder)
+        check_rows(rows, items, config.row_type, f"sources.{source}")
+        self.context.processes.check_equal(f"sources.{source}", rows.tokens.ids)
+        needed = needed_columns(config, self.plan.readers(source), self.plan.config["learners"])
+        rows, row_logs = self.annotator(Draw(name=source, source=config, learner=learner, needed=needed), rows)
+        logs |= {f"{source}/{k}": v for k, v in row_logs.items()}
+        if config.row_type is RolloutRows:
+            self.annotated[source] = rows
+        return rows, logs
+
+    def _draw_before_updates(self) -> dict[str, float]:
+        """Draws the sources that sample or attack, in order of their dependencies."""
+        logs: dict[str, float] = {}
+        for name in self.plan.sources:
+            if self.plan.config["sources"][name].draws_before_updates:
+                self._draw(name, 0)
+                logs |= {f"{name}/{k}": v for k, v in self.context.sources[name].logs.items()}
+        assert self.context.rollout_engine is not None
+        return logs | {f"rollout/{k}": v for k, v in self.context.rollout_engine.logs.items()}
+
+    def _draw(self, source: str, repeat: int) -> Sequence[Any]:
+        """The items of a source: rollouts are drawn once per step, others once per repeat."""
+        config, items = self.plan.config["sources"][source], self.context.items
+        if source not in items or (repeat and config.row_type is not RolloutRows):
+            items[source] = self.context.sources[source].draw(self.step, repeat)
+            self.meter.sampled(config.samples_with or "", items[source])
+        return items[source]
+
+    def _create_copies(self) -> None:
+        """The frozen copies that this step reads; sources create those that only they name when they ask for them."""
+        self.copies.refresh(self.step)
+        specs, plans = self.copies.specs, self.plan.active.values()
+        read = {view for p in plans for component in p.components for view in component if view in specs}
+        penalised = {name for name, source in self.plan.config["sources"].items() if source.reward_penalty is not None}
+        if any("ref_logprobs" in o.columns or o.source in penalised for p in plans for o in p.objectives.values()):
+            assert self.annotator.reference is not None
+            read.add(self.annotator.reference)
+        read |= {name for name, copy in specs.items() if copy.ema is not None}
+        for name in sorted(read):
+            self.copies.get(name)
+
+    # --------------------------------------------------------------------------------------------------- updates
+
+    def _update(self, plan: Plan, rows: Mapping[str, TokenRows], repeat: int, *, train: bool) -> dict[str, float]:
+        """The updates of one learner on one draw; means of their metrics."""
+        name, spec, args = plan.learner, self.plan.config["learners"][plan.learner], self.args
+        runtime = self.context.learners[name]
+        values: dict[str, list[float]] = {}
+        runtime.set_learning_rate(spec.learning_rate)
+        measure = bool(args.measure_every) and self.step % args.measure_every == 0
+        for epoch in range(spec.epochs if train else 1):
+            splits = {source: split_groups(r, spec.minibatches) for source, r in rows.items()}
+            for number in range(spec.minibatches):
+                minibatch = {s: r.index(splits[s][number]) for s, r in rows.items() if len(splits[s][number])}
+                key = (args.seed, "update", name, self.step, repeat, epoch, number)
+                logs = runtime.update(
+                    plan, minibatch, self.copies.networks, budget=args.token_budget, key=key, measure=measure, train=train
+                )
+                self.meter.updated(name, plan, minibatch)
+                for k, v in logs.items():
+                    values.setdefault(k, []).append(v)
+        return {k: sum(v) / len(v) for k, v in values.items()}
