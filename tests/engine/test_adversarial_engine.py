@@ -85,7 +85,7 @@ def test_two_adversaries_that_train_in_every_pass_cannot_be_compared():
     terms["c"] = Consistency(source="chat", view="one", against="two", output="tokens")
     with pytest.raises(ConfigError, match="one and two are compared with each other"):
         plan("policy", terms, dict.fromkeys(("one", "two"), Climb(radius=0.1, random_start=True)), [])
-    with pytest.raises(ConfigError, match="cannot ascend another one"):
+    with pytest.raises(ConfigError, match="cannot ascend another objective"):
         plan("policy", ROBUST, {"adv": Climb(radius=0.1, inner=SFT(source="chat", view="adv"))}, [])
 
 

@@ -155,8 +155,8 @@ def test_a_verifier_in_a_configuration():
     ("fields", "sentence"),
     [
         (
-            {"learner": "jugde"},
-            r"evaluations\.held\.learner: no learner 'jugde'\. Known: discriminator, policy\. Did you mean 'discriminator'\?",
+            {"learner": "discrimnator"},
+            r"evaluations\.held\.learner: no learner 'discrimnator'\. Known: discriminator, policy\. Did you mean 'discriminator'\?",
         ),
         (
             {"verifier": Judged(learner="critic")},

@@ -126,9 +126,9 @@ AT_START = {
 
 IN_THE_RUN = {
     "reward of nobody": (
-        lambda: game(sources={"write": write(rewards=[Judged(learner="jugde")])}, objectives={"policy": GRPO(source="write")}),
+        lambda: game(sources={"write": write(rewards=[Judged(learner="discrimnator")])}, objectives={"policy": GRPO(source="write")}),
         ConfigError,
-        r"sources.write.rewards.0.learner: no learner 'jugde'. Known: discriminator, policy. Did you mean 'discriminator'\?",
+        r"sources.write.rewards.0.learner: no learner 'discrimnator'. Known: discriminator, policy. Did you mean 'discriminator'\?",
     ),
     "reward that throws": (
         lambda: rewarded(lambda completions: 1 / 0),
