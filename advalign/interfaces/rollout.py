@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from advalign.types import Example, RolloutGroup, Sampling
+
+if TYPE_CHECKING:
+    from advalign.models import Network
 
 
 class RolloutEngine(ABC):
@@ -33,23 +36,26 @@ class RolloutEngine(ABC):
         """The most rows that are decoded side by side; None: all of them."""
         return None
 
-    @abstractmethod
+    @torch.no_grad()
     def generate(
-        self, network: Any, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
+        self, network: Network, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
-        """`n` responses per example, one group each, in order."""
+        """`n` responses per example, one group each, in order: prompts become groups without rollouts, and `extend` samples."""
+        prompts = network.encoder.prompts([e.prompt for e in examples])
+        groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
+        return self.extend(network, groups, n, sampling, generator)
 
     @abstractmethod
     def extend(
-        self, network: Any, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
+        self, network: Network, groups: list[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
         """`n` more rollouts per group, from its own `prompt_ids`, which may already hold the beginning of a response."""
 
     @abstractmethod
-    def sync(self, network: Any, version: int) -> None:
+    def sync(self, network: Network, version: int) -> None:
         """The weights of `network` moved to `version`."""
 
     def skip(self, generator: torch.Generator, number: int, sampling: Sampling) -> bool:
-        """Leaves out the random numbers of `number` responses, so that a share of a draw is sampled as one process would.
-        False: it cannot, and the share is given a random stream of its own."""
+        """Leaves out the random numbers of `number` responses, so that a part of a draw is sampled as one process would.
+        False: it cannot, and each part has its own random stream."""
         return False

@@ -13,47 +13,57 @@ import numpy as np
 import torch
 
 from advalign.errors import ConfigError, RolloutError
-from advalign.models import Network
+from advalign.models import Network, architecture
 from advalign.rollout import _vllm_weights as weights
 from advalign.types import Sampling
 
 PROCESSORS = ["advalign.rollout._vllm_logits:SampledLogits", "advalign.rollout._vllm_logits:Greedy"]
 # One process, so that weights go over by reference; the model runner that takes the processors above.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-OURS = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora")  # of vllm.LLM's arguments
+RESERVED = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora")  # arguments of vllm.LLM that are set here
 
 
-class Local:
-    """`options` go to vllm.LLM; `context` is how many tokens a row may have."""
+class LocalBackend:
+    """A vLLM in this process."""
+
+    context: int
+    """How many tokens a row may have."""
+    adapted: bool
+    """Only an adapter is sent (`_vllm_weights.adapted`)."""
+    adapter: Any
+    """The LoRARequest of the current adapter; None: there is none."""
+    direct: bool
+    """Weights are passed by reference, since one process samples."""
 
     def __init__(self, network: Network, options: Mapping[str, Any]) -> None:
-        for name in OURS:
+        """`options` are arguments of vllm.LLM."""
+        for name in RESERVED:
             if name in options:
                 raise ConfigError(f"rollout.options.{name}: '{options[name]}' given, but the engine sets it itself; leave it out.")
         self.folder = tempfile.TemporaryDirectory(prefix="advalign-vllm-")
         self.adapted, self.count, self.adapter = weights.adapted(network), 0, None
-        longest = getattr(network.model.config, "max_position_embeddings", None) or network.encoder.max_length
+        longest = architecture.context_length(network.model) or network.encoder.max_length
         self.context = int(options.get("max_model_len") or longest)
         self.direct = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1)) == 1
         weights.write(network, Path(self.folder.name) / "model")
-        # A share that leaves room for the learner, where vLLM alone would take 0.92.
-        given = {"gpu_memory_utilization": 0.3, "dtype": _precision(network), "max_model_len": self.context, **options}
+        # A fraction that leaves memory for the learner; vLLM's default is 0.92.
+        arguments = {"gpu_memory_utilization": 0.3, "dtype": _precision(network), "max_model_len": self.context, **options}
         if self.adapted:
-            given = {"enable_lora": True, "max_lora_rank": weights.rank(network), **given}
-        self.llm = _started(Path(self.folder.name) / "model", given)
+            arguments = {"enable_lora": True, "max_lora_rank": weights.rank(network), **arguments}
+        self.llm = _start(Path(self.folder.name) / "model", arguments)
         self.direct &= os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         if self.adapted:
             self.push(network)
 
     def push(self, network: Network) -> None:
-        """The weights of now. What was cached of prompts was computed with others, and is forgotten."""
+        """Sends the current weights, and clears the prompts that were cached under others."""
         self.count += 1
         if self.adapted:
             self._push_adapter(network)
             return
         if self.direct:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.named(network)})
-            self.llm.collective_rpc(_repacked)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.checkpoint_tensors(network)})
+            self.llm.collective_rpc(_repack_head)
         else:
             path = Path(self.folder.name) / "model"
             weights.write(network, path)
@@ -64,7 +74,7 @@ class Local:
     def _push_adapter(self, network: Network) -> None:
         from vllm.lora.request import LoRARequest
 
-        # A new name each time: prompts are cached by it.
+        # A new name each time: vLLM caches prompts by it.
         path = Path(self.folder.name) / "adapter"
         weights.write_adapter(network, path)
         if self.adapter is not None:
@@ -73,20 +83,20 @@ class Local:
         self.llm.llm_engine.add_lora(self.adapter)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], rooms: Sequence[int], seeds: Sequence[int], n: int, sampling: Sampling, end: int | None
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], seeds: Sequence[int], n: int, sampling: Sampling, end: int | None
     ) -> list[list[tuple[list[int], list[float]]]]:
-        """Per prompt, `n` times the sampled ids and their log-probabilities."""
+        """Per prompt, `n` times the sampled ids and their log-probabilities; `lengths`: the most tokens of its responses."""
         from vllm import SamplingParams
 
         ends = {"ignore_eos": True, "stop_token_ids": [] if end is None else [end]}  # the model's own file may name others
-        shared = {"n": n, "temperature": sampling.temperature, "top_p": sampling.top_p, "logprobs": 0, "detokenize": False, **ends}
-        params = [SamplingParams(max_tokens=room, seed=seed, **shared) for room, seed in zip(rooms, seeds, strict=True)]
-        given = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        found = self.llm.generate(given, params, use_tqdm=False, lora_request=self.adapter)
-        return [[_read(completion) for completion in request.outputs] for request in found]
+        common = {"n": n, "temperature": sampling.temperature, "top_p": sampling.top_p, "logprobs": 0, "detokenize": False, **ends}
+        params = [SamplingParams(max_tokens=length, seed=seed, **common) for length, seed in zip(lengths, seeds, strict=True)]
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        requests = self.llm.generate(inputs, params, use_tqdm=False, lora_request=self.adapter)
+        return [[_read(completion) for completion in request.outputs] for request in requests]
 
 
-def _repacked(worker: Any) -> None:
+def _repack_head(worker: Any) -> None:
     """On a CPU vLLM computes with a packed copy of each matrix. vLLM 0.32 renews all of them but that of a head tied to the
     embeddings, which is in no checkpoint."""
     head = getattr(worker.model_runner.get_model(), "lm_head", None)
@@ -96,11 +106,11 @@ def _repacked(worker: Any) -> None:
 
 def _read(completion: Any) -> tuple[list[int], list[float]]:
     ids = list(completion.token_ids)
-    return ids, [found[token].logprob for found, token in zip(completion.logprobs, ids, strict=True)]
+    return ids, [candidates[token].logprob for candidates, token in zip(completion.logprobs, ids, strict=True)]
 
 
-def _started(folder: Path, options: Mapping[str, Any]) -> Any:
-    """vLLM seeds every generator of the process when it starts; they are put back."""
+def _start(folder: Path, options: Mapping[str, Any]) -> Any:
+    """A vllm.LLM. It seeds every generator of the process when it starts; their states are restored."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -112,8 +122,8 @@ def _started(folder: Path, options: Mapping[str, Any]) -> Any:
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global generator is what vLLM seeds
     try:
         with torch.random.fork_rng():
-            ours = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logits", "logits_processors": PROCESSORS}
-            return LLM(model=str(folder), generation_config="vllm", **ours, **options)
+            reserved = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logits", "logits_processors": PROCESSORS}
+            return LLM(model=str(folder), generation_config="vllm", **reserved, **options)
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002

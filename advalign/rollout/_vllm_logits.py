@@ -1,8 +1,8 @@
 """Runs inside vLLM: log-probabilities at the temperature, before the nucleus is cut.
 
 vLLM gives the sampled token's number either before the temperature (`raw_...`) or after the nucleus (`processed_...`). Here logits
-z / temperature become log_softmax(z / temperature) just before the cut, which leaves what is sampled as it is; the cut then masks
-and changes no number that stays. With `logprobs_mode: processed_logits` the sampled token's "logit" is therefore log p(y_t), exactly.
+z / temperature become log_softmax(z / temperature) just before the cut, which does not change what is sampled; the cut then masks
+and changes no other number. With `logprobs_mode: processed_logits` the sampled token's "logit" is therefore log p(y_t), exactly.
 
     vllm serve ... --logprobs-mode processed_logits \\
         --logits-processors advalign.rollout._vllm_logits:SampledLogits advalign.rollout._vllm_logits:Greedy
@@ -16,7 +16,7 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-GREEDY = 1e-5  # vLLM's own bound on temperatures that mean the argmax
+GREEDY = 1e-5  # below this temperature vLLM takes the argmax
 
 
 class SampledLogits(LogitsProcessor):

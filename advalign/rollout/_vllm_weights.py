@@ -1,4 +1,4 @@
-"""A learner's weights as vLLM reads them: tensors by the names of a checkpoint, folders of safetensors, or an adapter alone."""
+"""A learner's weights as vLLM reads them: tensors by their names in a checkpoint, folders of safetensors, or an adapter alone."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from advalign.models import Network, adapters
+from advalign.models import Network, adapters, architecture
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM lets `max_lora_rank` be, from peft's default on
 
 
 def adapted(network: Network) -> bool:
-    """Whether only an adapter moves that vLLM can apply by itself. It knows no DoRA: those are sent merged, as whole models."""
-    config = getattr(network.model, "peft_config", {}).get("default")
+    """Whether only an adapter trains that vLLM can apply itself. It does not support DoRA: those are sent merged, as whole models."""
+    config = architecture.lora_config(network.model)
     return adapters.has_adapter(network.model) and config is not None and not config.use_dora
 
 
 def rank(network: Network) -> int:
     """The smallest bound that vLLM allows on the ranks of this adapter."""
-    config = network.model.peft_config["default"]
-    most = max([config.r, *(config.rank_pattern or {}).values()])
-    return next((r for r in RANKS if r >= most), most)
+    config = architecture.lora_config(network.model)
+    largest = max([config.r, *(config.rank_pattern or {}).values()])
+    return next((r for r in RANKS if r >= largest), largest)
 
 
 def base(network: Network) -> Any:
-    """The transformers model that vLLM holds: without the adapter where that is sent apart, merged where it is not."""
+    """The transformers model that vLLM holds: without the adapter where that is sent separately, else merged."""
     if adapted(network):
         return adapters.without_adapter(network.model)
     return adapters.merge_adapter(network.model) if adapters.has_adapter(network.model) else network.model
@@ -43,8 +43,8 @@ def signature(network: Network) -> tuple[Any, ...]:
     )
 
 
-def named(network: Network) -> list[tuple[str, Tensor]]:
-    """(name in a checkpoint, tensor), tied ones once."""
+def checkpoint_tensors(network: Network) -> list[tuple[str, Tensor]]:
+    """(name in a checkpoint, tensor); tied ones once."""
     model = base(network)
     state = dict(model.state_dict())
     try:  # transformers 5 fuses experts while loading, and splits them again while saving
@@ -54,13 +54,13 @@ def named(network: Network) -> list[tuple[str, Tensor]]:
     else:
         state = revert_weight_conversion(model, state)
     seen: set[tuple[int, tuple[int, ...]]] = set()
-    found = []
+    tensors = []
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if place not in seen:
             seen.add(place)
-            found.append((name, tensor.detach()))
-    return found
+            tensors.append((name, tensor.detach()))
+    return tensors
 
 
 def write(network: Network, folder: Path) -> None:

@@ -13,42 +13,48 @@ from typing import Any
 import torch
 
 from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
+from advalign.interfaces import RolloutEngine
 from advalign.models import Network
-from advalign.rollout._engine import Engine
-from advalign.rollout._vllm_local import Local
-from advalign.rollout._vllm_server import Server
+from advalign.models.inference import batched_forward, batches_in_order
+from advalign.rollout._vllm_local import LocalBackend
+from advalign.rollout._vllm_server import ServerBackend
 from advalign.rollout._vllm_weights import signature
 from advalign.types import Rollout, RolloutGroup, Sampling
 
 __all__ = ["VLLM"]
 
 ON_GAP = ("error", "warn")
-CHECKED = 8  # responses per check, of as many prompts
-# Mean |log p - log p_sampler|: in single precision what rounding leaves is far below; half precisions round log p by about as much.
+NUM_CHECKED = 8  # responses per check, one of each prompt
+# Mean |log p - log p_sampler|: rounding in single precision is far below; half precisions round log p by about as much.
 TOLERANCE = {torch.float32: 0.002, torch.float64: 0.002}
 HALF = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLLM(Engine):
+class VLLM(RolloutEngine):
     """y_t ~ softmax(z_t / temperature), truncated to the top-p nucleus, by vLLM; greedy at temperature 0.
 
-    Without `url`, vLLM runs in this process: the model is written to a temporary folder once, `options` go to `vllm.LLM`, and
-    `sync` replaces the weights in place. With `url`, it is a `vllm serve` process in any environment on any machine: ids over HTTP,
-    weights as safetensors over `folder`, a path that both see. Of a LoRA learner the adapter alone goes over. Prompts are token
-    ids, and what returns is ids; log-probabilities are those at `temperature` before the nucleus is cut (`_vllm_logits.py`).
+    Without `url`, vLLM runs in this process: the model is written to a temporary folder once, and `sync` replaces the weights in place.
+    With `url`, it is a `vllm serve` process in any environment on any machine: ids over HTTP, weights as safetensors over `folder`. Of a
+    LoRA learner only the adapter is sent. Prompts and responses are token ids; log-probabilities are those at `temperature` before the
+    nucleus is cut (`_vllm_logits.py`).
 
-    After every sync some of what was sampled is read by the trainer's own forward pass: a mean gap above `tolerance` (by default
-    0.002 in single precision, 0.05 below) means that weights did not arrive or that the two compute differently; `on_gap` raises
-    or warns. A server's prompt and response share the context it was started with. `timeout` is that of one request, in seconds.
+    After every sync the trainer's own forward pass reads some of the responses: a mean gap of log-probabilities above `tolerance` means
+    that weights did not arrive or that the two compute differently.
     """
 
     url: str | None = None
+    """Of a server. None: vLLM runs in this process."""
     folder: str | None = None
+    """A path for weights that this process and the server both see."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `vllm.LLM`, without `url`."""
     tolerance: float | None = None
+    """Largest mean |log p - log p_sampler|. None: 0.002 in single precision, 0.05 below."""
     on_gap: str = "error"
+    """What a larger gap does: error or warn."""
     timeout: float = 1800.0
+    """Of one request to a server, in seconds."""
     state: _State = field(init=False, repr=False, compare=False, default_factory=lambda: _State())
 
     def __post_init__(self) -> None:
@@ -57,7 +63,7 @@ class VLLM(Engine):
         if self.tolerance is not None and self.tolerance <= 0:
             raise ConfigError(f"rollout.tolerance: got {self.tolerance}, a gap between log-probabilities is above 0.")
         if self.url is None and self.folder is not None:
-            raise ConfigError(f"rollout.folder: '{self.folder}' given, but without url nobody reads it; leave it out.")
+            raise ConfigError(f"rollout.folder: '{self.folder}' given, but without url nothing reads it; leave it out.")
         if self.url is not None and self.folder is None:
             raise ConfigError("rollout.folder: none given; weights go to a server over a folder that both it and this process see.")
         if self.url is not None and self.options:
@@ -71,11 +77,11 @@ class VLLM(Engine):
 
     @property
     def logs(self) -> dict[str, float]:
-        """Of the last check: the gap between the sampler's log-probabilities and the trainer's."""
+        """The gap between the log-probabilities of sampler and trainer, at the last check."""
         return dict(self.state.logs)
 
     def sync(self, network: Network, version: int) -> None:
-        """From here on samples are of `network` as it is now, unless it already was at this version."""
+        """Samples come from the current weights of `network` from here on; nothing is sent if they have been, at this version."""
         with self.state.lock:
             self._sync(network, version)
 
@@ -85,12 +91,12 @@ class VLLM(Engine):
         self.state.check_same(network)
         backend = self.state.backend
         if backend is None and self.url is None:
-            self.state.backend = Local(network, self.options)  # holds these weights from the start
+            self.state.backend = LocalBackend(network, self.options)  # starts with these weights
         else:
             if backend is None:
                 assert self.url is not None
                 assert self.folder is not None
-                backend = self.state.backend = Server(self.url, Path(self.folder), self.timeout)
+                backend = self.state.backend = ServerBackend(self.url, Path(self.folder), self.timeout)
             backend.push(network)
         self.state.network, self.state.version, self.state.due = weakref.ref(network), version, True
 
@@ -101,53 +107,54 @@ class VLLM(Engine):
         with self.state.lock:  # rollouts of coming steps are sampled in another thread, from a copy of the weights
             if self.state.network is None or self.state.network() is not network:
                 self.sync(network, -1)
-            new = self._sampled(network, groups, n, sampling, generator)
+            new = self._sample(network, groups, n, sampling, generator)
             if self.state.due:
                 self._check(network, groups, new, sampling.temperature or 1.0)
         for group, rollouts in zip(groups, new, strict=True):
             group.rollouts += rollouts
         return groups
 
-    def _sampled(
+    def _sample(
         self, network: Network, groups: Sequence[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[list[Rollout]]:
         backend, end = self.state.backend, network.encoder.eos_id
+        assert backend is not None
         seeds = torch.randint(2**62, (len(groups),), generator=generator, device=generator.device).tolist()
         lengths = [len(g.prompt_ids) for g in groups]
         if max(lengths) >= backend.context:
             raise BudgetError(
                 f"rollout: a prompt of {max(lengths)} tokens leaves no room in the model's context of {backend.context} tokens."
             )
-        rooms = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
-        copies = n if sampling.temperature else 1  # vLLM refuses to do the same greedy work twice
-        found = backend.sample([g.prompt_ids for g in groups], rooms, seeds, copies, sampling, end)
-        return [[_rollout(network, ids, logprobs, end) for _ in range(n // copies) for ids, logprobs in responses] for responses in found]
+        longest = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
+        copies = n if sampling.temperature else 1  # vLLM refuses several greedy responses to one prompt
+        sampled = backend.sample([g.prompt_ids for g in groups], longest, seeds, copies, sampling, end)
+        return [[_rollout(network, ids, logprobs, end) for _ in range(n // copies) for ids, logprobs in responses] for responses in sampled]
 
     def _check(self, network: Network, groups: Sequence[RolloutGroup], new: Sequence[Sequence[Rollout]], temperature: float) -> None:
-        """The first response of the first prompts, read by the network itself."""
+        """Compares with the log-probabilities of the network itself: the first response to each of the first prompts."""
         pairs = [(g.prompt_ids, rollouts[0]) for g, rollouts in zip(groups, new, strict=True)]
-        pairs = [(ids, rollout) for ids, rollout in pairs if len(ids) < network.encoder.max_length][:CHECKED]
+        pairs = [(ids, rollout) for ids, rollout in pairs if len(ids) < network.encoder.max_length][:NUM_CHECKED]
         if not pairs:
             return
-        read = [RolloutGroup(example=groups[0].example, prompt_ids=ids, rollouts=[rollout]) for ids, rollout in pairs]
-        gaps = _gaps(network, read, temperature)
-        mean, most = float(gaps.mean()), float(gaps.max())
-        allowed = self._allowed(network)
-        self.state.logs, self.state.due = {"logprob_gap_mean": mean, "logprob_gap_max": most}, False
-        if mean <= allowed:
+        checked = [RolloutGroup(example=groups[0].example, prompt_ids=ids, rollouts=[rollout]) for ids, rollout in pairs]
+        gaps = _gaps(network, checked, temperature)
+        mean, largest = float(gaps.mean()), float(gaps.max())
+        tolerance = self._tolerance(network)
+        self.state.logs, self.state.due = {"logprob_gap_mean": mean, "logprob_gap_max": largest}, False
+        if mean <= tolerance:
             return
         self.state.due = True
         sentence = (
-            f"rollout: vLLM's log-probabilities are {mean:.3g} from the trainer's on average ({most:.3g} at most, {len(gaps)} tokens, "
-            f"weights of version {self.state.version}), and tolerance is {allowed:g}: weights were not synced, or the two compute in "
+            f"rollout: vLLM's log-probabilities are {mean:.3g} from the trainer's on average ({largest:.3g} at most, {len(gaps)} tokens, "
+            f"weights of version {self.state.version}), and tolerance is {tolerance:g}: weights were not synced, or the two compute in "
             "different precisions."
         )
         if self.on_gap == "error":
             raise RolloutError(sentence)
         warnings.warn(sentence, stacklevel=2)
 
-    def _allowed(self, network: Network) -> float:
-        """`tolerance`, or what the coarser of the two precisions leaves."""
+    def _tolerance(self, network: Network) -> float:
+        """`tolerance`, or the rounding of the coarser of the two precisions."""
         if self.tolerance is not None:
             return self.tolerance
         coarse = str(self.options.get("dtype", "")).removeprefix("torch.") in ("bfloat16", "float16", "half")
@@ -155,24 +162,33 @@ class VLLM(Engine):
 
 
 class _State:
-    """What runs behind the configuration, whose weights it holds, and whether they have been checked since they came."""
+    """The vLLM behind a configuration, and the weights it holds."""
+
+    backend: LocalBackend | ServerBackend | None
+    """None before the first sync."""
+    network: weakref.ref[Network] | None
+    """Whose weights it holds."""
+    version: int
+    """Of those weights."""
+    due: bool
+    """Whether they have not been checked yet."""
+    signature: tuple[Any, ...] | None
+    """Of every network it can hold (`_vllm_weights.signature`)."""
+    logs: dict[str, float]
+    """Of the last check."""
 
     def __init__(self) -> None:
-        self.backend: Any = None
         self.lock = threading.RLock()
-        self.network: weakref.ref[Network] | None = None
-        self.version, self.due = -1, False
-        self.signature: tuple[Any, ...] | None = None
-        self.logs: dict[str, float] = {}
+        self.backend = self.network = self.signature = None
+        self.version, self.due, self.logs = -1, False, {}
 
     def check_same(self, network: Network) -> None:
-        """One running vLLM holds models of one shape, whoever they belong to."""
+        """One running vLLM holds models of one shape, of any learner."""
         if network.head != "policy":
             raise ConfigError(f"rollout: vLLM samples from policies, and this network's head is '{network.head}'.")
-        mine = signature(network)
         if self.signature is None:
-            self.signature = mine
-        elif self.signature != mine:
+            self.signature = signature(network)
+        elif self.signature != signature(network):
             raise ConfigError(
                 "rollout: this vLLM holds a model of another shape than the learner that now samples; use kind hf for such runs."
             )
@@ -188,16 +204,12 @@ def _rollout(network: Network, ids: list[int], logprobs: list[float], end: int |
 
 def _gaps(network: Network, groups: list[RolloutGroup], temperature: float) -> torch.Tensor:
     """|log p - log p_sampler| of every sampled token, without dropout."""
-    mode = network.training
-    network.eval()
     tokens = network.encoder.rollouts(groups)
-    try:
-        temperatures = torch.full((len(groups),), temperature, dtype=network.dtype, device=network.device)
-        found = network(tokens.to(network.device), {"logprobs"}, None, temperatures).logprobs.double().cpu()
-    finally:
-        network.train(mode)
+    temperatures = torch.full((len(groups),), temperature, dtype=network.dtype)
+    batches = batches_in_order(len(groups), len(groups))
+    logprobs = batched_forward(network, tokens, {"logprobs"}, batches=batches, temperatures=temperatures)["logprobs"].double()
     gaps = []
-    for row, target, group in zip(found, tokens.target, groups, strict=True):
-        own = row[target]
-        gaps.append((own - torch.tensor(group.rollouts[0].sampler_logprobs[: len(own)], dtype=torch.float64)).abs())
+    for row, target, group in zip(logprobs, tokens.target, groups, strict=True):
+        read = row[target]
+        gaps.append((read - torch.tensor(group.rollouts[0].sampler_logprobs[: len(read)], dtype=torch.float64)).abs())
     return torch.cat(gaps)

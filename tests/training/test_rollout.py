@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from advalign.errors import BudgetError
 from advalign.models import Network, load
 from advalign.rollout import _cache
-from advalign.rollout.hf import HF, LEAVE, sample
+from advalign.rollout.hf import HF, DROP_FRACTION, sample
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Sampling
 
@@ -175,7 +175,7 @@ def test_who_shares_a_batch_and_a_prompt_changes_no_response(model, monkeypatch)
     assert len({len(r) for g in together for r in g}) > 3  # some left early
     assert ids(generate(net, PROMPTS, 6, sampling, max_rows=3)) == together
     assert ids(generate(net, PROMPTS, 6, sampling, max_rows=1)) == together
-    monkeypatch.setattr(_cache, "divisible", lambda cache: False)
+    monkeypatch.setattr(_cache, "has_selectable_rows", lambda cache: False)
     assert ids(generate(net, PROMPTS, 6, sampling)) == together
 
 
@@ -191,7 +191,7 @@ def test_a_prompt_is_read_once_and_finished_rows_leave():
     lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
     for step, present in enumerate(rows, 1):
         needed = sum(length > step for length in lengths)
-        assert needed <= present <= needed / (1 - LEAVE) + 1e-9 or present == 32
+        assert needed <= present <= needed / (1 - DROP_FRACTION) + 1e-9 or present == 32
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -206,7 +206,7 @@ def test_greedy_is_transformers_own(model):
 
 def test_the_cache_grows_in_place_and_keeps_what_it_held():
     """Three tokens, then one at a time into the same buffer, beyond the room it was given; rows are chosen and repeated."""
-    layer = _cache.Growing(2)
+    layer = _cache.GrowingLayer(2)
     keys = [torch.randn(2, 1, n, 3, dtype=torch.float64) for n in (3, 1, 1, 1)]
     for i, k in enumerate(keys):
         before = None if layer._buffers is None else layer._buffers[0].data_ptr()

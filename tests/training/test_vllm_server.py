@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/completions":
             self._answer({"choices": self._choices(body)})
         else:
-            self._answer({"detail": "Not AdversarialPrompts"}, 404)
+            self._answer({"detail": "Not Found"}, 404)
 
     def _choices(self, body):
         assert (body["ignore_eos"], body["stop_token_ids"], body["return_token_ids"], body["logprobs"]) == (True, [2], True, 0)
@@ -193,9 +193,9 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path):
         engine.sync(net, 1)
     with pytest.raises(
         RolloutError,
-        match=r'^rollout\.url: http\S+/v1/nothing answered 404 \(\{"detail": "Not AdversarialPrompts"\}\); docs/rollouts\.md shows',
+        match=r'^rollout\.url: http\S+/v1/nothing answered 404 \(\{"detail": "Not Found"\}\); docs/rollouts\.md shows',
     ):
-        engine.state.backend._ask("/v1/nothing", {})
+        engine.state.backend._request("/v1/nothing", {})
     with pytest.raises(
         RolloutError, match=r"^rollout\.url: no vLLM server answers at http://127\.0\.0\.1:9/v1/models \(.*\); docs/rollouts\.md shows"
     ):
@@ -211,7 +211,7 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path):
     [
         ({"on_gap": "ignore"}, r"^rollout\.on_gap: no reaction 'ignore'\. Known: error, warn\."),
         ({"tolerance": 0.0}, r"^rollout\.tolerance: got 0\.0, a gap between log-probabilities is above 0\.$"),
-        ({"folder": "x"}, r"^rollout\.folder: 'x' given, but without url nobody reads it; leave it out\.$"),
+        ({"folder": "x"}, r"^rollout\.folder: 'x' given, but without url nothing reads it; leave it out\.$"),
         ({"url": "http://x"}, r"^rollout\.folder: none given; weights go to a server over a folder that both it and this process see\.$"),
         (
             {"url": "http://x", "folder": "x", "options": {"dtype": "half"}},

