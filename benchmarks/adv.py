@@ -38,8 +38,7 @@ from advalign import config as configuration
 from advalign import data as loading
 from advalign.evaluation import Suite
 from advalign.models import load
-from advalign.targets.target import target_of
-from advalign.targets.voting import RanMask
+from advalign.targets import RanMask, target_of
 
 TOLERANCE = 0.015  # what clean validation accuracy may lose against plain training
 SEEDS = (0, 1)
@@ -150,7 +149,7 @@ class Bench:
             suite["certified"] = {"ranmask": {"rate": value, "n0": 20, "n": 100}}
         result = Suite.load(suite).run(network, output_dir=folder / part)
         rows = {arm.name: result.row(arm) for arm in result.arms}
-        survived = {arm.name: [float(r.status in ("failed", "over_budget")) for r in result.of(arm.name)] for arm in result.arms}
+        survived = {arm.name: [float(r.status in ("failed", "over_budget")) for r in result.results_of(arm.name)] for arm in result.arms}
         found = {
             "clean": fmean(correct),
             "correct": correct,

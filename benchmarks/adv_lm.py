@@ -29,7 +29,7 @@ from advalign import attacks
 from advalign import config as configuration
 from advalign.evaluation import Suite
 from advalign.models import Network, load
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import GeneratorTarget
 from advalign.training import evaluate
 from advalign.types import Example, Sampling
 
@@ -164,7 +164,7 @@ def attacked(network: Network, examples: Sequence[Example]) -> tuple[dict[str, l
         result = suite(kind, chosen).run(network)
         said.setdefault("none", [result.before[e.id].shown for e in chosen])
         for arm in result.arms:
-            by_id = {r.example: r for r in result.of(arm.name)}
+            by_id = {r.example: r for r in result.results_of(arm.name)}
             broken = [r.note for r in by_id.values() if r.status in ("error", "over_budget")]
             if broken:
                 raise RuntimeError(f"{arm.name}: {broken[0]}")

@@ -38,11 +38,11 @@ from advalign import config as configuration
 from advalign import data as loading
 from advalign.adversaries import PGD, Noise
 from advalign.attacks import Embedding
+from advalign.metrics.run_log import read
 from advalign.models import Network, load
 from advalign.rollout.hf import HF
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import GeneratorTarget
 from advalign.training.evaluate import verified
-from advalign.training.logs import read
 from advalign.types import Budget, Example, Sampling
 
 OUT = Path("out/bench/adv_rl")

@@ -31,7 +31,7 @@ from advalign import attacks
 from advalign import config as configuration
 from advalign.evaluation import Suite
 from advalign.models import Network, load
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import GeneratorTarget
 from advalign.training import evaluate
 from advalign.types import Example, Sampling
 
@@ -77,7 +77,7 @@ def attacked(network: Network, examples: Sequence[Example]) -> dict[str, list[st
     settings = {"kind": "embedding", "goal": "lower", "restarts": 1, "adversary": adversary}
     suite = {"data": list(examples), "attacks": {"embedding": settings}, "examples": len(examples), "radii": RADII, "sampling": GREEDY}
     result = Suite.load(suite).run(network)
-    found = {arm.name: {r.example: r for r in result.of(arm.name)} for arm in result.arms}
+    found = {arm.name: {r.example: r for r in result.results_of(arm.name)} for arm in result.arms}
     return {name: [by_id[e.id].after or "" for e in examples] for name, by_id in found.items()}
 
 

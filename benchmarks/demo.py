@@ -26,8 +26,8 @@ from rich.console import Console
 
 from advalign import config as configuration
 from advalign.evaluation import Report, Suite
+from advalign.metrics.run_log import read
 from advalign.models import load
-from advalign.training.logs import read
 
 CONFIG = "configs/demo.yaml"
 FIRST = 10  # of the benchmark's seeds; make demo runs seed 0

@@ -31,8 +31,8 @@ from gan_arms import ABLATIONS, ARMS, EVERY, SECOND, TASK, pairs
 
 from advalign import config as configuration
 from advalign import data as loading
+from advalign.metrics.run_log import read
 from advalign.sources.pairs import Pairs
-from advalign.training.logs import read
 
 CONFIG = "configs/gan/constraints.yaml"
 OUT = Path("out/bench/gan")

@@ -28,8 +28,8 @@ from common import about, cpu_hours, mean_sd, once, save
 from gan_arms import ALONE, DISCRIMINATOR, JUDGED
 
 from advalign import config as configuration
+from advalign.metrics.run_log import read
 from advalign.tasks.constraints import WORDS
-from advalign.training.logs import read
 
 OUT = Path("out/bench/gan_failures")
 SEEDS = (10, 11)

@@ -26,8 +26,7 @@ from prepare_rule_lm import sentences, source
 from advalign import attacks
 from advalign.models import Network, load, scratch
 from advalign.models.encode import Encoder
-from advalign.targets.prefix import Prefix
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import CachedPrefix, GeneratorTarget
 from advalign.types import Budget, Example
 
 OUT = Path("out/bench/gcg")
@@ -152,7 +151,7 @@ def cost(network: Network, rounds: int = 3, width: int = 128) -> dict[str, Any]:
     values: dict[str, torch.Tensor] = {}
     for _ in range(rounds):  # in turns, so that what else runs on the machine weighs on all alike
         for name, cached in (("cached", True), ("whole", False)):
-            shared = Prefix(target, prompt[:-1], cached=cached)
+            shared = CachedPrefix(target, prompt[:-1], cached=cached)
             shared.trusted = True
             start = time.process_time()
             values[name] = shared.read(tails, len(response), read)

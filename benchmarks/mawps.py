@@ -25,7 +25,7 @@ from prepare_mawps import prepare
 from advalign import config as configuration
 from advalign.evaluation import Suite
 from advalign.functional.intervals import wilson
-from advalign.training.logs import read
+from advalign.metrics.run_log import read
 
 OUT = Path("out/bench/mawps")
 DATA = Path("out/mawps")

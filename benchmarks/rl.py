@@ -25,7 +25,7 @@ import torch
 from common import about, cpu_hours, mean_sd, once, save
 
 from advalign import config as configuration
-from advalign.training.logs import read
+from advalign.metrics.run_log import read
 
 OUT = Path("out/bench/rl")
 SEEDS = (0, 1, 2)

@@ -31,9 +31,9 @@ from advalign import config as configuration
 from advalign import data as loading
 from advalign.engine import rng
 from advalign.functional import policy as formulas
+from advalign.metrics.run_log import read
 from advalign.models import load
 from advalign.rollout.hf import HF
-from advalign.training.logs import read
 from advalign.types import Sampling
 
 OUT = rl.OUT / "claims"

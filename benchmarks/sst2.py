@@ -24,7 +24,7 @@ from common import about, cpu_hours, once, paired, save
 from advalign import config as configuration
 from advalign import data as loading
 from advalign.evaluation import Suite
-from advalign.training.logs import read
+from advalign.metrics.run_log import read
 
 OUT = Path("out/bench/sst2")
 ARMS = {"classify_pgd": ("robust", (0.1, 0.2)), "consistency": ("agree", (0.1,))}
@@ -69,7 +69,7 @@ def attack(folder: Path, suite: dict[str, Any], examples: int) -> dict[str, Any]
 
     result = Suite.load(suite | {"examples": examples}).run(load(str(folder / "model")), output_dir=folder / "suite")
     rows = {arm.name: result.row(arm) for arm in result.arms}
-    survived = {arm.name: [float(r.status in ("failed", "over_budget")) for r in result.of(arm.name)] for arm in result.arms}
+    survived = {arm.name: [float(r.status in ("failed", "over_budget")) for r in result.results_of(arm.name)] for arm in result.arms}
     return {
         "clean": result.clean["accuracy"],
         "aua": {name: row["accuracy under attack"] for name, row in rows.items()},

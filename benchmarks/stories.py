@@ -32,9 +32,9 @@ from stories_summary import collect
 
 from advalign import data as loading
 from advalign.metrics import diversity
+from advalign.metrics.run_log import read
 from advalign.models import Network, load
 from advalign.rollout.hf import HF
-from advalign.training.logs import read
 from advalign.types import Example, Sampling
 
 SEEDS = 2

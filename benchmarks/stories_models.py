@@ -11,8 +11,8 @@ import torch
 from common import once
 
 from advalign import config as configuration
+from advalign.metrics.run_log import read
 from advalign.models import Network
-from advalign.training.logs import read
 
 CONFIG, DISTIL = "configs/gan/stories.yaml", "configs/gan/gad_stories.yaml"
 SMALLER = "scratch:tiny?initializer_range=0.08"

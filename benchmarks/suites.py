@@ -37,7 +37,7 @@ from advalign.attacks._words_constraints import masked_lm, similarity
 from advalign.attacks.textattack import RECIPES as TEXTATTACK
 from advalign.attacks.textattack import TextAttack
 from advalign.models import load
-from advalign.targets.target import ClassifierTarget
+from advalign.targets import ClassifierTarget
 from advalign.types import Budget, Example
 
 OUT = Path("out/bench/suites")

@@ -121,12 +121,12 @@ def plots() -> None:
 
     Path("docs/images").mkdir(exist_ok=True)
     if (RESULTS / "adv.json").exists():
-        (Path("docs/images") / "adv_front.svg").write_text(drawing.alone(front(drawing)), encoding="utf-8")
+        (Path("docs/images") / "adv_front.svg").write_text(drawing.standalone(front(drawing)), encoding="utf-8")
     for name, svg in gan_plots(drawing).items():
-        (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
+        (Path("docs/images") / f"{name}.svg").write_text(drawing.standalone(svg), encoding="utf-8")
     if (RESULTS / "speed.json").exists():
         for name, svg in tables_speed.plots(json.loads((RESULTS / "speed.json").read_text(encoding="utf-8")), drawing).items():
-            (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
+            (Path("docs/images") / f"{name}.svg").write_text(drawing.standalone(svg), encoding="utf-8")
     if (RESULTS / "evaluation.json").exists():
         whole = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
         for group in (name for name in TITLES if name in whole):
@@ -136,7 +136,7 @@ def plots() -> None:
     for key, name, label in (("sums/reward", "rl_reward", "mean reward"), ("sums/sampled_entropy", "rl_entropy", "nats per token")):
         curves = {arm: (list(range(len(arms[arm]["curves"][key]))), _smooth(arms[arm]["curves"][key])) for arm in shown if arm in arms}
         svg = drawing.lines(curves, x_label="draw", y_label=label, key=name)
-        (Path("docs/images") / f"{name}.svg").write_text(drawing.alone(svg), encoding="utf-8")
+        (Path("docs/images") / f"{name}.svg").write_text(drawing.standalone(svg), encoding="utf-8")
 
 
 def gan_plots(drawing: Any) -> dict[str, str]:

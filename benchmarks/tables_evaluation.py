@@ -72,7 +72,7 @@ def evaluation_bars(group: Mapping[str, Any]) -> str:
         rows = model["attacks"] | {"worst case": {"accuracy under attack": model["worst_case"]["accuracy"], **model["worst_case"]}}
         for attack, row in rows.items():
             bars.append({"label": attack, "series": name, "value": row["accuracy under attack"], "low": row["low"], "high": row["high"]})
-    return plots.alone(plots.bars([b for b in bars if b["value"] is not None], x_label="accuracy", limits=(0, 1), key="evaluation"))
+    return plots.standalone(plots.bars([b for b in bars if b["value"] is not None], x_label="accuracy", limits=(0, 1), key="evaluation"))
 
 
 def _p(value: float) -> str:

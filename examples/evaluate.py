@@ -2,7 +2,8 @@
 
 import argparse
 
-from advalign.evaluation import AnsweringClassifier, Suite
+from advalign.evaluation import Suite
+from advalign.targets import AnsweringClassifier
 
 POSITIVE, NEGATIVE = {"good", "great", "lovely", "fun"}, {"bad", "dull", "awful", "boring"}
 ROWS = [

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from advalign.interfaces import Attack
 from advalign.types import Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Say:
-    """Proposes, for every example, what `texts` says of its prompt."""
+class Say(Attack):
+    """Proposes, for every example, the texts that the templates `texts` make of its prompt."""
 
     texts: tuple[str, ...]
     spent: int | None = None
@@ -19,5 +20,4 @@ class Say:
     def propose(self, target, examples, budget, rng):
         for _ in range(self.asks):
             target.predict([e.prompt for e in examples])
-        found = tuple(self.texts)
-        return [Proposal(attempts=tuple(t.format(e.prompt) for t in found), queries=self.spent) for e in examples]
+        return [Proposal(attempts=tuple(t.format(e.prompt) for t in self.texts), queries=self.spent) for e in examples]

@@ -36,7 +36,7 @@ from advalign.objectives.sft import SFT
 from advalign.rewards.discriminator import Discriminator as Judged
 from advalign.rollout.hf import HF
 from advalign.sources.labels import Labels
-from advalign.targets.target import target_of
+from advalign.targets import target_of
 from advalign.tasks.constraints import Constraints
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, Probe
 from advalign.types import Budget

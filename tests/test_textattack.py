@@ -19,6 +19,7 @@ from advalign import plugins
 from advalign.attacks import _textattack_support as support
 from advalign.attacks.textattack import RECIPES, REFUSED, TextAttack
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.types import Budget, Example, Proposal
 
 # Not `importorskip`: a bare import of textattack fails without flair and nltk's data, which is what the adapter is for.
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("textattack") is None, 
 GOOD, BAD = {"good", "great", "funny"}, {"awful", "dull", "boring"}
 
 
-class WordCounter:
+class WordCounter(Target):
     """Class 1 iff more listed good words than bad ones; a tie is class 0. It remembers what it was sent."""
 
     def __init__(self) -> None:
@@ -237,13 +238,14 @@ attack = TextAttack()
 assert "textattack" not in sys.modules and "nltk" not in sys.modules, "import and construction must cost nothing"
 from advalign.attacks import _textattack_support as support
 from advalign.types import Budget, Example
-class Target:
+from advalign.interfaces import Target
+class Reader(Target):
     def predict(self, texts, pairs=None):
         return torch.tensor([[0.0, float("good" in text)] for text in texts])
 def states():
     return random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 state = states()
-(found,) = attack.propose(Target(), [Example(prompt="a good movie", label=1)], Budget(), random.Random(0))
+(found,) = attack.propose(Reader(), [Example(prompt="a good movie", label=1)], Budget(), random.Random(0))
 assert found.text is not None and "good" not in found.text
 assert states() == state, "global generators moved"
 assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())

@@ -16,9 +16,10 @@ from advalign.attacks import _textattack_support as support
 from advalign.attacks._gradients import embedding_gradients
 from advalign.attacks.textattack import RECIPES, TextAttack
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.models import Network
 from advalign.models.perturb import without_dropout
-from advalign.targets.target import ClassifierTarget
+from advalign.targets import ClassifierTarget
 from advalign.types import Budget, Example
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("textattack") is None, reason="the extra 'textattack' is not installed")
@@ -183,7 +184,9 @@ def test_a_gradient_is_a_query_and_a_target_without_gradients_is_refused(seams: 
     assert target.num_queries == 1
     assert proposal.text is None
 
-    class TextsOnly:
+    class TextsOnly(Target):
+        name = "TextsOnly"
+
         def predict(self, texts: Any, pairs: Any = None) -> Any:
             return target.predict(texts, pairs)
 
@@ -254,7 +257,7 @@ def test_names_and_places_by_rule_and_by_file(seams: Any, tmp_path: Path) -> Non
         attack.propose(ClassifierTarget(victims.classifier()), [NAMED], Budget(), random.Random(0))
 
 
-class Named:
+class Named(Target):
     """Class 1 iff the text names a word of `words`: only another name or place changes its mind."""
 
     def __init__(self, words: tuple[str, ...]) -> None:

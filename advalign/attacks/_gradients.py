@@ -17,8 +17,8 @@ def embedding_gradients(target: Any, examples: Sequence[Example], where: str) ->
 
     One forward and one backward for all of them: a row depends on itself alone, so the gradient of the sum is that of each.
     """
-    if not hasattr(target, "climb"):
-        raise ConfigError(f"{where}: words are ranked by gradients, and {type(target).__name__} gives none; a ClassifierTarget does.")
+    if "gradients" not in target.abilities:
+        raise ConfigError(f"{where}: words are ranked by gradients, and {target.name} gives none; a ClassifierTarget does.")
     tokens, network = target.tokens(examples), target.network
     zero = torch.zeros(*tokens.ids.shape, network.width("embedding"), dtype=network.dtype, device=network.device)
     climb = target.climb(tokens, examples, {"embedding": Edit(zero)}, _loss)

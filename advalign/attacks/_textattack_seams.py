@@ -63,9 +63,8 @@ class VictimWrapper(ModelWrapper):
 
     def __init__(self, target: Any) -> None:
         self.model, self.num_sent, self.deadline, self.queries = target, 0, math.inf, math.inf
-        network = getattr(target, "network", None)
         # A2T asks how many words the model can read.
-        self.max_length = 512 if network is None else network.encoder.max_length
+        self.max_length = target.max_length or 512
 
     def __call__(self, text_input_list: Sequence[Any]) -> Float[Tensor, "B C"]:
         if time.monotonic() > self.deadline:

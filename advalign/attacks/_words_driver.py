@@ -34,7 +34,7 @@ def run(attack: Any, target: Any, examples: Sequence[Example], budget: Budget, r
 
 def _help(attack: Any, target: Any, live: Sequence[WordSearch]) -> None:
     """Questions to language model and encoder, until all that are left wait for the target."""
-    device = getattr(getattr(target, "network", None), "device", "cpu")
+    device = target.device
     while waiting := [s for s in live if not s.finished and s.asked.kind in ("fill", "similar")]:
         for kind in ("fill", "similar"):
             asking = [s for s in waiting if s.asked.kind == kind]

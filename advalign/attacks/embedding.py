@@ -63,6 +63,10 @@ class Embedding(Attack):
     def threat(self) -> ThreatModel:
         return self.adversary.threat
 
+    @property
+    def gradient_steps(self) -> int:
+        return self.adversary.steps
+
     def at_radius(self, radius: float) -> Self:
         return replace(self, adversary=replace(self.adversary, radius=radius))
 

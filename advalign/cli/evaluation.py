@@ -164,9 +164,9 @@ def _write(result: SuiteResult, output: Path, export: str | None) -> None:
 
 
 def _diversity(suite: Suite, network: Network, temperatures: str, output: Path | None) -> None:
-    from advalign.metrics import diversity
+    from advalign.evaluation.reports import quality_diversity
 
-    curve = diversity.of_suite(suite, network, diversity.numbers(temperatures))
+    curve = quality_diversity.suite_report(suite, network, quality_diversity.parse_temperatures(temperatures))
     say(curve.markdown())
     if output is not None:
         say(f"written to {curve.write(output / 'quality_diversity.html')}")

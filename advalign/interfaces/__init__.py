@@ -2,30 +2,37 @@
 
 from advalign.interfaces.advantage import Advantage, AdvantageState
 from advalign.interfaces.adversary import Adversary, Memory, PerturbationContext, maximise
-from advalign.interfaces.attack import Attack, Target, TextClassifierTarget
+from advalign.interfaces.attack import Attack
 from advalign.interfaces.callback import Callback
 from advalign.interfaces.context import Context
-from advalign.interfaces.judge import Judge
+from advalign.interfaces.judge import Judge, ScoreAnswers
 from advalign.interfaces.objective import Objective
 from advalign.interfaces.reward import Reward, Scorer, Scores
 from advalign.interfaces.rollout import RolloutEngine
 from advalign.interfaces.source import RewardPenalty, SamplingRequest, Source, SourceRuntime, check_rows
+from advalign.interfaces.target import ABILITIES, EditGradients, Edits, LossOf, PrefixScorer, Target
 from advalign.interfaces.task import Task
 
 __all__ = [
+    "ABILITIES",
     "Advantage",
     "AdvantageState",
     "Adversary",
     "Attack",
     "Callback",
     "Context",
+    "EditGradients",
+    "Edits",
     "Judge",
+    "LossOf",
     "Memory",
     "Objective",
     "PerturbationContext",
+    "PrefixScorer",
     "Reward",
     "RewardPenalty",
     "RolloutEngine",
+    "ScoreAnswers",
     "Scorer",
     "Scores",
     "SamplingRequest",
@@ -33,7 +40,6 @@ __all__ = [
     "SourceRuntime",
     "Target",
     "Task",
-    "TextClassifierTarget",
     "check_rows",
     "maximise",
 ]

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from advalign.errors import ConfigError
 from advalign.types import Example
 
+ScoreAnswers = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
+"""One score per answer: 1 as it should be, 0 a violation, between them by degree, nan: undetermined."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judge(ABC):
-    """Abstract base of every judge of answers. What is known of its own errors is carried into the intervals of a report."""
+    """Abstract base of every judge of answers. Its known error rates widen the intervals of a report."""
 
     sensitivity: float = 1.0
-    """P(it reads a violation | it is one); 1 claims no error."""
+    """P(it reports a violation | the answer is one); 1 claims no error."""
     specificity: float = 1.0
-    """P(it reads none | there is none); 1 claims no error."""
+    """P(it reports no violation | the answer is none); 1 claims no error."""
     labelled: tuple[int, int] | None = None
-    """How many violations, and how many others, these rates were measured on."""
+    """Numbers of labelled violations and of labelled others that these rates were measured on; None: the rates are exact."""
 
     def __post_init__(self) -> None:
         rates = (self.sensitivity, self.specificity)
@@ -32,5 +35,5 @@ class Judge(ABC):
             raise ConfigError(f"judge.labelled: {self.labelled} given; the number of labelled violations and of labelled others is needed.")
 
     @abstractmethod
-    def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
-        """What scores answers: 1 as it should be, 0 a violation, between them by degree, nan: it cannot tell."""
+    def start(self) -> ScoreAnswers:
+        """The function that scores answers; heavy things are loaded here."""

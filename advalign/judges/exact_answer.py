@@ -1,11 +1,10 @@
 """Is the final answer right?"""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advalign.functional import answers
-from advalign.interfaces import Judge
+from advalign.interfaces import Judge, ScoreAnswers
 from advalign.types import Example
 
 
@@ -13,13 +12,14 @@ from advalign.types import Example
 class ExactAnswerJudge(Judge):
     """s = verify(y) where the example carries its own verifier, else 1[final answer of y = reference]; nan where it has neither.
 
-    The rule of the reward of the same name, without symbolic algebra: what follows the last "####", stands in the last \\boxed{},
-    follows "answer is", or is the last number; numbers to a relative `tolerance`, everything else as folded text.
+    The rule of the reward of the same name, without symbolic algebra: the final answer follows the last "####", is inside the last
+    \\boxed{}, follows "answer is", or is the last number; numbers are compared to a relative tolerance, everything else as folded text.
     """
 
     tolerance: float = 1e-6
+    """Relative, of numbers."""
 
-    def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
+    def start(self) -> ScoreAnswers:
         return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]
 
     def _score(self, example: Example, text: str) -> float:
@@ -27,9 +27,9 @@ class ExactAnswerJudge(Judge):
             return float(example.verify(text))
         if example.answer is None:
             return math.nan
-        given = answers.final_answer(text)
+        final = answers.final_answer(text)
         reference = answers.marked(example.answer) or example.answer
-        return float(given is not None and answers.same(given, reference, self.tolerance))
+        return float(final is not None and answers.same(final, reference, self.tolerance))
 
 
 __all__ = ["ExactAnswerJudge"]

@@ -1,54 +1,58 @@
 """A rule about the words of an answer."""
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Judge
+from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
 from advalign.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Judge):
-    """s = 1[every phrase of `must` and none of `must_not` stands in y].
-
-    Phrases are whole words, folded; with `regex` they are regular expressions (case ignored). column: a key of the examples' `meta`
-    that holds further forbidden phrases (a text or a list): a canary or a secret of this very example; nan where it is missing and
-    there is no other rule.
-    """
+    """s = 1[every phrase of `must` and none of `must_not` occurs in y]."""
 
     must: tuple[str, ...] = ()
+    """Phrases, as whole words; case, quotes and white space make no difference."""
     must_not: tuple[str, ...] = ()
+    """Forbidden phrases."""
     regex: bool = False
+    """Both are regular expressions (case ignored) instead."""
     column: str | None = None
+    """A key of the examples' `meta` with further forbidden phrases (a text or a list), such as a canary or a secret of this very
+    example; nan where it is missing and there is no other rule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("must", "must_not"):
-            for phrase in _text.phrases(f"judges.rule.{name}", getattr(self, name)):
+        for name, phrases in (("must", self.must), ("must_not", self.must_not)):
+            _text.check_phrases(f"judges.rule.{name}", phrases)
+            for phrase in phrases if self.regex else ():
                 try:
-                    re.compile(phrase if self.regex else "")
+                    re.compile(phrase)
                 except re.error as error:
-                    raise ConfigError(f"judges.rule.{name}: '{phrase}' is no regular expression ({error}).") from None
+                    raise ConfigError(f"judges.rule.{name}: '{phrase}' is not a regular expression ({error}).") from None
         if not (self.must or self.must_not or self.column):
             raise ConfigError("judges.rule: no must, must_not or column given; a rule needs at least one of them.")
 
-    def start(self) -> Callable[[Sequence[Example], Sequence[str]], Sequence[float]]:
+    def start(self) -> ScoreAnswers:
         return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]
 
     def _score(self, example: Example, text: str) -> float:
-        own = example.meta.get(self.column) if self.column is not None else None
-        secrets = [] if own is None else [own] if isinstance(own, str) else list(own)
+        secrets = self._secrets(example)
         if not (self.must or self.must_not or secrets):
-            return math.nan
-        broken = any(self._stands(text, p) for p in self.must_not) or any(_text.has(text, s) for s in secrets)
-        return float(not broken and all(self._stands(text, p) for p in self.must))
+            return nan
+        broken = any(self._matches(text, p) for p in self.must_not) or any(_text.contains(text, s) for s in secrets)
+        return float(not broken and all(self._matches(text, p) for p in self.must))
 
-    def _stands(self, text: str, phrase: str) -> bool:
-        return re.search(phrase, text, re.IGNORECASE) is not None if self.regex else _text.has(text, phrase)
+    def _secrets(self, example: Example) -> Sequence[str]:
+        value = example.meta.get(self.column) if self.column is not None else None
+        return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+    def _matches(self, text: str, phrase: str) -> bool:
+        return re.search(phrase, text, re.IGNORECASE) is not None if self.regex else _text.contains(text, phrase)
 
 
 __all__ = ["Rule"]

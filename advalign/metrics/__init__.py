@@ -1,0 +1,1 @@
+"""Numbers about what models answer, without an attack: `utility` and `diversity`; and the log of a run, read back (`run_log`)."""

@@ -1,4 +1,4 @@
-"""What a model is worth when nobody attacks it. Axes: B rows, T tokens, C classes; texts are grouped by prompt."""
+"""Utility of a model without attack. Axes: B rows, T tokens, C classes; texts are grouped by prompt."""
 
 import math
 from collections import Counter
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 def accuracy(logits: Float[Tensor, "B C"], labels: Int[Tensor, "B"]) -> float:
-    """Share of rows whose largest logit is the label's."""
+    """Fraction of rows whose largest logit is the label's."""
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def constant(predictions: Sequence[object], labels: Sequence[object], share: float = 0.99) -> bool:
+def constant(predictions: Sequence[object], labels: Sequence[object], fraction: float = 0.99) -> bool:
     """Whether (almost) every prediction is the same although the labels are not: such a model is robust to everything."""
     if len(predictions) < 2 or len(set(labels)) < 2:
         return False
-    largest = max(predictions.count(p) for p in set(predictions))
+    most = max(predictions.count(p) for p in set(predictions))
     majority = max(labels.count(label) for label in set(labels))
-    return largest >= share * len(predictions) and majority < share * len(labels)
+    return most >= fraction * len(predictions) and majority < fraction * len(labels)
 
 
 def pass_at_k(correct: Sequence[int], total: int, k: int) -> float:
@@ -54,7 +54,7 @@ def maj_at_k(votes: Sequence[Sequence[Hashable]], right: Sequence[Sequence[float
 def best_of_k(scores: Sequence[Sequence[float]], right: Sequence[Sequence[float]], k: int) -> float:
     """E_prompts[`right` of the response with the highest score among k of n], exact over all subsets of k; ties are broken uniformly.
 
-    Responses a, ..., b of equal score, ranked from below, are chosen by a share [C(b, k) - C(a - 1, k)] / C(n, k) of the subsets.
+    Responses a, ..., b of equal score, ranked from below, are chosen by a fraction [C(b, k) - C(a - 1, k)] / C(n, k) of the subsets.
     A score of nan ranks lowest. With `right` as score it is pass@k, with a constant score the mean of `right`.
     """
     assert 1 <= k <= min(map(len, scores))
@@ -82,6 +82,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
+def degenerate(text: str) -> bool:
+    """No letter or digit; or, from eight words on, fewer than half of the word pairs distinct."""
+    return not any(c.isalnum() for c in text) or (len(text.split()) >= 8 and distinct_n([text], 2) < 0.5)
+
+
 def auc(positive: Float[Tensor, "P"], negative: Float[Tensor, "N"]) -> float:
     """P(a positive score is above a negative one), a tie counting half: the Mann-Whitney U over P N; nan where there is no pair."""
     number, total = len(positive), len(positive) * len(negative)
@@ -94,9 +99,9 @@ def auc(positive: Float[Tensor, "P"], negative: Float[Tensor, "N"]) -> float:
 
 
 def calibration_error(probabilities: Float[Tensor, "B"], labels: Float[Tensor, "B"], weights: Float[Tensor, "B"], *, bins: int) -> float:
-    """sum_b m_b |mean probability of bin b - share of positives in it|, bins of equal mass   (arXiv:1904.01685, section 3).
+    """sum_b m_b |mean probability of bin b - fraction of positives in it|, bins of equal mass   (arXiv:1904.01685, section 3).
 
-    m_b is the share of the weights in the bin. Equal probabilities are never parted, so the order of the rows does not matter: they
+    m_b is the fraction of the weights in the bin. Equal probabilities are never parted, so the order of the rows does not matter: they
     fall where the middle of their mass does. Noise alone makes it positive: few rows per bin read as miscalibration.
     """
     values, index = probabilities.unique(return_inverse=True)
@@ -115,6 +120,6 @@ def entropy_curve(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) ->
 
 
 __all__ = [
-    "accuracy", "auc", "best_of_k", "calibration_error", "constant", "distinct_n", "entropy_curve", "maj_at_k", "majority", "pass_at_k",
-    "powers_of_two", "unique_fraction",
+    "accuracy", "auc", "best_of_k", "calibration_error", "constant", "degenerate", "distinct_n", "entropy_curve", "maj_at_k", "majority",
+    "pass_at_k", "powers_of_two", "unique_fraction",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advalign import data as loading
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.sources._checks import require_positive
 from advalign.sources._game import Injection
 from advalign.types import Example
@@ -72,13 +73,13 @@ class Rewrites:
         return rng.sample(prompts, number) if number < len(prompts) else list(prompts)
 
 
-class Solver:
+class Solver(Target):
     """The policy as an attack on texts sees it: a classifier of two classes, 0 (it fails) and 1 (it solves).
 
     p(1) is measured by `measure((problem, text) pairs) -> mean scores`. The `pair` of an example is the index of its problem.
     """
 
-    limit: int | None = None
+    abilities = frozenset({"labels", "scores"})
 
     def __init__(self, problems: Sequence[Example], measure: Callable[[Sequence[tuple[Example, str]]], list[float]]) -> None:
         self.problems, self._measure = problems, measure

@@ -1,124 +1,142 @@
-"""Victims that are known by their answers alone: a function, a service, another framework's model. Text attacks run on them."""
+"""Models known only by their answers: a function, a service, another framework's model. Text attacks run on them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import BudgetError, ConfigError
+from advalign.errors import ConfigError
+from advalign.interfaces import Attack, Target
 from advalign.targets.cache import AnswerCache
 from advalign.types import Example
 
 
-class Answers:
-    """Abstract: what stands where a network would. `name` tells two of them apart in a folder of results."""
+class BlackBoxModel(ABC):
+    """Abstract base of a model known only by its answers; a suite takes it in place of a `Network`."""
 
-    head: str
+    head: ClassVar[str]
+    """classifier or policy."""
+    device = torch.device("cpu")
+    """Several processes may share it."""
 
     def __init__(self, function: Callable[..., Any], *, name: str | None = None) -> None:
+        """`name` tells two of them apart in a folder of results; default: the dotted path of the function."""
         self.function = function
+        # A callable object has no qualified name; its repr takes the place of one.
         self.name = name or f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
 
+    @abstractmethod
+    def target(self, cache: AnswerCache | None = None) -> Target:
+        """The target an attack runs on."""
+
     def state_dict(self) -> dict[str, Tensor]:
-        """No weights are known; the name stands for them."""
+        """No weights are available; the name identifies it instead."""
         return {f"answers of {self.name}": torch.zeros(0)}
 
 
-class AnsweringClassifier(Answers):
-    """`function(texts)`, or `function(texts, pairs)`, gives one row of scores per text, the largest of which is its prediction."""
+class AnsweringClassifier(BlackBoxModel):
+    """`function(texts)`, or `function(texts, pairs)`, returns one row of scores per text, the largest of which is its prediction."""
 
     head = "classifier"
 
-    def as_target(self, **options: Any) -> "AnsweredClassifierTarget":
-        return AnsweredClassifierTarget(self, **options)
+    def target(self, cache: AnswerCache | None = None) -> "BlackBoxClassifierTarget":
+        return BlackBoxClassifierTarget(self, cache=cache)
 
 
-class AnsweringGenerator(Answers):
-    """`function(prompts)` gives one response per prompt."""
+class AnsweringGenerator(BlackBoxModel):
+    """`function(prompts)` returns one response per prompt."""
 
     head = "policy"
 
-    def as_target(self, **options: Any) -> "AnsweredGeneratorTarget":
-        return AnsweredGeneratorTarget(self)
+    def target(self, cache: AnswerCache | None = None) -> "BlackBoxGeneratorTarget":
+        return BlackBoxGeneratorTarget(self)
 
 
-class AnsweredTarget:
-    """Abstract: the meter, and what cannot be had from answers alone."""
+class BlackBoxTarget(Target):
+    """Abstract base: the meter of a model known only by its answers."""
 
-    def __init__(self, network: Answers) -> None:
-        self.network = network
-        self.limit: int | None = None
-        self.num_queries = self.num_gradients = self.num_forwards = self.num_tokens = self.num_cached = 0
+    def __init__(self, model: BlackBoxModel) -> None:
+        self.model = model
+        self.head = model.head
+        self.name = f"'{model.name}'"
+        self.num_cached = 0
 
     def meter(self) -> dict[str, float]:
-        """Queries, and answers out of the cache; what happens behind the answers is not known."""
+        """Queries, and answers out of the cache; what the function computes is unknown."""
         return {"queries": self.num_queries, "cached": self.num_cached}
 
-    def _spend(self, queries: int) -> None:
-        self.num_queries += queries
-        if self.limit is not None and self.num_queries > self.limit:
-            raise BudgetError(f"target: {self.num_queries} queries, {self.limit} allowed.")
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("climb", "tokens", "context", "unit", "predict_edited", "nll", "continue_edited", "continue_forced", "generate"):
-            raise ConfigError(f"target: '{name}' needs the model itself; '{self.network.name}' is known by its answers alone.")
-        raise AttributeError(name)
+class BlackBoxClassifierTarget(BlackBoxTarget):
+    """The scores of an `AnsweringClassifier`."""
 
+    abilities = frozenset({"labels", "scores"})
 
-class AnsweredClassifierTarget(AnsweredTarget):
-    def __init__(self, network: Answers, *, batch_tokens: int | None = None, cache: AnswerCache | None = None) -> None:
-        super().__init__(network)
+    def __init__(self, model: BlackBoxModel, *, cache: AnswerCache | None = None) -> None:
+        super().__init__(model)
         self.cache = cache
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Float[Tensor, "B C"]:
-        """Scores. Equal texts of one call are sent once; what the cache knows is not sent."""
+        """Scores. Equal texts of one call are sent once; cached ones are not sent."""
         rows = list(zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True))
         distinct = list(dict.fromkeys(rows))
-        known = {} if self.cache is None else self.cache.get(distinct)
-        fresh = [row for row in distinct if row not in known]
-        self._spend(len(distinct))
-        self.num_cached += len(known)
-        if fresh:
-            scores = self._asked(fresh, pairs is not None)
-            known |= dict(zip(fresh, scores, strict=True)) if self.cache is None else self.cache.put(fresh, scores)
-        return torch.stack([known[row] for row in rows])
+        scores_of = {} if self.cache is None else self.cache.get(distinct)
+        uncached = [row for row in distinct if row not in scores_of]
+        self.spend(len(distinct))
+        self.num_cached += len(scores_of)
+        if uncached:
+            scores = self._call(uncached, pairs is not None)
+            scores_of |= dict(zip(uncached, scores, strict=True)) if self.cache is None else self.cache.put(uncached, scores)
+        return torch.stack([scores_of[row] for row in rows])
 
-    def _asked(self, rows: Sequence[tuple[str, str]], paired: bool) -> Float[Tensor, "B C"]:
-        first = [r[0] for r in rows]
-        given = self.network.function(first, [r[1] for r in rows]) if paired else self.network.function(first)
-        scores = torch.as_tensor(given).detach().float().cpu()
+    def _call(self, rows: Sequence[tuple[str, str]], paired: bool) -> Float[Tensor, "B C"]:
+        texts = [text for text, _ in rows]
+        values = self.model.function(texts, [pair for _, pair in rows]) if paired else self.model.function(texts)
+        scores = torch.as_tensor(values).detach().float().cpu()
         if scores.ndim != 2 or scores.shape[0] != len(rows):
             raise ConfigError(
-                f"target: '{self.network.name}' gave scores of shape {tuple(scores.shape)} for {len(rows)} texts; one row per text, one "
+                f"target: '{self.model.name}' gave scores of shape {tuple(scores.shape)} for {len(rows)} texts; one row per text, one "
                 "column per class is needed."
             )
         return scores
 
 
-class AnsweredGeneratorTarget(AnsweredTarget):
+class BlackBoxGeneratorTarget(BlackBoxTarget):
+    """The responses of an `AnsweringGenerator`."""
+
+    abilities = frozenset({"text"})
+
     def fits(self, prompt: str) -> bool:
-        """How long a prompt may be, is the function's matter."""
+        """Always: the function decides how long a prompt may be."""
         return True
 
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
-        """The function's answer to each prompt; how long it is, is its own matter."""
-        self._spend(len(examples))
-        texts = list(self.network.function([e.prompt for e in examples]))
+        """The function's response to each prompt, as long as the function makes it."""
+        self.spend(len(examples))
+        texts = list(self.model.function([e.prompt for e in examples]))
         if len(texts) != len(examples):
-            raise ConfigError(f"target: '{self.network.name}' gave {len(texts)} responses to {len(examples)} prompts.")
+            raise ConfigError(f"target: '{self.model.name}' gave {len(texts)} responses to {len(examples)} prompts.")
         return [str(text) for text in texts]
 
 
-def needs_model(attacks: Mapping[str, Any], network: Any) -> None:
-    """Refuses attacks on answers alone that need more than answers."""
+def check_access(attacks: Mapping[str, Attack], target: Target) -> None:
+    """Refuses attacks whose `access` the target does not declare among its abilities."""
     for name, attack in attacks.items():
-        if isinstance(network, Answers) and attack.access != "text":
+        if attack.access != "text" and attack.access not in target.abilities:
             raise ConfigError(
-                f"suite.attacks.{name}: it needs the {attack.access} of a model, and '{network.name}' is known by its answers alone; "
+                f"suite.attacks.{name}: it needs {attack.access}, and {target.name} gives only {', '.join(sorted(target.abilities))}; "
                 "give a model, or an attack whose access is text."
             )
 
 
-__all__ = ["AnsweringClassifier", "AnsweringGenerator", "Answers", "needs_model"]
+__all__ = [
+    "AnsweringClassifier",
+    "AnsweringGenerator",
+    "BlackBoxClassifierTarget",
+    "BlackBoxGeneratorTarget",
+    "BlackBoxModel",
+    "BlackBoxTarget",
+    "check_access",
+]

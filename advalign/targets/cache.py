@@ -15,44 +15,47 @@ Row = tuple[str, str]
 
 
 class AnswerCache:
-    """{(model, text, second text): logits} in one SQLite file. `mark`: the fingerprint of the model (weights, tokenizer): answers of
-    another model are never served. Logits are stored as float32, which is what a target returns. Safe for several processes."""
+    """{(model, text, second text): logits} in one SQLite file, safe for several processes.
 
-    def __init__(self, path: str | Path, mark: str) -> None:
+    Logits are stored as float32, which is what a target returns.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str) -> None:
+        """`fingerprint`: of the model (weights, tokenizer); answers of another model are never served."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.mark = str(path), mark
+        self.path, self.fingerprint = str(path), fingerprint
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
         self._open().execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, logits BLOB NOT NULL) WITHOUT ROWID")
 
     def get(self, rows: Sequence[Row]) -> dict[Row, Float[Tensor, "C"]]:
-        """Those that are known."""
-        keys = {self._key(row): row for row in rows}
-        found: dict[Row, Tensor] = {}
-        asked = list(keys)
-        for start in range(0, len(asked), 500):
-            part = asked[start : start + 500]
+        """The logits of those rows that are stored."""
+        row_of = {self._key(row): row for row in rows}
+        logits_of: dict[Row, Tensor] = {}
+        keys = list(row_of)
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
             marks = ",".join("?" * len(part))
             for key, logits in self._open().execute(f"SELECT key, logits FROM answers WHERE key IN ({marks})", part):
-                found[keys[key]] = torch.tensor(struct.unpack(f"<{len(logits) // 4}f", logits))
-        return found
+                logits_of[row_of[key]] = torch.tensor(struct.unpack(f"<{len(logits) // 4}f", logits))
+        return logits_of
 
     def put(self, rows: Sequence[Row], logits: Float[Tensor, "B C"]) -> dict[Row, Float[Tensor, "C"]]:
-        """Keeps them, and returns them as they will be served."""
+        """Stores them, and returns them as they will be served."""
         values = logits.detach().float().cpu()
-        lines = [(self._key(row), struct.pack(f"<{len(x)}f", *x)) for row, x in zip(rows, values.tolist(), strict=True)]
+        entries = [(self._key(row), struct.pack(f"<{len(x)}f", *x)) for row, x in zip(rows, values.tolist(), strict=True)]
         with self._open() as connection:
-            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", lines)
+            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", entries)
         return dict(zip(rows, values, strict=True))
 
     def __len__(self) -> int:
         return int(self._open().execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
     def __getstate__(self) -> dict[str, str]:
-        return {"path": self.path, "mark": self.mark}  # a connection belongs to its process
+        return {"path": self.path, "fingerprint": self.fingerprint}  # a connection belongs to its process
 
     def __setstate__(self, state: dict[str, str]) -> None:
-        self.path, self.mark, self._connection, self._owner = state["path"], state["mark"], None, 0
+        self.path, self.fingerprint, self._connection, self._owner = state["path"], state["fingerprint"], None, 0
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._owner != os.getpid():  # a forked process opens its own
@@ -60,7 +63,7 @@ class AnswerCache:
         return self._connection
 
     def _key(self, row: Row) -> bytes:
-        return hashlib.sha256("\0".join([self.mark, *row]).encode()).digest()
+        return hashlib.sha256("\0".join([self.fingerprint, *row]).encode()).digest()
 
 
 __all__ = ["AnswerCache"]

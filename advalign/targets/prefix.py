@@ -1,12 +1,12 @@
 """Rows that begin alike, scored for what follows: the beginning is computed once and its keys and values are shared.
 
     prefix = CachedPrefix(target, ids)                       # one forward over ids[:-1]
-    prefix.read(tails, number, read)                   # logits of the last `number` tokens of every tail
+    prefix.read(tails, number, read)                         # logits of the last `number` tokens of every tail
 
-A tail is what stands behind `ids`; all tails of one call have one length, so nothing is padded. The cache is never written to: every
-forward gets a view of it, as wide as its batch. Whether a model can do this is not asked of its configuration but of itself: the
-first row of every prefix is computed both ways, and where the two differ, or the cache cannot be built, `note` says so and rows are
-computed whole. The second computation of that row counts as tokens and forwards, not as a query.
+A tail follows `ids`; all tails of one call have one length, so nothing is padded. The cache is never written to: every forward gets a
+view of it, as wide as its batch. Whether a model supports this is measured, not read from its configuration: the first row of every
+prefix is computed both ways, and where the two differ, or the cache cannot be built, `note` says so and rows are computed whole. The
+second computation of that row counts as tokens and forwards, not as a query.
 """
 
 import copy
@@ -18,20 +18,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from advalign.interfaces import PrefixScorer
 from advalign.models.perturb import without_dropout
+from advalign.targets.target import NetworkTarget
 
 Read = Callable[[Tensor], Tensor]
 
-# How far log-probabilities of the two ways may lie apart before the cache is given up.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""How far log-probabilities of the two computations may differ before the cache is given up."""
 
 
-class CachedPrefix:
-    """One beginning. `victim`: the target whose meter runs; `cached` False: the plain way, for comparison."""
+class CachedPrefix(PrefixScorer):
+    """One beginning of rows, its keys and values computed once."""
 
-    def __init__(self, victim: Any, ids: Sequence[int], *, cached: bool = True) -> None:
-        self.victim, self.network = victim, victim.network
-        # The last id stays with the tails: what it predicts is wanted where a tail is nothing but the response.
+    def __init__(self, target: NetworkTarget, ids: Sequence[int], *, cached: bool = True) -> None:
+        """`target`: whose meter counts. `cached` False: rows are computed whole, for comparison."""
+        self.target, self.network = target, target.network
+        # The last id stays with the tails: its prediction is needed where a tail is nothing but the response.
         self.ids, self.joint = list(ids[:-1]), list(ids[-1:])
         self.note = ""
         self.cache: DynamicCache | None = None
@@ -49,8 +52,8 @@ class CachedPrefix:
         assert rows.shape[1] > number, "a response needs a token before it"
         if not self.trusted:
             self._verify(rows[:1], number)
-        self.victim._spend(len(rows))
-        size = max(1, self.victim.batch_tokens // (len(self.ids) + rows.shape[1]))
+        self.target.spend(len(rows))
+        size = max(1, self.target.batch_tokens // (len(self.ids) + rows.shape[1]))
         return torch.cat([read(self._logits(part, number)).cpu() for part in rows.split(size)])
 
     def input_gradients(self, tail: Sequence[int], places: slice, number: int, loss: Read) -> tuple[float, Float[Tensor, "n V"]]:
@@ -58,9 +61,9 @@ class CachedPrefix:
         rows = torch.tensor([[*self.joint, *tail]])
         if not self.trusted:
             self._verify(rows, number)
-        self.victim._spend(1)
-        self.victim.num_gradients += 1
-        self.victim.num_climbed += rows.numel() + (0 if self.cache else len(self.ids))
+        self.target.spend(1)
+        self.target.num_gradients += 1
+        self.target.num_gradient_tokens += rows.numel() + (0 if self.cache else len(self.ids))
         module = self.network.model.get_input_embeddings()
         device, shift = self.network.device, len(self.joint)
         with torch.no_grad():
@@ -89,8 +92,8 @@ class CachedPrefix:
         inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
         inputs["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
         inputs |= {"use_cache": False} if self.cache is None else {"use_cache": True, "past_key_values": _wide(self.cache, len(ids))}
-        self.victim.num_forwards += 1
-        self.victim.num_tokens += ids.numel()
+        self.target.num_forwards += 1
+        self.target.num_tokens += ids.numel()
         with without_dropout(network):
             hidden = network.backbone(**inputs).last_hidden_state[:, -number - 1 : -1]
             logits = network.next_token_logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
@@ -101,8 +104,8 @@ class CachedPrefix:
         network = self.network
         ids = torch.tensor([self.ids], device=network.device)
         cache = DynamicCache(config=network.model.config)
-        self.victim.num_forwards += 1
-        self.victim.num_tokens += ids.numel()
+        self.target.num_forwards += 1
+        self.target.num_tokens += ids.numel()
         with without_dropout(network):
             network.backbone(
                 input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None], use_cache=True, past_key_values=cache

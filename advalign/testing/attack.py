@@ -12,7 +12,7 @@ import torch
 from advalign.evaluation.suites.budget import distance
 from advalign.interfaces import Attack
 from advalign.models import Network
-from advalign.targets.target import target_of
+from advalign.targets import target_of
 from advalign.testing import _networks
 from advalign.testing._rules import explained, is_plugin, require, same, seed_global_generators, snapshot
 from advalign.types import Budget, Example, Proposal

@@ -18,7 +18,7 @@ from advalign.models import Network
 from advalign.models.encode import Encoder
 from advalign.models.inference import score_texts
 from advalign.models.sharding import gathered, units
-from advalign.targets.target import NetworkTarget, target_of
+from advalign.targets import NetworkTarget, network_target
 from advalign.training.ahead import Background, with_version
 from advalign.training.columns import columns
 from advalign.training.distributed_rollout import DistributedRolloutEngine
@@ -101,7 +101,7 @@ class RunContext(Context):
         network, _ = self.network(learner)
         if units(network):
             raise ConfigError(f"learners.{learner}: its weights are sharded (fsdp), and an attack needs gradients through all of them.")
-        yield target_of(network)
+        yield network_target(network)
 
     # -------------------------------------------------------------------------------------------------- sampling
 

@@ -79,7 +79,7 @@ def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], learn
         if isinstance(evaluation, DiscriminatorEvaluation):
             discriminator_evaluation.check(name, evaluation, learners)
         elif evaluation.self_bleu:
-            diversity.check(f"evaluations.{name}.self_bleu")
+            diversity.require_nltk(f"evaluations.{name}.self_bleu")
 
 
 def _scoring_learner(evaluation: Evaluation | DiscriminatorEvaluation) -> str | None:
@@ -105,7 +105,7 @@ def run(
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
     logs = verified(groups, evaluation.verifier, context)
     responses = _references(evaluation, examples)
-    logs |= diversity.of_groups(groups, references=responses, order=evaluation.self_bleu)
+    logs |= diversity.group_diversity(groups, references=responses, order=evaluation.self_bleu)
     logs |= lengths(groups) | entropy(network, groups, budget)
     return logs if responses is None else logs | {"nll": nll(network, examples, responses, budget)}
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advalign.metrics.run_log import complete_lines
+
 
 class RunLog:
     """One JSON object per step in `log.jsonl`, the same scalars for TensorBoard, and times in `speed.jsonl`.
@@ -20,7 +22,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.speed = folder / "log.jsonl", folder / "speed.jsonl"
         for path in (self.path, self.speed):
-            lines = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+            lines = [line for line in complete_lines(path) if json.loads(line)["step"] <= step]
             path.write_text("".join(f"{line}\n" for line in lines))
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
@@ -49,19 +51,6 @@ class RunLog:
         """Writes what TensorBoard holds back."""
         if self._writer is not None:
             self._writer.close()
-
-
-def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The log of a run, one dictionary per step."""
-    return [json.loads(line) for line in _complete_lines(Path(folder) / "log.jsonl")]
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """A process killed while writing leaves half a line; it is dropped."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
 
 
 class ProgressBar:

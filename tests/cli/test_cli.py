@@ -9,7 +9,7 @@ import torch
 from victims import sentences
 
 from advalign import load, plugins
-from advalign.training.logs import read
+from advalign.metrics.run_log import read
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

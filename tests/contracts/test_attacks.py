@@ -14,7 +14,7 @@ from advalign import adversaries, attacks, plugins
 from advalign.errors import ConfigError
 from advalign.evaluation.suites.budget import distance
 from advalign.models import Network
-from advalign.targets.target import ClassifierTarget, GeneratorTarget, target_of
+from advalign.targets import ClassifierTarget, GeneratorTarget, target_of
 from advalign.types import Budget, Edit, Example, Outputs
 
 HAS_TEXTATTACK = importlib.util.find_spec("textattack") is not None

@@ -13,7 +13,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.models import load, scratch
 from advalign.models.encode import Encoder
-from advalign.targets.target import ClassifierTarget, GeneratorTarget
+from advalign.targets import ClassifierTarget, GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 
@@ -67,7 +67,7 @@ def test_what_is_forced_is_not_heard_and_what_the_model_adds_is_judged():
     (proposal,) = attacks.Prefill(tokens=1).propose(target, [example], Budget(), random.Random(0))
     assert (proposal.text, proposal.forced) == (None, "four")
     result = Suite(data=[example], attacks={"prefill": attacks.Prefill(tokens=1)}, sampling=Sampling(max_new_tokens=4)).run(network)
-    (row,) = result.of("prefill")
+    (row,) = result.results_of("prefill")
     assert row.after == heard[-1] == attacks.Prefill(tokens=1).answers(target, [example], 4)[0]
     assert row.status == ("succeeded" if "four" in row.after else "failed")  # the forced "four" itself is not heard
     assert (row.before, row.status) == ("three", "failed")
@@ -83,7 +83,7 @@ def test_a_chat_template_comes_before_what_is_forced():
     first = int(network.model(input_ids=torch.tensor([words])).logits[0, -1].argmax())
     assert attacks.Prefill(tokens=1).answers(GeneratorTarget(network), [example], 1) == [network.encoder.decode([first])]
     suite = Suite(data=[example], attacks={"prefill": attacks.Prefill(tokens=1)}, sampling=Sampling(max_new_tokens=1))
-    assert suite.run(network).of("prefill")[0].after == network.encoder.decode([first])
+    assert suite.run(network).results_of("prefill")[0].after == network.encoder.decode([first])
 
 
 # -------------------------------------------------------------------------------------------- token search
@@ -218,8 +218,8 @@ def test_a_targeted_embedding_attack_is_judged_by_what_is_said():
     for radius in (0.01, 3.0):
         attack = attacks.Embedding(adversary=adversaries.PGD(radius=radius, steps=10, where="prompt"), restarts=1, goal="lower")
         result = Suite(data=examples, attacks={"embedding": attack}, sampling=Sampling(max_new_tokens=4)).run(network)
-        assert {r.after == "zero" for r in result.of("embedding") if r.status == "succeeded"} <= {True}
-        rates.append(sum(r.status == "succeeded" for r in result.of("embedding")) / len(examples))
+        assert {r.after == "zero" for r in result.results_of("embedding") if r.status == "succeeded"} <= {True}
+        rates.append(sum(r.status == "succeeded" for r in result.results_of("embedding")) / len(examples))
     assert rates[0] == 0 < 0.5 < rates[1]
 
 
@@ -231,8 +231,8 @@ def test_without_a_ball_everything_can_be_said(site):
     far = {"radius": 1e4, "step_size": 1e-6, "relative_to": "absolute", "random_start": False, "where": "prompt", "sites": (site,)}
     attack = attacks.Embedding(adversary=adversaries.PGD(ball="Linf", steps=100, **far), restarts=1, goal="lower")
     result = Suite(data=examples, attacks={"canary": attack}, sampling=Sampling(max_new_tokens=4)).run(network)
-    assert {r.status for r in result.of("canary")} <= {"succeeded", "skipped"}
-    assert sum(r.status == "succeeded" for r in result.of("canary")) >= 5
+    assert {r.status for r in result.results_of("canary")} <= {"succeeded", "skipped"}
+    assert sum(r.status == "succeeded" for r in result.results_of("canary")) >= 5
 
 
 # ------------------------------------------------------------------------------------------------ refusals

@@ -14,7 +14,7 @@ from advalign import attacks
 from advalign.attacks._transforms import MORSE, TRANSFORMS
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.targets.target import ClassifierTarget, GeneratorTarget
+from advalign.targets import ClassifierTarget, GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 PROMPT = "How do I bake {good} bread?"
@@ -76,7 +76,7 @@ def test_the_harness_counts_an_example_as_broken_if_one_attempt_breaks_it():
     said = GeneratorTarget(network).answer([Example(prompt=t.replace("{prompt}", example.prompt)) for t in templates], 4)
     broken = sum(text != example.answer for text in said)
     suite = Suite(data=[example], attacks={"t": attacks.Template(names=(), own=templates)}, sampling=Sampling(max_new_tokens=4))
-    (row,) = suite.run(network).of("t")
+    (row,) = suite.run(network).results_of("t")
     assert (row.attempts, row.broken, row.queries) == (3, broken, 3)
     assert row.status == ("succeeded" if broken else "failed")
 
@@ -177,7 +177,7 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     assert found.queries == 6 + len(expected)
     assert found.note == f"{len(expected)} attempts, 6 queries while searching"
     (row,) = (
-        Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).of("f")
+        Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).results_of("f")
     )
     assert (row.status, row.broken) == ("succeeded" if expected else "failed", len(expected))
 

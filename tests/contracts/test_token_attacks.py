@@ -13,7 +13,7 @@ from advalign import attacks
 from advalign.attacks import _token_steps as steps
 from advalign.attacks._token_search import Aim
 from advalign.errors import BudgetError, ConfigError
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
 SEARCHES = {

@@ -17,7 +17,7 @@ from advalign.attacks import _words_constraints as constraints
 from advalign.attacks import _words_edits as spelling
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
-from advalign.targets.target import ClassifierTarget
+from advalign.targets import ClassifierTarget
 from advalign.types import Budget, Example
 
 WEIGHTS = {"good": 3.0, "great": 5.0, "fine": 1.5, "superb": 4.0, "lovely": 2.0, "bad": -3.0, "awful": -4.5, "dull": -2.0, "dire": -1.5}

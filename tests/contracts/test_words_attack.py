@@ -11,6 +11,7 @@ import torch
 from advalign.attacks import Words, _words_edits
 from advalign.errors import ConfigError
 from advalign.evaluation.suites.budget import changed_words
+from advalign.interfaces import Target
 from advalign.types import Budget, Example
 
 WEIGHTS = {"good": 3.0, "great": 5.0, "fine": 1.5, "superb": 4.0, "lovely": 2.0, "bad": -3.0, "awful": -4.5, "dull": -2.0, "dire": -1.5}
@@ -18,7 +19,7 @@ WEIGHTS = {"good": 3.0, "great": 5.0, "fine": 1.5, "superb": 4.0, "lovely": 2.0,
 NEUTRAL = {word: [f"{word}ish", f"{word}y"] for word in WEIGHTS}
 
 
-class Bag:
+class Bag(Target):
     """Logits (0, b + sum of the words' weights); `sent` is every text in order, `calls` how many there were."""
 
     def __init__(self, weights=WEIGHTS, bias=0.1):

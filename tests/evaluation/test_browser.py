@@ -77,7 +77,7 @@ def test_it_fits_the_width_of_a_telephone(page, tmp_path):
 def test_twins_are_on_the_page():
     """Over-refusal and what was refused stand on the page of a generator."""
     from advalign import judges
-    from advalign.targets.black_box import AnsweringGenerator
+    from advalign.targets import AnsweringGenerator
 
     data = [Example(prompt=f"say {i}", id=str(i)) for i in range(4)]
     benign = Benign(data=[Example(prompt="how are you", id="b0"), Example(prompt="what is two", id="b1")])

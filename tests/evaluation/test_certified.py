@@ -17,14 +17,12 @@ from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites import certified
 from advalign.evaluation.suites.certified import Masking, Smoothing
-from advalign.evaluation.suites.log import fingerprint
+from advalign.evaluation.suites.log import suite_fingerprint
 from advalign.functional import certify
 from advalign.models import Network, load
 from advalign.models.encode import Encoder
 from advalign.models.scratch import train_tokenizer
-from advalign.targets import voting
-from advalign.targets.target import ClassifierTarget
-from advalign.targets.voting import RanMask, Smoothed
+from advalign.targets import ClassifierTarget, RanMask, Smoothed, random_copies
 from advalign.types import Edit, Example, Outputs
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +132,7 @@ def test_streams_are_the_example_s_own(monkeypatch):
     config = {"s": Smoothing(sigma=1.0, n=200), "m": Masking(rate=0.5, n=5, n0=3)}
     all_at_once = certified.run(config, net, three)
     backwards = certified.run(config, net, three[::-1])
-    monkeypatch.setattr(voting, "BATCH_TOKENS", 7)
+    monkeypatch.setattr(random_copies, "BATCH_TOKENS", 7)
     in_parts = certified.run(config, net, three)
     alone = certified.run(config, net, three[1:2])
     for name in config:
@@ -197,7 +195,7 @@ def test_what_stands_for_a_masked_word_does_not_tell_how_long_it_was():
     net = load("scratch:encoder-tiny", head="classifier", tokenizer={"kind": "bpe", "size": 265}, texts=texts, max_length=32)
     pieces = [len(net.encoder.tokenizer(w, add_special_tokens=False)["input_ids"]) for w in ("fun", "unbelievable")]
     assert pieces[0] < pieces[1]
-    hidden = [voting.hide(["it", "was", w], {0, 1}, "<unk>") for w in ("fun", "unbelievable")]
+    hidden = [random_copies.mask_words(["it", "was", w], {0, 1}, "<unk>") for w in ("fun", "unbelievable")]
     assert hidden == ["it was <unk>"] * 2
     assert net.encoder.tokenizer.unk_token_id in net.encoder.classify(hidden).ids[0]
 
@@ -253,9 +251,9 @@ def test_a_suite_certifies_and_reports_beside_its_attacks_and_resumes(tmp_path):
     ("given", "sentence"),
     [
         ({"smoothin": {"sigma": 1}}, "no kind of certificate 'smoothin'.*Did you mean 'smoothing'"),
-        ({"smoothing": {}}, "certified.smoothing: no 'sigma' given"),
-        ({"smoothing": {"sigma": 0}}, "smoothing.sigma: 0 given"),
-        ({"smoothing": {"sigma": 1, "alfa": 0.1}}, "no field 'alfa'.*Did you mean 'alpha'"),
+        ({"smoothing": {}}, "suite.certified.smoothing: Smoothing needs sigma"),
+        ({"smoothing": {"sigma": 0}}, "smoothing.sigma: 0.0 given"),
+        ({"smoothing": {"sigma": 1, "alfa": 0.1}}, "no field of Smoothing 'alfa'.*Did you mean 'alpha'"),
         ({"smoothing": {"sigma": 1, "alpha": 1.0}}, "smoothing.alpha: 1.0 given"),
         ({"smoothing": {"sigma": 1, "n": 0}}, "smoothing.n: 0 given"),
         ({"smoothing": {"sigma": 1, "radii": [-1]}}, "negative size"),
@@ -263,7 +261,7 @@ def test_a_suite_certifies_and_reports_beside_its_attacks_and_resumes(tmp_path):
         ({"ranmask": {"beta": "two"}}, "ranmask.beta: no choice 'two'"),
         ({"ranmask": {"replace": "masc"}}, "ranmask.replace: no replacement 'masc'.*Did you mean 'mask'"),
         ({"ranmask": 3}, "certified.ranmask: 3 given"),
-        ("smoothing", "a mapping of certificates"),
+        ("smoothing", "suite.certified: 'smoothing' given; a mapping"),
     ],
 )
 def test_refused(given, sentence):
@@ -388,7 +386,7 @@ def test_a_folder_of_results_tells_ensembles_of_the_same_weights_apart():
     suite, net = Suite(data=[], attacks={}), victims.classifier()
     unknown = {"replace": "unknown"}
     ensembles = [net, RanMask(net, 0.5, 10, **unknown), RanMask(net, 0.7, 10, **unknown), RanMask(net, 0.5, 11, **unknown)]
-    marks = {fingerprint(suite, e, []) for e in [*ensembles, Smoothed(net, sigma=0.5), Smoothed(net, sigma=0.6)]}
+    marks = {suite_fingerprint(suite, e, []) for e in [*ensembles, Smoothed(net, sigma=0.5), Smoothed(net, sigma=0.6)]}
     assert len(marks) == 6
 
 

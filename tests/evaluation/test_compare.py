@@ -10,7 +10,7 @@ from advalign import judges
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.reports import compare, export
-from advalign.targets.black_box import AnsweringGenerator
+from advalign.targets import AnsweringGenerator
 from advalign.types import AttackResult, Example
 
 

@@ -15,14 +15,13 @@ from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.benign import Benign
 from advalign.evaluation.suites.log import model_fingerprint
-from advalign.targets.black_box import AnsweringClassifier, AnsweringGenerator
-from advalign.targets.cache import AnswerCache
-from advalign.targets.target import ClassifierTarget
+from advalign.interfaces import Attack
+from advalign.targets import AnswerCache, AnsweringClassifier, AnsweringGenerator, ClassifierTarget
 from advalign.types import Budget, Example, Proposal, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Force:
+class Force(Attack):
     """Begins the answer with a word."""
 
     word: str
@@ -205,9 +204,12 @@ def test_budget_curve_is_the_share_left_at_every_number_of_queries():
     """Successes after 2, 2 and 5 queries of 4 right examples: 1, then 1/2, then 1/4."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Slow:
+    class Slow(Attack):
         access: ClassVar[str] = "text"
-        batch_size: int = 8
+
+        @property
+        def examples_at_once(self):
+            return 8
 
         def propose(self, target, examples, budget, rng):
             return [Proposal(text=f"{e.prompt}!" if i < 3 else e.prompt, queries=(2, 2, 5, 9)[i]) for i, e in enumerate(examples)]
@@ -266,7 +268,7 @@ def test_the_cache_serves_what_it_was_told_and_only_to_the_same_model(tmp_path):
 def test_flops_are_two_per_parameter_and_token():
     """A linear model by hand: 5 tokens through w parameters are 10 w; a gradient of 3 tokens adds 12 w for its backward."""
     target = ClassifierTarget(victims.classifier())
-    target.num_tokens, target.num_climbed = 5, 3
+    target.num_tokens, target.num_gradient_tokens = 5, 3
     passed = sum(p.numel() for n, p in target.network.model.named_parameters() if "embeddings." not in n or "LayerNorm" in n)
     assert target.num_parameters == passed
     assert target.meter()["flops"] == 22 * passed
@@ -280,7 +282,7 @@ def test_flops_are_two_per_parameter_and_token():
     [
         (
             lambda: Suite(data=victims.sentences(4), attacks={"pgd": attacks.Embedding()}).run(AnsweringClassifier(len, name="mine")),
-            "suite.attacks.pgd: it needs the gradients of a model, and 'mine' is known by its answers alone",
+            "suite.attacks.pgd: it needs gradients, and 'mine' gives only labels, scores; give a model",
         ),
         (lambda: Suite(data=[], attacks={}).run(victims.classifier()), "suite.data: no examples"),
         (
@@ -308,7 +310,7 @@ def test_flops_are_two_per_parameter_and_token():
         ),
         (lambda: judges.RefusalJudge(expect="refuse"), "Did you mean 'refusal'"),
         (lambda: judges.Rule(), "a rule needs at least one"),
-        (lambda: judges.Rule(must=("(",), regex=True), "no regular expression"),
+        (lambda: judges.Rule(must=("(",), regex=True), "not a regular expression"),
         (lambda: judges.Endpoint(url="localhost", model="m"), "http:// or https://"),
         (lambda: judges.FunctionJudge(fn="nonsense"), "neither a function nor a dotted path"),
         (lambda: judges.PrefixJudge(text=" "), "begins every answer"),
@@ -349,7 +351,7 @@ def test_success_by_number_of_attempts_and_its_law():
     c = 0, 1, 2, 4: 0, 1/2, 5/6, 1, mean 7/12; for n = 1 the mean 7/16; for n = 4 three of four."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Draws:
+    class Draws(Attack):
         draws: ClassVar[bool] = True
         access: ClassVar[str] = "text"
 
@@ -374,7 +376,7 @@ def test_what_was_not_tried_is_in_no_rate_and_is_said():
     """Two of four examples have more texts than the oracle may try: they leave the denominator."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Picky:
+    class Picky(Attack):
         access: ClassVar[str] = "text"
 
         def propose(self, target, examples, budget, rng):
@@ -388,12 +390,30 @@ def test_what_was_not_tried_is_in_no_rate_and_is_said():
     assert any("not tried: too long" in warning for warning in result.warnings())
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_wrong_number_of_proposals_stops_the_run_and_names_the_attack(number):
+    @dataclass(frozen=True, kw_only=True)
+    class Miscounted(Attack):
+        access: ClassVar[str] = "text"
+
+        def propose(self, target, examples, budget, rng):
+            return [Proposal(text="x")] * number
+
+    suite, network = sums(
+        lambda prompts: [f"hello {p}" for p in prompts], attacks={"odd": Miscounted()}, judge=judges.Rule(must_not=("x",))
+    )
+    with pytest.raises(
+        ConfigError, match=rf"attacks\.odd: it returned {number} proposals for 1 examples; one proposal per example, in order"
+    ):
+        suite.run(network)
+
+
 def test_attempts_that_want_draws_are_answered_by_draws_of_their_own():
     """The same text sixteen times: greedy answers agree, drawn ones do not; again gives the same, whoever else is attacked."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Again:
-        sampled: bool = False
+    class Again(Attack):
+        samples_answers: bool = False
         access: ClassVar[str] = "text"
 
         def propose(self, target, examples, budget, rng):
@@ -408,7 +428,7 @@ def test_attempts_that_want_draws_are_answered_by_draws_of_their_own():
     def said(sampled, data):
         heard.clear()
         sampling = Sampling(max_new_tokens=3, temperature=3.0)
-        suite = Suite(data=data, attacks={"a": Again(sampled=sampled)}, judge=judges.FunctionJudge(fn=read), sampling=sampling)
+        suite = Suite(data=data, attacks={"a": Again(samples_answers=sampled)}, judge=judges.FunctionJudge(fn=read), sampling=sampling)
         suite.run(victims.generator_model())
         found = {}
         for name, response in heard[len(data) :]:

@@ -9,9 +9,8 @@ import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from advalign.models import Network, load
+from advalign.targets import CachedPrefix, GeneratorTarget
 from advalign.targets import prefix as _prefix
-from advalign.targets.prefix import CachedPrefix
-from advalign.targets.target import GeneratorTarget
 from advalign.types import Example
 
 WORDS = ["one two three four five six plus minus times over ="]

@@ -14,9 +14,9 @@ from advalign import adversaries, attacks, cli
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.selfcheck import selfcheck
-from advalign.evaluation.selfcheck.checks import degenerate
+from advalign.metrics.utility import degenerate
 from advalign.models import Network, load
-from advalign.targets.target import ClassifierTarget, GeneratorTarget
+from advalign.targets import ClassifierTarget, GeneratorTarget
 from advalign.types import Example, Outputs, ThreatModel
 
 SMALL = {"radius": 0.3, "steps": 6, "queries": 44, "number": 8}
@@ -110,7 +110,7 @@ def test_the_figures_say_what_was_wrong():
     assert checked("saturated")["gradients"].figures["zero, cross-entropy"] == 1.0
     assert checked("saturated")["gradients"].figures["zero, margin"] == 0.0
     assert checked("quantised")["gradients"].figures["zero, margin"] == 1.0
-    assert checked("constant")["constant"].figures["share of the most frequent prediction"] == 1.0
+    assert checked("constant")["constant"].figures["fraction of the most frequent prediction"] == 1.0
     assert checked("shattered")["first_order"].figures["median ratio at 0.1 radius"] < 0.25
     assert checked("quantised")["gradient_free"].figures["gain"] > checked("quantised")["gradient_free"].figures["gain of pgd"]
     # Nothing moves a constant answer, so comparisons with the attack do not pass as if they had compared something.
@@ -321,7 +321,7 @@ def test_the_log_of_a_training_says_whether_its_inner_loop_climbed(tmp_path):
     assert dead.status == "fail"
     (negative,) = log(tmp_path, [0.1] * 8, start=-0.5)  # the sum of a policy's terms may be below zero
     assert negative.status == "pass"
-    assert negative.plain()["figures"]["loss_end / loss_start, last"] is None
+    assert negative.to_json()["figures"]["loss_end / loss_start, last"] is None
     (tmp_path / "log.jsonl").write_text('{"step": 1, "policy/loss": 0.1}\n')
     assert selfcheck.training(tmp_path) == []
 

@@ -12,6 +12,7 @@ from advalign import adversaries, attacks
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.budget import changed_words
+from advalign.interfaces import Attack
 from advalign.metrics import utility
 from advalign.types import Budget, Example, Proposal, Sampling, ThreatModel
 
@@ -19,7 +20,7 @@ FLIP = dict(zip(victims.GOOD, victims.BAD, strict=True)) | dict(zip(victims.BAD,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flipper:
+class Flipper(Attack):
     """Turns the first `words` sentiment words into their opposites; the whole sentence's sentiment where there are two."""
 
     words: int = 2
@@ -41,7 +42,7 @@ class Flipper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Liar:
+class Liar(Attack):
     """Claims to stay in its ball and does not, in one of several ways."""
 
     way: str
@@ -75,7 +76,7 @@ def test_harness_counts_what_a_transparent_attack_does():
     assert (flip["low"], flip["high"]) == pytest.approx((0.0, 0.1611), abs=1e-4)  # z² / (20 + z²) = 3.8415 / 23.8415
     assert result.worst_case()["accuracy"] == 0.0
     prompts = {e.id: e.prompt for e in victims.sentences(40)}
-    assert all(changed_words(prompts[r.example], r.note) * len(r.note.split()) == pytest.approx(2) for r in result.of("flip"))
+    assert all(changed_words(prompts[r.example], r.note) * len(r.note.split()) == pytest.approx(2) for r in result.results_of("flip"))
 
 
 def test_wrong_examples_are_skipped_and_count_as_wrong():
@@ -130,7 +131,7 @@ def test_radii_make_curves_that_start_clean_and_fall():
     assert probability[0] >= probability[1] >= probability[2]
     rows = {a.name: result.row(a) for a in result.arms}
     assert rows["pgd@3"]["accuracy under attack"] < rows["pgd@0.1"]["accuracy under attack"]
-    assert all(r.distance <= 0.1 * (1 + 1e-5) for r in result.of("pgd@0.1"))
+    assert all(r.distance <= 0.1 * (1 + 1e-5) for r in result.results_of("pgd@0.1"))
     assert result.worst_case()["accuracy"] == 0.0
 
 
@@ -198,7 +199,7 @@ def test_generator_without_a_verifier_is_judged_by_its_loss():
     for r in result.results:
         halved = r.metrics["nll_after"] - r.metrics["nll_before"] >= 0.6931471805599453
         assert r.status == ("succeeded" if halved else "failed")
-    assert {r.status for r in result.of("pgd@2")} == {"succeeded"}
+    assert {r.status for r in result.results_of("pgd@2")} == {"succeeded"}
 
 
 def test_loading_from_yaml_and_its_mistakes(tmp_path):
@@ -213,7 +214,7 @@ def test_loading_from_yaml_and_its_mistakes(tmp_path):
     assert loaded.budget == Budget(queries=50)
     assert len(loaded.run(victims.classifier()).results) == 1
     for wrong, message in [
-        ({"data": []}, "no 'attacks' given"),
+        ({"data": []}, "Suite needs attacks"),
         ({"data": [], "attacks": {"x": {"kind": "embeding"}}}, "Did you mean 'embedding'"),
         ({"data": [], "attacks": {"x": {"kind": "embedding", "restart": 1}}}, "Did you mean 'restarts'"),
         ({"data": [], "attack": {}}, "Did you mean 'attacks'"),

@@ -5,7 +5,7 @@ import torch
 import victims
 
 from advalign.errors import BudgetError
-from advalign.targets.target import ClassifierTarget, GeneratorTarget
+from advalign.targets import ClassifierTarget, GeneratorTarget
 from advalign.types import Edit, Sampling
 
 

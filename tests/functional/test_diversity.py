@@ -12,10 +12,12 @@ from helpers.runs import DATA, SHORT, game, imitation
 from advalign import Evaluation, Sampling, cli, data
 from advalign.errors import ConfigError
 from advalign.evaluation import Report
+from advalign.evaluation.reports.quality_diversity import add_curves, parse_temperatures, suite_report
+from advalign.interfaces import RolloutEngine
 from advalign.metrics import diversity
 from advalign.types import Example, Rollout, RolloutGroup
 
-nltk = pytest.mark.skipif(not diversity.installed(), reason="nltk is not installed")
+nltk = pytest.mark.skipif(not diversity.has_nltk(), reason="nltk is not installed")
 
 
 def group(*texts, example=None):
@@ -79,7 +81,7 @@ def test_self_bleu_is_of_one_prompt_and_of_more_than_one_text():
 
 
 def test_without_nltk_it_is_refused_before_a_run(monkeypatch):
-    monkeypatch.setattr(diversity, "installed", lambda: False)
+    monkeypatch.setattr(diversity, "has_nltk", lambda: False)
     with pytest.raises(ConfigError, match=r"evaluations\.held\.self_bleu: 'nltk' is not installed; install advalign\[diversity\]"):
         game(evaluations={"held": Evaluation(data=DATA, self_bleu=2)})
     game(evaluations={"held": Evaluation(data=DATA)})
@@ -106,10 +108,10 @@ def test_coverage_of_a_collapsed_policy_is_what_its_text_covers_however_often_it
 def test_numbers_of_groups_by_hand():
     # Every prompt has two different texts, but they are the same two for both prompts.
     groups = [group("a b", "b a"), group("a b", "b a")]
-    logs = diversity.of_groups(groups, references=["a b", "c"])
+    logs = diversity.group_diversity(groups, references=["a b", "c"])
     assert logs == {"unique": 1, "unique/overall": 1 / 2, "distinct_1": 2 / 8, "distinct_2": 2 / 4, "coverage": 1 / 2}
     # What has no value is left out.
-    assert set(diversity.of_groups([group("a")])) == {"unique", "unique/overall", "distinct_1"}
+    assert set(diversity.group_diversity([group("a")])) == {"unique", "unique/overall", "distinct_1"}
 
 
 @nltk
@@ -120,7 +122,7 @@ def test_an_evaluation_logs_them():
     examples = data.examples(DATA, split="test", limit=3, seed=0)
     groups = trainer.rollout_engine.generate(trainer.model, examples, 4, SHORT, torch.Generator().manual_seed(0))
     shown = data.demonstrations(DATA, split="test", limit=3, seed=0)
-    wanted = diversity.of_groups(groups, references=[e.meta["response"] for e in shown], order=3)
+    wanted = diversity.group_diversity(groups, references=[e.meta["response"] for e in shown], order=3)
     assert {"unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu"} == set(wanted)
     assert {name: logs[f"held/{name}"] for name in wanted} == wanted
 
@@ -131,7 +133,13 @@ def test_an_evaluation_logs_them():
 def one_of(*weighted):
     """An engine whose policy gives text i with probability ∝ exp(logit_i / temperature)."""
 
-    class Engine:
+    class Engine(RolloutEngine):
+        def extend(self, network, groups, n, sampling, generator):
+            raise NotImplementedError
+
+        def sync(self, network, version):
+            pass
+
         def generate(self, network, examples, n, sampling, generator):
             logits = torch.tensor([logit for _, logit in weighted], dtype=torch.float64)
             p = (logits / sampling.temperature).softmax(0) if sampling.temperature else (logits == logits.max()).double()
@@ -186,7 +194,7 @@ def test_a_plot_and_its_table():
         "a": [{"temperature": 0.5, "quality": 0.9, "unique": 0.2}, {"temperature": 1.0, "quality": 0.5, "unique": 0.8}],
         "b": [{"temperature": 0.5, "quality": math.nan, "unique": 0.2}],
     }
-    report = diversity.plot(Report("t"), curves)
+    report = add_curves(Report("t"), curves)
     assert report.html().count("<svg") == 1
     text = report.markdown()
     assert "| a | 0.500 | 0.900 | 0.200 |" in text
@@ -208,11 +216,11 @@ def test_the_command_prints_the_curve_and_writes_a_page(tmp_path, capsys, monkey
 
 
 def test_temperatures_are_numbers_and_a_scorer_has_none():
-    assert diversity.numbers("0.3, 1") == [0.3, 1.0]
-    with pytest.raises(ConfigError, match=r"temperatures: 'a,1' is no list of numbers"):
-        diversity.numbers("a,1")
+    assert parse_temperatures("0.3, 1") == [0.3, 1.0]
+    with pytest.raises(ConfigError, match=r"temperatures: 'a,1' is not a list of numbers"):
+        parse_temperatures("a,1")
     with pytest.raises(ConfigError, match="a score samples nothing"):
-        diversity.of_suite(None, network("score"), [1.0])
+        suite_report(None, network("score"), [1.0])
 
 
 @pytest.mark.parametrize(("temperatures", "samples"), [([], 4), ([-1.0], 4), ([1.0], 1)])

@@ -13,7 +13,7 @@ from advalign.errors import ConfigError
 from advalign.functional.logprobs import from_logits
 from advalign.objectives.lat import LAT
 from advalign.sources.persistent_suffixes import PersistentSuffixes
-from advalign.targets.target import GeneratorTarget
+from advalign.targets import GeneratorTarget
 from advalign.types import Example
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from advalign import Callback, cli, config
+from advalign.metrics.run_log import read
 from advalign.training import checkpoint
-from advalign.training.logs import read
 
 ROOT = Path(__file__).parents[2]
 SHOWN = config.read(ROOT / "examples" / "r1_pipeline.yaml")

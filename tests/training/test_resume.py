@@ -17,11 +17,11 @@ from advalign import Frozen, Learner, Trainer, TrainingArguments
 from advalign import config as configuration
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
+from advalign.metrics.run_log import read
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.sft import SFT
 from advalign.sources.demos import Demos
 from advalign.training import checkpoint
-from advalign.training.logs import read
 
 # The game of the whole machine: a reward that is a learner, several updates per draw, an attack, a reference, dropout and
 # replay in the discriminator, an average of the policy, a ramp, and a stage that a metric ends (always after step 3).

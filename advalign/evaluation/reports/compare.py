@@ -1,4 +1,4 @@
-"""Two models under the same attacks on the same examples: paired differences, with intervals and tests that know they are paired."""
+"""Two models under the same attacks on the same examples: paired differences, with intervals and tests for paired data."""
 
 import json
 import math
@@ -16,8 +16,7 @@ from advalign.types import AttackResult
 
 NOTE = (
     "Accuracy on the examples that could be judged for both. Difference: second minus first, its interval from resampling examples in "
-    "pairs; p: McNemar's exact test that both err equally often. Tests are not corrected for their number: the worst case is the one "
-    "to decide by."
+    "pairs; p: McNemar's exact test that both err equally often. Tests are not corrected for their number: decide by the worst case."
 )
 RIGHT = {"failed": True, "over_budget": True, "succeeded": False, "skipped": False}
 BROKEN = {status for status, right in RIGHT.items() if not right}
@@ -25,28 +24,32 @@ BROKEN = {status for status, right in RIGHT.items() if not right}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One line per attack, and one each for clean answers and the worst case."""
+    """Paired differences between two models."""
 
     names: tuple[str, str]
+    """What the two are called."""
     rows: Sequence[Mapping[str, Any]]
+    """One per attack, and one each for clean answers and the worst case."""
 
     def report(self) -> Report:
+        """The comparison as a page."""
         first, second = self.names
         report = Report(f"{second} against {first}", "the same attacks on the same examples")
         report.table([_line(row, self.names) for row in self.rows], note=NOTE)
         bars = [{"label": r["under"], "value": r["difference"], "low": r["low"], "high": r["high"]} for r in self.rows]
-        title = f"By how much {second} is more often right"
+        title = f"How much more often {second} is right"
         return report.bars(bars, title=title, x_label="difference in accuracy", note="Paired bootstrap over examples, 95 %.")
 
     def markdown(self) -> str:
         return self.report().markdown()
 
     def row(self, under: str) -> Mapping[str, Any]:
+        """The row of an attack, of `clean` or of `worst case`."""
         return next(r for r in self.rows if r["under"] == under)
 
 
 def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names: tuple[str, str] = ("first", "second")) -> Comparison:
-    """Compare what two runs of one suite found."""
+    """Compare the results of two runs of one suite."""
     a, b = _table(first), _table(second)
     shared = [name for name in a if name in b]
     if not shared:
@@ -78,29 +81,31 @@ def _read(folder: str | Path) -> list[AttackResult]:
     return [AttackResult(**json.loads(line)) for line in lines if line]
 
 
-def _table(found: Sequence[AttackResult]) -> dict[str, dict[str, bool]]:
-    """{attack: {example: right under attack}}, without what nobody could judge."""
+def _table(attack_results: Sequence[AttackResult]) -> dict[str, dict[str, bool]]:
+    """{attack: {example: right under attack}}, without undetermined results and errors."""
     table: dict[str, dict[str, bool]] = {}
-    for r in found:
+    for r in attack_results:
         row = table.setdefault(r.attack, {})
         if r.status in RIGHT:
             row[r.example] = RIGHT[r.status]
     return table
 
 
-def _clean(found: Sequence[AttackResult]) -> dict[str, bool]:
-    return {r.example: r.status != "skipped" for r in found if r.status in RIGHT}
+def _clean(attack_results: Sequence[AttackResult]) -> dict[str, bool]:
+    return {r.example: r.status != "skipped" for r in attack_results if r.status in RIGHT}
 
 
-def _worst(found: Sequence[AttackResult], attacks: Collection[str]) -> dict[str, bool]:
-    """Right, and broken by none of `attacks`, as a suite counts its worst case. One that nobody could judge is left out unless another
-    attack broke the example; an attack that was not run on it says nothing."""
+def _worst(attack_results: Sequence[AttackResult], attacks: Collection[str]) -> dict[str, bool]:
+    """Right, and broken by none of `attacks`, as a suite counts its worst case.
+
+    An undetermined example is left out unless another attack broke it; an attack that was not run on an example does not count.
+    """
     statuses: dict[str, set[str]] = {}
-    for r in found:
+    for r in attack_results:
         if r.attack in attacks:
             statuses.setdefault(r.example, set()).add(r.status)
-    told = {name: seen for name, seen in statuses.items() if seen & BROKEN or (seen & RIGHT.keys() and "undetermined" not in seen)}
-    return {name: not seen & BROKEN for name, seen in told.items()}
+    judged = {name: seen for name, seen in statuses.items() if seen & BROKEN or (seen & RIGHT.keys() and "undetermined" not in seen)}
+    return {name: not seen & BROKEN for name, seen in judged.items()}
 
 
 def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], names: tuple[str, str]) -> dict[str, Any]:

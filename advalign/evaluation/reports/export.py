@@ -1,21 +1,26 @@
-"""The results in the files of other tools: garak's report (one JSON line per entry) and Inspect's samples (one JSON line per sample)."""
+"""Results in the formats of other tools: garak's report (one JSON line per entry) and Inspect's samples (one JSON line per sample)."""
+
+from __future__ import annotations
 
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advalign.errors import unknown
 from advalign.types import AttackResult
 
-SCORES = {"succeeded": 1.0, "failed": 0.0, "over_budget": 0.0}  # the rest has no score
+if TYPE_CHECKING:
+    from advalign.evaluation.suites.result import SuiteResult
+
+SCORES = {"succeeded": 1.0, "failed": 0.0, "over_budget": 0.0}  # other statuses have no score
 
 
-def write(result: Any, style: str, path: str | Path) -> Path:
-    """`result` (a SuiteResult) as JSON lines in the style of "garak" or "inspect"."""
+def write(result: SuiteResult, style: str, path: str | Path) -> Path:
+    """`result` as JSON lines in the style of "garak" or "inspect"."""
     if style not in STYLES:
         raise unknown("export", "style", style, STYLES)
     path = Path(path)
@@ -25,17 +30,20 @@ def write(result: Any, style: str, path: str | Path) -> Path:
     return path
 
 
-def _garak(result: Any) -> Iterator[dict[str, Any]]:
-    """start_run, init, one attempt per attack and example (status 2: complete), one eval per attack, completion. A detector's score
-    of 1 is a hit; null where nobody could tell. What was wrong before any attack is left out, as garak has no such case."""
+def _garak(result: SuiteResult) -> Iterator[dict[str, Any]]:
+    """start_run, init, one attempt per attack and example (status 2: complete), one eval per attack, completion.
+
+    A detector's score of 1 is a hit, null is undetermined. Examples that were wrong before any attack are left out, as garak has no such
+    case.
+    """
     run, now = str(uuid.uuid4()), datetime.now(UTC).isoformat()
     yield {"entry_type": "start_run setup", "_config.version": "advalign"}
     yield {"entry_type": "init", "garak_version": "advalign", "start_time": now, "run": run}
     count: Counter[tuple[str, str]] = Counter()
     for number, r in enumerate(r for r in result.results if r.status != "skipped"):
         score = SCORES.get(r.status)
-        name = "none" if score is None else "hit" if score else "pass"
-        count[r.attack, name] += 1
+        outcome = "none" if score is None else "hit" if score else "pass"
+        count[r.attack, outcome] += 1
         prompt = result.prompts[r.example]
         yield {
             "entry_type": "attempt",
@@ -50,13 +58,13 @@ def _garak(result: Any) -> Iterator[dict[str, Any]]:
             "notes": {"example": r.example, "status": r.status, "queries": r.queries, "before": r.before},
         }
     for arm in result.arms:
-        passed, hits, nones = (count[arm.name, name] for name in ("pass", "hit", "none"))
+        passed, hits, nones = (count[arm.name, outcome] for outcome in ("pass", "hit", "none"))
         totals = {"passed": passed, "fails": hits, "nones": nones, "total": passed + hits, "total_evaluated": passed + hits}
         yield {"entry_type": "eval", "probe": f"advalign.{arm.name}", "detector": "advalign.Judge", **totals}
     yield {"entry_type": "completion", "end_time": datetime.now(UTC).isoformat(), "run": run}
 
 
-def _inspect(result: Any) -> Iterator[dict[str, Any]]:
+def _inspect(result: SuiteResult) -> Iterator[dict[str, Any]]:
     """A sample per attack and example; the score "robust" is C (right under attack), I (broken) or N (no answer that could be judged)."""
     epochs: Counter[str] = Counter()
     for r in result.results:
@@ -79,6 +87,6 @@ def _letter(r: AttackResult) -> str:
     return {"succeeded": "I", "skipped": "I", "failed": "C", "over_budget": "C"}.get(r.status, "N")
 
 
-STYLES: Mapping[str, Any] = {"garak": _garak, "inspect": _inspect}
+STYLES: Mapping[str, Callable[[SuiteResult], Iterator[dict[str, Any]]]] = {"garak": _garak, "inspect": _inspect}
 
 __all__ = ["STYLES", "write"]

@@ -1,4 +1,4 @@
-"""Line, bar and point plots as inline SVG. Colours are CSS variables, so that one file reads well on light and on dark paper."""
+"""Line, bar and point plots as inline SVG. Colours are CSS variables, so that one file suits a light and a dark background."""
 
 import io
 import math
@@ -12,7 +12,7 @@ import matplotlib
 INK, SOFT, GRID = "#010203", "#040506", "#070809"
 SERIES = tuple(f"#0a0b{16 + i:02x}" for i in range(8))
 VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
-# Of plots that stand alone; a report's page has the same (report.html.j2).
+# Colours of standalone plots; a report's page has the same (report.html.j2).
 LIGHT, DARK = (
     dict(zip(("--ink", "--soft", "--grid", *(f"--s{i}" for i in range(8))), colours.split(), strict=True))
     for colours in (
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def lines(series: Mapping[str, Sequence[Sequence[float]]], *, x_label: str, y_label: str, log_x: bool = False, key: str = "") -> str:
-    """{name: (x, y) or (x, y, low, high)}: one line each, with a band where low and high are given."""
+    """{name: (x, y) or (x, y, low, high)}: one line each, with a band where low and high are given. `key` fixes the ids inside."""
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
         figure, axes = _canvas(7.4, 3.5)
         for i, (name, curve) in enumerate(series.items()):
@@ -65,17 +65,17 @@ def lines(series: Mapping[str, Sequence[Sequence[float]]], *, x_label: str, y_la
 
 
 def bars(groups: Sequence[Mapping[str, Any]], *, x_label: str, limits: tuple[float, float] | None = None, key: str = "") -> str:
-    """Horizontal bars with intervals: {label, value, low?, high?, series?}; bars of one label stand together."""
+    """Horizontal bars with intervals: {label, value, low?, high?, series?}; bars of one label are adjacent."""
     labels = list(dict.fromkeys(str(g["label"]) for g in groups))
     names = list(dict.fromkeys(str(g.get("series", "")) for g in groups))
-    thick = 0.72 / len(names)
+    height = 0.72 / len(names)
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key, "axes.grid.axis": "x", "axes.spines.left": False}):
         figure, axes = _canvas(7.4, max(1.5, 0.75 + len(labels) * (0.22 + 0.24 * len(names))))
         for i, name in enumerate(names):
-            mine = [g for g in groups if str(g.get("series", "")) == name]
-            at = [labels.index(str(g["label"])) + (i - (len(names) - 1) / 2) * thick for g in mine]
-            axes.barh(at, [_finite(g["value"]) for g in mine], height=thick * 0.86, color=SERIES[i % len(SERIES)], label=name)
-            for y, g in zip(at, mine, strict=True):
+            series = [g for g in groups if str(g.get("series", "")) == name]
+            places = [labels.index(str(g["label"])) + (i - (len(names) - 1) / 2) * height for g in series]
+            axes.barh(places, [_finite(g["value"]) for g in series], height=height * 0.86, color=SERIES[i % len(SERIES)], label=name)
+            for y, g in zip(places, series, strict=True):
                 if g.get("low") is not None and g.get("high") is not None:
                     axes.plot([g["low"], g["high"]], [y, y], color=INK, linewidth=1.3, solid_capstyle="butt")
                     axes.plot([g["low"], g["high"]], [y, y], color=INK, linestyle="none", marker="|", markersize=6)
@@ -90,10 +90,10 @@ def bars(groups: Sequence[Mapping[str, Any]], *, x_label: str, limits: tuple[flo
 
 
 def points(series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, key: str = "") -> str:
-    """{name: (x, y) or (x, y, low, high)}: named points, with the interval of y where there is one. A point is joined to the next of
-    those that none beats in both directions (larger is better)."""
-    beaten = {n for n, p in series.items() if any(q[0] >= p[0] and q[1] >= p[1] and list(q[:2]) != list(p[:2]) for q in series.values())}
-    front = [name for name in series if name not in beaten]
+    """{name: (x, y) or (x, y, low, high)}: named points, with the interval of y where there is one; a line joins the Pareto front
+    (larger is better)."""
+    dominated = {n for n, p in series.items() if any(q[0] >= p[0] and q[1] >= p[1] and list(q[:2]) != list(p[:2]) for q in series.values())}
+    front = [name for name in series if name not in dominated]
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
         figure, axes = _canvas(7.4, 4.2)
         edge = sorted((series[name][0], series[name][1]) for name in front)
@@ -110,12 +110,12 @@ def points(series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str,
         return _svg(figure)
 
 
-def alone(svg: str) -> str:
-    """A plot as a file of its own: the colours a page would give it, for light and for dark paper."""
+def standalone(svg: str) -> str:
+    """A plot as a file of its own, with the colours a page would give it, for a light and a dark background."""
     light, dark = (";".join(f"{name}:{colour}" for name, colour in palette.items()) for palette in (LIGHT, DARK))
     style = f"<style>svg{{{light}}} @media (prefers-color-scheme: dark){{svg{{{dark}}}}}</style>"
-    head, mark, rest = svg.partition("<defs>")
-    return f"{head}{style}{mark}{rest}"
+    head, tag, tail = svg.partition("<defs>")
+    return f"{head}{style}{tag}{tail}"
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
@@ -147,4 +147,4 @@ def _svg(figure: Any) -> str:
     return text
 
 
-__all__ = ["alone", "bars", "lines", "points"]
+__all__ = ["bars", "lines", "points", "standalone"]

@@ -1,4 +1,4 @@
-"""One self-contained page: prose, headline numbers, tables that sort on a click, plots. The same content as Markdown."""
+"""One self-contained page: prose, headline numbers, tables that sort on a click, plots; and the same content as Markdown."""
 
 import difflib
 import math
@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 class Report:
-    """Blocks in the order in which they were added; every method returns the report, so that calls chain.
+    """A page of blocks, in the order in which they were added. Every method returns the report, so that calls chain.
 
     Report("Title").text("Some *prose*.").table(rows).lines(curves).bars(groups).write("report.html")
     """
@@ -32,7 +32,7 @@ class Report:
         return self._add(markdown, kind="html", html=_render(markdown))
 
     def warning(self, markdown: str) -> Self:
-        """A sentence a reader must not miss."""
+        """A sentence that is set apart."""
         return self._add(f"> **Warning.** {markdown}", kind="warning", html=_render(markdown))
 
     def cards(self, cards: Sequence[tuple[str, str, str]]) -> Self:
@@ -60,10 +60,10 @@ class Report:
         log_x: bool = False,
     ) -> Self:
         """{name: (x, y) or (x, y, low, high)}; low and high draw a band."""
-        kept = {name: curve for name, curve in series.items() if len(curve[0])}
+        curves = {name: curve for name, curve in series.items() if len(curve[0])}
         key = f"{len(self._blocks)}/{title}"
-        svg = plots.lines(kept, x_label=x_label, y_label=y_label, log_x=log_x, key=key)
-        rows = [{"series": name, **_points(curve, x_label)} for name, curve in kept.items()]
+        svg = plots.lines(curves, x_label=x_label, y_label=y_label, log_x=log_x, key=key)
+        rows = [{"series": name, **_points(curve, x_label)} for name, curve in curves.items()]
         names = list(dict.fromkeys(k for row in rows for k in row))
         return self._add(_titled(title, note, _table(names, rows)), kind="figure", title=title, note=note, svg=svg)
 
@@ -76,7 +76,7 @@ class Report:
         return self._add(_titled(title, note, _table(names, groups)), kind="figure", title=title, note=note, svg=svg)
 
     def changes(self, rows: Sequence[Mapping[str, str]], *, title: str = "", note: str = "") -> Self:
-        """Texts and what became of them: {attack, text, changed, before, after} per row; the differences are marked word by word."""
+        """Texts and their changed versions: {attack, text, changed, before, after} per row; differences are marked word by word."""
         shown = []
         for row in rows:
             parts = difference(row["text"], row["changed"]) if row.get("changed") else [("same", row["text"])]
@@ -85,11 +85,13 @@ class Report:
         return self._add(_titled(title, note, "\n".join(lines)), kind="changes", title=title, note=note, rows=shown)
 
     def html(self) -> str:
+        """The page."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(title=self.title, subtitle=self.subtitle, blocks=self._blocks, version=_version())
 
     def markdown(self) -> str:
+        """The same content as Markdown."""
         head = [f"# {self.title}"] + ([self.subtitle] if self.subtitle else [])
         return "\n\n".join(head + self._markdown) + "\n"
 
@@ -108,7 +110,7 @@ class Report:
 
 
 def show(value: Any) -> str:
-    """A number as a reader wants it: three significant decimals, integers whole, nan and None as a dash."""
+    """A value for a reader: three decimals, integers with thousands separators, nan and None as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):
@@ -149,7 +151,7 @@ def _oneline(text: str, limit: int = 300) -> str:
 
 
 def _points(curve: Sequence[Sequence[float]], x_label: str, limit: int = 8) -> dict[str, float]:
-    """A curve in a line of a table: at most `limit` points, evenly spread, the first and the last among them."""
+    """A curve in one row of a table: at most `limit` points, evenly spread, with the first and the last."""
     count = len(curve[0])
     chosen = sorted({round(i * (count - 1) / (min(count, limit) - 1)) for i in range(min(count, limit))} if count > 1 else {0})
     return {f"{x_label} {show(curve[0][i])}": curve[1][i] for i in chosen}
@@ -160,7 +162,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _key(value: Any) -> str:
-    """What a column sorts by; what is missing sorts last."""
+    """What a column sorts by; missing values sort last."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(value) if _is_number(value) else str(value)

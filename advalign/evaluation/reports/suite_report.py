@@ -1,43 +1,49 @@
-"""The report of a suite, block by block. Numbers are made in `result`, looks in `report`."""
+"""The report of a suite, block by block. `suites/result.py` computes the numbers, `report.py` lays them out."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from advalign.evaluation.reports.checks import NOTE as CHECKS
+from advalign.evaluation.reports.checks import check_rows
 from advalign.evaluation.reports.report import Report
-from advalign.evaluation.selfcheck.checks import NOTE as CHECKS
-from advalign.evaluation.selfcheck.checks import rows_of
 from advalign.functional.intervals import wilson
 
+if TYPE_CHECKING:
+    from advalign.evaluation.suites.result import SuiteResult
+
 NOTE = (
-    "Clean accuracy on the same examples stands beside every number. A wrong example counts as wrong under attack; "
+    "Every number has the clean accuracy on the same examples beside it. A wrong example counts as wrong under attack; "
     "distance is the mean over successes."
 )
 RADIUS = "Mean over the attacked examples; the radius is in the unit of the attack's threat model, 0 is no attack."
 CERTIFIED = (
-    "The share of the attacked examples that the vote of noisy or masked copies gets right, and on which no change within the size "
+    "The fraction of the attacked examples that the vote of noisy or masked copies gets right, and on which no change within the size "
     "can alter that vote: a lower bound for every attack on the vote, not on the network alone. Abstentions count as wrong."
 )
-CORRECTED = "Corrected: the accuracy behind what a judge of the stated sensitivity and specificity reads."
+CORRECTED = "Corrected: the true accuracy, given the stated sensitivity and specificity of the judge."
 ATTEMPTS = "Success per attempt: attempts on one example are not independent, so its interval is over examples."
-DRAWS = "Chance that one of n attempts breaks an example, over all examples right before; unbiased, since attempts are drawn alike."
-LAW = "-log ASR(n) = a n^-b by least squares, intervals over examples; asr@n is its forecast, and no measurement."
-BUDGET = "Share of examples still answered right when an attacker may ask the model so often."
+DRAWS = "Chance that one of n attempts breaks an example, over all examples right before; unbiased, as attempts are independent draws."
+LAW = "-log ASR(n) = a n^-b by least squares, intervals over examples; asr@n is its forecast, not a measurement."
+BUDGET = "Fraction of examples still answered right at this number of queries."
 COST = (
-    "All examples together. A query is a distinct text or edit that was asked about; an answer out of the cache is a query and no "
+    "All examples together. A query is a distinct text or edit sent to the model; an answer out of the cache is a query but not a "
     "forward. FLOPs: 2 per parameter and token forward, 4 backward."
 )
-BENIGN = "Prompts that ought to be answered, and were refused."
+BENIGN = "Prompts that should be answered, but were refused."
 SHOWN = ("accuracy", "nll", "pass@1", "unique", "degenerate")
 LABELS = {"nll": "negative log-likelihood per token", "score": "score of the greedy answer", "probability": "probability of the label"}
 
 
-def of(result: Any, title: str) -> Report:
+def build_report(result: SuiteResult, title: str) -> Report:
+    """The page of a suite's result."""
     report = Report(title, f"{len(result.arms)} attacks on {len(result.before)} examples")
     _headline(report, result)
     _under_attack(report, result)
     if result.checks:
-        report.text("## Self-checks").table(rows_of(result.checks), note=CHECKS)
+        report.text("## Self-checks").table(check_rows(result.checks), note=CHECKS)
     if result.certified:
         report.text("## Certified").table(_certified(result.certified, result.clean_subset), note=CERTIFIED)
     for metric in result.metrics():
@@ -46,15 +52,15 @@ def of(result: Any, title: str) -> Report:
     budgets = result.budget_curves()
     if budgets:
         report.lines(budgets, title="Accuracy by budget", x_label="queries per example", y_label="accuracy", note=BUDGET, log_x=True)
-    _attempted(report, result)
+    _attempts(report, result)
     _examples(report, result)
     if any(r.seconds or r.queries for r in result.results):
         report.text("## Cost").table(result.cost(), note=COST)
     clean = [{"measure": name, "value": x} for name, x in result.clean.items()]
-    return report.text("## Clean utility").table(clean, note=f"Measured on all {result.num_clean} examples, nobody attacking.")
+    return report.text("## Clean utility").table(clean, note=f"Measured on all {result.num_clean} examples, without attack.")
 
 
-def _headline(report: Report, result: Any) -> None:
+def _headline(report: Report, result: SuiteResult) -> None:
     worst = result.worst_case()
     cards = [(f"clean {name}", _show(name, x), f"all {result.num_clean} examples") for name, x in result.clean.items() if name in SHOWN]
     cards.append(("accuracy, worst case over the suite", f"{worst['accuracy']:.1%}", f"{worst['low']:.1%} to {worst['high']:.1%}"))
@@ -68,7 +74,7 @@ def _headline(report: Report, result: Any) -> None:
         report.warning(warning)
 
 
-def _under_attack(report: Report, result: Any) -> None:
+def _under_attack(report: Report, result: SuiteResult) -> None:
     worst, rows = result.worst_case(), [result.row(arm) for arm in result.arms]
     notes = [NOTE, *([CORRECTED] if any("corrected" in row for row in rows) else [])]
     notes += [ATTEMPTS] if any("success per attempt" in row for row in rows) else []
@@ -84,7 +90,7 @@ def _under_attack(report: Report, result: Any) -> None:
     report.bars(bars, title="Accuracy under attack", x_label="accuracy", limits=(0, 1), note="Wilson intervals, 95 %.")
 
 
-def _attempted(report: Report, result: Any) -> None:
+def _attempts(report: Report, result: SuiteResult) -> None:
     """How success grows with the number of attempts, where they are draws."""
     laws = {name: law for name, law in result.scaling().items() if any(law["success"])}
     if not laws:
@@ -93,13 +99,13 @@ def _attempted(report: Report, result: Any) -> None:
     report.lines(curves, title="Success by number of attempts", x_label="attempts", y_label="attack success", note=DRAWS, log_x=True)
     rows = []
     for name, law in laws.items():
-        for what, (value, low, high) in law["fit"].items():
-            rows += [] if math.isnan(value) else [{"attack": name, "of the law": what, "value": value, "low": low, "high": high}]
+        for quantity, (value, low, high) in law["fit"].items():
+            rows += [] if math.isnan(value) else [{"attack": name, "of the law": quantity, "value": value, "low": low, "high": high}]
     if rows:
         report.table(rows, note=LAW)
 
 
-def _examples(report: Report, result: Any) -> None:
+def _examples(report: Report, result: SuiteResult) -> None:
     broken = result.broken()
     if broken:
         report.text("## Examples that broke").changes(
@@ -112,10 +118,11 @@ def _examples(report: Report, result: Any) -> None:
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as a table: an interval in one column, and only columns that say something in at least one row."""
-    silent = ("radius", "skipped", "over budget", "error", "undetermined", "distance")
+    """The rows as a table: an interval in one column, and optional columns only where a row has a value other than zero."""
+    optional = ("radius", "skipped", "over budget", "error", "undetermined", "distance")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    kept = [name for name in names if name not in silent or any(_says(row.get(name)) for row in rows)]
+    columns = [name for name in names if name not in optional or any(_has_value(row.get(name)) for row in rows)]
+    columns = [name for name in columns if name != "seconds"]  # they are in the table of costs
     spans = {
         "low": ("low", "high"),
         "corrected low": ("corrected low", "corrected high"),
@@ -123,31 +130,30 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     }
     headings = {"low": "95 % interval", "corrected low": "corrected, 95 %", "per attempt low": "per attempt, 95 %"}
     ends = [high for _, high in spans.values()]
-    kept = [name for name in kept if name != "seconds"]  # the table of costs has them
-    found = []
+    lines = []
     for row in rows:
         line: dict[str, Any] = {}
-        for name in kept:
+        for name in columns:
             if name in spans:
                 low, high = (row.get(end) for end in spans[name])
                 line[headings[name]] = None if low is None or high is None else f"{low:.3f}\u00a0–\u2060\u00a0{high:.3f}"
             elif name not in ends:
                 line[name] = row.get(name)
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _certified(rows: Sequence[Mapping[str, Any]], clean: float) -> list[dict[str, Any]]:
     """The rows as a table, the accuracy of the network itself beside each."""
-    found = []
+    lines = []
     for row in rows:
         line = {name: row[name] for name in ("certificate", "threat", "within")} | {"clean": clean}
         line |= {"certified accuracy": row["certified accuracy"], "95 % interval": f"{row['low']:.3f}\u00a0–\u00a0{row['high']:.3f}"}
-        found.append(line | {name: row[name] for name in ("abstained", "n", "copies")})
-    return found
+        lines.append(line | {name: row[name] for name in ("abstained", "n", "copies")})
+    return lines
 
 
-def _says(value: Any) -> bool:
+def _has_value(value: Any) -> bool:
     return bool(value) and not (isinstance(value, float) and math.isnan(value))
 
 
@@ -164,4 +170,4 @@ def _short(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-__all__ = ["LABELS", "of"]
+__all__ = ["LABELS", "build_report"]

@@ -1,0 +1,1 @@
+"""Self-checks: whether the number an attack reports can be trusted."""

@@ -1,89 +1,73 @@
-"""Self-checks of the model itself: is it deterministic, does it say anything, has it gradients, do they predict what it does.
+"""Self-checks of the model itself: deterministic forwards, answers that differ, and gradients that predict its outputs.
 
-Every check is a function of one `Bench` that says what it measured, where it warns and fails, and what to do. Those that compare
-attacks with one another are in `comparisons`.
+Every check is a function of one `Bench`; its docstring says what it measures. Checks that compare attacks are in `pairwise`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from advalign.evaluation.reports.report import show
+from advalign.evaluation.reports.checks import Check
 from advalign.evaluation.selfcheck.probe import AttackProbe
+from advalign.interfaces import Edits
 from advalign.metrics import utility
-from advalign.targets.target import Edits
+from advalign.targets.examples import paired_texts
 from advalign.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the table. status: "pass" | "warn" | "fail"; `queries`: what it cost, over all examples."""
-
-    name: str
-    status: str
-    figures: Mapping[str, float]
-    meaning: str
-    queries: int = 0
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON: what is nan or infinite is None."""
-        return asdict(self) | {"figures": {name: x if math.isfinite(x) else None for name, x in self.figures.items()}}
-
-
-NOTE = "Gains are rises of the margin (classifiers) or of the negative log-likelihood (generators); queries are those of all examples."
-
-
-def rows_of(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """The checks as lines of a table."""
-    lines = []
-    for check in checks:
-        figures = "; ".join(f"{name} {show(value)}" for name, value in check.figures.items())
-        line = {"check": check.name, "status": check.status, "figures": figures, "meaning": check.meaning, "queries": check.queries}
-        lines.append(line)
-    return lines
-
-
-@dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What the checks share: the probe, the effort of the attack under scrutiny (`base`), the predictions nobody attacked."""
+    """What the checks share. The base attack is the one under scrutiny: PGD with `steps` steps and `restarts` random starts."""
 
     probe: AttackProbe
+    """The target, the examples and the threat model."""
     steps: int
+    """Of the base attack."""
     restarts: int
+    """Of the base attack."""
     queries: int
+    """Of the attack without gradients, per example."""
     max_new_tokens: int
-    shown: Sequence[str]
+    """Length of a generator's responses."""
+    predictions: Sequence[str]
+    """A classifier's clean predictions on a larger sample; empty for a generator."""
     labels: Sequence[str]
+    """Labels of that sample."""
     dropout_on: bool
+    """Whether the model was handed over with active dropout."""
 
     @property
     def step_size(self) -> float:
-        """Long enough to cross the ball (`pgd`); the same for more steps, whose first ones are then these."""
+        """Long enough to cross the ball; the same for more steps, so that their first ones are the same."""
         return 2.5 / self.steps
 
     @cached_property
     def edits(self) -> list[Edits]:
+        """Of the base attack."""
         return self.probe.attack(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
 
     @cached_property
-    def base(self) -> Tensor:
-        """Gains of the attack under scrutiny."""
+    def base(self) -> Float[Tensor, "N"]:
+        """Gains of the base attack."""
         return self.probe.gain(self.edits)
 
     @cached_property
     def input_gradients(self) -> list[Edits]:
+        """Of the margin, at delta = 0."""
         return self.probe.input_gradients()
 
-    def rate(self, gain: Tensor) -> float:
+    def rate(self, gain: Float[Tensor, "N"]) -> float:
+        """Fraction of examples that an attack of that gain breaks."""
         return self.probe.broken(gain).double().mean().item()
 
     @property
     def classifies(self) -> bool:
+        """Whether the model is a classifier."""
         return self.probe.target.network.head == "classifier"
 
 
@@ -99,19 +83,19 @@ def randomised(bench: Bench) -> Check:
             meaning="Two forwards of one text differ: switch the randomness off, or attack and report the expectation over it.",
         )
     if bench.dropout_on:
-        left = "Dropout was left on in the model handed over: this harness switches it off, any other code must call eval() first."
-        return Check(name="randomised", status="warn", figures=figures, meaning=left)
+        active = "Dropout was left on in the model handed over: this harness switches it off, any other code must call eval() first."
+        return Check(name="randomised", status="warn", figures=figures, meaning=active)
     good = "Two forwards of one text agree, so the answer that is attacked is the answer that is judged."
     return Check(name="randomised", status="pass", figures=figures, meaning=good)
 
 
 def constant(bench: Bench) -> Check:
     """The most frequent prediction of a classifier."""
-    share = max(map(bench.shown.count, set(bench.shown))) / len(bench.shown)
+    fraction = max(map(bench.predictions.count, set(bench.predictions))) / len(bench.predictions)
     return check_result(
         "constant",
-        "fail" if utility.constant(bench.shown, bench.labels) else "pass",
-        {"share of the most frequent prediction": share, "examples": len(bench.shown)},
+        "fail" if utility.constant(bench.predictions, bench.labels) else "pass",
+        {"fraction of the most frequent prediction": fraction, "examples": len(bench.predictions)},
         "The model gives different answers to different texts.",
         "The model answers the same to almost everything and so is as accurate under any attack as without: its robustness means nothing.",
     )
@@ -120,17 +104,16 @@ def constant(bench: Bench) -> Check:
 def logits(bench: Bench) -> Check:
     """Outputs of a classifier that are probabilities (or their logarithms) already: rows of its answers that sum to 1."""
     probe = bench.probe
-    pairs = [e.pair or "" for e in probe.examples] if probe.examples[0].pair is not None else None
-    rows = probe.target.predict([e.prompt for e in probe.examples], pairs).double()
+    rows = probe.target.predict([e.prompt for e in probe.examples], paired_texts(probe.examples)).double()
     sums = {"softmax": rows.sum(1), "log-softmax": rows.exp().sum(1)}
-    shares = {name: ((x - 1).abs() < 1e-3).double().mean().item() for name, x in sums.items()}
-    proper = bool((rows >= 0).all()) and rows.shape[1] > 1
-    taken = (shares["softmax"] if proper else 0.0) > 0.99
+    fractions = {name: ((x - 1).abs() < 1e-3).double().mean().item() for name, x in sums.items()}
+    nonnegative = bool((rows >= 0).all()) and rows.shape[1] > 1
+    softmaxed = (fractions["softmax"] if nonnegative else 0.0) > 0.99
     return check_result(
         "logits",
-        "fail" if taken else "pass",
-        {f"rows that are a {name}": share if name != "softmax" or proper else 0.0 for name, share in shares.items()},
-        "The model hands over logits (log-probabilities are as good: a softmax leaves them as they are).",
+        "fail" if softmaxed else "pass",
+        {f"rows that are a {name}": x if name != "softmax" or nonnegative else 0.0 for name, x in fractions.items()},
+        "The model returns logits (log-probabilities are as good: a softmax leaves them as they are).",
         "The model returns probabilities where logits are expected: every softmax after it flattens the loss, so training and "
         "cross-entropy attacks see gradients that vanish where the model is sure; return what goes into the softmax.",
     )
@@ -159,16 +142,16 @@ def first_order(bench: Bench) -> Check:
     """(L(delta) - L(0)) / <g, delta> for steepest steps of a hundredth and a tenth of the radius. L is the margin, or log NLL: the
     NLL itself is exponential in its logits where the model is sure, and bends without any masking."""
     probe, figures, status = bench.probe, {}, "pass"
-    for share in (0.01, 0.1):
-        edits = probe.along(bench.input_gradients, share)
+    for fraction in (0.01, 0.1):
+        edits = probe.along(bench.input_gradients, fraction)
         expected = torch.tensor([_inner(g, e) for g, e in zip(bench.input_gradients, edits, strict=True)], dtype=torch.float64)
-        seen = expected > 4 * probe.floor
-        figures[f"measurable at {share:g} radius"] = seen.double().mean().item()
-        if not seen.any():
+        measurable = expected > 4 * probe.floor
+        figures[f"measurable at {fraction:g} radius"] = measurable.double().mean().item()
+        if not measurable.any():
             continue
         gain = probe.gain(edits) if bench.classifies else probe.clean * (probe.scores(edits) / probe.clean).log()
-        ratio = (gain[seen] / expected[seen]).median().item()
-        figures[f"median ratio at {share:g} radius"] = ratio
+        ratio = (gain[measurable] / expected[measurable]).median().item()
+        figures[f"median ratio at {fraction:g} radius"] = ratio
         # A gradient that promises too much is shattered; one that promises too little is curved, or flat where it is saturated.
         status = max(status, "warn" if ratio > 4 else grade(1 / ratio if ratio > 0 else math.inf, 1.5, 4.0), key=ORDER.index)
     if not any(name.startswith("median") for name in figures):
@@ -178,18 +161,18 @@ def first_order(bench: Bench) -> Check:
         status,
         figures,
         "The gradient predicts what a small step does.",
-        "The gradient does not predict what a small step does (masked, shattered, or lost in rounding): an attack that follows it says "
+        "The gradient does not predict what a small step does (masked, shattered, or lost in rounding): an attack that follows it proves "
         "little; smooth the gradient over random points and compare with gradient-free attacks.",
     )
 
 
 def outputs(bench: Bench) -> Check:
-    """Greedy answers of a generator, clean and with the attacked prompt, that are no answers; answers that never change."""
+    """Degenerate greedy answers of a generator, clean and under attack; answers that never change."""
     probe = bench.probe
     groups = probe.target.generate(probe.examples, 1, Sampling(max_new_tokens=bench.max_new_tokens, temperature=0.0), ("clean",))
     clean = [group.rollouts[0].text for group in groups]
     attacked = probe.target.continue_edited(probe.examples, bench.edits, bench.max_new_tokens)
-    rates = [sum(map(degenerate, texts)) / len(texts) for texts in (clean, attacked)]
+    rates = [sum(map(utility.degenerate, texts)) / len(texts) for texts in (clean, attacked)]
     same = max(map(clean.count, clean)) / len(clean)
     status = max(grade(rates[0], 0.05, 0.25), grade(rates[1], 0.25, 2.0), key=ORDER.index)
     return check_result(
@@ -201,12 +184,7 @@ def outputs(bench: Bench) -> Check:
     )
 
 
-def degenerate(text: str) -> bool:
-    """No letter or digit; or, from eight words on, fewer than half of the word pairs distinct."""
-    return not any(c.isalnum() for c in text) or (len(text.split()) >= 8 and utility.distinct_n([text], 2) < 0.5)
-
-
-def switched_on(network: nn.Module) -> bool:
+def dropout_is_active(network: nn.Module) -> bool:
     """Whether a dropout layer of the model would act."""
     return any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in network.modules())
 
@@ -215,11 +193,12 @@ ORDER = ("pass", "warn", "fail")
 
 
 def grade(value: float, warn: float, fail: float) -> str:
-    """Larger is worse."""
+    """The status of a value of which larger is worse."""
     return "fail" if not value <= fail else "warn" if value > warn else "pass"
 
 
 def check_result(name: str, status: str, figures: Mapping[str, float], good: str, bad: str) -> Check:
+    """The check, with the meaning that belongs to its status."""
     return Check(name=name, status=status, figures=figures, meaning=good if status == "pass" else bad)
 
 
@@ -228,6 +207,6 @@ def _inner(first: Edits, second: Edits) -> float:
 
 
 __all__ = [
-    "NOTE", "ORDER", "Bench", "Check", "constant", "degenerate", "first_order", "grade", "gradients", "logits", "outputs", "randomised",
-    "rows_of", "switched_on", "check_result",
+    "ORDER", "Bench", "check_result", "constant", "dropout_is_active", "first_order", "grade", "gradients", "logits", "outputs",
+    "randomised",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Self-checks that compare the attack under scrutiny (PGD) with others of the same threat model: weaker ones, which must find less,
-stronger ones, which must find no more, and ones without gradients or without a ball. Gains are differences of scores (see `probe`)
-and every check_result is a rate or a ratio of them, so none depends on the scale of the logits.
+"""Self-checks that compare the base attack (PGD) with others of the same threat model: weaker ones, which must gain less, stronger
+ones, which must gain no more, and ones without gradients or without a ball. Gains are differences of scores (see `probe`) and every
+figure is a rate or a ratio of them, so none depends on the scale of the logits.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from advalign.errors import ConfigError
-from advalign.evaluation.selfcheck.checks import ORDER, Bench, Check, check_result, grade
-from advalign.targets.target import target_of
+from advalign.evaluation.reports.checks import Check
+from advalign.evaluation.selfcheck.checks import ORDER, Bench, check_result, grade
+from advalign.models import Network
+from advalign.targets import network_target
 
 
 def ordering(bench: Bench) -> Check:
-    """Random directions of the same norm, best of as many as the attack evaluated; one steepest step; the attack."""
+    """Random directions of the same norm, best of as many as the base attack evaluated; one steepest step; the base attack."""
     probe, draws = bench.probe, (bench.steps + 1) * bench.restarts
     noise = torch.stack([probe.gain(probe.along(probe.random(i))) for i in range(draws)])
     best, one = noise.amax(0).clamp(min=0), probe.gain(probe.along(bench.input_gradients))
@@ -39,15 +41,15 @@ def ordering(bench: Bench) -> Check:
 
 def gradient_free(bench: Bench) -> Check:
     """An evolution strategy and random search in the same ball."""
-    found = bench.probe.gain(bench.probe.gradient_free(bench.queries))
-    beaten = bench.probe.beaten(found, bench.base)
-    figures = {"pgd beaten on": beaten, "gain": found.mean().item(), "gain of pgd": bench.base.mean().item()}
+    gain = bench.probe.gain(bench.probe.gradient_free(bench.queries))
+    beaten = bench.probe.beaten(gain, bench.base)
+    figures = {"pgd beaten on": beaten, "gain": gain.mean().item(), "gain of pgd": bench.base.mean().item()}
     check = check_result(
         "gradient_free",
         grade(beaten, 0.05, 0.2),
-        figures | {"broken": bench.rate(found), "broken by pgd": bench.rate(bench.base)},
-        "An attack without gradients finds less than the one with them.",
-        "An attack that sees scores only beats the one that sees gradients: gradients are masked; count each example by its worst attack.",
+        figures | {"broken": bench.rate(gain), "broken by pgd": bench.rate(bench.base)},
+        "An attack without gradients gains less than the one with them.",
+        "An attack on scores alone beats the one with gradients: gradients are masked; count each example by its worst attack.",
     )
     return _compared(bench, check)
 
@@ -61,16 +63,16 @@ def converged(bench: Bench) -> Check:
         arms[f"{factor:g} x step size"] = probe.attack(steps=bench.steps, step_size=factor * bench.step_size, restarts=bench.restarts)
     gains = {name: probe.gain(edits) for name, edits in arms.items()}
     best = torch.stack([bench.base, *gains.values()]).amax(0)
-    more = bench.rate(best) - bench.rate(bench.base)
+    rise = bench.rate(best) - bench.rate(bench.base)
     # Beyond the point where an example is broken, more gain changes no rate.
-    share = probe.beaten(best, 1.1 / 1.05 * bench.base)
+    improved = probe.beaten(best, 1.1 / 1.05 * bench.base)
     figures = {"base": bench.base.mean().item()} | {name: g.mean().item() for name, g in gains.items()}
     check = check_result(
         "converged",
-        max(grade(more, 0.05, 0.25), grade(share, 0.3, 0.75), key=ORDER.index),
-        figures | {"broken by base": bench.rate(bench.base), "broken by any": bench.rate(best), "gain rises by 10 % on": share},
+        max(grade(rise, 0.05, 0.25), grade(improved, 0.3, 0.75), key=ORDER.index),
+        figures | {"broken by base": bench.rate(bench.base), "broken by any": bench.rate(best), "gain rises by 10 % on": improved},
         "More steps, more restarts and other step sizes change little: the attack has converged.",
-        "More effort finds more: raise steps and restarts until the rate stands still, and report that one.",
+        "More effort gains more: raise steps and restarts until the rate is stable, and report that rate.",
     )
     return _compared(bench, check)
 
@@ -87,7 +89,7 @@ def losses(bench: Bench) -> Check:
         "loss",
         grade(1 - weakest, 0.2, 0.5),
         means | rates,
-        "It does not matter which loss the attack climbs.",
+        "All losses that the attack can climb are equally strong.",
         "Losses differ, as they do where the softmax is saturated: attack the margin, never the cross-entropy alone, and take the worst.",
     )
     return _compared(bench, check)
@@ -107,14 +109,14 @@ def dropout(bench: Bench) -> Check:
         torch.random.set_rng_state(state)
         for module, mode in modes.items():
             module.training = mode
-    found = bench.probe.gain(edits)
-    beaten = bench.probe.beaten(found, bench.base)
+    gain = bench.probe.gain(edits)
+    beaten = bench.probe.beaten(gain, bench.base)
     check = check_result(
         "dropout",
         grade(beaten, 0.1, 0.25),
-        {"beaten on": beaten, "gain, training mode": found.mean().item(), "gain, evaluation mode": bench.base.mean().item()},
-        "Gradients of training mode find no more than those of evaluation mode.",
-        "Gradients of training mode find more than those of evaluation mode: something that is on in evaluation only masks them.",
+        {"beaten on": beaten, "gain, training mode": gain.mean().item(), "gain, evaluation mode": bench.base.mean().item()},
+        "Gradients of training mode gain no more than those of evaluation mode.",
+        "Gradients of training mode gain more than those of evaluation mode: something that is active in evaluation only masks them.",
     )
     return _compared(bench, check)
 
@@ -122,65 +124,66 @@ def dropout(bench: Bench) -> Check:
 def radius(bench: Bench) -> Check:
     """PGD at 1/4, 1, 4, 16, ... times the radius, until everything is broken."""
     probe, figures, falls = bench.probe, {}, 0.0
-    before: Tensor | None = None
+    previous: Tensor | None = None
     for factor in (0.25, 1.0, 4.0, 16.0, 64.0, 256.0):
-        found = probe.gain(probe.attack(steps=2 * bench.steps, radius=factor * probe.threat.radius, restarts=bench.restarts))
-        figures[f"broken at {factor:g} x"] = bench.rate(found)
-        if before is not None:
-            falls = max(falls, probe.beaten(before, found))
-        before = found
-        if factor >= 4 and bench.rate(found) == 1:
+        gain = probe.gain(probe.attack(steps=2 * bench.steps, radius=factor * probe.threat.radius, restarts=bench.restarts))
+        figures[f"broken at {factor:g} x"] = bench.rate(gain)
+        if previous is not None:
+            falls = max(falls, probe.beaten(previous, gain))
+        previous = gain
+        if factor >= 4 and bench.rate(gain) == 1:
             break
     figures["weaker at the next radius on"] = falls
-    end = bench.rate(before) if before is not None else 0.0
+    end = bench.rate(previous) if previous is not None else 0.0
     return check_result(
         "radius",
         max(grade(falls, 0.1, 0.25), grade(1 - end, 0.01, 0.1), key=ORDER.index),
         figures,
         "The attack grows with the radius and ends by breaking everything.",
         "A larger ball contains the smaller one and a large one contains every text: an attack that is weaker there, or leaves examples "
-        "standing, is not converged or does not see the gradient.",
+        "unbroken, is not converged or lacks gradients.",
     )
 
 
 def unbounded(bench: Bench) -> Check:
     """Steepest ascent from zero that is never projected, in steps of the radius, then 8, 64 and 512 times that."""
     probe, figures = bench.probe, {}
-    everything = torch.zeros(len(probe.examples), dtype=torch.bool)
+    broken = torch.zeros(len(probe.examples), dtype=torch.bool)
     for factor in (1, 8, 64, 512):
         far, steps = 1e6 * factor, 2 * bench.steps
         edits = probe.attack(steps=steps, step_size=1e-6, radius=far * probe.threat.radius, random_start=False)
-        everything = everything | probe.broken(probe.gain(edits))
-        figures[f"broken, steps of {factor} x radius"] = everything.double().mean().item()
-        if everything.all():
+        broken = broken | probe.broken(probe.gain(edits))
+        figures[f"broken, steps of {factor} x radius"] = broken.double().mean().item()
+        if broken.all():
             break
     return check_result(
         "unbounded",
-        grade(1 - everything.double().mean().item(), 0.01, 0.1),
+        grade(1 - broken.double().mean().item(), 0.01, 0.1),
         figures,
         "Without a ball everything breaks, so the attack works.",
-        "Hidden states without any limit can say anything; an attack that still fails is broken or masked, and its bounded number too.",
+        "Unlimited hidden states can produce any output; an attack that still fails is broken or masked, and its bounded number too.",
     )
 
 
-def transfer_checks(bench: Bench, surrogates: Sequence[Any]) -> list[Check]:
+def transfer_checks(bench: Bench, surrogates: Sequence[Network]) -> list[Check]:
     """Edits found on other models of the same token and hidden spaces, judged on this one."""
     probe, checks = bench.probe, []
     for number, network in enumerate(surrogates):
-        other = target_of(network)
+        other = network_target(network)
         ids = [t.tokens(probe.examples).ids for t in (probe.target, other)]
         widths = [[t.network.width(site) for site in probe.threat.sites] for t in (probe.target, other)]
         if not torch.equal(*ids) or widths[0] != widths[1] or network.head != probe.target.network.head:
-            what = "has another head, tokenizer or hidden size; edits cannot be carried over"
-            raise ConfigError(f"self-check: transfer model {number} {what}.")
+            raise ConfigError(
+                f"self-check: transfer model {number} has another head, tokenizer or hidden size; edits cannot be carried over."
+            )
         scale = probe.target.unit(probe.threat) / other.unit(probe.threat)
         effort: dict[str, Any] = {"steps": bench.steps, "restarts": bench.restarts, "radius": scale * probe.threat.radius}
-        found = probe.gain(probe.attack(on=other, **effort))
-        beaten = probe.beaten(found, bench.base)
+        gain = probe.gain(probe.attack(gradients_of=other, **effort))
+        beaten = probe.beaten(gain, bench.base)
         check = check_result(
             f"transfer {number}" if len(surrogates) > 1 else "transfer",
             grade(beaten, 0.05, 0.2),
-            {"pgd beaten on": beaten, "gain": found.mean().item(), "gain of pgd": bench.base.mean().item(), "broken": bench.rate(found)},
+            {"pgd beaten on": beaten, "gain": gain.mean().item(), "gain of pgd": bench.base.mean().item(), "broken": bench.rate(gain)},
             "What breaks the other model breaks this one less than its own gradients do.",
             "Edits found on another model beat those found on this one: its own gradients are masked; report the worst of both.",
         )
@@ -189,11 +192,11 @@ def transfer_checks(bench: Bench, surrogates: Sequence[Any]) -> list[Check]:
 
 
 def _compared(bench: Bench, check: Check) -> Check:
-    """A comparison with an attack that finds nothing says nothing."""
+    """A comparison with a base attack that gains nothing is a warning."""
     if check.status != "pass" or bench.base.max() > bench.probe.floor:
         return check
-    idle = "The attack under scrutiny finds nothing at all, so there is nothing to compare: see `gradients` and `constant` first."
-    return replace(check, status="warn", meaning=idle)
+    meaning = "The base attack gains nothing at all, so there is nothing to compare: see `gradients` and `constant` first."
+    return replace(check, status="warn", meaning=meaning)
 
 
 __all__ = ["converged", "dropout", "gradient_free", "losses", "ordering", "radius", "transfer_checks", "unbounded"]

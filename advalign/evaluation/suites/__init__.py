@@ -1,0 +1,1 @@
+"""Suites: attacks on one model, judged by the harness, and certificates beside them."""

@@ -1,23 +1,25 @@
-"""How far a proposal went, and whether that is within what it was allowed."""
+"""How far a proposal went, and whether that is within its budget."""
 
 import math
-from typing import Any
 
 from advalign.engine.ascent import allowed_positions
 from advalign.functional import balls
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
 
 
-def distance(target: Any, attack: Any, example: Example, proposal: Proposal) -> float:
-    """In the attack's own unit: the norm of the edit over the unit of its radius (largest over sites and balls), or the share of
-    words changed. Infinite for an edit outside of the attack's stated threat model."""
+def distance(target: Target, attack: Attack, example: Example, proposal: Proposal) -> float:
+    """In the attack's own unit: the norm of the edit over the unit of its radius (largest over sites and balls), or the fraction of
+    words changed. Infinite for an edit outside the attack's stated threat model."""
     if proposal.edits is None:
         return changed_words(example.prompt, example.prompt if proposal.text is None else proposal.text)
     threat = attack.threat
+    if threat is None:
+        return math.inf
     allowed = allowed_positions(threat.where, target.tokens([example]))[0]
     sizes = [0.0]
     for site, add in proposal.edits.items():
-        # Attacks hand over the tokens of the example alone, so a delta that is longer or off its region breaks the rules.
+        # An edit has one row per token of the example, so one that is longer or outside its region breaks the rules.
         if site not in threat.sites or add.shape[0] != allowed.shape[0] or bool(add[~allowed].abs().sum() != 0):
             return math.inf
         sizes.append(float(balls.norm(add[None].double(), ball=threat.ball, scope=threat.scope).max()) / target.unit(threat))
@@ -25,11 +27,11 @@ def distance(target: Any, attack: Any, example: Example, proposal: Proposal) -> 
 
 
 def violation(budget: Budget, *, size: float, edited: bool, queries: int, seconds: float) -> str:
-    """What a proposal overspent, in words; empty where it kept its budget."""
+    """What a proposal overspent, in words; empty if it kept its budget."""
     limits = [
         ("queries", queries, budget.queries),
         ("radius", size if edited else 0.0, budget.radius),
-        ("share of words changed", 0.0 if edited else size, budget.edits),
+        ("fraction of words changed", 0.0 if edited else size, budget.edits),
         ("seconds", seconds, budget.seconds),
     ]
     # A float32 delta of norm r may measure r (1 + 1e-7) in float64.

@@ -4,155 +4,196 @@ proposal went, and decides."""
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from advalign.engine.rng import rng
 from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation.suites.budget import distance, violation
-from advalign.evaluation.suites.judging import ClassifierJudge, GeneratorJudge, Judgement, attempts
-from advalign.targets.cache import AnswerCache
-from advalign.targets.target import target_of
+from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts
+from advalign.interfaces import Attack, Target
+from advalign.models import Network
+from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.types import AttackResult, Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One attack, at one radius where it has one. `draws`: its attempts are drawn alike, so that more of them can be thought of."""
+    """One attack, at one radius where it has one."""
 
     name: str
+    """The attack's, and its radius: `pgd@0.1`."""
     attack: str
+    """The attack's name in the suite."""
     radius: float | None = None
+    """In the attack's own unit."""
     draws: bool = False
+    """Its attempts are independent draws, so success can be given as a function of their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an attack spent on one example."""
+
+    queries: int = 0
+    """Distinct texts or edits sent."""
+    seconds: float = 0.0
+    """Wall clock."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """The rest of the meter, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attack on one example."""
+
+    arm: Arm
+    example: Example
+    before: Judgement
+    """Of the clean answer."""
+
+    def result(
+        self, status: str, *, note: str = "", after: Judgement | None = None, size: float = 0.0, cost: Cost | None = None, **counts: int
+    ) -> AttackResult:
+        """The result with this status. `counts`: attempts and broken."""
+        cost = cost or Cost()
+        metrics = {f"{name}_before": rounded(x) for name, x in self.before.metrics.items()}
+        if after is not None:
+            metrics |= {f"{name}_after": rounded(x) for name, x in after.metrics.items()}
+        return AttackResult(
+            example=self.example.id,
+            attack=self.arm.name,
+            status=status,
+            queries=cost.queries,
+            seconds=cost.seconds,
+            spent=cost.spent,
+            distance=rounded(size),
+            before=self.before.shown,
+            after="" if after is None else after.shown,
+            note=note,
+            metrics=metrics,
+            **counts,
+        )
+
+    def judged(self, proposal: Proposal, after: Sequence[Judgement], budget: Budget, size: float, cost: Cost) -> AttackResult:
+        """The result of a proposal, whose attempts were judged as `after` and moved the example by `size`."""
+        if proposal.refused:
+            return self.result("error", note=f"not tried: {proposal.refused}", cost=cost)
+        overspent = violation(budget, size=size, edited=proposal.edits is not None, queries=cost.queries, seconds=cost.seconds)
+        broken = [i for i, judgement in enumerate(after) if judgement.breaks]
+        undetermined = [judgement for judgement in after if judgement.undetermined]
+        if overspent:
+            status = "over_budget"
+        elif not self.before.correct:
+            status = "skipped"
+        elif broken:
+            status = "succeeded"
+        else:
+            status = "undetermined" if undetermined else "failed"
+        shown = broken[0] if broken else 0
+        # The harness's own words first; then the text that was tried, which says more than the attack's note about it.
+        note = overspent or (undetermined[0].note if status == "undetermined" else "") or _tried(proposal, shown) or proposal.note
+        return self.result(status, note=note, after=after[shown], size=size, cost=cost, attempts=len(after), broken=len(broken))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Harness:
-    """What every attack of a suite is run with. `cache`: answers of the model on disk, for attacks that ask about texts."""
+    """What every attack of a suite runs with."""
 
-    network: Any
-    judge: ClassifierJudge | GeneratorJudge
-    attacks: Mapping[str, Any]
+    model: Network | BlackBoxModel
+    checker: AnswerChecker
+    attacks: Mapping[str, Attack]
     budget: Budget
+    """Of every attack, per example."""
     seed: int
-    cache: AnswerCache | None = field(default=None)
+    """Of every random stream, beside the attack's name and the example's id."""
+    cache: AnswerCache | None = None
+    """Answers of the model on disk, for attacks on texts."""
 
     def run(self, arm: Arm, examples: Sequence[Example], before: Sequence[Judgement]) -> list[AttackResult]:
-        """A function of its arguments alone: neither order, nor company beyond the chunk, nor the process matters."""
-        attack, budget = self.attacks[arm.attack], self.budget
-        if arm.radius is not None:
-            attack = attack.at_radius(arm.radius)
+        """A function of its arguments alone: order, other chunks and the process do not matter."""
+        attack, budget = self._attack(arm), self.budget
         if attack.threat is not None:
             stated = attack.threat.radius
             budget = replace(budget, radius=stated if budget.radius is None else min(stated, budget.radius))
-        found: dict[int, AttackResult] = {}
-        for i, (example, judgement) in enumerate(zip(examples, before, strict=True)):
-            if judgement.undetermined:
-                found[i] = _result(arm, example, judgement, "undetermined", note=judgement.note)
-            elif not judgement.correct and not self.judge.attacks_wrong:
-                found[i] = _result(arm, example, judgement, "skipped")
-        todo = [i for i in range(len(examples)) if i not in found]
-        if todo:
-            done = self._propose(arm, attack, budget, [examples[i] for i in todo], [before[i] for i in todo])
-            found |= dict(zip(todo, done, strict=True))
-        return [found[i] for i in range(len(examples))]
+        cases = [Case(arm=arm, example=e, before=judgement) for e, judgement in zip(examples, before, strict=True)]
+        results: dict[int, AttackResult] = {}
+        for i, case in enumerate(cases):
+            if case.before.undetermined:
+                results[i] = case.result("undetermined", note=case.before.note)
+            elif not case.before.correct and not self.checker.attacks_wrong:
+                results[i] = case.result("skipped")
+        attacked = [i for i in range(len(cases)) if i not in results]
+        if attacked:
+            results |= dict(zip(attacked, self._run_attack(attack, budget, [cases[i] for i in attacked]), strict=True))
+        return [results[i] for i in range(len(cases))]
 
-    def _propose(
-        self, arm: Arm, attack: Any, budget: Budget, examples: Sequence[Example], before: Sequence[Judgement]
-    ) -> list[AttackResult]:
-        # Only classifiers have answers worth keeping by text.
-        options = {"cache": self.cache} if self.cache is not None and getattr(self.network, "head", "") == "classifier" else {}
-        target = target_of(self.network, **options)
-        target.limit = None if budget.queries is None else budget.queries * len(examples)
+    def _attack(self, arm: Arm) -> Attack:
+        attack = self.attacks[arm.attack]
+        if arm.radius is None:
+            return attack
+        moved = attack.at_radius(arm.radius)
+        assert moved is not None  # arms have a radius only where the attack has one
+        return moved
+
+    def _run_attack(self, attack: Attack, budget: Budget, cases: Sequence[Case]) -> list[AttackResult]:
+        arm, examples = cases[0].arm, [case.example for case in cases]
+        target = target_of(self.model, cache=self.cache)
+        target.limit = None if budget.queries is None else budget.queries * len(cases)
         # An attack that takes several examples at once keys its own streams by example id; others get the stream of theirs.
         stream = rng(self.seed, arm.attack) if attack.examples_at_once is not None else rng(self.seed, arm.attack, examples[0].id)
         start = time.perf_counter()
         try:
             proposals = attack.propose(target, examples, budget, stream)
         except BudgetError as error:
-            return [_result(arm, e, v, "over_budget", note=str(error)) for e, v in zip(examples, before, strict=True)]
+            return [case.result("over_budget", note=str(error)) for case in cases]
         except ConfigError:
             raise
         except Exception as error:
-            note = f"{type(error).__name__}: {error}"
-            return [_result(arm, e, v, "error", note=note) for e, v in zip(examples, before, strict=True)]
-        seconds, meter = (time.perf_counter() - start) / len(examples), target.meter()
+            return [case.result("error", note=f"{type(error).__name__}: {error}") for case in cases]
+        seconds = time.perf_counter() - start
+        _check_count(arm.attack, proposals, len(cases))
+        costs = _costs(target, proposals, seconds)
         target.limit = None
-        queries = _queries(proposals, int(meter["queries"]), len(examples))
-        spent = {name: value / len(examples) for name, value in meter.items() if name != "queries"}
         # Draws are an example's own, so an attack that wants them is asked about one at a time.
         key = ("attempts", self.seed, arm.name, *(e.id for e in examples)) if attack.samples_answers else ()
-        after = self.judge.after(examples, before, proposals, key)
+        after = self.checker.after(examples, [case.before for case in cases], proposals, key)
         return [
-            _judged(arm, e, v, ws, p, _furthest(target, attack, e, p, ws), budget, queries=n, seconds=seconds, spent=spent)
-            for e, v, ws, p, n in zip(examples, before, after, proposals, queries, strict=True)
+            case.judged(proposal, judgements, budget, _size(target, attack, case.example, proposal, judgements), cost)
+            for case, proposal, judgements, cost in zip(cases, proposals, after, costs, strict=True)
         ]
 
 
-def _queries(proposals: Sequence[Proposal], metered: int, number: int) -> list[int]:
-    """What each example cost: the attack's own count where it accounts for everything the meter saw, else the meter's mean."""
+def _check_count(name: str, proposals: Sequence[Proposal], number: int) -> None:
+    if len(proposals) != number:
+        raise ConfigError(
+            f"attacks.{name}: it returned {len(proposals)} proposals for {number} examples; one proposal per example, in order, is needed."
+        )
+
+
+def _costs(target: Target, proposals: Sequence[Proposal], seconds: float) -> list[Cost]:
+    """What each example cost. Queries: the attack's own count where it covers everything the meter counted, else the meter's mean."""
+    number, meter = len(proposals), target.meter()
+    metered = int(meter.pop("queries"))
     stated = [p.queries for p in proposals if p.queries is not None]
-    if len(stated) == number and sum(stated) >= metered:
-        return stated
-    return [metered // number] * number
+    queries = stated if len(stated) == number and sum(stated) >= metered else [metered // number] * number
+    spent = {name: value / number for name, value in meter.items()}
+    return [Cost(queries=n, seconds=seconds / number, spent=spent) for n in queries]
 
 
-def _furthest(target: Any, attack: Any, example: Example, proposal: Proposal, after: Sequence[Judgement]) -> float:
+def _size(target: Target, attack: Attack, example: Example, proposal: Proposal, after: Sequence[Judgement]) -> float:
     """The distance of what broke the example; where nothing did, the largest that was tried."""
-    texts = attempts(example, proposal)
+    texts = attempted_texts(example, proposal)
     if proposal.edits is not None or len(texts) == 1:
         return distance(target, attack, example, proposal)
     sizes = [distance(target, attack, example, Proposal(text=text)) for text in texts]
-    broke = [size for size, judgement in zip(sizes, after, strict=True) if _breaks(judgement)]
-    return min(broke) if broke else max(sizes)
+    breaking = [size for size, judgement in zip(sizes, after, strict=True) if judgement.breaks]
+    return min(breaking) if breaking else max(sizes)
 
 
-def _breaks(judgement: Judgement) -> bool:
-    return not judgement.correct and not judgement.undetermined
-
-
-def _judged(
-    arm: Arm,
-    example: Example,
-    before: Judgement,
-    after: Sequence[Judgement],
-    proposal: Proposal,
-    size: float,
-    budget: Budget,
-    *,
-    queries: int,
-    seconds: float,
-    spent: Mapping[str, float],
-) -> AttackResult:
-    # The harness's own words first; then the text that was tried, which says more than what the attack says about it.
-    if proposal.refused:
-        return _result(arm, example, before, "error", note=f"not tried: {proposal.refused}", queries=queries, seconds=seconds, spent=spent)
-    note = violation(budget, size=size, edited=proposal.edits is not None, queries=queries, seconds=seconds)
-    broke = [i for i, judgement in enumerate(after) if _breaks(judgement)]
-    silent = [judgement for judgement in after if judgement.undetermined]
-    if note:
-        status = "over_budget"
-    elif not before.correct:
-        status = "skipped"
-    elif broke:
-        status = "succeeded"
-    else:
-        status = "undetermined" if silent else "failed"
-    shown = broke[0] if broke else 0
+def _tried(proposal: Proposal, shown: int) -> str:
+    """The text of one attempt, and the forced beginning of its response."""
     text = proposal.attempts[shown] if proposal.attempts else proposal.text
     forced = "" if proposal.forced is None else f"[forced: {proposal.forced}]"
-    tried = " ".join(part for part in (text, forced) if part)
-    note = note or (silent[0].note if status == "undetermined" else "") or tried or proposal.note
-    counts = {"attempts": len(after), "broken": len(broke), "queries": queries, "seconds": seconds, "spent": spent}
-    return _result(arm, example, before, status, after=after[shown], distance=size, note=note, **counts)
-
-
-def _result(arm: Arm, example: Example, before: Judgement, status: str, *, after: Judgement | None = None, **rest: Any) -> AttackResult:
-    metrics = {f"{name}_before": rounded(x) for name, x in before.metrics.items()}
-    if after is not None:
-        metrics |= {f"{name}_after": rounded(x) for name, x in after.metrics.items()}
-    rest["distance"] = rounded(rest.get("distance", 0.0))
-    shown = "" if after is None else after.shown
-    return AttackResult(example=example.id, attack=arm.name, status=status, before=before.shown, after=shown, metrics=metrics, **rest)
+    return " ".join(part for part in (text, forced) if part)
 
 
 def rounded(value: float) -> float:
@@ -160,4 +201,4 @@ def rounded(value: float) -> float:
     return round(value, 4)
 
 
-__all__ = ["Arm", "Harness"]
+__all__ = ["Arm", "Case", "Cost", "Harness"]

@@ -1,8 +1,10 @@
-"""results.jsonl: one line per attack and example, in a fixed order, appended chunk by chunk; so the file says where to go on.
+"""results.jsonl: one line per attack and example, in a fixed order, appended chunk by chunk, so that a killed run can resume.
 
-Wall-clock times, forwards and answers out of the cache would make two runs of one suite differ, so they stand in timings.jsonl, line
-by line beside the results.
+Wall-clock times, forwards and answers out of the cache differ between two runs of one suite, so they are in timings.jsonl, line by line
+beside the results.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -10,28 +12,35 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from advalign.errors import ConfigError
+from advalign.metrics.run_log import complete_lines
+from advalign.models import Network
+from advalign.targets import BlackBoxModel
 from advalign.types import AttackResult, Example
+
+if TYPE_CHECKING:
+    from advalign.evaluation.suites.suite import Suite
 
 
 class ResultLog:
-    """The results so far. `chunks`: the (attack, example) names of each chunk of work, in order; a chunk is written whole,
-    and one that a kill cut short is dropped and done again."""
+    """The results so far, in memory and in a folder. A chunk is written whole; one that a kill cut short is dropped and done again."""
 
-    def __init__(self, folder: str | Path | None, mark: str, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, folder: str | Path | None, fingerprint: str, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """`fingerprint`: what the results depend on. `chunks`: (attack, example) names of each chunk of work, in order."""
         self.results: list[AttackResult] = []
         self.num_chunks = 0
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._claim(mark)
-            self._resume(chunks)
+            self._claim(self._folder, fingerprint)
+            self._resume(self._folder, chunks)
 
     def append(self, results: Sequence[AttackResult]) -> None:
+        """Adds the results of one chunk."""
         self.results.extend(results)
         if self._folder is None:
             return
@@ -42,47 +51,44 @@ class ResultLog:
         with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(_line(r) for r in results))
 
-    def _claim(self, mark: str) -> None:
-        assert self._folder is not None
-        path = self._folder / "suite.json"
-        if path.exists() and json.loads(path.read_text())["fingerprint"] != mark:
-            raise ConfigError(f"{self._folder}: holds the results of another suite, model or data; choose another output_dir.")
-        path.write_text(json.dumps({"fingerprint": mark}) + "\n")
+    def _claim(self, folder: Path, fingerprint: str) -> None:
+        path = folder / "suite.json"
+        if path.exists() and json.loads(path.read_text())["fingerprint"] != fingerprint:
+            raise ConfigError(f"{folder}: holds the results of another suite, model or data; choose another output_dir.")
+        path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
 
-    def _resume(self, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
-        assert self._folder is not None
-        lines = _whole_lines(self._folder / "results.jsonl")
+    def _resume(self, folder: Path, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
+        lines = complete_lines(folder / "results.jsonl")
         ends = list(accumulate(len(c) for c in chunks))
         self.num_chunks = sum(end <= len(lines) for end in ends)
-        keep = ends[self.num_chunks - 1] if self.num_chunks else 0
-        times = _whole_lines(self._folder / "timings.jsonl")
-        expected = [name for chunk in chunks for name in chunk][:keep]
-        for line, time, who in zip(lines, times, expected, strict=False):
+        number = ends[self.num_chunks - 1] if self.num_chunks else 0
+        times = complete_lines(folder / "timings.jsonl")
+        names = [name for chunk in chunks for name in chunk][:number]
+        for line, time, name in zip(lines, times, names, strict=False):
             cost = json.loads(time)
-            found = AttackResult(**json.loads(line), seconds=cost["seconds"], spent=cost.get("spent", {}))
-            assert (found.attack, found.example) == who
-            self.results.append(found)
-        for name, kept in (("results", lines), ("timings", times)):
-            (self._folder / f"{name}.jsonl").write_text("".join(kept[:keep]), encoding="utf-8")
+            result = AttackResult(**json.loads(line), seconds=cost["seconds"], spent=cost.get("spent", {}))
+            assert (result.attack, result.example) == name
+            self.results.append(result)
+        for file, whole in (("results", lines), ("timings", times)):
+            (folder / f"{file}.jsonl").write_text("".join(line + "\n" for line in whole[:number]), encoding="utf-8")
 
 
-def fingerprint(suite: Any, network: Any, examples: Sequence[Example]) -> str:
-    """What the results depend on: the suite without its data reference and what is measured beside, the examples, every weight."""
-    digest = hashlib.sha256(repr(replace(suite, data=None, benign=None, seen=())).encode())
+def suite_fingerprint(suite: Suite, model: Network | BlackBoxModel, examples: Sequence[Example]) -> str:
+    """A hash of what the results depend on: the suite without its data reference, benign prompts and `seen`; the examples; every weight."""
+    digest = hashlib.sha256(repr(replace(suite, data=(), benign=None, seen=())).encode())
     for e in examples:
         digest.update(repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response"))).encode())
-    digest.update(network.head.encode())
-    digest.update(model_fingerprint(network).encode())
+    digest.update(model.head.encode())
+    digest.update(model_fingerprint(model).encode())
     return digest.hexdigest()
 
 
-def model_fingerprint(network: Any) -> str:
-    """A hash of every weight, and of the words its tokenizer knows."""
-    digest = hashlib.sha256(network.head.encode())
-    tokenizer = getattr(getattr(network, "encoder", None), "tokenizer", None)
-    if tokenizer is not None:
-        digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for name, tensor in network.state_dict().items():
+def model_fingerprint(model: Network | BlackBoxModel) -> str:
+    """A hash of every weight, and of the vocabulary of its tokenizer."""
+    digest = hashlib.sha256(model.head.encode())
+    if isinstance(model, Network):
+        digest.update(repr(sorted(model.encoder.tokenizer.get_vocab().items())).encode())
+    for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -94,12 +100,4 @@ def _line(result: AttackResult) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that end; a last one that a kill cut short is not one."""
-    if not path.exists():
-        return []
-    # Not splitlines: texts may hold other separators, which JSON leaves as they are.
-    return [line + "\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-__all__ = ["ResultLog", "fingerprint", "model_fingerprint"]
+__all__ = ["ResultLog", "model_fingerprint", "suite_fingerprint"]

@@ -1,6 +1,6 @@
-"""A suite of attacks on one model: clean utility first; then every attack proposes and the harness re-queries, checks the
-budget and judges. One JSON line per attack and example, written at once: a killed run that is started again continues and
-ends with the same file, bit for bit."""
+"""A suite of attacks on one model: clean utility first; then every attack proposes, and the harness asks the model again, checks the
+budget and judges. One JSON line per attack and example, written at once: a killed run that is started again continues and ends with
+the same file, bit for bit."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -15,40 +15,67 @@ from advalign import builder
 from advalign import data as loading
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
-from advalign.evaluation.suites.benign import Benign, over_refusal
+from advalign.evaluation.suites.benign import Benign, OverRefusal, over_refusal
+from advalign.evaluation.suites.certified import CertificateMethod
+from advalign.evaluation.suites.checker import AnswerChecker, Judgement
+from advalign.evaluation.suites.classifier_checker import ClassifierChecker
+from advalign.evaluation.suites.data import Data, read_examples
+from advalign.evaluation.suites.generator_checker import GeneratorChecker
 from advalign.evaluation.suites.harness import Arm, Harness
-from advalign.evaluation.suites.judging import generation, judge_of
-from advalign.evaluation.suites.log import ResultLog, fingerprint, model_fingerprint
+from advalign.evaluation.suites.log import ResultLog, model_fingerprint, suite_fingerprint
 from advalign.evaluation.suites.result import SuiteResult
-from advalign.evaluation.suites.workers import spread
+from advalign.evaluation.suites.sampled_utility import sampled_utility
+from advalign.evaluation.suites.workers import Chunk, run_chunks
 from advalign.interfaces import Attack, Judge
-from advalign.targets.black_box import needs_model
-from advalign.targets.cache import AnswerCache
-from advalign.targets.target import by_name, named
+from advalign.models import Network
+from advalign.targets import AnswerCache, BlackBoxModel, target_of
+from advalign.targets.black_box import check_access
+from advalign.targets.examples import with_label_indices
 from advalign.types import Budget, Example, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
-    """`data`: examples, or a reference to them (see `advalign.data`). Clean utility is measured on all of them, attacks on
-    `examples` of them, drawn with `seed`. Every attack that has a radius is run at each of `radii`, in its own unit.
-    `samples` > 0 adds pass@k, diversity and entropy of a generator. `certified`: what to prove about the vote of noisy or masked
-    copies of a classifier, on the attacked examples (`{name: {kind: smoothing | ranmask, ...}}`, docs/certified.md). `judge`: what reads
-    a generator's answers (`{kind: refusal}`, see `advalign list judges`); without one they verify. `benign`: prompts that ought to be
-    answered, the twins of those that ought not. `seen`: names of attacks that training knew; the others are reported apart."""
+class _CleanUtility:
+    """What is measured before any attack."""
 
-    data: Any
+    judgements: Sequence[Judgement]
+    """Of all examples."""
+    numbers: Mapping[str, float]
+    """By name."""
+    failures: Sequence[str]
+    """Sentences about what makes them meaningless."""
+    benign: OverRefusal | None
+    """What is refused among benign prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Attacks on one model, and what is measured beside them."""
+
+    data: Data
+    """Examples, or a reference to them (see `advalign.data`); clean utility is measured on all of them."""
     attacks: Mapping[str, Attack]
+    """By name."""
     examples: int = 100
+    """How many of the examples are attacked, drawn with `seed`."""
     radii: Sequence[float] = ()
+    """Every attack that has a radius runs at each of these, in its own unit; empty: at its own radius."""
     budget: Budget = field(default_factory=Budget)
+    """Of every attack, per example."""
     seed: int = 0
+    """Of the choice of examples and of every random stream."""
     samples: int = 0
+    """Sampled responses per prompt of a generator, for pass@k, diversity and entropy; 0: none."""
     sampling: Sampling = field(default_factory=Sampling)
-    certified: Mapping[str, certificates.Smoothing | certificates.Masking] = field(default_factory=dict)
+    """How responses are sampled; its `max_new_tokens` also limits greedy ones."""
+    certified: Mapping[str, CertificateMethod] = field(default_factory=dict)
+    """What to certify about the vote of noisy or masked copies of a classifier, on the attacked examples (docs/certified.md)."""
     judge: Judge | None = None
+    """What judges a generator's answers (see `advalign list judges`); None: they are verified."""
     benign: Benign | None = None
+    """Prompts that should be answered, beside those that should not."""
     seen: Sequence[str] = ()
+    """Names of attacks used in training; the others are reported apart."""
 
     def __post_init__(self) -> None:
         for name in self.seen:
@@ -78,48 +105,45 @@ class Suite:
 
     def run(
         self,
-        network: Any,
+        model: Network | BlackBoxModel,
         output_dir: str | Path | None = None,
         *,
         progress: bool = False,
         workers: int = 1,
         cache: str | Path | None = None,
     ) -> SuiteResult:
-        """Attack `network`, a loaded model or what is known by its answers alone (`AnsweringClassifier`, `AnsweringGenerator`).
+        """Attack `model`, a network or one known only by its answers (`AnsweringClassifier`, `AnsweringGenerator`).
 
-        With `output_dir`: results.jsonl, timings.jsonl, summary.json, report.html and report.md there; run again after a kill, it goes
-        on where it was. workers: processes that share the work (on a CPU); the results do not depend on it. cache: an SQLite file of
-        a classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot be run.
+        With `output_dir`: results.jsonl, timings.jsonl, summary.json, report.html and report.md there; run again after a kill, it
+        resumes. `workers`: processes that share the work (on a CPU); the results do not depend on it. `cache`: an SQLite file of a
+        classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot be run.
         """
-        needs_model(self.attacks, network)
-        examples, head = self._examples(network), network.head
-        mark = fingerprint(self, network, examples)
-        judge = judge_of(network, self.sampling, self.judge)
-        judgements = judge.clean(examples)
-        twins = None if self.benign is None else over_refusal(self.benign, judge, seed=self.seed)
-        clean, failures = judge.utility(examples, judgements, () if twins is None else twins.answers)
-        if self.samples and head == "policy":
-            clean |= generation(network, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
-        chosen = self._chosen(len(examples))
-        work = [(arm, chunk) for arm in self.arms for chunk in _chunks(chosen, self.attacks[arm.attack].examples_at_once or 1)]
-        log = ResultLog(output_dir, mark, [[(a.name, examples[i].id) for i in c] for a, c in work])
-        proven = certificates.run(self.certified, network, [examples[i] for i in chosen], seed=self.seed, folder=output_dir)
-        answers = None if cache is None else AnswerCache(cache, model_fingerprint(network))
-        harness = Harness(network=network, judge=judge, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
-        left = [(arm, [examples[i] for i in chunk], [judgements[i] for i in chunk]) for arm, chunk in work[log.num_chunks :]]
-        for results in track(spread(harness, left, workers), total=len(left), description="attacks", disable=not progress):
+        check_access(self.attacks, target_of(model))
+        examples = self.examples_for(model)
+        checker = self._checker(model)
+        clean = self._clean_utility(model, checker, examples)
+        chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
+        attacked, before = [examples[i] for i in chosen], [clean.judgements[i] for i in chosen]
+        work = self._work(attacked, before)
+        names = [[(arm.name, e.id) for e in part] for arm, part, _ in work]
+        log = ResultLog(output_dir, suite_fingerprint(self, model, examples), names)
+        certified = certificates.run(self.certified, model, attacked, seed=self.seed, folder=output_dir)
+        answers = None if cache is None else AnswerCache(cache, model_fingerprint(model))
+        harness = Harness(model=model, checker=checker, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
+        rest = work[log.num_chunks :]
+        for results in track(run_chunks(harness, rest, workers), total=len(rest), description="attacks", disable=not progress):
             log.append(results)
         result = SuiteResult(
-            head=head,
+            head=model.head,
             arms=self.arms,
-            clean=clean,
+            clean=clean.numbers,
             num_clean=len(examples),
-            failures=[*failures, *([] if twins is None else twins.failures)],
-            before={examples[i].id: judgements[i] for i in chosen},
-            prompts={examples[i].id: examples[i].prompt for i in chosen},
+            failures=clean.failures,
+            before={e.id: judgement for e, judgement in zip(attacked, before, strict=True)},
+            prompts={e.id: e.prompt for e in attacked},
             results=log.results,
-            certified=[row for name, found in proven.items() for row in certificates.rates(name, self.certified[name], found)],
-            benign=twins,
+            certified=[row for name, rows in certified.items() for row in certificates.rates(name, self.certified[name], rows)],
+            benign=clean.benign,
             seen=tuple(self.seen),
             judge=self.judge,
         )
@@ -127,14 +151,12 @@ class Suite:
             result.save(Path(output_dir))
         return result
 
-    def _examples(self, network: Any) -> list[Example]:
-        given, head = self.data, network.head
-        if isinstance(given, str | Mapping):
-            # A judge reads the answers themselves; without one, the reference response is what is measured.
-            read = loading.examples if head == "classifier" or self.judge is not None else loading.demonstrations
-            given = read(given, split="test", seed=self.seed)
-        examples = named([Example(**e) if isinstance(e, Mapping) else e for e in given])
-        examples = by_name(examples, network) if head == "classifier" else examples
+    def examples_for(self, model: Network | BlackBoxModel) -> list[Example]:
+        """The examples of `data`, as this model needs them: with ids, and labels as indices of its classes."""
+        # A judge reads the answers themselves; without one, the reference response is what is measured.
+        read = loading.examples if model.head == "classifier" or self.judge is not None else loading.demonstrations
+        examples = read_examples(self.data, read, seed=self.seed)
+        examples = with_label_indices(examples, model) if model.head == "classifier" else examples
         if not examples:
             raise ConfigError("suite.data: no examples.")
         repeated = len(examples) - len({e.id for e in examples})
@@ -142,12 +164,29 @@ class Suite:
             raise ConfigError(f"suite.data: {repeated} examples share the id of another; ids name the lines of results.jsonl.")
         return examples
 
-    def _chosen(self, number: int) -> list[int]:
-        return sorted(random.Random(self.seed).sample(range(number), min(self.examples, number)))
+    def _checker(self, model: Network | BlackBoxModel) -> AnswerChecker:
+        if model.head != "classifier":
+            return GeneratorChecker(target_of(model), self.sampling, self.judge)
+        if self.judge is not None:
+            raise ConfigError("suite.judge: given, but the model is a classifier, which is judged by its labels; leave it out.")
+        return ClassifierChecker(target_of(model))
 
+    def _clean_utility(self, model: Network | BlackBoxModel, checker: AnswerChecker, examples: Sequence[Example]) -> _CleanUtility:
+        judgements = checker.clean(examples)
+        benign = None if self.benign is None else over_refusal(self.benign, checker, seed=self.seed)
+        numbers, failures = checker.utility(examples, judgements, () if benign is None else benign.answers)
+        if self.samples and isinstance(model, Network) and model.head == "policy":
+            numbers |= sampled_utility(model, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
+        failures = [*failures, *([] if benign is None else benign.failures)]
+        return _CleanUtility(judgements=judgements, numbers=numbers, failures=failures, benign=benign)
 
-def _chunks(chosen: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    def _work(self, examples: Sequence[Example], before: Sequence[Judgement]) -> list[Chunk]:
+        """Every arm on all examples, as many at once as its attack takes."""
+        chunks: list[Chunk] = []
+        for arm in self.arms:
+            size = self.attacks[arm.attack].examples_at_once or 1
+            chunks += [(arm, examples[i : i + size], before[i : i + size]) for i in range(0, len(examples), size)]
+        return chunks
 
 
 __all__ = ["Suite"]

@@ -1,0 +1,80 @@
+"""Judgements about a classifier: its largest logit is the label's, or it is not."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.errors import ConfigError
+from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts, group_by_example
+from advalign.interfaces import Target
+from advalign.metrics import utility
+from advalign.targets.examples import paired_texts
+from advalign.types import Example, Proposal
+
+
+class ClassifierChecker(AnswerChecker):
+    """Correct means: the largest logit is the label's. Only examples that are right before are attacked."""
+
+    attacks_wrong = False
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def clean(self, examples: Sequence[Example]) -> list[Judgement]:
+        logits = self._logits(examples, [e.prompt for e in examples])
+        for example in examples:
+            if example.label is None:
+                raise ConfigError(f"evaluation: example '{example.id}' has no label; a classifier is judged by labels.")
+            if not 0 <= example.label < logits.shape[1]:
+                raise ConfigError(
+                    f"evaluation: example '{example.id}' has label {example.label}, and the model knows {logits.shape[1]} classes, 0 to "
+                    f"{logits.shape[1] - 1}; map the labels, or load the model that was trained on them."
+                )
+        return self._judgements(examples, logits)
+
+    def after(
+        self, examples: Sequence[Example], before: Sequence[Judgement], proposals: Sequence[Proposal], key: Sequence[object] = ()
+    ) -> list[list[Judgement]]:
+        rows = [(i, text) for i, (e, p) in enumerate(zip(examples, proposals, strict=True)) for text in attempted_texts(e, p)]
+        logits = self._logits([examples[i] for i, _ in rows], [text for _, text in rows])
+        edited = [r for r, (i, _) in enumerate(rows) if proposals[i].edits is not None]
+        if edited:
+            moved = [replace(examples[i], prompt=text) for i, text in (rows[r] for r in edited)]
+            logits[edited] = self.target.predict_edited(moved, [proposals[rows[r][0]].edits or {} for r in edited])
+        judgements = self._judgements([examples[i] for i, _ in rows], logits)
+        return group_by_example(len(examples), [i for i, _ in rows], judgements)
+
+    def utility(
+        self, examples: Sequence[Example], judgements: Sequence[Judgement], benign_answers: Sequence[str] = ()
+    ) -> tuple[dict[str, float], list[str]]:
+        labels, shown = [str(e.label) for e in examples], [j.shown for j in judgements]
+        failures = []
+        if utility.constant(shown, labels):
+            failures.append(
+                f"**Constant predictions**: the model answers `{max(set(shown), key=shown.count)}` to almost everything. "
+                "It is as accurate under any attack as without one, so its accuracy under attack means nothing."
+            )
+        accuracy = sum(j.correct for j in judgements) / len(judgements)
+        chance = max(map(labels.count, labels)) / len(labels)
+        if len(judgements) >= 30 and accuracy < 0.5 * chance:
+            failures.append(
+                f"**Labels disagree**: clean accuracy is {accuracy:.0%}, far below the {chance:.0%} of always giving the commonest label; "
+                "the model's classes are probably in another order than the data's."
+            )
+        return {"accuracy": accuracy}, failures
+
+    def _logits(self, examples: Sequence[Example], texts: Sequence[str]) -> Float[Tensor, "B C"]:
+        return self.target.predict(texts, paired_texts(examples)).clone()
+
+    def _judgements(self, examples: Sequence[Example], logits: Float[Tensor, "B C"]) -> list[Judgement]:
+        chosen = logits.argmax(1).tolist()
+        confidence = logits.softmax(1)[range(len(chosen)), [e.label or 0 for e in examples]].tolist()
+        return [
+            Judgement(correct=k == e.label, shown=str(k), metrics={"probability": c})
+            for k, c, e in zip(chosen, confidence, examples, strict=True)
+        ]
+
+
+__all__ = ["ClassifierChecker"]

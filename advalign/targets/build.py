@@ -1,0 +1,27 @@
+"""The target of a model, by its kind and head."""
+
+from advalign.errors import ConfigError
+from advalign.interfaces import Target
+from advalign.models import Network
+from advalign.targets.black_box import BlackBoxModel
+from advalign.targets.cache import AnswerCache
+from advalign.targets.classifier import ClassifierTarget
+from advalign.targets.generator import GeneratorTarget
+from advalign.targets.target import NetworkTarget
+
+TARGETS: dict[str, type[NetworkTarget]] = {"classifier": ClassifierTarget, "policy": GeneratorTarget}
+
+
+def target_of(model: Network | BlackBoxModel, *, cache: AnswerCache | None = None) -> Target:
+    """The target of a network or of a black box. `cache`: answers on disk, for classifiers."""
+    return model.target(cache) if isinstance(model, BlackBoxModel) else network_target(model, cache=cache)
+
+
+def network_target(network: Network, *, cache: AnswerCache | None = None) -> NetworkTarget:
+    """The target of a network."""
+    if network.head not in TARGETS:
+        raise ConfigError(f"evaluation: a network with head '{network.head}' cannot be attacked; known heads: classifier, policy.")
+    return TARGETS[network.head](network, cache=cache)
+
+
+__all__ = ["network_target", "target_of"]
