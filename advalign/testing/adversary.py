@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advalign.engine.ascent import region
+from advalign.engine.ascent import allowed_positions
 from advalign.functional import balls
 from advalign.interfaces import Adversary, Memory, PerturbationContext
 from advalign.models import Network
@@ -71,7 +71,7 @@ class _Case:
         scale = self.network.mean_embedding_norm() if threat.relative_to == "mean_embedding_norm" else 1.0
         arguments: dict[str, Any] = {
             "shapes": {site: (width, self.network.width(site)) for site in threat.sites},
-            "allowed": region(threat.where, tokens, never),
+            "allowed": allowed_positions(threat.where, tokens, never),
             "radius": threat.radius * scale if radius is None else radius,
             "dtype": torch.float64,
             "generators": [torch.Generator().manual_seed(100 + row) for row in rows],
