@@ -64,8 +64,8 @@ def test_configuration_trains(path, advalign, monkeypatch, tmp_path):
     needs(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as for a script that is run from there
-    for script, given in re.findall(r"^#   python (benchmarks/prepare_\w+\.py)( --output \S+)", text, re.MULTILINE):
-        monkeypatch.setattr(sys, "argv", [script, *given.split()])
+    for script, options in re.findall(r"^#   python (benchmarks/prepare_\w+\.py)( --output \S+)", text, re.MULTILINE):
+        monkeypatch.setattr(sys, "argv", [script, *options.split()])
         runpy.run_path(str(ROOT / script), run_name="__main__")
     printed = advalign(f"advalign train {path} --smoke args.output_dir={tmp_path / 'run'}")
     assert f"saved to {tmp_path / 'run'}-smoke" in printed
@@ -79,10 +79,10 @@ def test_the_architecture_page_names_things_that_exist():
     assert len(named) > 25
     for path, test in named:
         assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8") or not test, f"{path}::{test}"
-    rooms = page.split("    advalign/\n")[1].split("Floors.")[0]
+    tree = page.split("    advalign/\n")[1].split("Layers.")[0]
     modules = {p.relative_to(ROOT / "advalign").parts[0] for p in (ROOT / "advalign").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert all(f" {name.removesuffix('.py')}" in rooms for name in modules)  # no room or module is left out
-    for room in ("functional", "models", "engine", "training", "evaluation"):
-        (line,) = [line for line in rooms.splitlines() if line.strip().startswith(f"{room}/")]
-        files = {p.stem for p in (ROOT / "advalign" / room).glob("*.py")} - {"__init__"}
-        assert not {name for name in files if not re.search(rf"\b{name}\b", line)}, room
+    assert {name for name in modules if f" {name.removesuffix('.py')}" not in tree} == set()  # no package or module is left out
+    for package in ("functional", "interfaces", "types", "models", "engine", "targets", "metrics", "training"):
+        (line,) = [line for line in tree.splitlines() if line.strip().startswith(f"{package}/")]
+        files = {p.stem for p in (ROOT / "advalign" / package).glob("*.py")} - {"__init__"}
+        assert {name for name in files if not re.search(rf"\b{name}\b", line)} == set(), package

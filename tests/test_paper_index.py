@@ -56,17 +56,17 @@ def test_papers_are_named_where_their_row_points():
 
 def test_papers_of_every_file_are_in_the_index():
     missing = {p.name: papers(p.read_text(encoding="utf-8")) - papers(TEXT) for p in (*PAGES, *CONFIGS)}
-    assert {name: found for name, found in missing.items() if found} == {}
+    assert {name: numbers for name, numbers in missing.items() if numbers} == {}
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if re.search(r"`\w+=", r)], ids=lambda r: re.findall(r"\[([\w.]+\.yaml)\]", r)[0])
 def test_values_are_those_of_the_file(row):
     (path,) = [path for path, _ in links(row) if path.suffix == ".yaml"]
     # Numbers are compared as numbers: 1e-6 is text for YAML, and inf is written .inf there.
-    held = {(name, number(value)) for name, value in leaves(config.read(path))}
+    values = {(name, number(value)) for name, value in leaves(config.read(path))}
     stated = [(name, number(yaml.safe_load(value))) for name, value in re.findall(r"`(\w+)=([^`]+)`", row)]
     assert len(stated) == len(set(stated))
-    assert [pair for pair in stated if pair not in held] == []
+    assert [pair for pair in stated if pair not in values] == []
 
 
 def number(value):

@@ -27,13 +27,13 @@ def described(name, overrides=()):
 def small(name, folder, **extra):
     """The configuration with untrained models of two blocks and few rows of other data; objectives and adversaries as they are, but for
     the numbers of blocks and of steps."""
-    found = copy.deepcopy(described(name))
+    run = copy.deepcopy(described(name))
     rows, lexicon = folder / "rows.jsonl", folder / "lexicon.json"
     rows.write_text("".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(TEXTS)))
     lexicon.write_text(json.dumps({"good": ["fine"], "film": ["plot", "acting"], "dull": ["bad", "long"]}))
-    for learner in found["learners"].values():
+    for learner in run["learners"].values():
         classes = learner.get("head") == "classifier"
-        rolls = any(source["kind"] == "prompts" for source in found["sources"].values())
+        rolls = any(source["kind"] == "prompts" for source in run["sources"].values())
         data = str(rows) if classes else SUMS if rolls else CONSTRAINTS
         learner |= {
             "model": "scratch:encoder-tiny?hidden_size=32" if classes else "scratch:tiny?hidden_size=32",
@@ -45,8 +45,8 @@ def small(name, folder, **extra):
         }
         if "layers_to_transform" in learner["options"].get("lora", {}):
             learner["options"]["lora"]["layers_to_transform"] = [0, 1]
-    for source in found["sources"].values():
-        if source["kind"] == "pool":
+    for source in run["sources"].values():
+        if source["kind"] == "persistent_suffixes":
             source |= {"size": 4, "batch_size": 2, "attack": source["attack"] | {"length": 4, "steps": 1, "candidates": 4, "top": 4}}
             continue
         source.pop("columns", None)
@@ -55,21 +55,21 @@ def small(name, folder, **extra):
             source.pop("split")
             source |= {"group_size": 4, "rewards": [{"kind": "format", "pattern": ".*[01].*"}]}
             source["sampling"] = source["sampling"] | {"max_new_tokens": 4}
-    for adversary in found["adversaries"].values() if "adversaries" in found else ():
+    for adversary in run["adversaries"].values() if "adversaries" in run else ():
         adversary |= {"sites": ["embedding", "layer:0"]} if len(adversary.get("sites", ())) > 1 else {}
         adversary |= {"lexicon": str(lexicon), "budget": 0.5} if "lexicon" in adversary else {}
         adversary |= {"replace": "unknown"} if adversary["kind"] == "mask" else {}  # untrained models have no mask token
         if adversary["kind"] == "refusal":
             adversary |= {"harmful": CONSTRAINTS, "harmless": {"task": "constraints", "split": "test"}, "number": 8, "probability": 1.0}
         adversary |= {"steps": min(adversary["steps"], 3)} if "steps" in adversary else {}
-    for term in found["objectives"].values():
+    for term in run["objectives"].values():
         term |= {"layers": [0, 1]} if "layers" in term else {}
-    for ramp in found.get("schedules", {}).values():
+    for ramp in run.get("schedules", {}).values():
         ramp |= {"delay": 0, "steps": 1}
-    found["stages"] = [stage | {"steps": 1} for stage in found.get("stages", [])]
-    found["evaluations"] = {}
-    found["args"] = {"max_steps": 2, "token_budget": 4096}
-    return found | extra
+    run["stages"] = [stage | {"steps": 1} for stage in run.get("stages", [])]
+    run["evaluations"] = {}
+    run["args"] = {"max_steps": 2, "token_budget": 4096}
+    return run | extra
 
 
 def ran(described):
@@ -122,25 +122,25 @@ def test_show_prints_the_threat_and_the_price(capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_when_made_small(name, tmp_path):
-    found = small(name, tmp_path)
-    _, history, moved = ran(found)
+    run = small(name, tmp_path)
+    _, history, moved = ran(run)
     assert moved > 0
     seen = set()
     for log in history:
-        losses = {term: log[f"{term}/loss"] for term in found["objectives"] if f"{term}/loss" in log}
+        losses = {term: log[f"{term}/loss"] for term in run["objectives"] if f"{term}/loss" in log}
         assert torch.isfinite(torch.tensor(list(losses.values()))).all(), losses
         seen |= set(losses)
-        assert all(log[k] >= -1e-6 for k in log if k.endswith("/gain") and found["adversaries"][k.split("/")[0]]["kind"] == "pgd")
-    assert seen == set(found["objectives"])
+        assert all(log[k] >= -1e-6 for k in log if k.endswith("/gain") and run["adversaries"][k.split("/")[0]]["kind"] == "pgd")
+    assert seen == set(run["objectives"])
 
 
 def test_smart_starts_at_its_own_average_and_then_pulls_towards_it(tmp_path):
     """The Bregman term against an average: 0 before the first update, above 0 after it, and its teacher is 0.999 of the first weights."""
     weights = []
     for steps in (0, 1, 2):
-        found = small("smart", tmp_path, args={"max_steps": steps, "token_budget": 4096})
-        found["learners"]["model"]["options"].pop("dropout")  # the teacher has none
-        trainer = config.trainer(found)
+        run = small("smart", tmp_path, args={"max_steps": steps, "token_budget": 4096})
+        run["learners"]["model"]["options"].pop("dropout")  # the teacher has none
+        trainer = config.trainer(run)
         history = trainer.train(progress=False)
         (runtime,) = trainer.learners.values()
         weights.append([p.detach() for p in runtime.network.parameters()])
@@ -159,11 +159,11 @@ def test_circuit_breakers_leave_where_they_were_and_their_schedule_is_the_publis
         terms = trainer.run_spec.step_plan(stage, t).objectives
         assert terms["reroute"].coef == pytest.approx(10 * (1 - t / 300))
         assert terms["retain"].coef + terms["refusals"].coef == pytest.approx(10 * t / 300)
-    found = small("circuit_breakers", tmp_path, args={"max_steps": 12, "token_budget": 4096})
-    found["schedules"]["objectives.reroute.coef"]["steps"] = 12
+    run = small("circuit_breakers", tmp_path, args={"max_steps": 12, "token_budget": 4096})
+    run["schedules"]["objectives.reroute.coef"]["steps"] = 12
     for name in ("retain", "refusals"):
-        found["schedules"][f"objectives.{name}.coef"] = {"start": 1e-3, "end": 1e-3}
-    _, history, _ = ran(found)
+        run["schedules"][f"objectives.{name}.coef"] = {"start": 1e-3, "end": 1e-3}
+    _, history, _ = ran(run)
     assert history[0]["reroute/loss"] == pytest.approx(1.0, abs=1e-6)
     assert history[0]["retain/loss"] == 0.0
     assert history[-1]["reroute/cosine"] < 0.995
@@ -172,7 +172,7 @@ def test_circuit_breakers_leave_where_they_were_and_their_schedule_is_the_publis
 def test_cat_and_lat_defend_against_what_their_adversary_does(tmp_path):
     """The adversary gains: the inner sum rises, for it is a sum that makes the harmful answer likely."""
     for name, view in (("cat", "pgd"), ("lat_jailbreak", "lat"), ("capo", "pgd")):
-        found = small(name, tmp_path)
-        found["adversaries"][view] |= {"radius": 1.0, "relative_to": "mean_embedding_norm"}
-        _, history, _ = ran(found)
+        run = small(name, tmp_path)
+        run["adversaries"][view] |= {"radius": 1.0, "relative_to": "mean_embedding_norm"}
+        _, history, _ = ran(run)
         assert history[0][f"{view}/gain"] > 1e-3, name

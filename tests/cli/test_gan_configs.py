@@ -34,8 +34,8 @@ def test_header_names_the_paper_and_every_term(name):
     assert re.match(r"# [^\n]*\(arXiv:\d{4}\.\d{5}\)", header)
     assert f"#   advalign train configs/gan/{name}.yaml\n" in header
     lines = dict(re.findall(r"^#   (\w+) +loss = (.*)$", header, re.MULTILINE))
-    found = described(name)
-    for term in found["objectives"].values():
+    run = described(name)
+    for term in run["objectives"].values():
         said = lines[term.get("learner", "policy")]
         assert f"{term['kind']}({term['source']}" in said
         if term.get("coef", 1) != 1:
@@ -44,8 +44,8 @@ def test_header_names_the_paper_and_every_term(name):
 
 def small(name):
     """Untrained models of two layers, the constraints task for data, two steps of the last stage; everything else as it is."""
-    found = copy.deepcopy(described(name))
-    for role, learner in found["learners"].items():
+    run = copy.deepcopy(described(name))
+    for role, learner in run["learners"].items():
         reads = role == "discriminator" and name in ("gapo", "gail", "airl", "constraints")
         learner |= {"model": "scratch:encoder-tiny?hidden_size=32" if reads else "scratch:tiny-gpt2?n_embd=32", "tokenizer": WORDS}
         learner |= {"max_length": 32, "minibatches": 1, "warmup_steps": 0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
@@ -53,21 +53,21 @@ def small(name):
         if described(name)["learners"][role]["model"].startswith("latent:"):
             learner["model"] = "latent:policy?hidden_size=16&num_attention_heads=2&intermediate_size=32"
             del learner["tokenizer"]
-    for term in found["objectives"].values():
+    for term in run["objectives"].values():
         term |= {"site": "layer:1"} if "site" in term else {}
-    for source in found["sources"].values():
+    for source in run["sources"].values():
         source |= {"data": "task:constraints", "limit": 12} if "data" in source else {}
         source |= {key: value for key, value in (("batch_size", 4), ("group_size", 3), ("collect", 4)) if key in source}
         source |= {"sampling": {"max_new_tokens": 6}} if "sampling" in source else {}
         for reward in source.get("rewards", ()):
             reward |= {"kind": "exact_answer"} if reward["kind"] == "math" else {}  # a task verifies itself
-    for copy_ in found.get("frozen", {}).values():
+    for copy_ in run.get("frozen", {}).values():
         copy_ |= {"refresh": 1} if "refresh" in copy_ else {}
-    if "stages" in found:
-        found["stages"] = [found["stages"][-1] | {"steps": 2}]
-    found["evaluations"] = {}
-    found["args"] = {"max_steps": 2, "token_budget": 1024}
-    return found
+    if "stages" in run:
+        run["stages"] = [run["stages"][-1] | {"steps": 2}]
+    run["evaluations"] = {}
+    run["args"] = {"max_steps": 2, "token_budget": 1024}
+    return run
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -86,17 +86,17 @@ def test_two_steps(name):
 
 def test_cooper_ranks_what_the_policy_itself_got_right():
     """After a few demonstrations some answers are right; they are the real side, and each corrupted one fails its verifier."""
-    found = small("cooper")
-    found["sources"]["demos"] = {"kind": "demos", "data": "task:constraints", "batch_size": 16}
-    found["sources"]["write"] |= {"batch_size": 8, "group_size": 4}
-    found["sources"]["pairs"] |= {"corrupt": ["drop", "repeat", "swap"]}
-    found["objectives"]["imitate"] = {"kind": "sft", "source": "demos"}
-    found["learners"]["policy"]["learning_rate"] = 3e-3
-    found["stages"] = [
+    run = small("cooper")
+    run["sources"]["demos"] = {"kind": "demos", "data": "task:constraints", "batch_size": 16}
+    run["sources"]["write"] |= {"batch_size": 8, "group_size": 4}
+    run["sources"]["pairs"] |= {"corrupt": ["drop", "repeat", "swap"]}
+    run["objectives"]["imitate"] = {"kind": "sft", "source": "demos"}
+    run["learners"]["policy"]["learning_rate"] = 3e-3
+    run["stages"] = [
         {"name": "imitate", "steps": 60, "objectives": ["imitate"]},
         {"name": "game", "steps": 2, "objectives": ["policy", "rank"]},
     ]
-    trainer = config.trainer(found)
+    trainer = config.trainer(run)
     before = trainer.train(progress=False)[-1]
     assert torch.isfinite(torch.tensor([before["rank/loss"], before["policy/loss"]])).all()
     items = trainer.context.items["pairs"]
@@ -110,9 +110,9 @@ def test_cooper_ranks_what_the_policy_itself_got_right():
 
 def test_in_gad_every_prompt_has_both_sides():
     """The warm-up too: the student is sampled although no policy objective reads it."""
-    found = small("gad")
-    found["stages"] = [described("gad")["stages"][0] | {"steps": 1}]
-    trainer = config.trainer(found)
+    run = small("gad")
+    run["stages"] = [described("gad")["stages"][0] | {"steps": 1}]
+    trainer = config.trainer(run)
     trainer.start()
     log = trainer.training_step()
     assert "discriminator/accuracy/generated" in log

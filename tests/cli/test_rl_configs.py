@@ -28,19 +28,19 @@ def described(name):
 
 def small(name, reward=SOMETIMES):
     """The configuration with an untrained model, sums for problems and few rows; objectives, estimators and options as they are."""
-    found = copy.deepcopy(described(name))
+    run = copy.deepcopy(described(name))
     task = {"task": {"kind": "arithmetic", "digits": 1}}
-    for learner in found["learners"].values():
+    for learner in run["learners"].values():
         learner |= {"model": "scratch:tiny?hidden_size=32", "tokenizer": {"kind": "characters", "data": task}, "max_length": 16}
         # The first step of a warm-up has a learning rate of 0.
         learner |= {"minibatches": min(learner.get("minibatches", 1), 2), "options": {}, "warmup_steps": 0}
-    for source in found["sources"].values():
+    for source in run["sources"].values():
         source |= {"data": task, "batch_size": 4, "group_size": min(source["group_size"], 4), "rewards": [reward]}
         source["sampling"] = source["sampling"] | {"max_new_tokens": 4}
         source |= {"collect": 8} if "collect" in source else {}
-    found["evaluations"] = {}
-    found["args"] = {"max_steps": 1, "token_budget": 1024}
-    return found
+    run["evaluations"] = {}
+    run["args"] = {"max_steps": 1, "token_budget": 1024}
+    return run
 
 
 def ran(described):
@@ -82,12 +82,12 @@ def test_header_states_the_loss_the_sources_and_commands_that_hold(name):
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_one_step_of_every_paper(name):
-    found = small(name)
-    trainer, log, moved = ran(found)
-    for term in found["objectives"]:
+    run = small(name)
+    trainer, log, moved = ran(run)
+    for term in run["objectives"]:
         assert torch.isfinite(torch.tensor(log[f"{term}/loss"])), term
     for learner, runtime in trainer.learners.items():
-        assert runtime.version == found["learners"][learner].get("minibatches", 1)
+        assert runtime.version == run["learners"][learner].get("minibatches", 1)
         assert moved[learner] > 0
         assert 0 < log[f"{learner}/grad_norm"] < 1e4
 

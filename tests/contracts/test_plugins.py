@@ -33,8 +33,8 @@ def test_no_field_is_called_epsilon_and_there_are_few(group: str, kind: str) -> 
     cls = plugins.resolve(group, kind)
     names = [f.name for f in dataclasses.fields(cls)]
     assert not any("epsilon" in name or name == "eps" for name in names)
-    own = [name for name in names if name in inspect.get_annotations(cls)]
-    assert len(own) <= 8, "more than eight fields of its own: two ideas share a class"
+    added = [name for name in names if name in inspect.get_annotations(cls)]
+    assert len(added) <= 8, "more than eight fields of its own: two ideas share a class"
 
 
 @pytest.mark.parametrize("group", plugins.GROUPS)

@@ -82,29 +82,29 @@ def test_every_prompt_comes_from_a_sentence_that_meets_it_and_slow_loops_agree(t
 
 
 def test_no_held_out_combination_is_asked_for_in_training_not_even_inside_a_perturbed_prompt(task):
-    def held(words):
+    def held_out(words):
         return [hashed(" ".join(sorted(pair))) < task.held_out for pair in combinations(words, 2)]
 
     rng, all_of = random.Random(0), everything(task)
     pairs = {name: {e.meta["words"] for e in examples} for name, examples in all_of.items()}
     assert pairs["train"].isdisjoint(pairs["test"])
-    assert all(held(words) == [False] for words in pairs["train"])
-    assert all(held(words) == [True] for words in pairs["test"])
-    assert all(len(words) == 3 and any(held(words)) for words in pairs["ood"])
+    assert all(held_out(words) == [False] for words in pairs["train"])
+    assert all(held_out(words) == [True] for words in pairs["test"])
+    assert all(len(words) == 3 and any(held_out(words)) for words in pairs["ood"])
     inserted = Sentences(data=task.data, ranks=task.ranks, insert=1.0)
     for example in rng.sample(all_of["train"], 60):
         for maker in (task, inserted):
             near = maker.perturb(example, maker.demonstrate(example, rng), rng)
-            assert not any(held(near.meta["words"])), near.prompt
+            assert not any(held_out(near.meta["words"])), near.prompt
 
 
 def test_a_held_out_sentence_is_never_shown_in_training(task):
     rng, all_of = random.Random(0), everything(task)
     shown = {task.demonstrate(e, rng) for e in all_of["train"] for _ in range(3)}
-    kept = {task.demonstrate(e, rng) for name in ("test", "ood") for e in all_of[name] for _ in range(3)}
-    assert shown.isdisjoint(kept)
+    withheld = {task.demonstrate(e, rng) for name in ("test", "ood") for e in all_of[name] for _ in range(3)}
+    assert shown.isdisjoint(withheld)
     total = len(all_of["train"]) + len(all_of["test"])
-    # Each pair is held out with probability 0.2, by its hash; about 400 pairs occur, so their share has standard deviation 0.02.
+    # Each pair is held out with probability 0.2, by its hash; about 400 pairs occur, so their fraction has standard deviation 0.02.
     assert 0.1 < len(all_of["test"]) / total < 0.3
 
 
