@@ -104,7 +104,7 @@ def dead_zone(seed: int) -> dict[str, Any]:
             loss = formulas.soft_gate(ratio, advantages, tau_positive=1.0, tau_negative=1.05)
         loss.sum().backward()
         gradients[name] = leaf.grad
-    clipped = formulas.binds((new - old).exp(), advantages, low=0.2, high=0.2) == 1
+    clipped = formulas.clip_is_active((new - old).exp(), advantages, low=0.2, high=0.2) == 1
     return {
         "clipped_tokens": float(clipped.double().mean()),
         "ppo_gradient_there": float(gradients["ppo"][clipped].norm()),

@@ -9,9 +9,8 @@ Differences: stds have floors instead of addends. The weight of a reward cancels
 between rewards are `weights`, one per reward, in order. A reward that is constant in a group adds exactly 0 there.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["GDPO"]
@@ -32,10 +31,12 @@ class GDPO(Advantage):
     """A = S / std(S), S = sum_k w_k (R_k - mean_g R_k) / std_g R_k."""
 
     weights: tuple[float, ...] | None = None
+    """w_k, one per reward, in order; None: 1 each."""
     whiten: str = "rows"
-    floor: float = 1e-4  # public code adds 1e-6 or 1e-4
+    """rows: S over its standard deviation over responses; tokens: S whitened over target tokens; none: S."""
+    floor: float = 1e-4
+    """Of all standard deviations; public code adds 1e-6 or 1e-4 to them."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,17 +46,17 @@ class GDPO(Advantage):
             raise ConfigError(f"advantages.gdpo.floor: got {self.floor}, must be above 0.")
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group, target = rows.rewards, rows.tokens.group, rows.tokens.target
         weights = self.weights or (1.0,) * rewards.shape[1]
         if len(weights) != rewards.shape[1]:
             raise ConfigError(f"advantages.gdpo.weights: got {len(weights)} for {rewards.shape[1]} rewards, must be one for each.")
-        each = torch.zeros_like(rewards[:, 0])
-        for weight, one in zip(weights, rewards.unbind(1), strict=True):
-            each = each + weight * advantages.group_relative(one, group, floor=self.floor)
+        per_row = torch.zeros_like(rewards[:, 0])
+        for weight, reward in zip(weights, rewards.unbind(1), strict=True):
+            per_row = per_row + weight * advantages.group_relative(reward, group, floor=self.floor)
         if self.whiten == "tokens":
-            return advantages.whiten(advantages.expand(each, target), target, floor=self.floor, all_reduce=all_reduce), None
+            return advantages.whiten(advantages.expand(per_row, target), target, floor=self.floor, all_reduce=all_reduce), None
         if self.whiten == "rows":
-            each = each / advantages.moments(each, all_reduce)[1].clamp(min=self.floor)
-        return advantages.expand(each, target), None
+            per_row = per_row / advantages.moments(per_row, all_reduce)[1].clamp(min=self.floor)
+        return advantages.expand(per_row, target), None

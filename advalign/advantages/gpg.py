@@ -7,9 +7,8 @@ Counts span all ranks; where nothing counts, alpha multiplies zeros. Differences
 (public code gives a group of one its raw reward); the paper's resampling until enough groups differ belongs to a source.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from advalign.errors import unknown
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["GPG"]
@@ -30,8 +29,8 @@ class GPG(Advantage):
     """A = alpha (R - mean), alpha = number of responses / number that count."""
 
     counted: str = "groups"
+    """Which responses count in alpha: groups (those of groups whose rewards differ) or rewards (those whose reward is not 0)."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -39,10 +38,10 @@ class GPG(Advantage):
             raise unknown("advantages.gpg.counted", "way to count", self.counted, COUNTED)
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group = rows.rewards.sum(1), rows.tokens.group
-        counts = ~advantages.constant(rewards, group) if self.counted == "groups" else rewards != 0
+        counts = ~advantages.is_constant(rewards, group) if self.counted == "groups" else rewards != 0
         total = all_reduce(torch.stack([rewards.new_tensor(float(rewards.numel())), counts.to(rewards.dtype).sum()]))
         alpha = total[0] / total[1].clamp(min=1)
         return advantages.expand(alpha * advantages.centred(rewards, group)[0], rows.tokens.target), None

@@ -10,16 +10,15 @@ vanishing std would turn the discriminator's noise into unit-variance advantages
 Constant groups, singletons included, get exactly 0 (one framework gives a singleton its raw reward).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["Group"]
@@ -32,9 +31,10 @@ class Group(Advantage):
     """A = (R - mean_group) / max(std, floor)."""
 
     scale: str = "group"
-    floor: float = 1e-4  # public code: 1e-4 or 1e-6, added rather than a floor
+    """Standard deviation that the difference is divided by: of the group, of the batch, or none."""
+    floor: float = 1e-4
+    """Of the standard deviation; public code adds 1e-4 or 1e-6 to it instead."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -43,14 +43,18 @@ class Group(Advantage):
         if self.floor <= 0:
             raise ConfigError(f"advantages.group.floor: got {self.floor}, must be above 0.")
 
+    @property
+    def amplifies_noise(self) -> bool:
+        return self.scale != "none" and self.floor < 0.1
+
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group = rows.rewards.sum(1), rows.tokens.group
         if self.scale == "group":
-            each = advantages.group_relative(rewards, group, floor=self.floor)
+            per_row = advantages.group_relative(rewards, group, floor=self.floor)
         elif self.scale == "batch":
-            each = advantages.batch_relative(rewards, group, floor=self.floor, all_reduce=all_reduce)
+            per_row = advantages.batch_relative(rewards, group, floor=self.floor, all_reduce=all_reduce)
         else:
-            each, _ = advantages.centred(rewards, group)
-        return advantages.expand(each, rows.tokens.target), None
+            per_row, _ = advantages.centred(rewards, group)
+        return advantages.expand(per_row, rows.tokens.target), None

@@ -6,16 +6,15 @@ costs the n-th term, because it happens only in groups that were solved at all. 
 rewards the mean may come near 0 and A grows without limit. Constant groups, groups of one included, get exactly 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["MaxRL"]
@@ -25,14 +24,13 @@ __all__ = ["MaxRL"]
 class MaxRL(Advantage):
     """A_i = (R_i - mean) / mean."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group = rows.rewards.sum(1), rows.tokens.group
         centre, size = advantages.centred(rewards, group)
         mean = advantages.group_sum(rewards, group) / size
-        each = torch.where(mean > 0, centre / torch.where(mean > 0, mean, 1.0), 0.0)
-        return advantages.expand(each, rows.tokens.target), None
+        per_row = torch.where(mean > 0, centre / torch.where(mean > 0, mean, 1.0), 0.0)
+        return advantages.expand(per_row, rows.tokens.target), None

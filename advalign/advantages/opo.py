@@ -6,15 +6,14 @@ b = R, so 0 (public code: b = 0, its raw reward); constant groups get exactly 0;
 The paper's other half, exact on-policy training, is one update per draw (`minibatches: 1`, `epochs: 1`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["OPO"]
@@ -24,12 +23,11 @@ __all__ = ["OPO"]
 class OPO(Advantage):
     """A_i = R_i - sum_j |y_j| R_j / sum_j |y_j|."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, target, group = rows.rewards.sum(1), rows.tokens.target, rows.tokens.group
         baseline = advantages.weighted_mean(rewards, target.sum(1).to(rewards.dtype), group)
-        return advantages.expand(advantages.above(rewards, baseline, group), target), None
+        return advantages.expand(advantages.minus_baseline(rewards, baseline, group), target), None

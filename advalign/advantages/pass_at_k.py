@@ -3,19 +3,18 @@
 What the maximum of the group would lose without response i: an unbiased gradient of E[max of k rewards], k being the size of the group
 (pass@k for rewards in {0, 1}). It is the positive part of `best_of_group`. A tie for the best teaches nothing; so does a group of one,
 whose second best does not exist (public code refuses it). scale "group" divides by max(std of the group, floor), which public code does
-by default and the derivation does not: the gradient is then that of no objective.
+by default and the derivation does not: the gradient then belongs to no objective.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["PassAtK"]
@@ -28,9 +27,10 @@ class PassAtK(Advantage):
     """A_i = max_j R_j - max_{j != i} R_j."""
 
     scale: str = "none"
-    floor: float = 1e-4  # public code adds 1e-6 to the standard deviation
+    """What the lead is divided by: none, or group (standard deviation of the group's rewards)."""
+    floor: float = 1e-4
+    """Of the standard deviation; public code adds 1e-6 to it instead."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -39,11 +39,15 @@ class PassAtK(Advantage):
         if not self.floor > 0:
             raise ConfigError(f"advantages.pass_at_k.floor: got {self.floor}, must be above 0.")
 
+    @property
+    def amplifies_noise(self) -> bool:
+        return self.scale != "none" and self.floor < 0.1
+
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group = rows.rewards.sum(1), rows.tokens.group
-        each = (rewards - advantages.best_of_others(rewards, group)).clamp(min=0)
+        per_row = (rewards - advantages.best_of_others(rewards, group)).clamp(min=0)
         if self.scale == "group":
-            each = each / advantages.group_std(rewards, group).clamp(min=self.floor)
-        return advantages.expand(each, rows.tokens.target), None
+            per_row = per_row / advantages.group_std(rewards, group).clamp(min=self.floor)
+        return advantages.expand(per_row, rows.tokens.target), None

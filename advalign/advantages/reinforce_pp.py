@@ -1,6 +1,6 @@
 """A_t = (G_t - mean) / std, G_t = sum_k gamma^k R_{t+k}, mean and std over all target tokens of the draw   (REINFORCE++, arXiv:2501.03262).
 
-The response's reward stands on its last target token, token rewards (the paper: -coef k1 to the reference) on theirs.
+The response's reward is on its last target token, token rewards (the paper: -coef k1 to the reference) on theirs.
 baseline "none":  R as it is. One response per prompt is enough
 baseline "group": R - mean of the group, the paper's "w/ baseline" form for several responses per prompt
 
@@ -10,16 +10,15 @@ whitening (public code: its raw reward), and whitening shifts by the mean over T
 group then gets a small common advantage, and exactly 0 only where the whole draw consists of constant groups.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["ReinforcePP"]
@@ -32,10 +31,12 @@ class ReinforcePP(Advantage):
     """A_t = (G_t - mean) / std over all target tokens, G_t the discounted reward to go."""
 
     baseline: str = "none"
+    """What is subtracted from R first: none, or group (mean of the group)."""
     gamma: float = 1.0
-    floor: float = 1e-4  # public code adds 1e-8 to the variance
+    """Discount per target token."""
+    floor: float = 1e-4
+    """Of the standard deviation; public code adds 1e-8 to the variance instead."""
 
-    needs_values: ClassVar[bool] = False
     reads_token_rewards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,11 +49,10 @@ class ReinforcePP(Advantage):
 
     @property
     def compares(self) -> bool:
-        """Whether a prompt needs several responses."""
         return self.baseline == "group"
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, target = rows.rewards.sum(1), rows.tokens.target
         if self.baseline == "group":

@@ -6,16 +6,15 @@ rewards are all equal still learns, unless the greedy response earned the same. 
 between two stretches of a response; here everything off target is zero.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["ReMax"]
@@ -25,17 +24,16 @@ __all__ = ["ReMax"]
 class ReMax(Advantage):
     """A = R - R(greedy response)."""
 
-    needs_values: ClassVar[bool] = False
     needs_baseline: ClassVar[bool] = True
     reads_token_rewards: ClassVar[bool] = True
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         if rows.baseline is None:
             raise ConfigError("advantages.remax: rows carry no baseline; use a source that scores the greedy response to every prompt.")
         target = rows.tokens.target
-        each = advantages.expand(rows.rewards.sum(1) - rows.baseline, target)
+        per_token = advantages.expand(rows.rewards.sum(1) - rows.baseline, target)
         if rows.token_rewards is not None:
-            each = each + advantages.reward_to_go(rows.token_rewards, target, gamma=1.0)
-        return each, None
+            per_token = per_token + advantages.reward_to_go(rows.token_rewards, target, gamma=1.0)
+        return per_token, None

@@ -10,9 +10,7 @@ loss. Released code drops it from the batch, which for PSR and NSR multiplies a 
 over all, a prompt that is mostly solved teaches NSR little, which is the expectation of the paper's equation.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["Signed"]
@@ -30,23 +28,24 @@ __all__ = ["Signed"]
 class Signed(Advantage):
     """A = +positive where R > threshold, -negative elsewhere."""
 
-    positive: float = 0.1  # lambda of W-REINFORCE
+    positive: float = 0.1
+    """Advantage of a correct response; lambda of W-REINFORCE."""
     negative: float = 1.0
+    """Minus the advantage of an incorrect response."""
     threshold: float = 0.5
-
-    needs_values: ClassVar[bool] = False
+    """A response is correct if its reward is above this."""
 
     def __post_init__(self) -> None:
-        for name in ("positive", "negative"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"advantages.signed.{name}: got {getattr(self, name)}, must not be below 0.")
+        for name, value in (("positive", self.positive), ("negative", self.negative)):
+            if not value >= 0:
+                raise ConfigError(f"advantages.signed.{name}: got {value}, must not be below 0.")
         if self.positive == self.negative == 0:
-            raise ConfigError("advantages.signed: positive and negative are both 0, so that nothing is learned; set one above 0.")
+            raise ConfigError("advantages.signed: positive and negative are both 0, so nothing is learned; set one above 0.")
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards = rows.rewards.sum(1)
-        right = torch.full_like(rewards, self.positive)
-        each = torch.where(rewards > self.threshold, right, -self.negative)
-        return advantages.expand(each, rows.tokens.target), None
+        positive = torch.full_like(rewards, self.positive)
+        per_row = torch.where(rewards > self.threshold, positive, -self.negative)
+        return advantages.expand(per_row, rows.tokens.target), None

@@ -8,16 +8,15 @@ objective. It contains R itself, so the gradient of E[R] is not unbiased. Consta
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import advantages
-from advalign.interfaces import Advantage
+from advalign.interfaces import Advantage, AdvantageState, AllReduce
 from advalign.types import RolloutRows
 
 __all__ = ["SoftmaxBaseline"]
@@ -27,9 +26,9 @@ __all__ = ["SoftmaxBaseline"]
 class SoftmaxBaseline(Advantage):
     """A = R - beta log mean exp(R / beta)."""
 
-    beta: float = 0.5  # beta1 of the paper and of public code
+    beta: float = 0.5
+    """Weight of the KL penalty, in units of the reward; beta1 of the paper and of public code."""
 
-    needs_values: ClassVar[bool] = False
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -37,8 +36,8 @@ class SoftmaxBaseline(Advantage):
             raise ConfigError(f"advantages.softmax_baseline.beta: got {self.beta}, must be above 0 and finite.")
 
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         rewards, group = rows.rewards.sum(1), rows.tokens.group
         value = advantages.soft_maximum(rewards, group, beta=self.beta)
-        return advantages.expand(advantages.above(rewards, value, group), rows.tokens.target), None
+        return advantages.expand(advantages.minus_baseline(rewards, value, group), rows.tokens.target), None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import balls
-from advalign.functional.certify import ranmask_kept
+from advalign.functional.certify import ranmask_num_kept
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import word_masking
 from advalign.types import Edit
@@ -68,7 +68,7 @@ class Mask(Adversary[Edit]):
     def _draw(self, number: int, generator: torch.Generator) -> list[int]:
         """The masked ones of `number` words, counted from 1."""
         order = torch.randperm(number, generator=generator, device=generator.device) + 1
-        return order[ranmask_kept(number, rate=self.rate) :].tolist()
+        return order[ranmask_num_kept(number, rate=self.rate) :].tolist()
 
 
 __all__ = ["Mask"]

@@ -38,9 +38,7 @@ Temperatures = Annotated[str | None, typer.Option(help="Also a policy's quality 
 Kind = Annotated[str, typer.Option(help="An attack: see advalign list attacks.")]
 Label = Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")]
 Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
-TargetText = Annotated[
-    str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")
-]
+TargetText = Annotated[str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")]
 Options = Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")]
 
 

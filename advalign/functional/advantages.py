@@ -10,17 +10,18 @@ from advalign.errors import unknown
 from advalign.functional import divergence
 
 AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over ranks."""
 
 
 def expand(per_row: Float[Tensor, "B"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """One number per row, on each of its target tokens; zero elsewhere."""
+    """Expansion over targets: one number per row, on each of its target tokens; zero elsewhere."""
     return per_row[:, None] * target
 
 
 def centred(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
     """(R - mean of its group, size of its group). Exactly zero in a group whose rewards are all equal, singletons included."""
     size = group_sum(torch.ones_like(rewards), group)
-    return above(rewards, group_sum(rewards, group) / size, group), size
+    return minus_baseline(rewards, group_sum(rewards, group) / size, group), size
 
 
 def group_sum(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -35,14 +36,14 @@ def group_max(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "
     return torch.zeros_like(x).scatter_reduce(0, index, x, "amax", include_self=False)[index]
 
 
-def constant(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
+def is_constant(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
     """Whether all rewards of the row's group are equal; true of a group of one."""
     return -group_max(-rewards, group) == group_max(rewards, group)
 
 
-def above(rewards: Float[Tensor, "B"], baseline: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """R - b, and exactly zero where the group is constant: b is then R but for rounding, and a small std would blow that up."""
-    return torch.where(constant(rewards, group), 0.0, rewards - baseline)
+def minus_baseline(rewards: Float[Tensor, "B"], baseline: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """R - b, and exactly zero where the group is constant: b is then R up to rounding, and a small std would magnify the rounding."""
+    return torch.where(is_constant(rewards, group), 0.0, rewards - baseline)
 
 
 def group_std(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -78,17 +79,17 @@ def soft_maximum(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"], *, beta: 
     """V = beta log mean exp(R / beta) over the group   (A*-PO, arXiv:2505.20686, stage 1): the mean for beta -> inf, the
     maximum for beta -> 0. Taken relative to the maximum, and with expm1 and log1p, so that both limits are reached in floats."""
     high = group_max(rewards, group)
-    behind = torch.expm1((rewards - high) / beta)
-    return high + beta * torch.log1p(weighted_mean(behind, torch.ones_like(rewards), group))
+    relative = torch.expm1((rewards - high) / beta)
+    return high + beta * torch.log1p(weighted_mean(relative, torch.ones_like(rewards), group))
 
 
 def best_of_others(rewards: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
     """max_{j != i} R_j of the group; R_i itself in a group of one, so that the difference is 0."""
     high = group_max(rewards, group)
-    top = rewards == high
-    alone = top & (group_sum(top.to(rewards.dtype), group) == 1)
-    second = group_max(rewards.masked_fill(alone, -torch.inf), group)
-    return torch.where(alone, torch.where(second.isinf(), rewards, second), high)
+    is_best = rewards == high
+    is_only_best = is_best & (group_sum(is_best.to(rewards.dtype), group) == 1)
+    second = group_max(rewards.masked_fill(is_only_best, -torch.inf), group)
+    return torch.where(is_only_best, torch.where(second.isinf(), rewards, second), high)
 
 
 def gae(
@@ -96,23 +97,23 @@ def gae(
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """delta_t = R_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  returns = A + V   (arXiv:1506.02438, eq. 16).
 
-    t + 1 is the next TARGET token: what a tool said in between does not decay a reward. V behind the last one is 0.
+    t + 1 is the next TARGET token: what a tool said in between does not decay a reward. V after the last one is 0.
     """
     following = carried = torch.zeros_like(values[:, 0])
     advantages = torch.zeros_like(values)
     for t in reversed(range(values.shape[1])):
-        on = target[:, t]
+        is_target = target[:, t]
         delta = rewards[:, t] + gamma * following - values[:, t]
-        carried = torch.where(on, delta + gamma * lam * carried, carried)
-        following = torch.where(on, values[:, t], following)
-        advantages[:, t] = torch.where(on, carried, 0.0)
+        carried = torch.where(is_target, delta + gamma * lam * carried, carried)
+        following = torch.where(is_target, values[:, t], following)
+        advantages[:, t] = torch.where(is_target, carried, 0.0)
     return advantages, torch.where(target, advantages + values, 0.0)
 
 
 def at_end(per_row: Float[Tensor, "B"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """One number per row, on its last target token; zero elsewhere."""
-    behind = target.flip(1).cumsum(1).flip(1)
-    return per_row[:, None] * (target & (behind == 1))
+    remaining = target.flip(1).cumsum(1).flip(1)
+    return per_row[:, None] * (target & (remaining == 1))
 
 
 def per_token(per_row: Float[Tensor, "B"], token_rewards: Float[Tensor, "B T"] | None, target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -156,3 +157,10 @@ def moments(x: Float[Tensor, "N"], all_reduce: AllReduce) -> tuple[Float[Tensor,
     mean = total[1] / total[0].clamp(min=1)
     squares = all_reduce(((x - mean) ** 2).sum())
     return mean, (squares / (total[0] - 1).clamp(min=1)).sqrt()
+
+
+__all__ = [
+    "AllReduce", "adaptive_coefficient", "at_end", "batch_relative", "best_of_others", "centred", "expand", "gae", "group_max",
+    "group_relative", "group_std", "group_sum", "is_constant", "kl_rewards", "leave_one_out", "minus_baseline", "moments", "per_token",
+    "reward_to_go", "soft_maximum", "weighted_mean", "whiten",
+]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Losses of adversarial training that are no divergence and no preference, element by element.
+"""Losses of adversarial training that are neither divergences nor preferences, element by element.
 
-Axes here: N tokens or rows, V vocabulary, C classes, D hidden. `odds` is what unlikelihood terms are made of: log(1 - p) is computed as
+Axes here: N tokens or rows, V vocabulary, C classes, D hidden. `odds` gives what unlikelihood losses need: log(1 - p) is computed as
 lse of the OTHER logits - lse of all, so with respect to logits the gradient of -log(1 - p) stays within [-1, 1], however close p is to 1;
 from log p alone it would be p / (1 - p), which overflows where p rounds to 1.
 """
@@ -14,15 +14,15 @@ from advalign.functional.divergence import kl
 
 
 def leaky(x: Float[Tensor, "*S"], *, at: float, slope: float) -> Float[Tensor, "*S"]:
-    """x where x >= at, else at + slope (x - at): below the cutoff a loss is all but won, and keeps `slope` of its gradient."""
+    """x where x >= at, else at + slope (x - at): below the cutoff a loss is low enough, and keeps `slope` of its gradient."""
     return torch.where(x < at, at + slope * (x - at), x)
 
 
 def odds(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """(log p, log(1 - p)) of the entries `ids` of softmax(logits)."""
-    whole = logits.logsumexp(1)
+    lse = logits.logsumexp(1)
     others = logits.scatter(1, ids[:, None], -torch.inf).logsumexp(1)
-    return logits.gather(1, ids[:, None]).squeeze(1) - whole, others - whole
+    return logits.gather(1, ids[:, None]).squeeze(1) - lse, others - lse
 
 
 def unlikelihood(logp: Float[Tensor, "*S"], log1m: Float[Tensor, "*S"], *, cutoff: float) -> Float[Tensor, "*S"]:
@@ -40,22 +40,22 @@ def mart(
     clean: Float[Tensor, "N C"], attacked: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, weight: float
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"], Float[Tensor, "N"]]:
     """(l, its boosted cross-entropy, its divergence): l = BCE(p', y) + weight KL(p || p') (1 - p_y)   (MART, ICLR 2020)."""
-    boosted, apart = boosted_cross_entropy(attacked, labels), kl(clean, attacked)
+    boosted, divergence = boosted_cross_entropy(attacked, labels), kl(clean, attacked)
     wrong = odds(clean, labels)[1].exp()
-    return boosted + weight * apart * wrong, boosted, apart
+    return boosted + weight * divergence * wrong, boosted, divergence
 
 
 def rerouted(hidden: Float[Tensor, "N D"], original: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
-    """relu(cos(h, h_ref)): 1 where nothing has changed, 0 from orthogonal on (arXiv:2406.04313, algorithm 1)."""
-    now, before = _precise(hidden, original)
-    return cosine_similarity(now, before, dim=1).relu()
+    """relu(cos(h, h_ref)): 1 where nothing has changed, 0 where the two are orthogonal or further apart (arXiv:2406.04313, algorithm 1)."""
+    hidden, original = _at_least_float32(hidden, original)
+    return cosine_similarity(hidden, original, dim=1).relu()
 
 
 def displaced(hidden: Float[Tensor, "N D"], original: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
     """||h - h_ref||_2; at 0 its gradient is taken to be 0 (arXiv:2406.04313, algorithm 1)."""
-    now, before = _precise(hidden, original)
-    return torch.linalg.vector_norm(now - before, dim=1)
+    hidden, original = _at_least_float32(hidden, original)
+    return torch.linalg.vector_norm(hidden - original, dim=1)
 
 
-def _precise(*xs: Tensor) -> tuple[Tensor, ...]:
+def _at_least_float32(*xs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in xs)

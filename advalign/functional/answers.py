@@ -1,9 +1,9 @@
-"""What a text offers as its answer, and when two answers are the same: shared by rewards and judges."""
+"""The final answer of a text, and when two answers are the same: shared by rewards and judges."""
 
 import re
 from fractions import Fraction
 
-# At most 40 digits and no exponent: the longest number a text can make us build is a small one.
+# At most 40 digits and no exponent, so that no text can make us build a huge number.
 NUMBER = re.compile(r"(?<![0-9.])-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40}|/[0-9]{1,40})?|(?<![0-9])-?\.[0-9]{1,40}")
 STATED = re.compile(rf"[\s$€£(*]*(?:[A-Za-z]+[\s$€£(*]+)*({NUMBER.pattern})[\s%°$.)*]*(?:\s[A-Za-z][^0-9]*)?")
 FRACTION = re.compile(r"\\[dt]?frac\{(-?[0-9]+)\}\{([0-9]+)\}")
@@ -20,7 +20,7 @@ def final_answer(text: str) -> str | None:
 
 
 def final_formula(text: str) -> str | None:
-    """The marked answer, else the last formula, else the last number: what symbolic algebra is asked about."""
+    """The marked answer, else the last formula, else the last number: what symbolic algebra compares."""
     return marked(text) or last_formula(text) or last_number(text)
 
 
@@ -35,27 +35,28 @@ def marked(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    found = NUMBER.findall(FRACTION.sub(r"\1/\2", text[-2000:]))
-    return found[-1] if found else None
+    """The last number of the last 2000 characters."""
+    numbers = NUMBER.findall(FRACTION.sub(r"\1/\2", text[-2000:]))
+    return numbers[-1] if numbers else None
 
 
 def last_formula(text: str) -> str | None:
-    """What stands between the last pair of $ $, $$ $$, \\( \\) or \\[ \\]."""
-    found = FORMULA.findall(text[-2000:])
-    return "".join(found[-1]).strip() if found else None
+    """What is between the last pair of $ $, $$ $$, \\( \\) or \\[ \\]."""
+    formulas = FORMULA.findall(text[-2000:])
+    return "".join(formulas[-1]).strip() if formulas else None
 
 
-def same(given: str, reference: str, tolerance: float) -> bool:
+def same(answer: str, reference: str, tolerance: float) -> bool:
     """Equal as text without case, spaces, markup and final full stop; or both numbers, equal to the relative tolerance."""
-    if fold(given) == fold(reference):
+    if fold(answer) == fold(reference):
         return True
-    a, b = number(given), number(reference)
+    a, b = number(answer), number(reference)
     return a is not None and b is not None and abs(a - b) <= Fraction(tolerance) * abs(b)
 
 
-def decided(given: str, reference: str) -> bool:
-    """Whether both are plain numbers, so that `same` has the last word. A percentage is not: 50 % may be 50 or 1/2."""
-    return number(given) is not None and number(reference) is not None and "%" not in given + reference
+def decided(answer: str, reference: str) -> bool:
+    """Whether both are plain numbers, so that `same` decides. A percentage is not: 50 % may be 50 or 1/2."""
+    return number(answer) is not None and number(reference) is not None and "%" not in answer + reference
 
 
 def number(text: str) -> Fraction | None:

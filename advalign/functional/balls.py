@@ -53,8 +53,8 @@ def steepest(gradient: Float[Tensor, "N T D"], *, ball: str, scope: str) -> Floa
         size = torch.linalg.vector_norm(scaled, dim=2, keepdim=True)
         direction = scaled / torch.where(size > 0, size, 1)
     else:
-        where = split.abs().argmax(2, keepdim=True)
-        direction = torch.zeros_like(split).scatter(2, where, split.gather(2, where).sign())
+        largest_at = split.abs().argmax(2, keepdim=True)
+        direction = torch.zeros_like(split).scatter(2, largest_at, split.gather(2, largest_at).sign())
     return direction.reshape(gradient.shape)
 
 
@@ -71,11 +71,11 @@ def sample(
     """Uniform in the ball: L2 and L1 drop coordinates of a point on a larger sphere (Voelker et al. 2017; Barthe et al. 2005)."""
     draw = {"L2": _uniform_l2, "Linf": _uniform_linf, "L1": _uniform_l1}[_ball(ball)]
 
-    def one(length: int, generator: torch.Generator) -> Tensor:
+    def draw_row(length: int, generator: torch.Generator) -> Tensor:
         balls, size = (length, dim) if _scope(scope) == "token" else (1, length * dim)
         return radius * draw(balls, size, generator, dtype).reshape(length, dim)
 
-    return fill(allowed, dim, one, generators=generators, dtype=dtype)
+    return fill(allowed, dim, draw_row, generators=generators, dtype=dtype)
 
 
 def fill(
@@ -100,19 +100,25 @@ def masked(x: Float[Tensor, "N T D"], allowed: Bool[Tensor, "N T"]) -> Float[Ten
     return torch.where(allowed[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def check(threat: ThreatModel, where: str) -> None:
-    """Refuses a threat model that names what does not exist; `where` is the path shown in the error."""
-    choices = {"ball": BALLS, "scope": SCOPES, "relative_to": UNITS, "where": PLACES, "share": SHARES}
-    for name, known in choices.items():
-        if getattr(threat, name) not in known:
-            raise unknown(f"{where}.{name}", name, getattr(threat, name), known)
+def check(threat: ThreatModel, path: str) -> None:
+    """Refuses a threat model that names what does not exist; `path` begins the error."""
+    choices = (
+        ("ball", threat.ball, BALLS),
+        ("scope", threat.scope, SCOPES),
+        ("relative_to", threat.relative_to, UNITS),
+        ("where", threat.where, PLACES),
+        ("share", threat.share, SHARES),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise unknown(f"{path}.{name}", name, value, allowed)
     if not threat.radius >= 0:
-        raise ConfigError(f"{where}.radius: {threat.radius} given; a radius is a number >= 0.")
+        raise ConfigError(f"{path}.radius: {threat.radius} given; a radius is a number >= 0.")
     for site in threat.sites:
         if not re.fullmatch(r"embedding|layer:-?\d+", site):
-            raise ConfigError(f"{where}.sites: no site '{site}'; a site is 'embedding' or 'layer:k' (the output of block k).")
+            raise ConfigError(f"{path}.sites: no site '{site}'; a site is 'embedding' or 'layer:k' (the output of block k).")
     if not threat.sites:
-        raise ConfigError(f"{where}.sites: none given; name at least one, 'embedding' or 'layer:k'.")
+        raise ConfigError(f"{path}.sites: none given; name at least one, 'embedding' or 'layer:k'.")
 
 
 def _project_l1(split: Float[Tensor, "N K M"], radius: float) -> Float[Tensor, "N K M"]:
@@ -120,8 +126,8 @@ def _project_l1(split: Float[Tensor, "N K M"], radius: float) -> Float[Tensor, "
     ordered = magnitude.sort(dim=2, descending=True).values
     excess = ordered.cumsum(2) - radius
     rank = torch.arange(1, split.shape[2] + 1, device=split.device, dtype=split.dtype)
-    kept = (ordered * rank > excess).sum(2, keepdim=True).clamp(min=1)
-    threshold = (excess.gather(2, kept - 1) / kept).clamp(min=0)
+    num_nonzero = (ordered * rank > excess).sum(2, keepdim=True).clamp(min=1)
+    threshold = (excess.gather(2, num_nonzero - 1) / num_nonzero).clamp(min=0)
     return split.sign() * (magnitude - threshold).clamp(min=0)
 
 
@@ -158,4 +164,4 @@ def _scope(scope: str) -> str:
     return scope
 
 
-__all__ = ["check", "fill", "masked", "norm", "project", "sample", "steepest"]
+__all__ = ["BALLS", "PLACES", "SCOPES", "SHARES", "UNITS", "check", "fill", "masked", "norm", "project", "sample", "steepest"]

@@ -64,7 +64,7 @@ def certify(selection: Int[Tensor, "C"], estimation: Int[Tensor, "C"], *, alpha:
 # ------------------------------------------------------------------------------------------------- masked words
 
 
-def ranmask_kept(words: int, *, rate: float) -> int:
+def ranmask_num_kept(words: int, *, rate: float) -> int:
     """k = T - round(rate T), at least one word   (arXiv:2105.03743; rounding as in its released code, which masks copies with at
     least two words kept and computes Delta without that; here both have the same k)."""
     assert words >= 0
@@ -72,46 +72,46 @@ def ranmask_kept(words: int, *, rate: float) -> int:
     return max(words - round(rate * words), min(words, 1))
 
 
-def ranmask_delta(words: int, *, kept: int, changed: int) -> float:
+def ranmask_delta(words: int, *, num_kept: int, changed: int) -> float:
     """Delta = 1 - C(T - d, k) / C(T, k): the probability that one of d changed words is among the k kept
     (arXiv:2105.03743). Integers are exact at every length; only the ratio is rounded."""
     assert 0 <= changed <= words
-    assert 0 <= kept <= words
-    total = math.comb(words, kept)
-    return (total - math.comb(words - changed, kept)) / total
+    assert 0 <= num_kept <= words
+    total = math.comb(words, num_kept)
+    return (total - math.comb(words - changed, num_kept)) / total
 
 
-def ranmask_words(p_lower: float, *, words: int, kept: int, beta: Callable[[int], float] | None = None) -> int | None:
+def ranmask_words(p_lower: float, *, words: int, num_kept: int, beta: Callable[[int], float] | None = None) -> int | None:
     """The largest d with p_A - beta Delta(d) > 1/2 for it and every smaller number of words; None where p_A <= 1/2
-    (arXiv:2105.03743, with p_B = 1 - p_A). The released code returns d + 1, "smaller than" which is certified.
+    (arXiv:2105.03743, with p_B = 1 - p_A). The released code returns d + 1, "fewer than" which are certified.
 
     p_A is that of one class on copies whose kept words did not change, so at most beta Delta of it can be lost, with
     beta = P(that class | a changed word is kept) <= 1. Without `beta` it is 1, which is right for every attack; an estimate of
-    it on the clean text (`ranmask_beta`) says nothing about the words an attacker will write, and is no certificate.
+    it on the clean text (`ranmask_beta`) says nothing about the words an attacker will write, and is not a certificate.
     """
     if p_lower <= 0.5 + ROUNDING:
         return None
     certified = 0
     for changed in range(1, words + 1):
         factor = 1.0 if beta is None else beta(changed)
-        if p_lower - factor * ranmask_delta(words, kept=kept, changed=changed) <= 0.5 + ROUNDING:
+        if p_lower - factor * ranmask_delta(words, num_kept=num_kept, changed=changed) <= 0.5 + ROUNDING:
             break
         certified = changed
     return certified
 
 
 def ranmask_beta(
-    votes: Bool[Tensor, "N"], kept: Bool[Tensor, "N T"], *, changed: int, samples: int = 200, generator: torch.Generator | None = None
+    votes: Bool[Tensor, "N"], kept_words: Bool[Tensor, "N T"], *, changed: int, samples: int = 200, generator: torch.Generator | None = None
 ) -> float:
     """beta ~ P(f(masked copy) = A | a copy keeps one of d words), over copies and `samples` random sets of d words
     (arXiv:2105.03743, Monte-Carlo estimate; 200 sets as in its released code). NOT SOUND: an average, and over clean words.
 
     Ours: the d words of a set differ (the released code draws them with replacement). 1 where no copy keeps any of them.
     """
-    assert 1 <= changed <= kept.shape[1]
-    order = torch.rand(samples, kept.shape[1], generator=generator, dtype=torch.float64).argsort(1)
-    sets = torch.zeros(samples, kept.shape[1], dtype=torch.float64).scatter(1, order[:, :changed], 1.0)
-    meets = sets @ kept.double().T > 0
+    assert 1 <= changed <= kept_words.shape[1]
+    order = torch.rand(samples, kept_words.shape[1], generator=generator, dtype=torch.float64).argsort(1)
+    sets = torch.zeros(samples, kept_words.shape[1], dtype=torch.float64).scatter(1, order[:, :changed], 1.0)
+    meets = sets @ kept_words.double().T > 0
     total = int(meets.sum())
     return float((meets & votes).sum()) / total if total else 1.0
 
@@ -128,6 +128,6 @@ def _check(successes: int, total: int, alpha: float) -> None:
 
 
 __all__ = [
-    "certify", "clopper_pearson", "lower_bound", "ranmask_beta", "ranmask_delta", "ranmask_kept", "ranmask_words",
+    "certify", "clopper_pearson", "lower_bound", "ranmask_beta", "ranmask_delta", "ranmask_num_kept", "ranmask_words",
     "smoothing_predict", "smoothing_radius",
 ]  # fmt: skip

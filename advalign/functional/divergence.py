@@ -19,14 +19,17 @@ from advalign.functional.ratios import LIMIT
 
 
 def k1(logprobs: Float[Tensor, "*S"], ref: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """d: unbiased; may be negative."""
     return logprobs - ref
 
 
 def k2(logprobs: Float[Tensor, "*S"], ref: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """d^2 / 2: biased; its gradient is that of KL(p || ref)."""
     return (logprobs - ref) ** 2 / 2
 
 
 def k3(logprobs: Float[Tensor, "*S"], ref: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """exp(-d) - 1 + d: unbiased and never negative."""
     d = (logprobs - ref).clamp(-LIMIT, LIMIT)
     return torch.expm1(-d) + d
 

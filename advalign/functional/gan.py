@@ -20,8 +20,8 @@ def bce(scores: Float[Tensor, "*S"], labels: Int[Tensor, "*S"], *, label_smoothi
 
     The best D is (1 - e) p / (p + q): still constant exactly where q = p, and the scores of real rows stay bounded.
     """
-    wanted = (labels == 1).to(scores.dtype) * (1 - label_smoothing)
-    return binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+    probability = (labels == 1).to(scores.dtype) * (1 - label_smoothing)
+    return binary_cross_entropy_with_logits(scores, probability, reduction="none")
 
 
 def least_squares(scores: Float[Tensor, "*S"], labels: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
@@ -33,7 +33,7 @@ def least_squares(scores: Float[Tensor, "*S"], labels: Int[Tensor, "*S"]) -> Flo
 
 
 def wasserstein(scores: Float[Tensor, "*S"], labels: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """real: -s;  other: s   (arXiv:1701.07875, eq. 3, without the bound of 1 on the slope of s, which a penalty has to give).
+    """real: -s;  other: s   (arXiv:1701.07875, eq. 3, without the bound of 1 on the gradient of s, which a penalty has to give).
 
     With the weights of `weights.by_side` a constant added to all scores changes nothing.
     """
@@ -50,7 +50,7 @@ def relativistic(
     """
     meets = weights.opponents(labels, group, counted)
     number = meets.sum(1)
-    # Where it meets nobody a score may be anything, nan included.
+    # The score of a row without an opponent may be anything, nan included.
     mean = _mean(torch.where(meets, scores[None], 0.0).sum(1), number.to(scores.dtype))
     lead = torch.where(number > 0, signs(labels) * (scores - mean), 0.0)
     return torch.where(number > 0, softplus(-lead), 0.0), lead
@@ -66,7 +66,7 @@ def bradley_terry(
 ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
     """-log sigmoid(s_real - s_other) of every real row with every other row of its group   (GAD, arXiv:2511.10643).
 
-    Written per row: the mean loss of a row against its opponents, and (a metric) the fraction of them it is on the right side of.
+    Written per row: the mean loss of a row against its opponents, and (a metric) the fraction of them that it ranks correctly against.
     With the weights of `weights.matched` the sum over rows is the sum over pairs. Zero for rows without an opponent.
     """
     meets = weights.opponents(labels, group, counted)
@@ -78,7 +78,7 @@ def bradley_terry(
 
 
 def in_order(scores: Float[Tensor, "3 P"]) -> Float[Tensor, "P"]:
-    """(-log sigmoid(s_0 - s_1) - log sigmoid(s_1 - s_2)) / 2: the policy's states stand between the reference's states of the better
+    """(-log sigmoid(s_0 - s_1) - log sigmoid(s_1 - s_2)) / 2: the policy's states are ranked between the reference's states of the better
     and of the worse response   (GANPO, arXiv:2601.22083, with the opponent of the same pair in place of a running mean)."""
     return softplus(-(scores[:-1] - scores[1:])).mean(0)
 
@@ -90,7 +90,7 @@ def squared_norms(input_gradients: Float[Tensor, "B T D"], mask: Bool[Tensor, "B
 
 def gradient_penalty(squares: Float[Tensor, "B"], *, target: float, one_sided: bool = False) -> Float[Tensor, "B"]:
     """||g||^2 / 2 for a target of 0 (arXiv:1801.04406, eq. 9), else (||g|| - target)^2 (arXiv:1704.00028, eq. 3), or its positive
-    part's square. A slope of exactly zero, where a norm has no derivative, gets none."""
+    part's square. A gradient of exactly zero, where a norm has no derivative, gets no penalty gradient."""
     if target == 0:
         return squares / 2
     norms = torch.where(squares > 0, squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt(), 0.0)

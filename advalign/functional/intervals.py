@@ -12,7 +12,7 @@ from torch import Tensor
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)   (Wilson 1927).
 
-    Non-empty at 0 % and 100 %, where the normal interval vanishes. (0, 1) when nothing was observed.
+    Non-empty at 0 % and 100 %, where the normal interval has no width. (0, 1) when nothing was observed.
     """
     assert 0 <= successes <= total
     assert 0 < confidence < 1
@@ -79,10 +79,10 @@ def rogan_gladen(rate: float, *, sensitivity: float, specificity: float) -> floa
     return min(max((rate + specificity - 1) / (sensitivity + specificity - 1), 0.0), 1.0)
 
 
-def judged(
+def corrected_for_judge(
     rate: float, total: float, *, sensitivity: float, specificity: float, labelled: tuple[int, int] | None = None, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """The true rate behind what a judge read as `rate` of `total` (effective) items, and its interval.
+    """The true rate behind `rate`, what a judge reads in `total` (effective) items, and its interval.
 
     Without `labelled`, Se and Sp are taken as known, and Wilson's ends go through the Rogan-Gladen map. With the numbers of labelled
     positives and negatives that Se and Sp were measured on, their own uncertainty is carried along (Lang and Reiczigel 2014):
@@ -114,4 +114,4 @@ def mcnemar(first: Bool[Tensor, "N"], second: Bool[Tensor, "N"]) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-__all__ = ["clustered", "judged", "mcnemar", "paired_bootstrap", "rogan_gladen", "wilson"]
+__all__ = ["clustered", "corrected_for_judge", "mcnemar", "paired_bootstrap", "rogan_gladen", "wilson"]

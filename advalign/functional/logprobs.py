@@ -25,7 +25,7 @@ def shift_right(x: Float[Tensor, "B T *R"]) -> Float[Tensor, "B T *R"]:
 
 
 def zero_off_target(x: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """x on target, zero elsewhere. Elsewhere x may be undefined, nan included: it gets a gradient of exactly zero."""
+    """x on target, zero elsewhere. Off target x may be undefined, nan included, and gets a gradient of exactly zero."""
     return x.masked_fill(~target, 0.0)
 
 
@@ -71,15 +71,15 @@ def from_head(
     """`linear` for a head that is any function "N D" -> "N V": `chunk` tokens at a time, computed again in backward.
     The temperature may differ from token to token."""
 
-    def piece(h: Tensor, i: Tensor, heat: Tensor | float) -> tuple[Tensor, Tensor]:
+    def piece(h: Tensor, i: Tensor, divisor: Tensor | float) -> tuple[Tensor, Tensor]:
         logits = head(h)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / heat
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / divisor
         logp = logits.log_softmax(1)
         return logp.gather(1, i[:, None]).squeeze(1), torch.special.entr(logp.exp()).sum(1)
 
     parts = hidden.split(chunk)
-    heats = temperature.split(chunk) if isinstance(temperature, Tensor) else [temperature] * len(parts)
-    pieces = [checkpoint(piece, *each, use_reentrant=False) for each in zip(parts, ids.split(chunk), heats, strict=True)]
+    divisors = temperature.split(chunk) if isinstance(temperature, Tensor) else [temperature] * len(parts)
+    pieces = [checkpoint(piece, *inputs, use_reentrant=False) for inputs in zip(parts, ids.split(chunk), divisors, strict=True)]
     logprobs, entropy = zip(*pieces, strict=True)
     return torch.cat(logprobs), torch.cat(entropy)
 
@@ -93,8 +93,8 @@ class _Linear(torch.autograd.Function):
             higher = torch.maximum(top, logits.amax(1))
             p, shrink = (logits - higher[:, None]).exp(), (top - higher).exp()
             total, first, top = total * shrink + p.sum(1), first * shrink + (p * logits).sum(1), higher
-            here, column = _column(ids, part)
-            picked = torch.where(here, logits.gather(1, column[:, None]).squeeze(1), picked)
+            in_chunk, column = _column(ids, part)
+            picked = torch.where(in_chunk, logits.gather(1, column[:, None]).squeeze(1), picked)
         lse = top + total.log()
         entropy = lse - first / total
         ctx.save_for_backward(hidden, weight, bias, ids, lse, entropy)
@@ -106,10 +106,10 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Any:
         hidden, weight, bias, ids, lse, entropy = ctx.saved_tensors
-        wanted = [need and _executed(node) for need, node in zip(ctx.needs_input_grad[:3], ctx.nodes, strict=True)]
+        needed = [need and _executed(node) for need, node in zip(ctx.needs_input_grad[:3], ctx.nodes, strict=True)]
         grads = [
-            torch.zeros_like(x, dtype=lse.dtype if i == 0 else x.dtype) if want else None
-            for i, (x, want) in enumerate(zip((hidden, weight, bias), wanted, strict=True))
+            torch.zeros_like(x, dtype=lse.dtype if i == 0 else x.dtype) if need else None
+            for i, (x, need) in enumerate(zip((hidden, weight, bias), needed, strict=True))
         ]
         for part, logits in _chunks(hidden, weight, bias, ctx.temperature, ctx.chunk):
             logp = logits - lse[:, None]
@@ -120,8 +120,8 @@ class _Linear(torch.autograd.Function):
                 dz -= grad_logprobs[:, None]
             dz *= logp.exp()
             if grad_logprobs is not None:
-                here, column = _column(ids, part)
-                dz.scatter_add_(1, column[:, None], torch.where(here, grad_logprobs, 0.0)[:, None])
+                in_chunk, column = _column(ids, part)
+                dz.scatter_add_(1, column[:, None], torch.where(in_chunk, grad_logprobs, 0.0)[:, None])
             dz = (dz / ctx.temperature).to(hidden.dtype)
             if grads[0] is not None:
                 grads[0] += dz @ weight[part]
@@ -146,7 +146,7 @@ def _column(ids: Tensor, part: slice) -> tuple[Tensor, Tensor]:
 
 
 def _node(x: Tensor | None) -> Any:
-    """The graph node that the gradient of x goes to; of a leaf, its accumulator."""
+    """The graph node that receives the gradient of x; of a leaf, its accumulator."""
     if x is None or not x.requires_grad:
         return None
     with torch.enable_grad():
@@ -154,9 +154,9 @@ def _node(x: Tensor | None) -> Any:
 
 
 def _executed(node: Any) -> bool:
-    """Whether the running backward pass will use that gradient. An inner loop asks for edits only, and would otherwise
-    pay for the gradient of W at every step: `needs_input_grad` knows the forward pass alone."""
+    """Whether the running backward pass will use that gradient. An inner loop needs gradients of edits only, and would otherwise
+    pay for the gradient of W at every step: `needs_input_grad` describes the forward pass alone."""
     try:
         return bool(torch._C._will_engine_execute_node(node))  # type: ignore[attr-defined]
-    except RuntimeError:  # torch cannot tell for a leaf that autograd.grad was asked for: it is used
+    except RuntimeError:  # torch cannot tell for a leaf that is an input of autograd.grad: it is used
         return True

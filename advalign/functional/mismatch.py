@@ -4,11 +4,11 @@ r_t = exp(log p_old,t - log p_sampler,t)   (`old`: the trainer at rollout time; 
 
 level     token: r_t · sequence: prod_t r_t · geometric: exp(mean_t log r_t)
 truncate  w = clip(r, low, high)           truncated importance sampling (TIS; token level with high = 2 is the usual setting)
-mask      w = r 1[low <= r <= high]        masked importance sampling (IcePop at token level); what falls out keeps its place in the count
+mask      w = r 1[low <= r <= high]        masked importance sampling (IcePop at token level); masked tokens stay in the count
 reject    w = 1[low <= r <= high]          rejection without reweighting (the "geometric" presets of public code)
 
 Public code disagrees on defaults (a product capped at 3, token weights capped at 2, bounds on 1 / r in one): ours are none, one meaning
-each. A row's level is shared by all its tokens; off target w is zero. Log-ratios of a product are clamped to +-LIMIT.
+each. All tokens of a row share its level; off target w is zero. Log-ratios of a product are clamped to +-LIMIT.
 """
 
 import torch
@@ -58,17 +58,17 @@ def effective_sample_size(w: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) 
 
 
 def diagnostics(old: Float[Tensor, "B T"], sampler: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> dict[str, float]:
-    """How far the two are apart on a draw: |log p_old - log p_sampler| and r per token, and the effective share of samples."""
+    """How far the two are apart on a draw: |log p_old - log p_sampler| and r per token, and the effective fraction of samples."""
     gap = (old - sampler)[target].abs()
     if not gap.numel():
         return {}
     r = ratio(old, sampler, target, level="token")
-    seen = r[target]
+    on_target = r[target]
     return {
         "sampling/sampling_logp_difference/mean": float(gap.mean()),
         "sampling/sampling_logp_difference/max": float(gap.max()),
-        "sampling/importance_sampling_ratio/min": float(seen.min()),
-        "sampling/importance_sampling_ratio/mean": float(seen.mean()),
-        "sampling/importance_sampling_ratio/max": float(seen.max()),
+        "sampling/importance_sampling_ratio/min": float(on_target.min()),
+        "sampling/importance_sampling_ratio/mean": float(on_target.mean()),
+        "sampling/importance_sampling_ratio/max": float(on_target.max()),
         "sampling/effective_sample_size": float(effective_sample_size(r, target)),
     }

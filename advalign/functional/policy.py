@@ -1,12 +1,12 @@
-"""Policy surrogates, one loss per element, and what to watch about them. r = p / p_old, A the advantage, sg = no gradient.
+"""Policy surrogates, one loss per element, and their metrics. r = p / p_old, A the advantage, sg = no gradient.
 
 clipped       -min(r A, clip(r, 1 - low, 1 + high) A)            (PPO, arXiv:1707.06347, eq. 7)
 dual clip     where A < 0: min(the above, -c A)                  (arXiv:1912.09729)
 soft gate     -4 / tau sigmoid(tau (r - 1)) A                    (SAPO, arXiv:2511.20347; tau by the sign of A)
 capped        -sg(clip(r, 1 - low, 1 + high)) A log p            (CISPO, arXiv:2506.13585)
-geometric     -exp(mean_t c_t) A, c = log r held on its side     (GMPO, arXiv:2507.20673)
+geometric     -exp(mean_t c_t) A, c = log r clipped on one side     (GMPO, arXiv:2507.20673)
 
-What is one number per response (a sequence ratio, a geometric mean) stands on each of its tokens: with the weights 1 / |y| the sum is the
+A number per response (a sequence ratio, a geometric mean) is repeated on each of its tokens: with the weights 1 / |y| the sum is the
 published loss of the response, and its gradient too.
 """
 
@@ -24,7 +24,7 @@ from advalign.types import Losses
 def clipped_surrogate(
     ratio: Float[Tensor, "*S"], advantages: Float[Tensor, "*S"], *, low: float, high: float, dual_clip: float | None = None
 ) -> Float[Tensor, "*S"]:
-    """The first two formulas. `dual_clip` (c > 1) bounds the loss of a disliked token that became likely: r A is not bounded."""
+    """The first two formulas. `dual_clip` (c > 1) bounds the loss of a token with A < 0 that became likely, where r A is not bounded."""
     losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     if dual_clip is None:
         return losses
@@ -62,16 +62,16 @@ def geometric_ratio(
     clip: float,
 ) -> Float[Tensor, "B T"]:
     """exp(mean_t c_t) on every token of a response; c_t = min(log r_t, clip) where A_t > 0, max(log r_t, -clip) where A_t < 0,
-    and log r_t held on both sides where A_t = 0."""
+    and log r_t clipped on both sides where A_t = 0."""
     gap = zero_off_target(logprobs - old, target)
     high = torch.full_like(gap, clip).masked_fill(advantages < 0, torch.inf)
     low = torch.full_like(gap, -clip).masked_fill(advantages > 0, -torch.inf)
-    held = torch.maximum(torch.minimum(gap, high), low)
-    mean = held.sum(1, keepdim=True) / target.sum(1, keepdim=True).clamp(min=1)
+    clipped = torch.maximum(torch.minimum(gap, high), low)
+    mean = clipped.sum(1, keepdim=True) / target.sum(1, keepdim=True).clamp(min=1)
     return mean.clamp(-ratios.LIMIT, ratios.LIMIT).exp().expand_as(gap)
 
 
-def binds(ratio: Float[Tensor, "*S"], advantages: Float[Tensor, "*S"], *, low: float, high: float) -> Float[Tensor, "*S"]:
+def clip_is_active(ratio: Float[Tensor, "*S"], advantages: Float[Tensor, "*S"], *, low: float, high: float) -> Float[Tensor, "*S"]:
     """1 where the clip removes the gradient: r > 1 + high and A > 0, or r < 1 - low and A < 0."""
     above = (ratio > 1 + high) & (advantages > 0)
     below = (ratio < 1 - low) & (advantages < 0)
@@ -136,30 +136,30 @@ def policy_metrics(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Token-weighted metrics: clip_ratio/low_mean and /high_mean (tokens whose gradient the clip removes from below, from above),
     clip_fraction (their sum), ratio, ratio_variance (of r around 1), approx_kl (k3 of KL(p_old || p), whose samples these are)."""
-    seen, each = ratio.detach(), target.to(ratio.dtype)
+    ratio, weight = ratio.detach(), target.to(ratio.dtype)
     advantages = zero_off_target(advantages, target)
-    above = ((seen > 1 + high) & (advantages > 0)).to(seen.dtype)
-    below = ((seen < 1 - low) & (advantages < 0)).to(seen.dtype)
+    above = ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
+    below = ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
     return {
-        "clip_fraction": (above + below, each),
-        "clip_ratio/low_mean": (below, each),
-        "clip_ratio/high_mean": (above, each),
-        "ratio": (seen, each),
-        "ratio_variance": ((seen - 1) ** 2, each),
-        "approx_kl": (divergence.k3(zero_off_target(old, target).detach(), zero_off_target(logprobs, target).detach()), each),
+        "clip_fraction": (above + below, weight),
+        "clip_ratio/low_mean": (below, weight),
+        "clip_ratio/high_mean": (above, weight),
+        "ratio": (ratio, weight),
+        "ratio_variance": ((ratio - 1) ** 2, weight),
+        "approx_kl": (divergence.k3(zero_off_target(old, target).detach(), zero_off_target(logprobs, target).detach()), weight),
     }
 
 
 # ------------------------------------------------------------------------------------------ which tokens count
 
 
-def high_entropy(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"], *, share: float) -> Bool[Tensor, "B T"]:
-    """The `share` of target tokens with the highest entropy: H_t >= quantile_{1 - share}   (arXiv:2506.01939, eq. 5).
+def high_entropy(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"], *, fraction: float) -> Bool[Tensor, "B T"]:
+    """The `fraction` of target tokens with the highest entropy: H_t >= quantile_{1 - fraction}   (arXiv:2506.01939, eq. 5).
     By sorting, so that a batch may be larger than what `torch.quantile` takes; interpolated as it interpolates."""
     values = entropy[target].sort().values
     if not values.numel():
         return target
-    place = (1 - share) * (values.numel() - 1)
+    place = (1 - fraction) * (values.numel() - 1)
     below = values[int(place)]
     threshold = below + (values[min(int(place) + 1, values.numel() - 1)] - below) * (place - int(place))
     return target & (entropy >= threshold)
@@ -167,7 +167,7 @@ def high_entropy(entropy: Float[Tensor, "B T"], target: Bool[Tensor, "B T"], *, 
 
 def covariance(logprobs: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """(log p_t - mean log p)(A_t - mean A) over the target tokens: what drives entropy down   (arXiv:2505.22617, eq. 9)."""
-    each = target.to(logprobs.dtype)
-    count = each.sum().clamp(min=1)
+    is_target = target.to(logprobs.dtype)
+    count = is_target.sum().clamp(min=1)
     log_p, adv = zero_off_target(logprobs, target), zero_off_target(advantages, target)
-    return (log_p - log_p.sum() / count) * (adv - adv.sum() / count) * each
+    return (log_p - log_p.sum() / count) * (adv - adv.sum() / count) * is_target

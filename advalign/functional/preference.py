@@ -1,4 +1,4 @@
-"""Losses of preferences: of a pair (one loss per pair, rows 2i chosen and 2i + 1 rejected) or of a single judged response.
+"""Losses of preferences: of a pair (one loss per pair, rows 2i chosen and 2i + 1 rejected) or of a single response, desirable or not.
 
 `difference` is chosen minus rejected, of what the loss compares: d = log p - log p_ref summed over tokens (dpo, robust_dpo, ipo, hinge),
 the mean of log p over tokens (simpo), log-odds (orpo).
@@ -69,7 +69,7 @@ def log_odds(mean_logprobs: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
 
 
 def orpo(difference: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-    """l = -log sigmoid(d), d of log-odds: the odds-ratio term of ORPO (arXiv:2403.07691, eq. 7)."""
+    """l = -log sigmoid(d), d of log-odds: the odds-ratio summand of ORPO (arXiv:2403.07691, eq. 7)."""
     return -logsigmoid(difference)
 
 
@@ -78,7 +78,7 @@ def bradley_terry(
 ) -> Float[Tensor, "P"]:
     """l = -log sigmoid(s_c - s_r - margin) + centre (s_c + s_r)^2   (margin: arXiv:2307.09288, eq. 2; centring: arXiv:2312.09244, eq. 2).
 
-    The first term does not know the level of the scores; the second one holds it at zero.
+    The first summand leaves the level of the scores free; the second one keeps it at zero.
     """
     return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected) ** 2
 

@@ -1,7 +1,7 @@
 """Importance ratios r = p_new / p_old of sampled tokens.
 
 Log-ratios are clamped to +-LIMIT before the exponential, so that one stale token cannot overflow the loss; beyond the limit
-the gradient is zero. (Public code: 20 in one framework, 10 in another, none in a third. e^20 is 4.9e8: no healthy run meets it.)
+the gradient is zero. (Public code: 20 in one framework, 10 in another, none in a third. e^20 is 4.9e8, out of reach of a healthy run.)
 """
 
 from jaxtyping import Bool, Float

@@ -1,4 +1,4 @@
-"""How success grows with the number of attempts. Axes: P prompts, K numbers of attempts.
+"""How the success of an attack grows with the number of attempts. Axes: P prompts, K numbers of attempts.
 
 -log ASR(n) = a n^-b   (best-of-N jailbreaking, arXiv:2412.03556, section 4)
 """
@@ -23,11 +23,11 @@ def success_curve(broken: Int[Tensor, "P"], attempts: int, numbers: Sequence[int
 
 def power_law(numbers: Sequence[int], rates: Float[Tensor, "K"]) -> tuple[float, float]:
     """(a, b) of log(-log ASR) = log a - b log n by least squares, over the rates strictly between 0 and 1; nan with fewer than two."""
-    kept = (rates > 0) & (rates < 1)
-    if int(kept.sum()) < 2:
+    inside = (rates > 0) & (rates < 1)
+    if int(inside.sum()) < 2:
         return math.nan, math.nan
-    x = torch.tensor([math.log(n) for n in numbers], dtype=torch.float64)[kept]
-    y = (-rates.double()[kept].log()).log()
+    x = torch.tensor([math.log(n) for n in numbers], dtype=torch.float64)[inside]
+    y = (-rates.double()[inside].log()).log()
     x_mean, y_mean = x.mean(), y.mean()
     slope = ((x - x_mean) * (y - y_mean)).sum() / ((x - x_mean) ** 2).sum()
     return float((y_mean - slope * x_mean).exp()), float(-slope)
@@ -51,26 +51,26 @@ def fit(
     """{"a", "b", "asr@n" for n of `at`}: the value and its percentile interval, prompts resampled   (Efron 1979).
 
     numbers: where the curve is fitted, by default the powers of two up to the attempts. Attempts on one prompt are not independent,
-    so a prompt is what is drawn. Resamples without a fit (no success, or nothing but) are left out; where more than a tenth are, the
+    so prompts are resampled. Resamples without a fit (no success, or only successes) are left out; where more than a tenth are, the
     interval is nan.
     """
     grid = list(numbers or [2**k for k in range(attempts.bit_length()) if 2**k <= attempts])
     curves = success_curve(broken, attempts, grid)
     names = ["a", "b", *(f"asr@{n}" for n in at)]
 
-    def found(rates: Tensor) -> list[float]:
+    def statistics(rates: Tensor) -> list[float]:
         a, b = power_law(grid, rates)
         return [a, b, *(forecast(a, b, n) for n in at)]
 
-    point = found(curves.mean(0))
+    point = statistics(curves.mean(0))
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(curves), (resamples, len(curves)), generator=generator)
-    drawn = torch.tensor([found(curves[i].mean(0)) for i in index], dtype=torch.float64)
-    drawn = drawn[~drawn.isnan().any(1)]
-    if len(drawn) < 0.9 * resamples:
+    resampled = torch.tensor([statistics(curves[i].mean(0)) for i in index], dtype=torch.float64)
+    resampled = resampled[~resampled.isnan().any(1)]
+    if len(resampled) < 0.9 * resamples:
         return {name: (value, math.nan, math.nan) for name, value in zip(names, point, strict=True)}
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = drawn.quantile(tails, dim=0).tolist()
+    low, high = resampled.quantile(tails, dim=0).tolist()
     return dict(zip(names, zip(point, low, high, strict=True), strict=True))
 
 

@@ -27,7 +27,7 @@ def mellowmax(x: Float[Tensor, "N R"], *, omega: float) -> Float[Tensor, "N"]:
 
 
 def hinge(margin: Float[Tensor, "N R"]) -> Float[Tensor, "N"]:
-    """1/R sum_t max(margin_t, 0): zero where every token is the likeliest, so nothing is gained by one that is so already."""
+    """1/R sum_t max(margin_t, 0): zero where every token is the likeliest, so a token that is likeliest already gains nothing."""
     return margin.clamp(min=0).mean(1)
 
 

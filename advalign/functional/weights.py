@@ -1,6 +1,6 @@
 """How much each element of a loss counts. loss = (values / global count * losses).sum(), the count over the whole update.
 
-A mean of local means is wrong under accumulation and data parallelism: so nothing averages before these do. Values are
+A mean of local means is wrong under accumulation and data parallelism, so nothing averages before these do. Values are
 float64: counts stay exact beyond 2^24 tokens. Rows without a target token have weight zero and are not counted.
 """
 
@@ -36,9 +36,9 @@ def rows(counted: Bool[Tensor, "B"]) -> Weights:
     return Weights(values, values.sum())
 
 
-def scaled(given: Weights, factor: Float[Tensor, "B"]) -> Weights:
+def scale(weights: Weights, factor: Float[Tensor, "B"]) -> Weights:
     """Every row's weight times a factor, and the count with it: a weighted mean over rows."""
-    values = given.values * factor
+    values = weights.values * factor
     return Weights(values, values.sum())
 
 
@@ -47,10 +47,10 @@ def by_name(weighting: str, target: Bool[Tensor, "B T"]) -> Weights:
     return {"token": token, "sequence": sequence}[weighting](target)
 
 
-def check(where: str, weighting: str) -> None:
-    """Refuses a weighting that does not exist."""
+def check(path: str, weighting: str) -> None:
+    """Refuses a weighting that does not exist; the error begins with `path`."""
     if weighting not in KINDS:
-        raise unknown(where, "weighting", weighting, KINDS)
+        raise unknown(path, "weighting", weighting, KINDS)
 
 
 def matched(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Weights:
@@ -63,13 +63,13 @@ def matched(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Ten
 def by_side(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Weights:
     """A group with real and with other rows weighs 1, half of it for each side, however many rows the sides have; others weigh zero."""
     real = labels == 1
-    fellows = (group[:, None] == group[None]) & (real[:, None] == real[None]) & counted[None]
-    values = opponents(labels, group, counted).any(1).double() / (2 * fellows.sum(1).clamp(min=1))
+    same_side = (group[:, None] == group[None]) & (real[:, None] == real[None]) & counted[None]
+    values = opponents(labels, group, counted).any(1).double() / (2 * same_side.sum(1).clamp(min=1))
     return Weights(values, values.sum())
 
 
 def opponents(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Bool[Tensor, "B B"]:
-    """Which rows meet: of one group, both counted, exactly one of the two real."""
+    """Pairs of rows of one group, both counted, exactly one of the two real."""
     real = labels == 1
     meets = (group[:, None] == group[None]) & (real[:, None] != real[None])
     return meets & counted[:, None] & counted[None]

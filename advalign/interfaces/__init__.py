@@ -1,6 +1,6 @@
 """Extension points. Each is implemented by one new file in the plugin group of its name (`docs/extending.md`)."""
 
-from advalign.interfaces.advantage import Advantage, AdvantageState
+from advalign.interfaces.advantage import Advantage, AdvantageState, AllReduce
 from advalign.interfaces.adversary import Adversary, Memory, PerturbationContext, maximise
 from advalign.interfaces.attack import Attack
 from advalign.interfaces.callback import Callback
@@ -18,6 +18,7 @@ __all__ = [
     "Advantage",
     "AdvantageState",
     "Adversary",
+    "AllReduce",
     "Attack",
     "Callback",
     "Context",

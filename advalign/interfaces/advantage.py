@@ -1,22 +1,21 @@
-"""What turns the rewards of a draw into advantages."""
+"""What an advantage declares: how the rewards of a draw become a number per token."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.functional.advantages import AllReduce
 from advalign.types import RolloutRows
 
-AdvantageState = dict[str, Any]
-"""Floats, or dictionaries of floats, by string: what an advantage carries from draw to draw, saved with the run."""
+AdvantageState = dict[str, float]
+"""What an advantage carries from draw to draw, by name; saved with the run."""
 
 
 class Advantage(ABC):
-    """Abstract base: rewards of a whole draw -> (advantages "B T", returns "B T" or None); advantages are zero off target.
+    """Abstract base of every advantage: rewards of a whole draw -> (advantages "B T", returns "B T" or None), zero off target.
 
     Off-policy rows take part in all statistics like any other row.
     """
@@ -43,15 +42,15 @@ class Advantage(ABC):
 
     @property
     def amplifies_noise(self) -> bool:
-        """Divides by the spread of a group with a floor below 0.1: where rewards nearly agree, their noise decides."""
+        """Divides by a spread of rewards whose floor is below 0.1: where rewards nearly agree, their noise decides the advantages."""
         return False
 
     def initial_state(self) -> AdvantageState | None:
-        """What is carried from draw to draw, one per source, handed in as `state` and updated in place. None: nothing."""
+        """What is carried from draw to draw, one per source, passed as `state` and updated in place. None: nothing."""
         return None
 
     @abstractmethod
     def __call__(
-        self, rows: RolloutRows, state: Any, all_reduce: Callable[[Tensor], Tensor]
+        self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         """`state` is what `initial_state` gave. `all_reduce` sums over processes; every process calls it equally often."""

@@ -5,28 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from advalign.types import Losses, Outputs, Rows, Weights
 
+RowsRead = TypeVar("RowsRead", bound=Rows)
+"""The row containers that an objective reads, such as `Objective[DemoRows | RolloutRows]`."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
+class Objective(ABC, Generic[RowsRead]):
     """Abstract base of every objective. It does not know whether its view was attacked, and it never averages."""
 
     source: str
     """Name of the source whose rows it reads."""
     view: str = "clean"
-    """How the model is run on them: `clean`, an adversary or a frozen copy, by name."""
+    """How the model is run on them: `clean`, or the name of an adversary or of a frozen copy."""
     learner: str = "policy"
     """Name of the learner whose loss it is a summand of."""
     coef: float = 1.0
     """What its loss is multiplied by; 0 switches it off."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = ()
-    """Row containers it reads; a source that builds another is refused. Empty: any."""
+    """Row containers it reads; a source that builds another one is refused. Empty: any."""
     annotations: ClassVar[frozenset[str]] = frozenset()
-    """Columns that are computed once per draw and that it reads: old_logprobs, old_entropy, ref_logprobs, values, anchor."""
+    """Columns that it reads and that are computed once per draw: old_logprobs, old_entropy, ref_logprobs, values, anchor."""
     is_divergence: ClassVar[bool] = False
     """Compares its view with another view of the same rows, so its gradient is zero at a zero edit."""
 
@@ -37,17 +40,17 @@ class Objective(ABC):
 
     @property
     def interval(self) -> int:
-        """It is active in every so many steps of a stage, and multiplies its own losses by that number."""
+        """It is active in every `interval`-th step of a stage, and multiplies its own losses by that number."""
         return 1
 
     @property
     def exact_old(self) -> bool:
-        """Whether old_logprobs are read even where they equal the present ones (one update per draw)."""
+        """Whether old_logprobs are read even where they equal the current ones (one update per draw)."""
         return False
 
     @property
     def assumes_current_sampler(self) -> bool:
-        """Whether rows sampled by older weights bias it: it weighs tokens by a ratio to the sampler, and nothing corrects that."""
+        """Whether rows sampled by older weights bias it: it weighs tokens by a ratio to the policy and leaves the sampler uncorrected."""
         return False
 
     @property
@@ -58,12 +61,12 @@ class Objective(ABC):
     @property
     @abstractmethod
     def reads(self) -> Mapping[str, frozenset[str]]:
-        """{view: names of the `Outputs` fields it reads there}."""
+        """{view: names of the `Outputs` fields it reads there}; "hidden:layer:3" names one site."""
 
     @abstractmethod
-    def weights(self, rows: Any) -> Weights:
-        """Weights of the unreduced losses over the rows of a WHOLE update; no model is needed for them."""
+    def weights(self, rows: RowsRead) -> Weights:
+        """Weights of the unreduced losses over the rows of a WHOLE update, computed without a model."""
 
     @abstractmethod
-    def losses(self, rows: Any, views: Mapping[str, Outputs]) -> Losses:
+    def losses(self, rows: RowsRead, views: Mapping[str, Outputs]) -> Losses:
         """Unreduced losses of some rows, first axis rows (or pairs), in the shape of the weights."""

@@ -1,4 +1,4 @@
-"""What targeted terms on pairs share: the cost of giving an answer, and of being able to give it, per row."""
+"""What targeted objectives on pairs share: the cost of giving an answer, and of being able to give it, per row."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ class AnswerObjective(PairObjective):
     """
 
     toward_weight: float = 0.5
+    """Weight of the cross-entropy of the answer that is to become likely."""
     away_weight: float = 0.5
+    """Weight of log1mp of the answer that is to become unlikely."""
     cutoff: float = -5.0
+    """Log-probability below which a token of that answer has no gradient."""
 
-    def check(self, where: str) -> None:
-        """Refuses weights below 0 and a cutoff that is no log-probability."""
-        for name in ("toward_weight", "away_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{where}.{name}: got {getattr(self, name)}, must be at least 0.")
+    def check(self, path: str) -> None:
+        """Refuses weights below 0 and a cutoff that is not a log-probability; the errors begin with `path`."""
+        for name, weight in (("toward_weight", self.toward_weight), ("away_weight", self.away_weight)):
+            if not weight >= 0:
+                raise ConfigError(f"{path}.{name}: got {weight}, must be at least 0.")
         if not self.cutoff < 0:
-            raise ConfigError(f"{where}.cutoff: got {self.cutoff}, a log-probability below 0.")
+            raise ConfigError(f"{path}.cutoff: got {self.cutoff}, a log-probability below 0.")
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:
@@ -42,19 +45,19 @@ class AnswerObjective(PairObjective):
 
     def costs(self, rows: PairRows, views: Mapping[str, Outputs]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """(CE, log1mp) of every answer, each a mean over its tokens."""
-        seen, target = views[self.view], rows.tokens.target
+        outputs, target = views[self.view], rows.tokens.target
         if not self.away_weight:
-            assert seen.logprobs is not None
-            nll = -preference.mean(seen.logprobs, target)
+            assert outputs.logprobs is not None
+            nll = -preference.mean(outputs.logprobs, target)
             return nll, torch.zeros_like(nll)
-        assert seen.distribution is not None
-        logp, log1m = heads.odds(seen.distribution, rows.tokens)
+        assert outputs.distribution is not None
+        logp, log1m = heads.odds(outputs.distribution, rows.tokens)
         unlikely = zero_off_target(adversarial.unlikelihood(logp, log1m, cutoff=self.cutoff), target)
         return -preference.mean(logp, target), preference.mean(unlikely, target)
 
-    def columns_of(self, nll: Float[Tensor, "B"], unlikely: Float[Tensor, "B"]) -> dict[str, Tensor]:
-        """Metrics, one number per pair."""
-        named = {"nll/chosen": nll[0::2], "nll/rejected": nll[1::2]}
+    def metrics(self, nll: Float[Tensor, "B"], unlikely: Float[Tensor, "B"]) -> dict[str, Tensor]:
+        """{name: one number per pair}."""
+        columns = {"nll/chosen": nll[0::2], "nll/rejected": nll[1::2]}
         if self.away_weight:
-            named |= {"log1mp/chosen": unlikely[0::2], "log1mp/rejected": unlikely[1::2]}
-        return {name: column.detach() for name, column in named.items()}
+            columns |= {"log1mp/chosen": unlikely[0::2], "log1mp/rejected": unlikely[1::2]}
+        return {name: column.detach() for name, column in columns.items()}

@@ -16,7 +16,7 @@ from advalign.types import Losses, Outputs, PairRows, Rows, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairObjective(Objective):
+class PairObjective(Objective[PairRows]):
     """Abstract base: rows 2i chosen, rows 2i + 1 rejected, one loss per pair. A pair with an empty side does not count.
 
     Metrics, each a mean over pairs, under TRL's names: rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, and
@@ -44,30 +44,30 @@ class PairObjective(Objective):
         assert rows.ref_logprobs is not None
         return (preference.mean if normalize else preference.total)(rows.ref_logprobs, rows.tokens.target)
 
-    def reported(
+    def report(
         self,
         rows: PairRows,
         losses: Float[Tensor, "P"],
         *,
         rewards: Float[Tensor, "B"],
         logps: Float[Tensor, "B"] | None = None,
-        more: Mapping[str, Float[Tensor, "P"]] | None = None,
+        extra: Mapping[str, Float[Tensor, "P"]] | None = None,
     ) -> Losses:
-        """The losses with the metrics of the implicit, or explicit, reward of every response; `more` are further ones, per pair."""
+        """The losses with the metrics of the implicit, or explicit, reward of every response; `extra`: further metrics, per pair."""
         margins = preference.difference(rewards)
-        columns = {
+        metrics = {
             "rewards/chosen": rewards[0::2],
             "rewards/rejected": rewards[1::2],
             "rewards/accuracies": (margins > 0).to(losses.dtype),
             "rewards/margins": margins,
             **({} if logps is None else {"logps/chosen": logps[0::2], "logps/rejected": logps[1::2]}),
-            **(more or {}),
+            **(extra or {}),
         }
-        each = self.weights(rows).values.to(losses.dtype)
-        return Losses(losses, {name: (values.detach(), each) for name, values in columns.items()})
+        weight = self.weights(rows).values.to(losses.dtype)
+        return Losses(losses, {name: (values.detach(), weight) for name, values in metrics.items()})
 
 
-def positive(where: str, value: float) -> None:
-    """Refuses a strength that is not one."""
+def check_positive(path: str, value: float) -> None:
+    """Refuses a value that is not above 0; the error begins with `path`."""
     if not value > 0:
-        raise ConfigError(f"{where}: got {value}, must be above 0.")
+        raise ConfigError(f"{path}: got {value}, must be above 0.")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.functional import mismatch, policy, weights
+from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Objective
 from advalign.plugins import kind_of
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
@@ -18,46 +19,48 @@ from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """Importance weights between the sampler's log-probabilities and the trainer's (`functional.mismatch`).
-    level: token | sequence | geometric. mode: truncate (TIS) | mask (IcePop, MIS) | reject."""
+    """Importance weights between the sampler's log-probabilities and the trainer's (`functional.mismatch`)."""
 
     level: str = "token"
+    """Of the ratio: token, sequence (product over the response) or geometric (its geometric mean)."""
     mode: str = "truncate"
+    """truncate (TIS), mask (IcePop, MIS) or reject."""
     low: float = 0.0
+    """Lower bound of the ratio."""
     high: float = 2.0
+    """Upper bound of the ratio."""
 
     def __post_init__(self) -> None:
-        for name, given, known in (("level", self.level, mismatch.LEVELS), ("mode", self.mode, mismatch.MODES)):
-            if given not in known:
-                raise unknown(f"correction.{name}", name, given, known)
+        for name, value, allowed in (("level", self.level, mismatch.LEVELS), ("mode", self.mode, mismatch.MODES)):
+            if value not in allowed:
+                raise unknown(f"correction.{name}", name, value, allowed)
         if not 0 <= self.low < self.high:
             raise ConfigError(f"correction: low {self.low} and high {self.high} are not 0 <= low < high.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyObjective(Objective):
+class PolicyObjective(Objective[RolloutRows]):
     """Abstract base of the objectives that read rollouts and their advantages.
-
-    weighting     "token": every token of the update alike; "sequence": every response alike; "constant": a response's sum over `length`.
-    top_entropy   only this share of tokens, those where the policy was least certain when the draw was made, keeps its loss; the
-                  count stays that of all tokens (arXiv:2506.01939, section 4: 0.2).
-    correction    weights for the gap between sampler and trainer; the count stays that of all tokens.
 
     Rows that the policy did not sample (`offpolicy`) are left out: `luffy` and `sft` read those.
     """
 
     weighting: str = "token"
+    """token: every token of the update counts the same; sequence: every response does."""
     top_entropy: float = 1.0
+    """Only this fraction of tokens, those where the policy was least certain when the draw was made, keeps its loss; the count stays
+    that of all tokens (arXiv:2506.01939, section 4: 0.2)."""
     correction: Correction | None = None
+    """Weights for the gap between sampler and trainer; the count stays that of all tokens."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"old_logprobs"})
 
     def __post_init__(self) -> None:
-        at = f"objectives.{kind_of(type(self))}"
-        weights.check(f"{at}.weighting", self.weighting)
+        path = f"objectives.{kind_of(type(self))}"
+        weights.check(f"{path}.weighting", self.weighting)
         if not 0 < self.top_entropy <= 1:
-            raise ConfigError(f"{at}.top_entropy: got {self.top_entropy}, a share of the tokens must be above 0 and at most 1.")
+            raise ConfigError(f"{path}.top_entropy: got {self.top_entropy}, a fraction of the tokens must be above 0 and at most 1.")
 
     @property
     def columns(self) -> frozenset[str]:
@@ -76,28 +79,29 @@ class PolicyObjective(Objective):
         return {view: frozenset({"logprobs"}) for view in ("clean", self.view)}
 
     def target(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
-        """Sampled tokens; those of demonstrations inside a group are not."""
-        target = rows.tokens.target
-        return target if rows.offpolicy is None else target & ~rows.offpolicy[:, None]
+        """The tokens that count: those that the policy sampled."""
+        return sampled_tokens(rows.tokens.target, rows.offpolicy)
 
     def weights(self, rows: RolloutRows) -> Weights:
         target = self.target(rows)
-        found = self.average(target)
+        average = self.average(target)
+        values = average.values
         if self.top_entropy < 1:
             assert rows.old_entropy is not None
-            found = Weights(found.values * policy.high_entropy(rows.old_entropy, target, share=self.top_entropy), found.count)
+            values = values * policy.high_entropy(rows.old_entropy, target, fraction=self.top_entropy)
         if self.correction is not None:
             assert rows.old_logprobs is not None
             c = self.correction
             w = mismatch.weights(rows.old_logprobs, rows.sampler_logprobs, target, level=c.level, mode=c.mode, low=c.low, high=c.high)
-            found = Weights(found.values * w, found.count)
-        return found
+            values = values * w
+        return Weights(values, average.count)
 
     def average(self, target: Bool[Tensor, "B T"]) -> Weights:
+        """How much each token counts, before `top_entropy` and `correction`."""
         return weights.by_name(self.weighting, target)
 
-    def seen(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(log p clean, log p old, log p on the view where that is another one). Without an annotation old is now."""
+    def logprobs(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(log p clean, log p old, log p on the view if that is not clean). Without an annotation the old policy is the current one."""
         clean, on_view = views["clean"].logprobs, views[self.view].logprobs
         assert clean is not None
         old = clean.detach() if rows.old_logprobs is None else rows.old_logprobs
@@ -108,8 +112,8 @@ class PolicyObjective(Objective):
 class ClippedObjective(PolicyObjective):
     """Abstract base of the clipped surrogates: -min(r A, clip(r, 1 - low, 1 + high) A), r = p / p_old.
 
-    `dual_clip` (arXiv:1912.09729) is off: the papers have none, and frameworks differ silently (on with c = 3 in one, off in another:
-    0.70 against 1.48 on one drifted batch). Switch it on where ratios drift far, that is with many updates per draw.
+    `dual_clip` is off: the papers have none, and frameworks differ silently (on with c = 3 in one, off in another: 0.70 against 1.48 on
+    one drifted batch). Switch it on where ratios drift far, that is with many updates per draw.
 
     On another view than clean the ratio stays that of the clean view, and the gradient goes through the attacked log-probabilities:
     -sg(clip(r, 1 - low, 1 + high)) A log p(y_t | y_<t, x + delta). With `ratio: view` it is the clipped surrogate of p(. | x + delta) /
@@ -117,19 +121,23 @@ class ClippedObjective(PolicyObjective):
     """
 
     clip_low: float = 0.2
+    """How far the ratio may fall below 1."""
     clip_high: float = 0.2
+    """How far the ratio may rise above 1."""
     dual_clip: float | None = None
+    """c > 1: where A < 0 the loss is at most -c A (arXiv:1912.09729). None: off."""
     ratio: str = "clean"
+    """Of which view r is: clean, or view (this objective's own)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at = f"objectives.{kind_of(type(self))}"
+        path = f"objectives.{kind_of(type(self))}"
         if self.ratio not in ("clean", "view"):
-            raise unknown(f"{at}.ratio", "ratio", self.ratio, ("clean", "view"))
+            raise unknown(f"{path}.ratio", "ratio", self.ratio, ("clean", "view"))
         if self.ratio == "view" and self.dual_clip is None:
-            raise ConfigError(f"{at}.ratio: 'view' is ill-conditioned without dual clip; set dual_clip (3.0), or ratio 'clean'.")
+            raise ConfigError(f"{path}.ratio: 'view' is ill-conditioned without dual clip; set dual_clip (3.0), or ratio 'clean'.")
         if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ConfigError(f"{at}.dual_clip: got {self.dual_clip}, a bound on the ratio must be above 1.")
+            raise ConfigError(f"{path}.dual_clip: got {self.dual_clip}, a bound on the ratio must be above 1.")
 
     @property
     def level(self) -> str:
@@ -137,7 +145,7 @@ class ClippedObjective(PolicyObjective):
         return "token"
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         if attacked is not None and self.ratio == "view":
             clean, attacked = attacked, None
         return policy.surrogate(

@@ -17,7 +17,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import preference
 from advalign.functional.logprobs import zero_off_target
-from advalign.objectives._pairs import PairObjective, positive
+from advalign.objectives._pairs import PairObjective, check_positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["CAPO"]
@@ -28,12 +28,14 @@ class CAPO(PairObjective):
     """(d_chosen - d_rejected - 1 / (2 beta))^2, d = mean of log p - log p_ref, rejected tokens cut at `cutoff`."""
 
     beta: float = 0.25
+    """Margin: the difference of mean log-ratios is regressed onto 1 / (2 beta)."""
     cutoff: float = -5.0
+    """Log-probability at which rejected tokens are cut; -.inf: not at all."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:
-        positive("objectives.capo.beta", self.beta)
+        check_positive("objectives.capo.beta", self.beta)
         if not self.cutoff < 0:
             raise ConfigError(f"objectives.capo.cutoff: got {self.cutoff}, a log-probability below 0 (-.inf: no cutoff).")
 
@@ -45,7 +47,7 @@ class CAPO(PairObjective):
         losses = preference.ipo(preference.difference(ratios), beta=self.beta)
         below = (zero_off_target(logprobs, target) < self.cutoff).to(losses.dtype).sum(1) / target.sum(1).clamp(min=1)
         means = self.logps(rows, views, normalize=True)
-        return self.reported(rows, losses, rewards=self.beta * ratios, logps=means, more={"cut/rejected": below[1::2]})
+        return self.report(rows, losses, rewards=self.beta * ratios, logps=means, extra={"cut/rejected": below[1::2]})
 
     def _mean(self, logprobs: Float[Tensor, "B T"], target: Bool[Tensor, "B T"]) -> Float[Tensor, "B"]:
         """Mean log-probability per row, that of rejected rows of clamped tokens."""

@@ -22,15 +22,20 @@ class CAT(PairObjective):
     """away_weight leaky(-CE(rejected)) + toward_weight leaky(CE(chosen))."""
 
     away_weight: float = 0.5
+    """Weight of making the rejected answer unlikely."""
     toward_weight: float = 0.5
+    """Weight of making the chosen answer likely."""
     away_cutoff: float = -5.0
+    """Mean log-probability below which the rejected answer is unlikely enough."""
     toward_cutoff: float = 0.5
+    """Cross-entropy below which the chosen answer is likely enough."""
     slope: float = 0.001
+    """What is left of the gradient beyond a cutoff."""
 
     def __post_init__(self) -> None:
-        for name in ("away_weight", "toward_weight", "slope"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"objectives.cat.{name}: got {getattr(self, name)}, must be at least 0.")
+        for name, value in (("away_weight", self.away_weight), ("toward_weight", self.toward_weight), ("slope", self.slope)):
+            if not value >= 0:
+                raise ConfigError(f"objectives.cat.{name}: got {value}, must be at least 0.")
         if not self.away_cutoff <= 0 <= self.toward_cutoff:
             raise ConfigError(
                 f"objectives.cat: away_cutoff {self.away_cutoff} bounds a mean log-probability and must be at most 0; "
@@ -43,11 +48,11 @@ class CAT(PairObjective):
         away = leaky(harmful, at=self.away_cutoff, slope=self.slope)
         toward = leaky(safe, at=self.toward_cutoff, slope=self.slope)
         losses = self.away_weight * away + self.toward_weight * toward
-        each = self.weights(rows).values.to(losses.dtype)
-        columns = {
+        weight = self.weights(rows).values.to(losses.dtype)
+        metrics = {
             "nll/chosen": safe.detach(),
             "nll/rejected": -harmful.detach(),
             "cut/chosen": (safe < self.toward_cutoff).to(losses.dtype),
             "cut/rejected": (harmful < self.away_cutoff).to(losses.dtype),
         }
-        return Losses(losses, {name: (column, each) for name, column in columns.items()})
+        return Losses(losses, {name: (values, weight) for name, values in metrics.items()})

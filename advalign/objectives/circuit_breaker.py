@@ -1,10 +1,10 @@
 """reroute: l_t = mean_k relu(cos(h_k, h_k_ref))       retain: l_t = mean_k ||h_k - h_k_ref||_2       k over `layers`
 (representation rerouting, arXiv:2406.04313, algorithm 1; h_ref of the frozen copy `against`, from which training started).
 
-Two terms, one of harmful rows and one of benign ones, with coefficients alpha (1 - t / 2T) and alpha t / 2T through `schedules`.
+Two objectives, one of harmful rows and one of benign ones, with coefficients alpha (1 - t / 2T) and alpha t / 2T through `schedules`.
 Layers are counted from 0, as sites are: the paper's 10 and 20 (hidden_states[10] and [20] in its code) are the outputs of blocks 9 and 19.
-where: all real tokens, as in the released code, or the prompt or the response alone. Differences: its retain mean counts padded positions
-as zeros, so its retain term is smaller by the fraction of padding; ours does not. Its retain layers include the embedding.
+Differences: the released code's retain mean counts padded positions as zeros, so its retain loss is smaller by the fraction of padding;
+ours does not. Its retain layers include the embedding.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,17 @@ PLACES = ("all", "prompt", "response")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitBreaker(Objective):
+class CircuitBreaker(Objective[DemoRows]):
     """reroute: relu(cos(h, h_ref)) of harmful tokens; retain: ||h - h_ref||_2 of benign ones; mean over `layers`."""
 
     role: str = "reroute"
-    layers: tuple[int, ...] = (9, 19)  # "layers 10 and 20", counted from 1
+    """reroute (harmful rows) or retain (benign rows)."""
+    layers: tuple[int, ...] = (9, 19)
+    """Blocks whose outputs are compared, counted from 0; the paper's "layers 10 and 20" are counted from 1."""
     against: str = "reference"
+    """The frozen copy whose hidden states are h_ref."""
     where: str = "all"
+    """Tokens that count: all real ones, as in the released code, prompt or response."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
 
@@ -50,6 +54,7 @@ class CircuitBreaker(Objective):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """The layers as sites."""
         return tuple(f"layer:{k}" for k in self.layers)
 
     @property
@@ -60,11 +65,11 @@ class CircuitBreaker(Objective):
         return weights.token(self._region(rows.tokens))
 
     def losses(self, rows: DemoRows, views: Mapping[str, Outputs]) -> Losses:
-        now, before = views[self.view].hidden, views[self.against].hidden
-        assert now is not None
-        assert before is not None
+        hidden, original = views[self.view].hidden, views[self.against].hidden
+        assert hidden is not None
+        assert original is not None
         region = self._region(rows.tokens)
-        pairs = [(now[site][region], before[site][region].detach()) for site in self.sites]
+        pairs = [(hidden[site][region], original[site][region].detach()) for site in self.sites]
         losses = _spread(torch.stack([ROLES[self.role](*pair) for pair in pairs]).mean(0), region)
         with torch.no_grad():
             cosine = _spread(torch.stack([cosine_similarity(a.float(), b.float(), dim=1) for a, b in pairs]).mean(0), region)

@@ -21,10 +21,12 @@ class CISPO(PolicyObjective):
     """-sg(clip(r, 1 - low, 1 + high)) A log p."""
 
     clip_low: float = 1.0
+    """How far the weight may fall below 1."""
     clip_high: float = 4.0
+    """How far the weight may rise above 1."""
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         target = self.target(rows)
         ratio, advantages = policy.token_ratio(clean, old, target), zero_off_target(rows.advantages, target)
         through = zero_off_target(clean if attacked is None else attacked, target)

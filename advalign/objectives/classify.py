@@ -14,7 +14,7 @@ __all__ = ["Classify"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Objective):
+class Classify(Objective[LabelRows]):
     """-log softmax(z)_y of labelled rows."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
@@ -30,5 +30,5 @@ class Classify(Objective):
         logits = views[self.view].class_logits
         assert logits is not None
         losses = cross_entropy(logits, rows.labels, reduction="none")
-        right = (logits.argmax(1) == rows.labels).to(losses.dtype)
-        return Losses(losses, {"accuracy": (right, rows.tokens.mask.any(1).to(losses.dtype))})
+        correct = (logits.argmax(1) == rows.labels).to(losses.dtype)
+        return Losses(losses, {"accuracy": (correct, rows.tokens.mask.any(1).to(losses.dtype))})

@@ -3,8 +3,8 @@
 cov_t = (log p_t - mean log p)(A_t - mean A): the tokens that drive entropy down. `fraction` of all tokens, drawn at random among those with
 low_cov < cov_t < high_cov (and whose gradient the clip leaves), lose their loss; the count stays that of all tokens. At least one is drawn.
 
-Differences: covariances are those of the draw (old log-probabilities), not of the current weights, so that no split into micro-batches
-changes the choice; the random choice is keyed by the draw's own tokens. The paper's scripts open the clip to 1 and 1 here.
+Differences: covariances are those of the draw (old log-probabilities), not of the current weights, so the split into micro-batches
+does not change the choice; the random choice is keyed by the draw's own tokens. The paper's scripts open the clip to 1 and 1 here.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,15 @@ class ClipCov(PolicyObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), without a fraction of the high-covariance tokens."""
 
     clip_low: float = 1.0
+    """How far the ratio may fall below 1."""
     clip_high: float = 1.0
+    """How far the ratio may rise above 1."""
     fraction: float = 2e-4
+    """Of all tokens: how many lose their loss."""
     low_cov: float = 1.0
+    """Covariance above which a token may lose its loss."""
     high_cov: float = 5.0
+    """Covariance below which a token may lose its loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,8 +50,8 @@ class ClipCov(PolicyObjective):
         return True
 
     def weights(self, rows: RolloutRows) -> Weights:
-        found = super().weights(rows)
-        return Weights(found.values * ~self.removed(rows), found.count)
+        average = super().weights(rows)
+        return Weights(average.values * ~self.removed(rows), average.count)
 
     def removed(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         """The tokens whose loss is removed."""
@@ -63,6 +68,6 @@ class ClipCov(PolicyObjective):
         return removed.view(target.shape)
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         low, high = self.clip_low, self.clip_high
         return policy.surrogate(clean, old, rows.advantages, self.target(rows), low=low, high=high, attacked=attacked)

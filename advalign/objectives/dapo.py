@@ -3,8 +3,7 @@
 (DAPO, arXiv:2503.14476, eq. 8.) Differences: dynamic sampling (`dynamic`) belongs to the source and soft overlong punishment to the
 rewards (`length`); the mean over tokens spans the whole update on all ranks, however it is split.
 
-`mask_truncated` is overlong filtering (section 3.4): responses cut off by the length limit leave the loss AND its count. Off by default,
-as in the paper's best run. Public scripts run it with dual clip, c = 10.
+Public scripts run it with dual clip, c = 10.
 """
 
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ __all__ = ["DAPO"]
 class DAPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every token alike, clip-higher."""
 
-    clip_high: float = 0.28  # "clip-higher", section 4.1
+    clip_high: float = 0.28
+    """How far the ratio may rise above 1: "clip-higher", section 4.1."""
     mask_truncated: bool = False
+    """Overlong filtering (section 3.4): responses cut off by the length limit leave the loss AND its count. Off, as in the best run."""
 
     def target(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         target = super().target(rows)

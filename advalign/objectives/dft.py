@@ -19,10 +19,11 @@ __all__ = ["DFT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFT(Objective):
+class DFT(Objective[DemoRows | RolloutRows]):
     """-sg(p_t) log p_t of demonstrations."""
 
     weighting: str = "token"
+    """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
 
@@ -40,5 +41,5 @@ class DFT(Objective):
         logprobs, target = views[self.view].logprobs, demonstrated(rows, "objectives.dft")
         assert logprobs is not None
         nll = -zero_off_target(logprobs, target)
-        p, each = (-nll).detach().exp(), target.to(nll.dtype)
-        return Losses(p * nll, {"nll": (nll.detach(), each), "probability": (p, each)})
+        p, weight = (-nll).detach().exp(), target.to(nll.dtype)
+        return Losses(p * nll, {"nll": (nll.detach(), weight), "probability": (p, weight)})

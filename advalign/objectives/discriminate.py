@@ -10,8 +10,8 @@ relativistic:   -log sigmoid of the lead over the mean of the other side    (RaG
 plus score_l2 s^2 (PRISM, arXiv:2604.28123). Differences: GAPO (the source of perturbed negatives) has no smoothing; one-sided e = 0.1 is
 our default, because it bounds scores and keeps q = p as the only fixed point. GAD pairs one reference with the rollouts of its prompt; we
 pair every real row with every other row of its group. Bradley-Terry is written per row: a row's loss is its mean over opponents, its weight
-half their number, the count the number of pairs. The relativistic means are over the group, the paper's over the batch, so that no split
-into micro-batches changes them. Both need groups whole within a micro-batch: `bundle` says so. Rows without an opponent do not count there.
+half their number, the count the number of pairs. The relativistic means are over the group, the paper's over the batch, so
+micro-batches do not change them. Both need groups whole within a micro-batch: `bundle` says so. Rows without an opponent count in neither.
 """
 
 from collections.abc import Mapping
@@ -37,21 +37,26 @@ SATURATED = 8.0  # |s| beyond which sigmoid(s) leaves a gradient below 3.4e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminate(Objective):
+class Discriminate(Objective[LabelRows]):
     """Real against perturbed and generated rows: -log D(real) - log(1 - D(other)).
 
-    level: one score per row ("sequence"), or one per token of the text ("token"), then a row's loss is the mean over its tokens.
-    kind_weights: what a row of a kind weighs against one of weight 1, {"generated": 0.5} for example. With BCE, weights w_p of perturbed
-    and w_g of generated rows move the game's fixed point to q ~ (p / c - w_p k)+ (docs/gan_theory.md); w_g alone only shifts all scores.
-    Rows with an `offset` are told apart by s - offset (AIRL, arXiv:1710.11248: offset = log pi(text | prompt)).
+    The loss of rows with an `offset` reads s - offset (AIRL, arXiv:1710.11248: offset = log pi(text | prompt)). With BCE, kind weights
+    w_p of perturbed and w_g of generated rows move the game's fixed point to q ~ (p / c - w_p k)+ (docs/gan_theory.md); w_g alone only
+    shifts all scores.
     """
 
     learner: str = "discriminator"
+    """Name of the discriminator."""
     loss: str = "bce"
+    """bce, hinge, least_squares or wasserstein (row by row); bradley_terry or relativistic (against the other rows of the group)."""
     label_smoothing: float = 0.1
+    """e of bce, on real rows only; at least 0 and below 0.5."""
     score_l2: float = 0.0
+    """Weight of s^2."""
     level: str = "sequence"
+    """sequence: one score per row; token: one per token of the text, and a row's loss is the mean over its tokens."""
     kind_weights: Mapping[str, float] = field(default_factory=dict)
+    """{kind of row: its weight}, such as {"generated": 0.5}; 1 for kinds that are not named."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
@@ -61,15 +66,17 @@ class Discriminate(Objective):
         if self.level not in LEVELS:
             raise unknown("objectives.discriminate.level", "level", self.level, LEVELS)
         if self.level == "token" and self.loss in COMPARED:
-            known = ", ".join(ALONE)
-            raise ConfigError(f"objectives.discriminate.level: '{self.loss}' compares whole rows, so it has no level 'token'; use {known}.")
+            allowed = ", ".join(ALONE)
+            raise ConfigError(
+                f"objectives.discriminate.level: '{self.loss}' compares whole rows, so it has no level 'token'; use {allowed}."
+            )
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"objectives.discriminate.label_smoothing: got {self.label_smoothing}, must be at least 0 and below 0.5.")
         if self.score_l2 < 0:
             raise ConfigError(f"objectives.discriminate.score_l2: got {self.score_l2}, must be at least 0.")
         if self.kind_weights and self.loss not in ROW_BY_ROW:
-            known = ", ".join(ROW_BY_ROW)
-            raise ConfigError(f"objectives.discriminate.kind_weights: '{self.loss}' weighs sides or pairs, not kinds; use {known}.")
+            allowed = ", ".join(ROW_BY_ROW)
+            raise ConfigError(f"objectives.discriminate.kind_weights: '{self.loss}' weighs sides or pairs, not kinds; use {allowed}.")
         for name, weight in self.kind_weights.items():
             if name not in LabelRows.KINDS:
                 raise unknown("objectives.discriminate.kind_weights", "kind of row", name, LabelRows.KINDS)
@@ -78,7 +85,6 @@ class Discriminate(Objective):
 
     @property
     def bundle(self) -> str:
-        """What must not be split over micro-batches: "row", or "group"."""
         return "group" if self.loss in COMPARED else "row"
 
     @property
@@ -95,29 +101,29 @@ class Discriminate(Objective):
         elif self.loss == "wasserstein":  # else a constant added to every score would pay
             per_row = weights.by_side(rows.labels, torch.zeros_like(rows.tokens.group), counted)
         if self.kind_weights:
-            per_row = weights.scaled(per_row, self._by_kind(rows))
+            per_row = weights.scale(per_row, self._by_kind(rows))
         return per_row if self.level == "sequence" else replace(per_row, values=per_row.values[:, None] * by_token.values)
 
     def losses(self, rows: LabelRows, views: Mapping[str, Outputs]) -> Losses:
-        raw, labels = self._scores(rows, views[self.view])
-        logits = raw
+        scores, labels = self._scores(rows, views[self.view])
+        logits = scores
         if rows.offset is not None:
             if self.level == "token":
-                raise ConfigError("objectives.discriminate.level: rows with an offset are judged whole; use level: sequence.")
-            logits = raw - rows.offset.to(raw.dtype)
-        right = logits.detach() * gan.signs(labels) > 0
+                raise ConfigError("objectives.discriminate.level: rows with an offset have one score per row; use level: sequence.")
+            logits = scores - rows.offset.to(scores.dtype)
+        correct = logits.detach() * gan.signs(labels) > 0
         if self.loss == "bradley_terry":
-            values, right = gan.bradley_terry(logits, labels, rows.tokens.group, self._counted(rows))
+            values, correct = gan.bradley_terry(logits, labels, rows.tokens.group, self._counted(rows))
         elif self.loss == "relativistic":
             values, lead = gan.relativistic(logits, labels, rows.tokens.group, self._counted(rows))
-            right = lead.detach() > 0
+            correct = lead.detach() > 0
         elif self.loss == "bce":
             values = gan.bce(logits, labels, label_smoothing=self.label_smoothing)
         else:
             values = {"hinge": gan.hinge, "least_squares": gan.least_squares, "wasserstein": gan.wasserstein}[self.loss](logits, labels)
         if self.score_l2:
-            values = values + self.score_l2 * raw.square()
-        return Losses(values, self._metrics(rows, logits.detach(), labels, right.to(logits.dtype)))
+            values = values + self.score_l2 * scores.square()
+        return Losses(values, self._metrics(rows, logits.detach(), labels, correct.to(logits.dtype)))
 
     def _counted(self, rows: LabelRows) -> Tensor:
         return (rows.tokens.target if self.level == "token" else rows.tokens.mask).any(1)
@@ -128,7 +134,7 @@ class Discriminate(Objective):
         return rows.kind.new_tensor([self.kind_weights.get(name, 1.0) for name in LabelRows.KINDS], dtype=torch.float64)[rows.kind]
 
     def _scores(self, rows: LabelRows, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """What is judged, and the label of each: "B", or by token "B T", zero off target."""
+        """Scores and their labels: "B", or by token "B T", zero off target."""
         if self.level == "sequence":
             assert outputs.scores is not None
             return outputs.scores, rows.labels
@@ -137,22 +143,22 @@ class Discriminate(Objective):
         return scores, rows.labels[:, None].expand(scores.shape)
 
     def _metrics(
-        self, rows: LabelRows, scores: Float[Tensor, "*S"], labels: Tensor, right: Float[Tensor, "*S"]
+        self, rows: LabelRows, scores: Float[Tensor, "*S"], labels: Tensor, correct: Float[Tensor, "*S"]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         by_token, column = weights.sequence(rows.tokens.target).values, (-1, *[1] * (scores.ndim - 1))
-        each = (by_token if self.level == "token" else self._counted(rows)).to(scores.dtype)
+        weight = (by_token if self.level == "token" else self._counted(rows)).to(scores.dtype)
         real = (rows.labels == 1).reshape(column)
         metrics = {
-            "margin": (scores * gan.signs(labels), each),
-            "saturation": ((scores.abs() > SATURATED).to(scores.dtype), each),
-            "score/real": (scores, each * real),
-            "score/other": (scores, each * ~real),
+            "margin": (scores * gan.signs(labels), weight),
+            "saturation": ((scores.abs() > SATURATED).to(scores.dtype), weight),
+            "score/real": (scores, weight * real),
+            "score/other": (scores, weight * ~real),
         }
         if self.loss == "wasserstein":  # the zero of its scores means nothing
             return metrics
-        judged = self.weights(rows).values.to(scores.dtype)
-        metrics["accuracy"] = (right, judged)
+        loss_weight = self.weights(rows).values.to(scores.dtype)
+        metrics["accuracy"] = (correct, loss_weight)
         if rows.kind is not None:
             kind = rows.kind.reshape(column)
-            metrics |= {f"accuracy/{name}": (right, judged * (kind == index)) for index, name in enumerate(LabelRows.KINDS)}
+            metrics |= {f"accuracy/{name}": (correct, loss_weight * (kind == index)) for index, name in enumerate(LabelRows.KINDS)}
         return metrics

@@ -1,7 +1,6 @@
 """l = -log sigmoid(beta (d_chosen - d_rejected)), d = sum_t log p - log p_ref   (arXiv:2305.18290, eq. 7).
 
-Two answers to labels that are wrong with probability e. label_smoothing: conservative DPO, (1 - e) l(d) + e l(-d), which stops at a finite
-margin. flip_rate: robust DPO (arXiv:2403.00409), ((1 - e) l(d) - e l(-d)) / (1 - 2 e), an unbiased estimate of the loss of the true labels.
+`label_smoothing` and `flip_rate` are two answers to labels that are wrong with probability e.
 Differences: none; log-probabilities are summed over the target tokens, not averaged. On the view of an adversary the policy is attacked,
 the reference (an annotation) is not.
 """
@@ -12,7 +11,7 @@ from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, positive
+from advalign.objectives._pairs import PairObjective, check_positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["DPO"]
@@ -23,13 +22,16 @@ class DPO(PairObjective):
     """-log sigmoid(beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
     beta: float = 0.1
+    """Strength of the KL constraint; a larger one stays closer to the reference."""
     label_smoothing: float = 0.0
+    """e of conservative DPO: (1 - e) l(d) + e l(-d), which stops at a finite margin."""
     flip_rate: float = 0.0
+    """e of robust DPO (arXiv:2403.00409): ((1 - e) l(d) - e l(-d)) / (1 - 2 e), an unbiased estimate of the loss of the true labels."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:
-        positive("objectives.dpo.beta", self.beta)
+        check_positive("objectives.dpo.beta", self.beta)
         for name, rate in (("label_smoothing", self.label_smoothing), ("flip_rate", self.flip_rate)):
             if not 0 <= rate < 0.5:
                 raise ConfigError(f"objectives.dpo.{name}: got {rate}, must be at least 0 and below 0.5.")
@@ -46,4 +48,4 @@ class DPO(PairObjective):
             losses = preference.robust_dpo(d, beta=self.beta, flip_rate=self.flip_rate)
         else:
             losses = preference.dpo(d, beta=self.beta, label_smoothing=self.label_smoothing)
-        return self.reported(rows, losses, rewards=self.beta * ratios, logps=logps)
+        return self.report(rows, losses, rewards=self.beta * ratios, logps=logps)

@@ -2,7 +2,6 @@
 
 (Dr. GRPO, arXiv:2503.20783, section 3.2: neither the length of a response nor the spread of its group may scale its gradient.) It
 goes with `advantage: {kind: group, scale: none}`; one public flag of this name only drops the spread and keeps the token mean.
-`length`: the budget of a response (max_new_tokens); it scales the gradient and nothing else.
 """
 
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ class DrGRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), a response's sum over a constant length."""
 
     length: int
+    """The budget of a response in tokens (max_new_tokens); it scales the gradient and nothing else."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

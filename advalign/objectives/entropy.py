@@ -16,10 +16,11 @@ __all__ = ["Entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entropy(Objective):
+class Entropy(Objective[RolloutRows | DemoRows]):
     """-H(p(. | y_<t)) on target tokens."""
 
     weighting: str = "token"
+    """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows, DemoRows)
 

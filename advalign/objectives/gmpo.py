@@ -20,10 +20,12 @@ __all__ = ["GMPO"]
 
 @dataclass(frozen=True, kw_only=True)
 class GMPO(PolicyObjective):
-    """-exp(mean of held log-ratios) A, every response alike."""
+    """-exp(mean of clipped log-ratios) A, every response alike."""
 
     weighting: str = "sequence"
+    """token: every token of the update counts the same; sequence: every response does."""
     clip: float = 0.4
+    """Bound on |log r| on the side where the clip acts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +33,7 @@ class GMPO(PolicyObjective):
             raise ConfigError(f"objectives.gmpo.clip: got {self.clip}, a bound on |log r| must be above 0.")
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         target = self.target(rows)
         advantages = zero_off_target(rows.advantages, target)
         rho = policy.geometric_ratio(clean, zero_off_target(old, target).detach(), advantages, target, clip=self.clip)
@@ -39,7 +41,7 @@ class GMPO(PolicyObjective):
             losses = -rho * advantages
         else:
             losses = policy.weighted_likelihood(zero_off_target(attacked, target), rho, advantages)
-        each = policy.token_ratio(clean, old, target)
+        ratio = policy.token_ratio(clean, old, target)
         high = math.expm1(self.clip)
         low = -math.expm1(-self.clip)
-        return Losses(losses * target, policy.policy_metrics(each, clean, old, advantages, target, low=low, high=high))
+        return Losses(losses * target, policy.policy_metrics(ratio, clean, old, advantages, target, low=low, high=high))

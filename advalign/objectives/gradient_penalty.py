@@ -29,14 +29,19 @@ ROWS = ("real", "other", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientPenalty(Objective):
+class GradientPenalty(Objective[LabelRows]):
     """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
 
     learner: str = "discriminator"
+    """Name of the discriminator."""
     rows: str = "real"
+    """Whose gradients are penalised: real, other or all."""
     target: float = 0.0
+    """c, the norm that is not penalised, in score per unit of embedding."""
     one_sided: bool = False
+    """Penalise only norms above the target."""
     every: int = 16
+    """k: active in every k-th step, with k times its loss."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
@@ -56,7 +61,7 @@ class GradientPenalty(Objective):
 
     @property
     def bundle(self) -> str:
-        """An adversary may look at the other rows of a group (`interpolate`)."""
+        """A group on an attacked view: its adversary may read the other rows of a group (`interpolate`)."""
         return "row" if self.view == "clean" else "group"
 
     @property
@@ -71,9 +76,9 @@ class GradientPenalty(Objective):
         assert input_gradients is not None
         squares = gan.squared_norms(input_gradients, rows.tokens.mask)
         values = gan.gradient_penalty(squares, target=self.target, one_sided=self.one_sided)
-        each = self._counted(rows).to(squares.dtype)
-        return Losses(self.every * values, {"slope": (squares.detach().sqrt(), each)})
+        weight = self._counted(rows).to(squares.dtype)
+        return Losses(self.every * values, {"input_gradient_norm": (squares.detach().sqrt(), weight)})
 
     def _counted(self, rows: LabelRows) -> Bool[Tensor, "B"]:
-        wanted = {"real": rows.labels == 1, "other": rows.labels != 1, "all": torch.ones_like(rows.labels, dtype=torch.bool)}[self.rows]
-        return wanted & rows.tokens.mask.any(1)
+        chosen = {"real": rows.labels == 1, "other": rows.labels != 1, "all": torch.ones_like(rows.labels, dtype=torch.bool)}[self.rows]
+        return chosen & rows.tokens.mask.any(1)

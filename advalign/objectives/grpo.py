@@ -14,4 +14,5 @@ __all__ = ["GRPO"]
 class GRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every response alike."""
 
-    weighting: str = "sequence"  # eq. 3: 1/G sum_i 1/|o_i| sum_t
+    weighting: str = "sequence"
+    """Eq. 3: 1/G sum_i 1/|o_i| sum_t."""

@@ -20,9 +20,13 @@ class GSPO(ClippedObjective):
     """-min(s A, clip(s, 1 - low, 1 + high) A), s the geometric mean of a response's ratios."""
 
     weighting: str = "sequence"
-    clip_low: float = 3e-4  # section 5.1
+    """token: every token of the update counts the same; sequence: every response does."""
+    clip_low: float = 3e-4
+    """How far s may fall below 1; section 5.1."""
     clip_high: float = 4e-4
+    """How far s may rise above 1; section 5.1."""
     form: str = "sequence"
+    """sequence: s carries the gradient of every token; token (eq. 14): each token carries its own, so advantages may vary in a response."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, positive
+from advalign.objectives._pairs import PairObjective, check_positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Hinge"]
@@ -20,14 +20,15 @@ class Hinge(PairObjective):
     """max(0, 1 - beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
     beta: float = 0.1
+    """Scale of the margin: pairs with beta d above 1 have no gradient."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:
-        positive("objectives.hinge.beta", self.beta)
+        check_positive("objectives.hinge.beta", self.beta)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         logps = self.logps(rows, views)
         ratios = logps - self.ref_logps(rows)
         losses = preference.hinge(preference.difference(ratios), beta=self.beta)
-        return self.reported(rows, losses, rewards=self.beta * ratios, logps=logps)
+        return self.report(rows, losses, rewards=self.beta * ratios, logps=logps)

@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Bool
-from torch import Tensor
-
 from advalign.errors import unknown
 from advalign.functional import divergence, ratios, weights
 from advalign.functional.logprobs import zero_off_target
+from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
@@ -25,12 +23,15 @@ __all__ = ["KL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KL(Objective):
+class KL(Objective[RolloutRows]):
     """k3+(log p - log p_ref) on sampled tokens."""
 
     estimator: str = "k3+"
+    """k1, k2, k3 or k3+."""
     weighting: str = "token"
+    """token: every target token of the update counts the same; sequence: every row does."""
     importance: bool = False
+    """Multiply by r = p / p_old, with gradient."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
@@ -49,25 +50,21 @@ class KL(Objective):
         return {self.view: frozenset({"logprobs"})}
 
     def weights(self, rows: RolloutRows) -> Weights:
-        return weights.by_name(self.weighting, _sampled(rows))
+        return weights.by_name(self.weighting, sampled_tokens(rows.tokens.target, rows.offpolicy))
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        logprobs, target = views[self.view].logprobs, _sampled(rows)
+        # Demonstrations inside groups were not drawn from any policy, so no estimator holds for them.
+        logprobs, target = views[self.view].logprobs, sampled_tokens(rows.tokens.target, rows.offpolicy)
         assert logprobs is not None
         assert rows.ref_logprobs is not None
         logprobs, ref = zero_off_target(logprobs, target), zero_off_target(rows.ref_logprobs, target)
-        each = target.to(logprobs.dtype)
+        weight = target.to(logprobs.dtype)
         metrics = {
-            "k1": (divergence.k1(logprobs, ref).detach(), each),
-            "k3": (divergence.k3(logprobs, ref).detach(), each),
+            "k1": (divergence.k1(logprobs, ref).detach(), weight),
+            "k3": (divergence.k3(logprobs, ref).detach(), weight),
         }
         losses = divergence.ESTIMATORS[self.estimator](logprobs, ref)
         if self.importance:
             old = logprobs.detach() if rows.old_logprobs is None else zero_off_target(rows.old_logprobs, target)
             losses = losses * ratios.token(logprobs, old)
         return Losses(losses, metrics)
-
-
-def _sampled(rows: RolloutRows) -> Bool[Tensor, "B T"]:
-    """Demonstrations inside groups were not drawn from any policy, so no estimator holds for them."""
-    return rows.tokens.target if rows.offpolicy is None else rows.tokens.target & ~rows.offpolicy[:, None]

@@ -1,6 +1,6 @@
 """l_t = -r_t A_t, plus beta |log r_t| on the `fraction` of tokens with the largest covariance   (KL-Cov, arXiv:2505.22617, eq. 12).
 
-cov_t = (log p_t - mean log p)(A_t - mean A) over the tokens of the update; at least one token is held. Mean over all tokens, no clip.
+cov_t = (log p_t - mean log p)(A_t - mean A) over the tokens of the update; at least one token is penalised. Mean over all tokens, no clip.
 Difference: covariances are those of the draw (old log-probabilities), as in `clip_cov`. Paper: fraction 2e-3 (7B) or 2e-4 (32B), beta 1.
 On another view the policy term is -sg(r) A log p(y_t | y_<t, x + delta), and the penalty is on the attacked log-probabilities.
 """
@@ -26,7 +26,9 @@ class KLCov(PolicyObjective):
     """-r A + beta |log r| on the tokens of largest covariance."""
 
     fraction: float = 2e-3
+    """Of all tokens: how many are penalised."""
     beta: float = 1.0
+    """Weight of the penalty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,22 +40,22 @@ class KLCov(PolicyObjective):
         return True
 
     def weights(self, rows: RolloutRows) -> Weights:
-        """Two losses per token, "B T 2": the surrogate, and the penalty where it is held."""
-        found = super().weights(rows)
-        return Weights(torch.stack([found.values, found.values * self.held(rows) * self.beta], -1), found.count)
+        """Two losses per token, "B T 2": the surrogate, and the penalty on the tokens of largest covariance."""
+        average = super().weights(rows)
+        return Weights(torch.stack([average.values, average.values * self.penalised(rows) * self.beta], -1), average.count)
 
-    def held(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
+    def penalised(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         """The tokens of largest covariance."""
         assert rows.old_logprobs is not None
         target = self.target(rows)
         cov = policy.covariance(rows.old_logprobs, rows.advantages, target).masked_fill(~target, -torch.inf)
         number = min(max(int(self.fraction * int(target.sum())), 1), int(target.sum()))
-        held = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
-        held[cov.flatten().topk(number).indices] = True
-        return held.view(target.shape)
+        penalised = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
+        penalised[cov.flatten().topk(number).indices] = True
+        return penalised.view(target.shape)
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         target = self.target(rows)
         ratio, advantages = policy.token_ratio(clean, old, target), zero_off_target(rows.advantages, target)
         surrogate = -ratio * advantages

@@ -2,8 +2,8 @@
 
 (KTO, arXiv:2402.01306, eq. 7; r = sum_t log p - log p_ref.) The reference point z0 = max(0, mean of r over mismatched rows), prompt i with
 the response of row i + 1, is an annotation: one number per draw, without gradient. lambda_D n_D / (lambda_U n_U) should lie between 1
-and 4/3 (eq. 8; n: how many rows there are of each kind). Differences: z0 belongs to the draw and not to the micro-batch, so no result
-depends on the split; with several updates per draw it is that of the first.
+and 4/3 (eq. 8; n: how many rows there are of each kind). Differences: z0 belongs to the draw and not to the micro-batch, so results do not
+depend on the split; with several updates per draw it is that of the first.
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,30 @@ from typing import ClassVar
 
 from advalign.functional import preference, weights
 from advalign.interfaces import Objective
-from advalign.objectives._pairs import positive
+from advalign.objectives._pairs import check_positive
 from advalign.types import FeedbackRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["KTO"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO(Objective):
+class KTO(Objective[FeedbackRows]):
     """lambda (1 - sigmoid(+-beta (r - z0))), r = log p - log p_ref: + for desirable responses, - for undesirable ones."""
 
     beta: float = 0.1
+    """Scale of the log-ratio; a larger one stays closer to the reference."""
     desirable_weight: float = 1.0
+    """lambda_D."""
     undesirable_weight: float = 1.0
+    """lambda_U."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (FeedbackRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs", "anchor"})
 
     def __post_init__(self) -> None:
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
-            positive(f"objectives.kto.{name}", getattr(self, name))
+        check_positive("objectives.kto.beta", self.beta)
+        check_positive("objectives.kto.desirable_weight", self.desirable_weight)
+        check_positive("objectives.kto.undesirable_weight", self.undesirable_weight)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:
@@ -55,14 +59,14 @@ class KTO(Objective):
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
         )
-        each = target.any(1).to(losses.dtype)
-        good, bad = each * rows.desirable, each * ~rows.desirable
-        rewards, seen = self.beta * ratios.detach(), logps.detach()
+        weight = target.any(1).to(losses.dtype)
+        desirable, undesirable = weight * rows.desirable, weight * ~rows.desirable
+        rewards = self.beta * ratios.detach()
         metrics = {
-            "rewards/chosen": (rewards, good),
-            "rewards/rejected": (rewards, bad),
-            "logps/chosen": (seen, good),
-            "logps/rejected": (seen, bad),
-            "kl": (anchor.detach(), each),
+            "rewards/chosen": (rewards, desirable),
+            "rewards/rejected": (rewards, undesirable),
+            "logps/chosen": (logps.detach(), desirable),
+            "logps/rejected": (logps.detach(), undesirable),
+            "kl": (anchor.detach(), weight),
         }
         return Losses(losses, metrics)

@@ -25,5 +25,5 @@ class LAT(AnswerObjective):
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         nll, unlikely = self.costs(rows, views)
         losses = self.toward_weight * nll[0::2] + self.away_weight * unlikely[1::2]
-        each = self.weights(rows).values.to(losses.dtype)
-        return Losses(losses, {name: (column, each) for name, column in self.columns_of(nll, unlikely).items()})
+        weight = self.weights(rows).values.to(losses.dtype)
+        return Losses(losses, {name: (values, weight) for name, values in self.metrics(nll, unlikely).items()})

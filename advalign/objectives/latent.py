@@ -6,7 +6,7 @@ another learner (`model: latent:policy`), learns to rank them; the policy is mov
 states for the reference's. With two discriminators, one per side, that is GANPO.
 
 Differences from the released code: a score meets the scores of its own pair and not running means over batches (relativistic in pairs,
-arXiv:1807.00734, section 4.1), so nothing depends on how a batch is split; padding is masked, which the released code leaves out; D is
+arXiv:1807.00734, section 4.1), so the split of a batch changes nothing; padding is masked, which the released code leaves out; D is
 post-norm and without spectral norms but for that of its head, if asked; states are those after a block (`site`), before the last norm.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -30,15 +30,20 @@ ROLES, SIDES = ("discriminate", "generate"), ("chosen", "rejected")
 
 @dataclass(frozen=True, kw_only=True)
 class Latent(PairObjective):
-    """discriminate (a learner `latent:...`): rank r over h over r'; generate (the policy): h as if r. `site`: "layer:k". `against`, and
-    `policy` or `critic`: frozen copies, the latter two such that follow their learner (`ema: 0.0`)."""
+    """discriminate (a learner `latent:...`): rank r over h over r'; generate (the policy): h as if r."""
 
     site: str
+    """Where hidden states are read: "layer:k", the output of block k."""
     role: str = "generate"
+    """discriminate (train the discriminator) or generate (train the policy against it)."""
     side: str = "chosen"
+    """Which response of a pair is h: chosen or rejected."""
     against: str = "reference"
+    """The frozen copy whose hidden states are r and r'."""
     policy: str = "now"
+    """For discriminate: the frozen copy that follows the policy (`ema: 0.0`)."""
     critic: str = "critic"
+    """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -52,36 +57,37 @@ class Latent(PairObjective):
 
     @property
     def other(self) -> str:
-        """The copy of the other player."""
+        """The frozen copy of the other player."""
         return self.policy if self.role == "discriminate" else self.critic
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:
         hidden, reader = frozenset({f"hidden:{self.site}"}), frozenset({"reader"})
-        own, other = (reader, hidden) if self.role == "discriminate" else (hidden, reader)
-        return {self.view: own, self.other: other, self.against: hidden}
+        learner, other = (reader, hidden) if self.role == "discriminate" else (hidden, reader)
+        return {self.view: learner, self.other: other, self.against: hidden}
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         discriminates = self.role == "discriminate"
         states, reader = views[self.other if discriminates else self.view], views[self.view if discriminates else self.other].reader
         assert states.hidden is not None
         assert reader is not None
-        real, mask, own = self._reference(views), rows.tokens.mask, SIDES.index(self.side)
-        here = slice(own, None, 2)
-        now = states.hidden[self.site]
-        played = reader.score((now.detach() if discriminates else now)[here], mask[here])
+        reference, mask, side = self._reference(views), rows.tokens.mask, SIDES.index(self.side)
+        on_side = slice(side, None, 2)
+        hidden = states.hidden[self.site]
+        score = reader.score((hidden.detach() if discriminates else hidden)[on_side], mask[on_side])
         if discriminates:
-            better, worse = reader.score(real, mask).unflatten(0, (-1, 2))[:, [own, 1 - own]].unbind(1)
-            losses = gan.in_order(torch.stack([better, played, worse]))
-            accuracy = ((better > played).to(losses.dtype) + (played > worse).to(losses.dtype)) / 2
-            found: dict[str, Tensor] = {"accuracy": accuracy, "accuracy/real": (better > played).to(losses.dtype), "score/other": worse}
+            same, other = reader.score(reference, mask).unflatten(0, (-1, 2))[:, [side, 1 - side]].unbind(1)
+            losses = gan.in_order(torch.stack([same, score, other]))
+            accuracy = ((same > score).to(losses.dtype) + (score > other).to(losses.dtype)) / 2
+            metrics: dict[str, Tensor] = {"accuracy": accuracy, "accuracy/real": (same > score).to(losses.dtype), "score/other": other}
         else:
             with torch.no_grad():
-                better = reader.score(real[here], mask[here])
-            losses, found = softplus(-(played - better)), {"distance": _apart(now[here], real[here], mask[here])}
-        found |= {"score/policy": played, "score/real": better}
-        each = self.weights(rows).values.to(losses.dtype)
-        return Losses(losses, {name: (column.detach().to(losses.dtype), each) for name, column in found.items()})
+                same = reader.score(reference[on_side], mask[on_side])
+            losses = softplus(-(score - same))
+            metrics = {"distance": _distance(hidden[on_side], reference[on_side], mask[on_side])}
+        metrics |= {"score/policy": score, "score/real": same}
+        weight = self.weights(rows).values.to(losses.dtype)
+        return Losses(losses, {name: (values.detach().to(losses.dtype), weight) for name, values in metrics.items()})
 
     def _reference(self, views: Mapping[str, Outputs]) -> Float[Tensor, "B T D"]:
         hidden = views[self.against].hidden
@@ -90,7 +96,7 @@ class Latent(PairObjective):
 
 
 @torch.no_grad()
-def _apart(now: Float[Tensor, "P T D"], real: Float[Tensor, "P T D"], mask: Tensor) -> Float[Tensor, "P"]:
+def _distance(hidden: Float[Tensor, "P T D"], reference: Float[Tensor, "P T D"], mask: Bool[Tensor, "P T"]) -> Float[Tensor, "P"]:
     """||h - r||_2, a mean over the tokens of a row."""
-    each = torch.where(mask, (now - real).norm(dim=-1), 0.0)
-    return each.sum(1) / mask.sum(1).clamp(min=1)
+    per_token = torch.where(mask, (hidden - reference).norm(dim=-1), 0.0)
+    return per_token.sum(1) / mask.sum(1).clamp(min=1)

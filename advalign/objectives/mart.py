@@ -1,7 +1,7 @@
 """l = -log p'_y - log(1 - max_{k != y} p'_k) + weight KL(p || p') (1 - p_y),   p clean, p' attacked   (MART, Wang et al., ICLR 2020).
 
-The divergence counts as far as the CLEAN prediction is wrong, with gradient. weight: the paper's lambda; 5 in the released
-scripts (6 where the function is called without one).
+The divergence counts as far as the CLEAN prediction is wrong, with gradient. lambda is 5 in the released scripts (6
+where the function is called without one).
 Differences: logarithms are exact; the released code adds 1e-12 inside them, and takes log(1.0001 - p') and 1.0000001 - p.
 The paper's attack climbs the cross-entropy, not this loss: give the adversary `inner: {kind: classify, ...}`.
 """
@@ -19,11 +19,13 @@ __all__ = ["MART"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Objective):
+class MART(Objective[LabelRows]):
     """BCE(p', y) + weight KL(p || p') (1 - p_y) of labelled rows."""
 
     against: str = "clean"
+    """The view whose predictions are p."""
     weight: float = 5.0
+    """Of the divergence: the paper's lambda."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
@@ -44,8 +46,8 @@ class MART(Objective):
         clean, attacked = views[self.against].class_logits, views[self.view].class_logits
         assert clean is not None
         assert attacked is not None
-        losses, boosted, apart = adversarial.mart(clean, attacked, rows.labels, weight=self.weight)
-        each = rows.tokens.mask.any(1).to(losses.dtype)
-        right = (attacked.argmax(1) == rows.labels).to(losses.dtype)
-        columns = {"boosted": boosted.detach(), "divergence": apart.detach(), "accuracy": right}
-        return Losses(losses, {name: (column, each) for name, column in columns.items()})
+        losses, boosted, divergence = adversarial.mart(clean, attacked, rows.labels, weight=self.weight)
+        weight = rows.tokens.mask.any(1).to(losses.dtype)
+        correct = (attacked.argmax(1) == rows.labels).to(losses.dtype)
+        metrics = {"boosted": boosted.detach(), "divergence": divergence.detach(), "accuracy": correct}
+        return Losses(losses, {name: (values, weight) for name, values in metrics.items()})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, positive
+from advalign.objectives._pairs import PairObjective, check_positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["ORPO"]
@@ -21,13 +21,14 @@ class ORPO(PairObjective):
     """-m_chosen - lambda log sigmoid(log odds_chosen - log odds_rejected), m = mean of log p per token."""
 
     odds_weight: float = 0.1
+    """lambda: weight of the odds-ratio summand."""
 
     def __post_init__(self) -> None:
-        positive("objectives.orpo.odds_weight", self.odds_weight)
+        check_positive("objectives.orpo.odds_weight", self.odds_weight)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)
         nll, odds = -means[0::2], preference.difference(preference.log_odds(means))
         losses = nll + self.odds_weight * preference.orpo(odds)
-        more = {"nll": nll, "log_odds_chosen": odds}
-        return self.reported(rows, losses, rewards=self.odds_weight * means, logps=means, more=more)
+        extra = {"nll": nll, "log_odds_chosen": odds}
+        return self.report(rows, losses, rewards=self.odds_weight * means, logps=means, extra=extra)

@@ -22,7 +22,7 @@ class REINFORCE(PolicyObjective):
     """-A log p: no ratio, no clip."""
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         target = self.target(rows)
         through = zero_off_target(clean if attacked is None else attacked, target)
         losses = policy.weighted_likelihood(through, torch.ones_like(through), zero_off_target(rows.advantages, target))

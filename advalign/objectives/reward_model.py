@@ -1,8 +1,8 @@
 """l = -log sigmoid(s_chosen - s_rejected - margin) + c (s_chosen + s_rejected)^2: a scalar score s of (prompt, response) pairs.
 
 The Bradley-Terry loss of a reward model (arXiv:2203.02155, eq. 1, two responses per prompt). margin: the column of this name of the data, 0
-where it has none (arXiv:2307.09288, eq. 2). c = `centre` holds the level of the scores, which the first term leaves free, at zero
-(arXiv:2312.09244, eq. 2; 0.01 is the value public code recommends, and our default). For a learner with head: score.
+where it has none (arXiv:2307.09288, eq. 2). c = `centre` keeps the level of the scores, which the first summand leaves free, at zero
+(arXiv:2312.09244, eq. 2). For a learner with head: score.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,9 @@ class RewardModel(PairObjective):
     """-log sigmoid(s_chosen - s_rejected - margin) + c (s_chosen + s_rejected)^2."""
 
     learner: str = "reward"
+    """Name of the reward model."""
     centre: float = 0.01
+    """c; 0.01 is the value public code recommends."""
 
     def __post_init__(self) -> None:
         if not self.centre >= 0:
@@ -37,4 +39,4 @@ class RewardModel(PairObjective):
             raise ConfigError(f"objectives.reward_model: learner '{self.learner}' gives no scores; give it head: score.")
         margin = 0.0 if rows.margin is None else rows.margin[0::2].to(scores.dtype)
         losses = preference.bradley_terry(scores[0::2], scores[1::2], margin, centre=self.centre)
-        return self.reported(rows, losses, rewards=scores)
+        return self.report(rows, losses, rewards=scores)

@@ -23,17 +23,20 @@ class SAPO(PolicyObjective):
     """-4 / tau sigmoid(tau (r - 1)) A: a soft gate in place of the clip."""
 
     weighting: str = "sequence"
+    """token: every token of the update counts the same; sequence: every response does."""
     tau_positive: float = 1.0
+    """Temperature of the gate where A > 0."""
     tau_negative: float = 1.05
+    """Temperature of the gate where A <= 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tau_positive", "tau_negative"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"objectives.sapo.{name}: got {getattr(self, name)}, a temperature must be above 0.")
+        for name, tau in (("tau_positive", self.tau_positive), ("tau_negative", self.tau_negative)):
+            if tau <= 0:
+                raise ConfigError(f"objectives.sapo.{name}: got {tau}, a temperature must be above 0.")
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
-        clean, old, attacked = self.seen(rows, views)
+        clean, old, attacked = self.logprobs(rows, views)
         target = self.target(rows)
         advantages, ratio = zero_off_target(rows.advantages, target), policy.token_ratio(clean, old, target)
         taus = {"tau_positive": self.tau_positive, "tau_negative": self.tau_negative}

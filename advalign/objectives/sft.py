@@ -1,7 +1,6 @@
 """l_t = -log p(y_t | y_<t): the negative log-likelihood of demonstrations.
 
-weighting "token" (default): every target token of the update counts the same. "sequence": every demonstration does.
-Of rollouts it reads the demonstrations that stand inside a group (`offpolicy`) and nothing else: the SFT half of HPT (arXiv:2509.04419).
+Of rollouts it reads the demonstrations inside a group (`offpolicy`) and nothing else: the SFT half of HPT (arXiv:2509.04419).
 Differences: none; on the view of an adversary this is adversarial training, on `noise` it is NEFTune (arXiv:2310.05914).
 """
 
@@ -19,10 +18,11 @@ __all__ = ["SFT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(Objective):
+class SFT(Objective[DemoRows | RolloutRows]):
     """-log p(y_t | y_<t) of demonstrations."""
 
     weighting: str = "token"
+    """token: every target token of the update counts the same; sequence: every demonstration does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
 

@@ -1,6 +1,6 @@
 """l = -log sigmoid(beta (m_chosen - m_rejected) - gamma), m = mean_t log p   (SimPO, arXiv:2405.14734).
 
-No reference: the reward is the length-normalised log-probability, what decoding maximises; gamma is the margin it has to win by.
+No reference: the reward is the length-normalised log-probability, what decoding maximises; gamma is the margin that is required.
 Defaults: beta 2.0 and gamma / beta = 0.5, the published setting for Llama-3-Base (its other settings: beta 2.0 to 2.5, ratio 0.1 to 0.8).
 Differences: none. Logged log-probabilities are means per token.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, positive
+from advalign.objectives._pairs import PairObjective, check_positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["SimPO"]
@@ -21,14 +21,16 @@ class SimPO(PairObjective):
     """-log sigmoid(beta (m_chosen - m_rejected) - gamma), m = mean of log p per token."""
 
     beta: float = 2.0
+    """Scale of the reward, per token."""
     gamma: float = 1.0
+    """Margin, in units of the scaled reward."""
 
     def __post_init__(self) -> None:
-        positive("objectives.simpo.beta", self.beta)
+        check_positive("objectives.simpo.beta", self.beta)
         if not self.gamma >= 0:
             raise ConfigError(f"objectives.simpo.gamma: got {self.gamma}, a margin must be at least 0.")
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)
         losses = preference.simpo(preference.difference(means), beta=self.beta, gamma=self.gamma)
-        return self.reported(rows, losses, rewards=self.beta * means, logps=means)
+        return self.report(rows, losses, rewards=self.beta * means, logps=means)

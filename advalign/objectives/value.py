@@ -2,7 +2,6 @@
 
 Source: value clipping of the PPO code release (not in arXiv:1707.06347, whose eq. 9 has (V - G)^2); the maximum makes it
 pessimistic, as the policy's clip is. Difference: with one update per draw V equals V_old and the clip does nothing.
-Public defaults: 0.5 in one framework, 0.2 in another.
 """
 
 from collections.abc import Mapping
@@ -21,12 +20,15 @@ __all__ = ["Value"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value(Objective):
+class Value(Objective[RolloutRows]):
     """1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)."""
 
     learner: str = "critic"
+    """Name of the critic."""
     clip: float = 0.5
+    """How far V may move from V_old, in units of the reward; public defaults: 0.5 in one framework, 0.2 in another."""
     weighting: str = "token"
+    """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"values"})
@@ -49,12 +51,12 @@ class Value(Objective):
         assert rows.values is not None
         assert rows.returns is not None
         values, old, returns = zero_off_target(values, target), zero_off_target(rows.values, target), zero_off_target(rows.returns, target)
-        near = torch.maximum(torch.minimum(values, old + self.clip), old - self.clip)
-        free, held = (values - returns) ** 2, (near - returns) ** 2
-        each = target.to(values.dtype)
+        near_old = torch.maximum(torch.minimum(values, old + self.clip), old - self.clip)
+        unclipped, clipped = (values - returns) ** 2, (near_old - returns) ** 2
+        weight = target.to(values.dtype)
         metrics = {
-            "clip_fraction": ((held > free).to(values.dtype), each),
-            "error": (free.detach(), each),
-            "value": (values.detach(), each),
+            "clip_fraction": ((clipped > unclipped).to(values.dtype), weight),
+            "error": (unclipped.detach(), weight),
+            "value": (values.detach(), weight),
         }
-        return Losses(torch.maximum(free, held) / 2, metrics)
+        return Losses(torch.maximum(unclipped, clipped) / 2, metrics)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.functional.certify import ranmask_kept
+from advalign.functional.certify import ranmask_num_kept
 from advalign.models import Network, word_masking
 from advalign.targets import random_copies
 from advalign.targets.classifier import ClassifierTarget
@@ -80,7 +80,7 @@ class RanMask(Ensemble):
         for i, text in enumerate(texts):
             pair = None if pairs is None else pairs[i]
             words = text.split()
-            kept = ranmask_kept(len(words), rate=self.rate)
+            kept = ranmask_num_kept(len(words), rate=self.rate)
             sets = random_copies.kept_sets(len(words), kept, self.copies, (self.seed, "ranmask", text, pair))
             count = Counter(random_copies.mask_words(words, chosen, self.mask_text) for chosen in sets)
             logits = inner.predict(list(count), None if pair is None else [pair] * len(count))
@@ -90,7 +90,7 @@ class RanMask(Ensemble):
     def _logits(self, row: Tokens, edits: Mapping[str, Edit]) -> list[Float[Tensor, "N C"]]:
         word_of_token = word_masking.number_words(self.encoder.tokenizer, row, row.mask)
         number, ids = int(word_of_token.max()), tuple(row.ids[0].tolist())
-        kept = ranmask_kept(number, rate=self.rate)
+        kept = ranmask_num_kept(number, rate=self.rate)
         sets = random_copies.kept_sets(number, kept, self.copies, (self.seed, "ranmask", ids))
         at_once = max(1, random_copies.BATCH_TOKENS // row.ids.shape[1])
         parts = []

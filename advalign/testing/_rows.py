@@ -130,7 +130,7 @@ class DeclaredOutputs(Outputs):
 
     def _each(self, f: Callable[[Tensor], Tensor]) -> Any:
         columns = {name: object.__getattribute__(self, name) for name in NEEDS}
-        changed = Outputs(**columns)._each(f)
+        changed = Outputs(**columns).map_tensors(f)
         return DeclaredOutputs(**{name: getattr(changed, name) for name in NEEDS})
 
 

@@ -1,4 +1,4 @@
-"""What an attack may spend, what it found, and what the harness says."""
+"""What an attack may spend, what it proposes, and how the harness judges it."""
 
 from __future__ import annotations
 
@@ -10,48 +10,65 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What an attack may spend or change per example; None is unlimited. `radius` in the attack's own threat model."""
+    """What an attack may spend or change per example; None is unlimited."""
 
     queries: int | None = None
+    """Texts or edits sent to the target."""
     edits: float | None = None
+    """Fraction of the words that may change."""
     radius: float | None = None
+    """Norm of an edit of hidden states, in the unit of the attack's own threat model."""
     seconds: float | None = None
+    """Wall-clock time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What an attack found: a text, or an edit of hidden states for the example's own text.
-
-    attempts: several texts instead of one; the example is broken if any of them breaks it. forced: the beginning of the response
-    that was put into a generator's mouth; what it adds is judged. queries: what the attack says it spent on this very example.
-    refused: why it was not tried at all; such an example is in no rate, since it did not withstand anything.
-    """
+    """What an attack proposes for one example: a text, or an edit of hidden states for the example's own text."""
 
     text: str | None = None
+    """The text to judge."""
     edits: Mapping[str, Tensor] | None = None
+    """{site: what is added to the hidden states there}, instead of a text."""
     note: str = ""
+    """A remark for the report."""
     attempts: tuple[str, ...] = ()
+    """Several texts instead of one; the example is broken if any of them breaks it."""
     forced: str | None = None
+    """The beginning of the response that is put into a generator's mouth; what the generator adds is judged."""
     queries: int | None = None
+    """What the attack says it spent on this example."""
     refused: str = ""
+    """Why the attack did not try the example; such an example is in no rate, since it did not withstand anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """The harness's verdict. status: succeeded | failed | skipped (wrong before) | over_budget | undetermined (the judge could not
-    tell) | error. Of `attempts` texts that were judged, `broken` broke the example; one attempt is the rule. `spent`: what of the
-    target's meter fell on this example, queries apart; like seconds it depends on the batch, and is no part of the verdict."""
+    """The harness's judgement of one proposal."""
 
     example: str
+    """Id of the example."""
     attack: str
+    """Name of the attack in its suite."""
     status: str
+    """succeeded, failed, skipped (wrong before the attack), over_budget, undetermined (the judge could not tell) or error."""
     attempts: int = 1
+    """Texts that were judged."""
     broken: int = 0
+    """How many of `attempts` broke the example."""
     queries: int = 0
+    """Texts or edits that the target answered for this example."""
     seconds: float = 0.0
+    """Wall-clock time; depends on the batch."""
     distance: float = 0.0
+    """Fraction of the words that changed, or norm of the edit in the unit of the threat model."""
     before: str = ""
+    """The text before the attack."""
     after: str = ""
+    """The text that was judged."""
     note: str = ""
+    """The proposal's remark, or the reason of the status."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about the answer and the change, by name."""
     spent: Mapping[str, float] = field(default_factory=dict)
+    """What else of the target's meter fell on this example, by name; like `seconds` it depends on the batch."""

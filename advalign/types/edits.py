@@ -12,31 +12,37 @@ from advalign.types.rows import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """Where an adversary may move, and how far. A radius is never bare: it has a ball, a scope and a unit.
-    sites: "embedding" or "layer:k" (the output of block k). relative_to: "mean_embedding_norm" | "absolute".
-    scope: one ball per "token" or per "row". where: "prompt" (real tokens that are no target) | "response" | "all".
-    share: one delta per "row" or one per "group". special: whether special tokens may move."""
+    """Where an adversary may move, and how far. A radius always has a ball, a scope and a unit."""
 
     radius: float
+    """Size of the ball; unit: `relative_to`."""
     ball: str = "L2"
+    """Norm of the ball: L2, Linf or L1."""
     sites: tuple[str, ...] = ("embedding",)
+    """Where it moves: "embedding" or "layer:k", the output of block k (negative k from the end)."""
     relative_to: str = "mean_embedding_norm"
+    """Unit of the radius: mean_embedding_norm (mean L2 norm of the rows of the embedding matrix) or absolute."""
     scope: str = "token"
+    """One ball per token or per row."""
     where: str = "all"
+    """Positions it may touch: prompt (real tokens that are not targets), response (targets) or all."""
     share: str = "row"
+    """One delta per row, or one per group."""
     special: bool = True
+    """Whether special tokens may move."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What an adversary does at a site. Hidden states h become h - (h . ablate) ablate at `where`, then h + add.
-
-    add: zero wherever it may not act. ablate: a direction of norm 1. tokens (at "embedding" only): rows that are run INSTEAD,
-    perhaps longer or shorter; `add` then has their width, and `origin[b, t]` says where position t of the row went (-1: gone).
-    """
+    """What an adversary does at a site: hidden states h become h - (h . ablate) ablate at `where`, then h + add."""
 
     add: Float[Tensor, "B T D"] | None = None
+    """Added to the hidden states; zero wherever the adversary may not act."""
     tokens: Tokens | None = None
+    """At "embedding" only: rows that are run INSTEAD, perhaps longer or shorter; `add` then has their width."""
     origin: Int[Tensor, "B T0"] | None = None
+    """With `tokens`: `origin[b, t]` says where position t of the row went (-1: removed)."""
     ablate: Float[Tensor, "D"] | None = None
+    """A direction of norm 1 that is projected out."""
     where: Bool[Tensor, "B T"] | None = None
+    """Positions at which `ablate` acts."""

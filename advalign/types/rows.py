@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,20 +15,22 @@ class Rows:
     """Abstract: a dataclass of tensors whose first axis is the row, of other such containers, and of tensors by name."""
 
     def index(self, rows: Int[Tensor, "N"]) -> Self:
-        """The rows named by `rows`, in that order."""
-        return self._each(lambda x: x[rows])
+        """The rows with these numbers, in that order."""
+        return self.map_tensors(lambda x: x[rows])
 
     def to(self, device: torch.device | str) -> Self:
-        return self._each(lambda x: x.to(device))
+        """The same rows on another device."""
+        return self.map_tensors(lambda x: x.to(device))
 
-    def _each(self, f: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """The same container with `f` of every tensor."""
         new: dict[str, Any] = {}
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 new[item.name] = f(value)
             elif isinstance(value, Rows):
-                new[item.name] = value._each(f)
+                new[item.name] = value.map_tensors(f)
             elif isinstance(value, Mapping):
                 new[item.name] = {name: f(x) for name, x in value.items()}
         return replace(self, **new)  # type: ignore[type-var]
@@ -36,17 +38,22 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Rows):
-    """`target[b, t]`: a loss may train on token t (False at 0). `group`: rows of one prompt share a number.
-    `key`: the row's number in its update, the same however the update is split; random starts are keyed by it."""
+    """Token ids of some rows, right padded, and what each token is."""
 
     ids: Int[Tensor, "B T"]
+    """Token ids; padding behind the real tokens."""
     mask: Bool[Tensor, "B T"]
+    """Real tokens."""
     target: Bool[Tensor, "B T"]
+    """Tokens that a loss may train on; False at 0."""
     group: Int[Tensor, "B"]
+    """Rows of one prompt share a number."""
     key: Int[Tensor, "B"]
+    """The row's number in its update, the same however the update is split; random starts are keyed by it."""
 
     @property
     def lengths(self) -> Int[Tensor, "B"]:
+        """Real tokens per row."""
         return self.mask.sum(1)
 
     def fit(self, width: int) -> Tokens:
@@ -66,7 +73,7 @@ class TokenRows(Rows):
     """Abstract: the rows of a source, as the learners' objectives read them."""
 
     tokens: Tokens
-    """The rows."""
+    """Prompt and response (or text), and which tokens are targets."""
 
     @property
     def softmax_temperature(self) -> float:
@@ -76,61 +83,80 @@ class TokenRows(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRows(TokenRows):
-    """Prompts with the responses to imitate."""
+    """Demonstrations: their target tokens are to be imitated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairRows(TokenRows):
-    """Rows 2i are chosen, rows 2i + 1 rejected, of one prompt. `ref_logprobs`: annotation. `margin`: by how much the
-    chosen response is better, where the data says so; both rows of a pair carry it."""
+    """Preference pairs: rows 2i are chosen, rows 2i + 1 rejected, of one prompt."""
 
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    """Annotation: log-probabilities under the reference."""
     margin: Float[Tensor, "B"] | None = None
+    """By how much the chosen response is better, where the data says so; both rows of a pair carry it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackRows(TokenRows):
-    """Single responses, each desirable or not. `mismatched`: the prompt of every row with another row's response; from
-    them the annotation `anchor` (KTO's z0, one number per draw, carried by every row) is computed, then they are dropped."""
+    """Single responses, each desirable or not."""
 
     desirable: Bool[Tensor, "B"]
+    """Whether the response is desirable."""
     mismatched: Tokens | None = None
+    """The prompt of every row with another row's response; dropped once `anchor` is computed from it."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    """Annotation: log-probabilities under the reference."""
     anchor: Float[Tensor, "B"] | None = None
+    """Annotation: KTO's z0, one number per draw, carried by every row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRows(TokenRows):
-    """`labels`: class index, or for discriminators 1 = real, 0 = not. `kind` (discriminators): index into KINDS; `offset`: what is
-    taken off a score before it is judged (AIRL: log-probability of the text under the policy)."""
+    """Labelled texts, for classifiers and discriminators."""
 
-    KINDS = ("real", "perturbed", "generated", "corrupted")
+    KINDS: ClassVar[tuple[str, ...]] = ("real", "perturbed", "generated", "corrupted")
+    """Of rows for a discriminator."""
 
     labels: Int[Tensor, "B"]
+    """Class index; for discriminators 1 = real, 0 = not."""
     kind: Int[Tensor, "B"] | None = None
+    """For discriminators: index into KINDS."""
     offset: Float[Tensor, "B"] | None = None
+    """What is subtracted from a score before the loss (AIRL: log-probability of the text under the policy)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRows(TokenRows):
-    """One row per sampled response. What is None was asked for by no objective.
-    `old_logprobs` None means one update per draw: the ratio is exactly 1. `baseline`: the reward of the greedy response
-    to the row's prompt. `roles`: which side of a game wrote the row; None is role 0 everywhere."""
+    """One row per sampled response. A column that no objective and no advantage reads is None."""
 
     rewards: Float[Tensor, "B R"]
+    """One column per reward, times its weight."""
     advantages: Float[Tensor, "B T"]
+    """What the source's advantage makes of the rewards; zero off target."""
     sampler_logprobs: Float[Tensor, "B T"]
+    """Log-probabilities under the engine that sampled the tokens; nan where they are not known."""
     finished: Bool[Tensor, "B"]
+    """Whether the response ended by itself, and not by the length limit."""
     old_logprobs: Float[Tensor, "B T"] | None = None
+    """Annotation: log-probabilities under the policy when the draw was made. None: one update per draw, so the ratio is exactly 1."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    """Annotation: log-probabilities under the reference."""
     old_entropy: Float[Tensor, "B T"] | None = None
+    """Annotation: entropy of the policy when the draw was made."""
     values: Float[Tensor, "B T"] | None = None
+    """Annotation: the critic's V(ids[<t]) when the draw was made."""
     returns: Float[Tensor, "B T"] | None = None
+    """What a critic learns to predict; from the advantage."""
     token_rewards: Float[Tensor, "B T"] | None = None
+    """Rewards given token by token, on their tokens."""
     offpolicy: Bool[Tensor, "B"] | None = None
+    """Demonstrations inside groups, which the policy did not sample. None: there are none."""
     baseline: Float[Tensor, "B"] | None = None
+    """The reward of the greedy response to the row's prompt."""
     roles: Int[Tensor, "B"] | None = None
+    """Which side of a game wrote the row. None: role 0 everywhere."""
     temperature: float = 1.0
+    """At which the responses were sampled."""
 
     @property
     def softmax_temperature(self) -> float:

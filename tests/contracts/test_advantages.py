@@ -305,34 +305,49 @@ def test_declares_what_it_reads(cls):
     estimator, r = cls(), rows()
     for name, column in (("needs_values", "values"), ("needs_baseline", "baseline")):
         without = replace(r, **{column: None})
-        if getattr(cls, name, False):
+        if {"needs_values": estimator.needs_values, "needs_baseline": estimator.needs_baseline}[name]:
             with pytest.raises(ConfigError, match=f"advantages.{plugins.kind_of(cls)}: rows carry no {column}"):
                 call(estimator, without)
         else:
             assert torch.equal(call(estimator, without)[0], call(estimator, r)[0])
     per_token = replace(r, token_rewards=r.sampler_logprobs * r.tokens.target)
     reads = not torch.equal(call(estimator, per_token)[0], call(estimator, r)[0])
-    assert reads == getattr(cls, "reads_token_rewards", False)
+    assert reads == estimator.reads_token_rewards
 
 
 @pytest.mark.parametrize("estimator", TABLE, ids=names)
 def test_declares_whether_it_compares_the_responses_of_a_prompt(estimator):
     learned = float(call(estimator, rows(num_groups=6, size=1))[0].abs().sum())
-    assert getattr(estimator, "compares", False) == (learned == 0.0)
+    assert estimator.compares == (learned == 0.0)
 
 
-@pytest.mark.parametrize("cls", [c for c in plugins.all("advantages") if hasattr(c, "initial_state")])
-def test_state_is_a_fresh_dictionary_of_floats_by_string(cls):
-    def plain(x):
-        return isinstance(x, float) or (isinstance(x, dict) and all(isinstance(k, str) and plain(v) for k, v in x.items()))
+@pytest.mark.parametrize("estimator", [a for a in TABLE if a.initial_state() is not None], ids=names)
+def test_state_is_a_fresh_dictionary_of_floats_by_string(estimator):
+    def is_plain(state):
+        return all(isinstance(name, str) and isinstance(value, float) for name, value in state.items())
 
-    estimator = cls()
-    assert plain(estimator.initial_state())
-    assert estimator.initial_state() is not estimator.initial_state()
     state = estimator.initial_state()
+    assert is_plain(state)
+    assert estimator.initial_state() is not state
     estimator(rows(), state, alone)
-    assert plain(state)
+    assert is_plain(state)
     assert state != estimator.initial_state()
+
+
+def test_only_what_carries_a_baseline_from_draw_to_draw_has_a_state():
+    assert {plugins.kind_of(type(a)) for a in TABLE if a.initial_state() is not None} == {"role_ema"}
+
+
+def test_a_spread_with_a_low_floor_amplifies_the_noise_of_a_reward():
+    # Rewards 1 +- 1e-3: divided by their std the advantages are of order 1, with a floor of 0.1 of order 0.01.
+    r = rows(num_groups=1)
+    r = replace(r, rewards=1 + 1e-3 * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64))
+    for estimator in (Group(), Group(scale="batch"), PassAtK(scale="group"), Group(floor=0.09)):
+        assert estimator.amplifies_noise
+    for estimator in (Group(floor=0.1), Group(scale="none"), PassAtK(), PassAtK(scale="group", floor=0.1), LeaveOneOut(), GAE()):
+        assert not estimator.amplifies_noise
+    assert float(call(Group(), r)[0].abs().max()) > 0.5
+    assert float(call(Group(floor=0.1), r)[0].abs().max()) == pytest.approx(0.01)
 
 
 def test_group_by_hand():

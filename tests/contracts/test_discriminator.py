@@ -1,5 +1,5 @@
 """A discriminator as a learner: levels and offsets of its loss, gradient penalties against closed forms and finite differences, rows
-between two others, and that it and the policy whose base it borrows leave each other alone."""
+between two others, and that it and the policy whose base it shares leave each other alone."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def discriminator(model=GPT2, **options):
     return network("score", model=model, options=options)
 
 
-def scored_pairs(net):
+def contrast_rows(net):
     """Two prompts: one real and two others, one real and one other; lengths differ."""
     prompts, texts = ["a b :", "a b :", "a b :", "c :", "c :"], ["d e", "f g h i", "k", "a", "b c d e"]
     tokens = net.encoder.scored_pairs(prompts, texts, [True, True, False, True, True], [0, 0, 0, 1, 1])
@@ -196,10 +196,10 @@ def linear():
 
 
 @pytest.mark.parametrize("view", ["clean", "mid"])
-def test_the_slope_of_a_linear_score_is_its_weight_over_the_root_of_the_length(view):
+def test_the_input_gradient_of_a_linear_score_is_its_weight_over_the_root_of_the_length(view):
     # s = w . mean_t e_t: ds/de_t = w / n at each of n tokens, so |g|^2 = |w|^2 / n, at every point; |w|^2 = 1 + 4 + 1/4 + 9 + 1 = 15.25.
     net = linear()
-    rows = contrast(net)
+    rows = contrast_rows(net)
     n, square = rows.tokens.lengths.double(), 15.25
     for term, want, by_w in [
         # R1 on the two real rows, and its gradient with respect to w: every / n w, averaged
@@ -215,8 +215,8 @@ def test_the_slope_of_a_linear_score_is_its_weight_over_the_root_of_the_length(v
         assert logs["gp/loss"] == pytest.approx(float(want), rel=1e-13)
         torch.testing.assert_close(net.scalar.weight.grad, by_w * net.scalar.weight.detach(), rtol=1e-13, atol=0)
         others = found.norm().square() - net.scalar.weight.grad.norm().square()
-        assert abs(float(others)) < 1e-20  # neither the bias nor the embeddings change a slope here
-    assert logs["gp/slope"] == pytest.approx(float((square / n).sqrt().mean()), rel=1e-13)
+        assert abs(float(others)) < 1e-20  # neither the bias nor the embeddings change an input gradient here
+    assert logs["gp/input_gradient_norm"] == pytest.approx(float((square / n).sqrt().mean()), rel=1e-13)
 
 
 @pytest.mark.parametrize("model", [GPT2, "scratch:encoder-tiny?hidden_size=32"])
@@ -224,7 +224,7 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
     net = discriminator(model)
     for p in net.parameters():
         p.data.mul_(3)  # far from linear
-    rows = contrast(net)
+    rows = contrast_rows(net)
     terms = {
         "discriminator": Discriminate(source="v", learner="policy", loss="relativistic"),
         "gp": GradientPenalty(source="v", learner="policy", rows="all", target=0.5, every=1, coef=2.0),
@@ -245,12 +245,12 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
 
     measured = (loss(1e-6) - loss(-1e-6)) / 2e-6
     assert measured == pytest.approx(float(found @ torch.cat([d.flatten() for d in direction])), rel=1e-5)
-    assert logs["gp/slope"] > 0.05
+    assert logs["gp/input_gradient_norm"] > 0.05
 
 
 def test_penalty_and_loss_share_one_forward_and_no_split_changes_them():
     net = discriminator()
-    rows = contrast(net)
+    rows = contrast_rows(net)
     terms = {
         "discriminator": Discriminate(source="v", learner="policy", loss="relativistic"),
         "gp": GradientPenalty(source="v", learner="policy"),
@@ -267,12 +267,12 @@ def test_penalty_and_loss_share_one_forward_and_no_split_changes_them():
     )
 
 
-def test_rows_of_another_source_beside_them_do_not_change_a_slope():
+def test_rows_of_another_source_beside_them_do_not_change_an_input_gradient():
     net = discriminator()
-    rows = contrast(net)
+    rows = contrast_rows(net)
     alone, _ = update(learner(net), {"gp": GradientPenalty(source="v", learner="policy")}, {"v": rows})
     terms = {"gp": GradientPenalty(source="v", learner="policy"), "zero": Discriminate(source="w", learner="policy", coef=1e-30)}
-    beside, _ = update(learner(net), terms, {"v": rows, "w": contrast(net)})
+    beside, _ = update(learner(net), terms, {"v": rows, "w": contrast_rows(net)})
     torch.testing.assert_close(beside, alone, rtol=0, atol=1e-12)
 
 
@@ -281,11 +281,11 @@ def test_an_adversary_can_climb_a_penalty():
     for p in net.parameters():
         p.data.mul_(3)
     terms = {"gp": GradientPenalty(source="v", learner="policy", view="pgd", rows="all", every=1)}
-    _, logs = update(learner(net), terms, {"v": contrast(net)}, {"pgd": PGD(radius=0.5, steps=3)})
+    _, logs = update(learner(net), terms, {"v": contrast_rows(net)}, {"pgd": PGD(radius=0.5, steps=3)})
     assert logs["pgd/gain"] > 0.01 * logs["pgd/loss_start"] > 0
 
 
-@pytest.mark.parametrize("wrong", [{"learner": "fake"}, {"target": -1.0}, {"one_sided": True}, {"every": 0}])
+@pytest.mark.parametrize("wrong", [{"rows": "fake"}, {"target": -1.0}, {"one_sided": True}, {"every": 0}])
 def test_a_penalty_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigError, match=rf"objectives\.gradient_penalty\.{next(iter(wrong))}"):
         GradientPenalty(source="s", **wrong)
@@ -303,7 +303,7 @@ def between(net, tokens, key=("k",)):
 
 def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
     net = discriminator()
-    rows = contrast(net)
+    rows = contrast_rows(net)
     tokens, delta = rows.tokens, between(net, rows.tokens)
     here = net.model.get_input_embeddings()(tokens.ids).detach()
     for row, others in [(0, (1, 2)), (1, (0, 2)), (2, (0, 1)), (3, (4,)), (4, (3,))]:
@@ -319,7 +319,7 @@ def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
 
 def test_a_row_alone_stays_where_it_is_and_order_does_not_matter():
     net = discriminator()
-    tokens = contrast(net).tokens
+    tokens = contrast_rows(net).tokens
     delta = between(net, tokens)
     for numbers in ([3, 4], [0, 1, 2]):
         part = tokens.index(torch.tensor(numbers)).fit(tokens.ids.shape[1])
@@ -355,7 +355,7 @@ def test_neither_side_s_backward_reaches_the_other():
     shared = {p.data_ptr() for n, p in policy.named_parameters() if not adapters.owns(policy, n)}
     assert shared == {p.data_ptr() for n, p in discriminator.named_parameters() if not adapters.owns(discriminator, n)}
     terms = {"discriminator": Discriminate(source="v", learner="policy"), "gp": GradientPenalty(source="v", learner="policy")}
-    update(learner(discriminator), terms, {"v": contrast(discriminator)})
+    update(learner(discriminator), terms, {"v": contrast_rows(discriminator)})
     assert all(p.grad is None for p in policy.parameters())
     assert all(p.grad is not None for p in discriminator.parameters() if p.requires_grad)
     kept = [p.grad.clone() for p in discriminator.parameters() if p.requires_grad]

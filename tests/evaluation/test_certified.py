@@ -185,7 +185,7 @@ def test_sampled_votes_have_the_bound_of_their_counts():
     top, share = vote_of(net, text, 4)
     assert found.predicted == top == 1
     assert share - 0.2 < found.probability < share
-    assert found.size == certify.ranmask_words(found.probability, words=12, kept=4)
+    assert found.size == certify.ranmask_words(found.probability, words=12, num_kept=4)
     assert found == config.certify(net, "m", Example(prompt=text, label=1, id="e"), 0)
 
 

@@ -151,7 +151,7 @@ def test_whiten_a_single_token_is_zero():
 def test_constant_groups_and_their_std():
     # (0.1, 0.1, 0.1): constant, std exactly 0. (1, 0, 0, 0): std 1/2. A group of one is constant.
     rewards, group = t(0.1, 0.1, 0.1, 1, 0, 0, 0, 5), torch.tensor([4, 4, 4, 2, 2, 2, 2, 9])
-    assert adv.constant(rewards, group).tolist() == [True] * 3 + [False] * 4 + [True]
+    assert adv.is_constant(rewards, group).tolist() == [True] * 3 + [False] * 4 + [True]
     assert adv.group_std(rewards, group).tolist() == [0.0] * 3 + [0.5] * 4 + [0.0]
 
 

@@ -254,7 +254,7 @@ def test_role_ema_state_survives_a_file_and_is_refused_when_missing():
 def test_role_ema_refuses_a_role_it_does_not_know_before_anything_moves(role):
     estimator = RoleEMA()
     state = estimator.initial_state()
-    with pytest.raises(ConfigError, match=rf"num_roles: a row has role {role}, and roles are numbered from 0 to 1"):
+    with pytest.raises(ConfigError, match=rf"num_roles: a row has role {role}, roles are numbered from 0 to 1"):
         first(estimator, rows(t(1, 3), [0, 0], roles=torch.tensor([0, role])), state)
     assert state == estimator.initial_state()
 

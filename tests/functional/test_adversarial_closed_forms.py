@@ -368,7 +368,7 @@ def test_free_carries_to_the_next_minibatch_by_place_or_not(carry):
 
 
 def test_universal_moves_once_per_update_by_the_summed_gradient():
-    """Two rows of opposite input_gradients, 3 and 2 tokens long: v moves along -(3 - 2) w / ||w||, whatever the split; then to the border."""
+    """Two rows of opposite input gradients, 3 and 2 tokens long: v moves along -(3 - 2) w / ||w||, in every split; then to the border."""
     w = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
     sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     allowed = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)

@@ -103,34 +103,34 @@ def test_predict_is_the_two_sided_binomial_test_of_the_two_largest(counts):
 def test_delta_counts_the_kept_sets_that_meet_the_changed_words(words, kept, changed):
     sets = list(combinations(range(words), kept))
     meet = sum(any(i < changed for i in s) for s in sets)
-    assert c.ranmask_delta(words, kept=kept, changed=changed) == pytest.approx(meet / len(sets), abs=1e-15)
+    assert c.ranmask_delta(words, num_kept=kept, changed=changed) == pytest.approx(meet / len(sets), abs=1e-15)
 
 
 def test_delta_of_long_texts():
     # One word: C(T-1, k) / C(T, k) = (T - k) / T, so Delta = k / T; with 5000 words the binomials have 1300 digits.
-    assert c.ranmask_delta(5000, kept=1500, changed=1) == pytest.approx(0.3, rel=1e-12)
+    assert c.ranmask_delta(5000, num_kept=1500, changed=1) == pytest.approx(0.3, rel=1e-12)
     # Two words: 1 - (T-k)(T-k-1) / (T(T-1)).
-    assert c.ranmask_delta(5000, kept=1500, changed=2) == pytest.approx(1 - 3500 * 3499 / (5000 * 4999), rel=1e-12)
+    assert c.ranmask_delta(5000, num_kept=1500, changed=2) == pytest.approx(1 - 3500 * 3499 / (5000 * 4999), rel=1e-12)
 
 
 def test_kept_words_at_the_rate():
     # 10 - round(7) = 3; 3 - round(2.1) = 1; one word is always kept; none of none.
-    assert [c.ranmask_kept(t, rate=0.7) for t in (10, 3, 1, 0)] == [3, 1, 1, 0]
-    assert c.ranmask_kept(4, rate=0.99) == 1
-    assert c.ranmask_kept(4, rate=0.0) == 4
+    assert [c.ranmask_num_kept(t, rate=0.7) for t in (10, 3, 1, 0)] == [3, 1, 1, 0]
+    assert c.ranmask_num_kept(4, rate=0.99) == 1
+    assert c.ranmask_num_kept(4, rate=0.0) == 4
 
 
 def test_certified_words_by_hand():
     # T = 10, k = 3: Delta(1) = 0.3, Delta(2) = 1 - 56/120 = 0.5333. p = 0.85: 0.55 > 1/2, then 0.3167.
-    assert c.ranmask_words(0.85, words=10, kept=3) == 1
-    assert c.ranmask_words(0.79, words=10, kept=3) == 0
-    assert c.ranmask_words(0.5, words=10, kept=3) is None
+    assert c.ranmask_words(0.85, words=10, num_kept=3) == 1
+    assert c.ranmask_words(0.79, words=10, num_kept=3) == 0
+    assert c.ranmask_words(0.5, words=10, num_kept=3) is None
     # Exactly 1/2 is a tie, no certificate, also where 0.8 - 0.3 is rounded upwards.
-    assert c.ranmask_words(0.8, words=10, kept=3) == 0
-    assert c.ranmask_words(1.0, words=2, kept=1) == 0
+    assert c.ranmask_words(0.8, words=10, num_kept=3) == 0
+    assert c.ranmask_words(1.0, words=2, num_kept=1) == 0
     # beta = 1/2: 0.85 - 0.15, 0.85 - 0.267, Delta(3) = 1 - 35/120: 0.85 - 0.354 < 1/2.
-    assert c.ranmask_words(0.85, words=10, kept=3, beta=lambda d: 0.5) == 2
-    assert c.ranmask_words(1.0, words=0, kept=0) == 0
+    assert c.ranmask_words(0.85, words=10, num_kept=3, beta=lambda d: 0.5) == 2
+    assert c.ranmask_words(1.0, words=0, num_kept=0) == 0
 
 
 def test_beta_is_the_share_of_the_class_among_copies_that_keep_a_changed_word():
@@ -167,7 +167,7 @@ def test_no_substitution_within_the_certificate_changes_the_vote(length, kept, c
     certified = broken = 0
     for text in product("abo", repeat=length):
         top, share = majority(text, kept, bag)
-        safe = (c.ranmask_words(share, words=length, kept=kept) or 0) >= changed
+        safe = (c.ranmask_words(share, words=length, num_kept=kept) or 0) >= changed
         certified += safe
         if not safe and broken:
             continue
@@ -189,8 +189,8 @@ def test_the_estimate_of_beta_is_no_certificate():
     votes = torch.tensor([False] + [True] * 9)
     beta = c.ranmask_beta(votes, torch.eye(10, dtype=torch.bool), changed=4, samples=3000, generator=torch.Generator().manual_seed(0))
     assert beta == pytest.approx(0.9, abs=0.02)
-    found = c.ranmask_words(0.9, words=10, kept=1, beta=lambda d: beta)
+    found = c.ranmask_words(0.9, words=10, num_kept=1, beta=lambda d: beta)
     assert found == 4
     assert 9 - found == 5
     # With beta = 1 three words: 0.9 - 3/10 > 1/2, and 6 votes are left.
-    assert c.ranmask_words(0.9, words=10, kept=1) == 3
+    assert c.ranmask_words(0.9, words=10, num_kept=1) == 3

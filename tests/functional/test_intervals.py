@@ -113,7 +113,7 @@ def test_rogan_gladen_undoes_an_imperfect_judge():
 
 
 def test_a_perfect_judge_changes_nothing():
-    assert intervals.judged(0.3, 50, sensitivity=1.0, specificity=1.0) == pytest.approx((0.3, *intervals.wilson(15, 50)))
+    assert intervals.corrected_for_judge(0.3, 50, sensitivity=1.0, specificity=1.0) == pytest.approx((0.3, *intervals.wilson(15, 50)))
 
 
 @pytest.mark.slow
@@ -135,8 +135,8 @@ def test_intervals_behind_a_judge_cover(number, truth, caught, cleared, labelled
             "sensitivity": random.binomial(labelled[0], caught) / labelled[0],
             "specificity": random.binomial(labelled[1], cleared) / labelled[1],
         }
-        _, low, high = intervals.judged(read, number, **seen, labelled=labelled)
+        _, low, high = intervals.corrected_for_judge(read, number, **seen, labelled=labelled)
         hits[0] += low <= truth <= high
-        _, low, high = intervals.judged(read, number, sensitivity=caught, specificity=cleared)
+        _, low, high = intervals.corrected_for_judge(read, number, sensitivity=caught, specificity=cleared)
         hits[1] += low <= truth <= high
     assert min(hits) / trials >= 0.93 - 2 * math.sqrt(0.93 * 0.07 / trials)

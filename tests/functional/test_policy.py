@@ -47,7 +47,7 @@ def test_binds_is_where_the_gradient_vanishes():
     grid = torch.cartesian_prod(torch.linspace(0.3, 2.0, 35, dtype=torch.float64), t(-1.0, 0.5))
     ratio, advantages = grid[:, 0].clone().requires_grad_(), grid[:, 1]
     policy.clipped_surrogate(ratio, advantages, low=0.2, high=0.28).sum().backward()
-    assert torch.equal(policy.binds(ratio.detach(), advantages, low=0.2, high=0.28) == 1, ratio.grad == 0)
+    assert torch.equal(policy.clip_is_active(ratio.detach(), advantages, low=0.2, high=0.28) == 1, ratio.grad == 0)
 
 
 def test_first_update_is_reinforce_whatever_the_clip():

@@ -202,10 +202,10 @@ def test_high_entropy_tokens():
     # 5 target entropies 0.1 .. 0.5; the upper 40 %: quantile at place .6 * 4 = 2.4 -> 0.34, so 0.4 and 0.5 stay
     entropy = torch.tensor([[9.0, 0.1, 0.5, 0.3], [9.0, 0.2, 0.4, 9.0]], dtype=torch.float64)
     target = torch.tensor([[False, True, True, True], [False, True, True, False]])
-    kept = policy.high_entropy(entropy, target, share=0.4)
+    kept = policy.high_entropy(entropy, target, fraction=0.4)
     assert kept.tolist() == [[False, False, True, False], [False, False, True, False]]
-    assert torch.equal(policy.high_entropy(entropy, target, share=1.0), target)
-    assert not policy.high_entropy(entropy, torch.zeros_like(target), share=0.4).any()
+    assert torch.equal(policy.high_entropy(entropy, target, fraction=1.0), target)
+    assert not policy.high_entropy(entropy, torch.zeros_like(target), fraction=0.4).any()
 
 
 def test_high_entropy_threshold_is_that_of_torch_quantile():
@@ -214,7 +214,7 @@ def test_high_entropy_threshold_is_that_of_torch_quantile():
     target = torch.rand(7, 9, generator=g) < 0.6
     for share in (0.05, 0.2, 0.5, 0.93):
         want = target & (entropy >= torch.quantile(entropy[target], 1 - share))
-        assert torch.equal(policy.high_entropy(entropy, target, share=share), want)
+        assert torch.equal(policy.high_entropy(entropy, target, fraction=share), want)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_top_entropy_removes_tokens_and_keeps_the_count(term):
     chosen = replace(term, top_entropy=0.3)
     assert "old_entropy" in chosen.columns
     assert "old_entropy" not in term.columns
-    kept = policy.high_entropy(rows.old_entropy, rows.tokens.target, share=0.3)
+    kept = policy.high_entropy(rows.old_entropy, rows.tokens.target, fraction=0.3)
     _, whole = gradient(term, rows, new)
     _, part = gradient(chosen, rows, new)
     torch.testing.assert_close(part, whole * kept, rtol=0, atol=1e-15)
@@ -243,7 +243,7 @@ def test_covariance_by_a_slow_loop():
     assert float(got[~target].abs().sum()) == 0.0
 
 
-def test_clip_cov_removes_a_share_of_the_tokens_between_its_bounds():
+def test_clip_cov_removes_a_fraction_of_the_tokens_between_its_bounds():
     rows, new = made(*[6] * 20, per_row=False)
     term = ClipCov(**S, fraction=0.05, low_cov=0.1, high_cov=5.0)
     gone = term.removed(rows)
@@ -252,7 +252,7 @@ def test_clip_cov_removes_a_share_of_the_tokens_between_its_bounds():
     assert bool(((cov > 0.1) & (cov < 5.0))[gone].all())
     assert torch.equal(gone, term.removed(rows))  # the same draw loses the same tokens
     _, got = gradient(term, rows, new)
-    _, whole = gradient(replace(term, share=0.0), rows, new)
+    _, whole = gradient(replace(term, fraction=0.0), rows, new)
     torch.testing.assert_close(got, whole * ~gone, rtol=0, atol=1e-16)
     assert not ClipCov(**S, low_cov=1e6, high_cov=1e7).removed(rows).any()  # nothing lies there
 
@@ -260,7 +260,7 @@ def test_clip_cov_removes_a_share_of_the_tokens_between_its_bounds():
 def test_kl_cov_holds_the_largest_covariances():
     rows, new = made(*[6] * 20, per_row=False)
     term = KLCov(**S, fraction=0.05, beta=0.7)
-    held = term.held(rows)
+    held = term.penalised(rows)
     cov = policy.covariance(rows.old_logprobs, rows.advantages, rows.tokens.target)
     assert int(held.sum()) == 6
     assert float(cov[held].min()) >= float(cov[rows.tokens.target & ~held].max())
@@ -336,7 +336,7 @@ def test_one_estimator_is_sft_reinforce_ppo_and_luffy():
 
     ratio = (new - rows.old_logprobs).exp()
     a = rows.advantages
-    keeps = 1 - policy.binds(ratio, a, low=0.2, high=0.2)
+    keeps = 1 - policy.clip_is_active(ratio, a, low=0.2, high=0.2)
     torch.testing.assert_close(gradient(REINFORCE(**S), rows, new)[1], table(new, a, ones, target), rtol=0, atol=1e-15)
     torch.testing.assert_close(gradient(PPO(**S), rows, new)[1], table(rows.old_logprobs, a, keeps, target), rtol=0, atol=1e-15)
     off = torch.tensor([True, False, True, False])
@@ -405,7 +405,7 @@ BAD = [
     (lambda: GSPO(**S, form="sequnce"), "Did you mean 'sequence'"),
     (lambda: SAPO(**S, tau_negative=0.0), "objectives.sapo.tau_negative"),
     (lambda: DrGRPO(**S, length=0), "objectives.dr_grpo.length"),
-    (lambda: KLCov(**S, fraction=0.0), "objectives.kl_cov: share 0.0"),
+    (lambda: KLCov(**S, fraction=0.0), "objectives.kl_cov: fraction 0.0"),
     (lambda: ClipCov(**S, low_cov=2.0, high_cov=1.0), "low_cov below high_cov"),
     (lambda: GMPO(**S, clip=0.0), "objectives.gmpo.clip"),
     (lambda: LUFFY(**S, shape=0.0), "objectives.luffy.shape"),

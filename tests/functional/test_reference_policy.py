@@ -75,7 +75,7 @@ def test_losses_and_gradients(golden, name):
     r = rows(golden)
     if name.startswith("kl_cov"):
         # There the covariance is taken with the log-probabilities of now; ours are the draw's. The choice is made with theirs here.
-        held = KLCov(**S, fraction=0.2).held(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
+        held = KLCov(**S, fraction=0.2).penalised(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
         object.__setattr__(CASES[name], "held", lambda _: held)
     total, gradient, _ = loss_and_gradient(golden, CASES[name], r)
     want = golden["policy_losses"][name]

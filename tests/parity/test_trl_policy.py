@@ -271,7 +271,7 @@ def test_metrics_of_the_sampler(mode):
 def test_high_entropy_tokens(share, seed):
     trainer = Trainer(given := draw(seed, gaps=seed % 2 == 1), epsilon_high=0.28, top_entropy_quantile=share)
     target, entropy = given.rows.tokens.target, given.rows.old_entropy
-    kept = policy.high_entropy(entropy, target, share=share)
+    kept = policy.high_entropy(entropy, target, fraction=share)
     theirs = trainer.kept(given.completions(entropy), given.completions(target), share)
     assert torch.equal(given.completions(kept & target) & given.completions(target), theirs)
     gradient = same([DAPO(**S, top_entropy=share)], trainer, given.new)
@@ -284,7 +284,7 @@ def test_high_entropy_tokens_of_every_count():
     for n in range(1, 60):
         entropy, mask = torch.rand(1, n, generator=g, dtype=torch.float32).double(), torch.ones(1, n, dtype=torch.bool)
         for share in (0.2, 0.25, 0.5, 0.75):
-            assert torch.equal(policy.high_entropy(entropy, mask, share=share), trainer.kept(entropy, mask, share)), (n, share)
+            assert torch.equal(policy.high_entropy(entropy, mask, fraction=share), trainer.kept(entropy, mask, share)), (n, share)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dapo"])
@@ -391,7 +391,7 @@ def test_accumulation_moves_the_entropy_threshold_there():
     assert not mine[:12].any()
     assert theirs[:12].any()
     for part in torch.arange(24).chunk(2):
-        kept = policy.high_entropy(given.rows.old_entropy[part], given.rows.tokens.target[part], share=0.2)
+        kept = policy.high_entropy(given.rows.old_entropy[part], given.rows.tokens.target[part], fraction=0.2)
         leaf = given.new.clone().requires_grad_()
         whole = pulled(ours([DAPO(**S)], trainer.rows, leaf), leaf)
         torch.testing.assert_close(theirs[part], whole[part] * kept, rtol=0, atol=EXACT)

@@ -9,7 +9,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation.suites.checker import AnswerChecker, judge_answers
 from advalign.evaluation.suites.data import Data, read_examples
 from advalign.evaluation.suites.generator_checker import GeneratorChecker
-from advalign.functional.intervals import judged
+from advalign.functional.intervals import corrected_for_judge
 from advalign.interfaces import Judge
 from advalign.judges.refusal import RefusalJudge
 
@@ -81,7 +81,7 @@ def over_refusal(benign: Benign, checker: AnswerChecker, *, seed: int) -> OverRe
     rate, low, high = float("nan"), 0.0, 1.0
     if num_judged:
         errors = {"sensitivity": judge.sensitivity, "specificity": judge.specificity}
-        rate, low, high = judged(refused / num_judged, num_judged, **errors, labelled=judge.labelled)
+        rate, low, high = corrected_for_judge(refused / num_judged, num_judged, **errors, labelled=judge.labelled)
     shown = [(e.prompt, text) for e, text, score in zip(examples, texts, scores, strict=True) if score < 1 - 1e-9]
     undetermined = len(scores) - num_judged
     return OverRefusal(rate=rate, low=low, high=high, num=num_judged, undetermined=undetermined, answers=texts, shown=shown[:5])

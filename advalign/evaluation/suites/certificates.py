@@ -151,7 +151,7 @@ class Masking(CertificateMethod):
     def certify(self, network: Network, name: str, example: Example, seed: int) -> Certificate:
         mask, _ = word_masking.mask_token(network.encoder.tokenizer, self.replace, "certified.ranmask")
         target, words = ClassifierTarget(network), example.prompt.split()
-        kept = certify.ranmask_kept(len(words), rate=self.rate)
+        kept = certify.ranmask_num_kept(len(words), rate=self.rate)
 
         def votes(sets: Sequence[frozenset[int]]) -> tuple[Int[Tensor, "N"], Int[Tensor, "C"]]:
             copies = [random_copies.mask_words(words, chosen, mask) for chosen in sets]
@@ -172,7 +172,7 @@ class Masking(CertificateMethod):
             chosen = int(selected.argmax())
             _, bound = certify.certify(selected, count, alpha=self.alpha)
         beta = None if self.beta == "one" else _Beta(classes == chosen, sets, len(words), (seed, name, example.id))
-        size = certify.ranmask_words(bound, words=len(words), kept=kept, beta=beta)
+        size = certify.ranmask_words(bound, words=len(words), num_kept=kept, beta=beta)
         return _certificate(name, example, None if size is None else chosen, size or 0, bound, target.num_queries)
 
 

@@ -92,7 +92,7 @@ class SuiteResult:
         if not num_judged:
             return {"corrected": math.nan, "corrected low": 0.0, "corrected high": 1.0}
         errors = {"sensitivity": self.judge.sensitivity, "specificity": self.judge.specificity}
-        rate, low, high = intervals.judged(1 - robust / num_judged, num_judged, **errors, labelled=self.judge.labelled)
+        rate, low, high = intervals.corrected_for_judge(1 - robust / num_judged, num_judged, **errors, labelled=self.judge.labelled)
         return {"corrected": 1 - rate, "corrected low": 1 - high, "corrected high": 1 - low}
 
     def worst_case(self, attacks: Sequence[str] | None = None) -> dict[str, float]:
