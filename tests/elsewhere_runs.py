@@ -33,7 +33,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.mart import MART
 from advalign.objectives.sft import SFT
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.rollout.hf import HF
 from advalign.sources.labels import Labels
 from advalign.targets import target_of
@@ -55,7 +55,7 @@ def lora(**sections):
         },
         sources={
             "chat": two_process_runs.chat(),
-            "write": write(rewards=[Judged(learner="discriminator", form="neg_log_one_minus")]),
+            "write": write(rewards=[DiscriminatorReward(learner="discriminator", form="neg_log_one_minus")]),
             "contrast": two_process_runs.game().config["sources"]["contrast"],
         },
         objectives={

@@ -1,6 +1,8 @@
 """One step is one step: the mixed gradient, the split, the counts, zero radius, checkpointing, what an inner loop leaves."""
 
 import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from helpers.networks import Recorder, demos, gradients, labels, learner, networ
 
 from advalign.adversaries.noise import Noise
 from advalign.adversaries.pgd import PGD
-from advalign.engine.plan import plan
+from advalign.engine.plan import Plan, plan
 from advalign.errors import BudgetError, ConfigError
+from advalign.functional import weights
+from advalign.interfaces import Objective
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.dapo import DAPO
@@ -18,6 +22,7 @@ from advalign.objectives.entropy import Entropy
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
+from advalign.types import Losses
 
 EXACT = 1e-12
 MIX = {
@@ -206,3 +211,43 @@ def test_an_adversary_with_nothing_to_ascend_is_refused():
     zero = {"pgd": PGD(random_start=False)}
     with pytest.raises(ConfigError, match="the gradient of a divergence is zero at delta = 0"):
         plan("policy", {"c": Consistency(source="s", view="pgd")}, zero, [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(Objective):
+    """A divergence of one's own: (log p - log p_clean)^2 of every target token, which is flat at delta = 0."""
+
+    is_divergence: ClassVar[bool] = True
+
+    @property
+    def reads(self):
+        return {view: frozenset({"logprobs"}) for view in {"clean", self.view}}
+
+    def weights(self, rows):
+        return weights.token(rows.tokens.target)
+
+    def losses(self, rows, views):
+        return Losses((views[self.view].logprobs - views["clean"].logprobs) ** 2)
+
+
+def test_a_divergence_of_ones_own_needs_a_random_start_too():
+    net, rows = network(), {"s": demos(network())}
+    zero, random = PGD(radius=0.3, steps=2, random_start=False), PGD(radius=0.3, steps=2, random_start=True)
+    own = {"own": Drift(source="s", view="pgd")}
+    # The reason: at delta = 0 the loss is 0 and flat, so two steps later it is still 0 but for rounding; from a random start it grows.
+    still = Plan(learner="policy", objectives=own, adversaries={"pgd": zero}, frozen=frozenset(), components=(("clean", "pgd"),))
+    logs = learner(net).update(still, rows, {}, budget=10_000, key=("update",))
+    assert logs["pgd/loss_end"] == pytest.approx(0, abs=EXACT)
+    assert update(learner(net), own, rows, {"pgd": random})[1]["pgd/gain"] > 1e-6
+    with pytest.raises(ConfigError, match=r"^objectives\.own: the gradient of a divergence is zero at delta = 0, so adversary 'pgd'"):
+        plan("policy", own, {"pgd": zero}, [])
+
+
+def test_a_divergence_that_an_adversary_ascends_itself_needs_a_random_start_too():
+    """Also where another objective only compares its view with that of the adversary."""
+    zero = PGD(radius=0.3, steps=2, random_start=False, inner=Drift(source="s", view="pgd"))
+    for objective in (SFT(source="s", view="pgd"), Consistency(source="s", view="clean", against="pgd", output="tokens")):
+        with pytest.raises(ConfigError, match=r"^adversaries\.pgd\.inner: the gradient of a divergence is zero at delta = 0"):
+            plan("policy", {"a": objective}, {"pgd": zero}, [])
+    # What it ascends decides, and not what it is trained on.
+    plan("policy", {"a": Drift(source="s", view="pgd")}, {"pgd": replace(zero, inner=SFT(source="s", view="pgd"))}, [])

@@ -17,7 +17,7 @@ from advalign.functional import advantages, gan, policy
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -349,7 +349,7 @@ def test_a_sampled_game_between_two_transformers_ends_near_the_real_distribution
                 batch_size=1,
                 group_size=64,
                 sampling=Sampling(max_new_tokens=2),
-                rewards=[Judged(learner="discriminator")],
+                rewards=[DiscriminatorReward(learner="discriminator")],
                 advantage=Group(scale="none"),
             ),
             "contrast": Contrast(real="real", sampled="write", batch_size=64),

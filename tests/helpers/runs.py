@@ -9,7 +9,7 @@ from advalign.engine.learner import LearnerRuntime
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -34,7 +34,7 @@ def chat(**fields):
 
 
 def write(**fields):
-    given = {"data": DATA, "batch_size": 4, "group_size": 3, "sampling": SHORT, "rewards": [Judged(learner="discriminator")]}
+    given = {"data": DATA, "batch_size": 4, "group_size": 3, "sampling": SHORT, "rewards": [DiscriminatorReward(learner="discriminator")]}
     return Prompts(**{**given, "advantage": Group(scale="none"), **fields})
 
 

@@ -21,7 +21,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -467,7 +467,7 @@ def ppo(folder, steps=5, **arguments):
     """PPO's four models on one base: actor, critic, reference, reward model. A first stage imitates, so that the reference, taken
     when the second begins, has an adapter that is not zero; the average is there from the start. Dropout and checkpointing are on."""
     task, sampling = "task:arithmetic", Sampling(max_new_tokens=3)
-    rewards = [ExactAnswer(), Judged(learner="reward")]
+    rewards = [ExactAnswer(), DiscriminatorReward(learner="reward")]
     borrowed = {"model": "learner:policy", "learning_rate": 1e-2}
     options = {"lora": SMALL, "gradient_checkpointing": True}
     return Trainer(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.rollout import TextEngine
 from helpers.runs import game, imitation, policy, same, weights
 
 from advalign import Evaluation, Sampling, TrainingArguments, config, data
 from advalign.errors import ConfigError, RewardError
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.interfaces import Reward
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function
 from advalign.training import evaluate
@@ -108,9 +110,7 @@ def test_a_perfect_verifier_makes_pass_at_n():
 @pytest.mark.parametrize(("number", "sentence"), [(1, "1 scores for 2"), (3, "3 scores for 2")])
 def test_a_verifier_gives_one_score_per_response(number, sentence):
     @dataclass(frozen=True, kw_only=True)
-    class Wrong:
-        weight: float = 1.0
-
+    class Wrong(Reward):
         def start(self, context):
             return lambda groups: [0.0] * number
 
@@ -120,7 +120,11 @@ def test_a_verifier_gives_one_score_per_response(number, sentence):
 
 def test_a_learner_as_verifier_is_asked_with_its_own_network():
     held = Evaluation(
-        data="task:constraints", number=4, samples=4, verifier=Judged(learner="discriminator"), sampling=Sampling(max_new_tokens=4)
+        data="task:constraints",
+        number=4,
+        samples=4,
+        verifier=DiscriminatorReward(learner="discriminator"),
+        sampling=Sampling(max_new_tokens=4),
     )
     trainer = game(evaluations={"held": held})
     logs = trainer.evaluate()
@@ -144,11 +148,11 @@ def test_a_verifier_in_a_configuration():
         "verifier": {"kind": "discriminator", "learner": "discriminator", "form": "probability"},
     }
     built = config.sections({"evaluations": {"held": text}})["evaluations"]["held"]
-    assert built.verifier == Judged(learner="discriminator", form="probability")
+    assert built.verifier == DiscriminatorReward(learner="discriminator", form="probability")
     page = (Path(evaluate.__file__).parents[2] / "docs" / "evaluation_in_training.md").read_text(encoding="utf-8")
     shown = config.sections(yaml.safe_load(re.findall(r"^## A policy\n\n((?:    .*\n)+)", page, re.MULTILINE)[0]))
     assert [e.split for e in shown["evaluations"].values()] == ["test", "ood"]
-    assert shown["evaluations"]["ood"].verifier == Judged(learner="discriminator")
+    assert shown["evaluations"]["ood"].verifier == DiscriminatorReward(learner="discriminator")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_a_verifier_in_a_configuration():
             r"evaluations\.held\.learner: no learner 'discrimnator'\. Known: discriminator, policy\. Did you mean 'discriminator'\?",
         ),
         (
-            {"verifier": Judged(learner="critic")},
+            {"verifier": DiscriminatorReward(learner="critic")},
             r"evaluations\.held\.verifier\.learner: no learner 'critic'\. Known: discriminator, policy\.",
         ),
         ({"samples": 0}, r"evaluations: samples is 0"),
@@ -241,28 +245,16 @@ def test_in_and_out_of_distribution_are_two_entries():
     model = policy(tokenizer={"kind": "characters", "data": "task:arithmetic"})
     seen = {}
 
-    class Engine:
-        """Answers what one digit can hold: right in distribution, and wrong where two digits are added."""
+    def answer(example, i):
+        """What one digit can hold: right in distribution, and wrong where two digits are added."""
+        return example.answer if int(example.answer) < 19 else "9"
 
-        def sync(self, network, version):
-            pass
-
+    class Noting(TextEngine):
         def generate(self, network, examples, n, sampling, generator):
             seen[examples[0].meta["split"]] = [e.prompt for e in examples]
-            return [
-                RolloutGroup(
-                    example=e,
-                    prompt_ids=network.encoder.prompt(e.prompt),
-                    rollouts=[self.one(network, e.answer if int(e.answer) < 19 else "9") for _ in range(n)],
-                )
-                for e in examples
-            ]
+            return super().generate(network, examples, n, sampling, generator)
 
-        def one(self, network, text):
-            ids = network.encoder.response(text)
-            return Rollout(response_ids=ids, sampler_logprobs=[0.0] * len(ids), text=text, finished=True)
-
-    logs = imitation(model=model, evaluations=evaluations, rollout=Engine()).evaluate()
+    logs = imitation(model=model, evaluations=evaluations, rollout=Noting(answer)).evaluate()
     assert (logs["heldout/accuracy"], logs["heldout/pass@2"]) == (1, 1)
     assert (logs["ood/accuracy"], logs["ood/pass@2"]) == (0, 0)
     assert len(seen["test"]) == len(seen["ood"]) == 6

@@ -17,7 +17,7 @@ from advalign.models import load
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.sources.contrast import Contrast
 from advalign.sources.demos import Demos
 from advalign.sources.prompts import Prompts
@@ -68,7 +68,7 @@ def trained(folder, seen):
                 batch_size=3,
                 group_size=4,
                 sampling=Sampling(max_new_tokens=7),
-                rewards=[Judged(learner="discriminator")],
+                rewards=[DiscriminatorReward(learner="discriminator")],
                 advantage=Group(scale="none"),
             ),
             "contrast": Contrast(real="chat", sampled="write", perturb=Constraints(), batch_size=4),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import Callback, cli, config
+from advalign import Callback, config
+from advalign.cli import training
 from advalign.metrics.run_log import read
 from advalign.training import checkpoint
 
@@ -41,7 +42,7 @@ def small():
     sources["write"]["group_size"] = 3
     # An untrained policy reaches no threshold. Two pools in four draws: the second is not that of the checkpoint.
     sources["best"] |= {"collect": 6, "group_size": 3, "threshold": None, "refresh": 3}
-    sources["past"] = {"kind": "replay", "learner": "write", "batch_size": 3, "steps": 3, "advantage": {"kind": "group"}}
+    sources["past"] = {"kind": "replay", "source": "write", "batch_size": 3, "steps": 3, "advantage": {"kind": "group"}}
     objectives["again"] = {"kind": "grpo", "source": "past"}
     for stage in described["stages"]:
         stage["steps"] = STEPS
@@ -73,7 +74,7 @@ def test_the_recipe_is_that_of_r1():
 
 
 def test_the_recipe_runs_with_smoke(tmp_path):
-    smoke = cli._smoke({**SHOWN, "args": {**SHOWN["args"], "output_dir": str(tmp_path / "run")}})
+    smoke = training._smoke({**SHOWN, "args": {**SHOWN["args"], "output_dir": str(tmp_path / "run")}})
     history = config.trainer(smoke).train(progress=False)
     assert [entry["stage"] for entry in history] == [s["name"] for s in SHOWN["stages"] for _ in range(2)]
     assert (tmp_path / "run-smoke" / "policy" / "config.json").is_file()
@@ -101,4 +102,4 @@ def test_a_run_killed_in_every_stage_continues_bit_for_bit(tmp_path):
     assert [len(groups) for _, groups in a["sources"]["past"]["pool"]] == [4, 4, 4]
     assert max(entry.get("past/staleness", 0) for entry in log) > 1
     assert a["sources"]["best"]["collected"] == 2
-    assert ["best/kept_share" in entry for entry in log[2 * STEPS : 3 * STEPS]] == [True, False, False, True]
+    assert ["best/kept_fraction" in entry for entry in log[2 * STEPS : 3 * STEPS]] == [True, False, False, True]

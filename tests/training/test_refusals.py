@@ -18,7 +18,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.rewards.function import Function
 from advalign.sources.contrast import Contrast
 from advalign.sources.prompts import Prompts
@@ -126,7 +126,9 @@ AT_START = {
 
 IN_THE_RUN = {
     "reward of nobody": (
-        lambda: game(sources={"write": write(rewards=[Judged(learner="discrimnator")])}, objectives={"policy": GRPO(source="write")}),
+        lambda: game(
+            sources={"write": write(rewards=[DiscriminatorReward(learner="discrimnator")])}, objectives={"policy": GRPO(source="write")}
+        ),
         ConfigError,
         r"sources.write.rewards.0.learner: no learner 'discrimnator'. Known: discriminator, policy. Did you mean 'discriminator'\?",
     ),

@@ -200,13 +200,13 @@ def test_more_steps_are_no_other_configuration(saved, tmp_path):
     assert [entry["step"] for entry in history] == [3, 4]
     straight = small(tmp_path / "straight", steps=4).train(progress=False)
     assert history == straight[2:]
-    assert [p.name for p in sorted(checkpoint.found(folder))] == ["checkpoint-3", "checkpoint-4"]  # the two newest are kept
+    assert [p.name for p in sorted(checkpoint.list_checkpoints(folder))] == ["checkpoint-3", "checkpoint-4"]  # the two newest are kept
 
 
 def test_resume_starts_where_there_is_nothing_and_a_fresh_run_starts_over(tmp_path):
     assert [e["step"] for e in small(tmp_path).train(resume=True, progress=False)] == [1, 2]
     assert [e["step"] for e in small(tmp_path, steps=1).train(progress=False)] == [1]
-    assert [p.name for p in checkpoint.found(tmp_path)] == ["checkpoint-1"]
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-1"]
     assert [e["step"] for e in read(tmp_path)] == [1]
 
 

@@ -24,7 +24,7 @@ from advalign.interfaces import SourceRuntime
 from advalign.objectives._policy import Correction
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
-from advalign.rewards.discriminator import Discriminator as Judged
+from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
 from advalign.rewards.function import Function
 from advalign.rewards.length import Length
 from advalign.sources._scoring import as_scorer, score
@@ -571,7 +571,9 @@ def test_rejection_before_its_first_draw_has_a_state_too():
 
 
 def test_a_rejection_scores_with_the_judge_before_its_update():
-    best = Rejection(data="task:constraints", rewards=[Judged(learner="discriminator")], collect=4, group_size=3, sampling=SHORT)
+    best = Rejection(
+        data="task:constraints", rewards=[DiscriminatorReward(learner="discriminator")], collect=4, group_size=3, sampling=SHORT
+    )
     trainer = game()
     sources = trainer.config["sources"] | {"best": best}
     objectives = trainer.config["objectives"] | {"distil": SFT(source="best")}

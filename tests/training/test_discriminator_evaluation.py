@@ -1,29 +1,36 @@
-"""A discriminator on held-out rows: numbers by hand, discriminators whose contrast are known, and fresh ones that can or cannot learn."""
+"""A discriminator on held-out rows: numbers by hand, discriminators whose scores are known, and fresh ones that can or cannot learn."""
 
 import itertools
 import random
 
 import pytest
 import torch
+from helpers.rollout import TextEngine
 from helpers.runs import DATA, SHORT, discriminator, game, policy, same, weights
 
 from advalign import TrainingArguments, config
 from advalign.errors import ConfigError
 from advalign.tasks.constraints import Constraints
 from advalign.training import discriminator_evaluation
-from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, DiscriminatorProbe
-from advalign.types import Rollout, RolloutGroup
+from advalign.training.discriminator_evaluation import (
+    DiscriminatorEvaluation,
+    DiscriminatorProbe,
+    discrimination_metrics,
+    held_out_rows,
+    length_correlations,
+)
+from advalign.training.discriminator_probe import untrained_network
 
 # ------------------------------------------------------------------------------------------------------- by hand
 
 #                     real        perturbed    generated, two per example
 SCORES = torch.tensor([2.0, -1.0, -3.0, -1.0, 1.0, -2.0, 0.0, 9.0], dtype=torch.float64)
-KIND = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
-EXAMPLE = torch.tensor([0, 1, 0, 1, 0, 0, 1, 1])
+KINDS = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
+EXAMPLES = torch.tensor([0, 1, 0, 1, 0, 0, 1, 1])
 
 
 def test_every_number_by_hand():
-    logs = discriminator_evaluation.judged(SCORES, KIND, EXAMPLE, bins=1)
+    logs = discrimination_metrics(SCORES, KINDS, EXAMPLES, bins=1)
     # Real: 2 is right, -1 wrong. Perturbed: both below 0. Generated: 1 and 9 wrong, -2 right, 0 half.
     kinds = {"real": 1 / 2, "perturbed": 1, "generated": 1.5 / 4}
     assert {k: logs[f"accuracy/{k}"] for k in kinds} == kinds
@@ -47,17 +54,17 @@ def test_every_number_by_hand():
 
 def test_more_samples_of_the_same_change_nothing_but_counts_of_rows():
     again = torch.tensor([*range(8), *range(4, 8)])
-    first, more = (discriminator_evaluation.judged(SCORES[i], KIND[i], EXAMPLE[i], bins=3) for i in (torch.arange(8), again))
+    first, more = (discrimination_metrics(SCORES[i], KINDS[i], EXAMPLES[i], bins=3) for i in (torch.arange(8), again))
     assert {k: v for k, v in more.items() if k != "saturation"} == pytest.approx({k: v for k, v in first.items() if k != "saturation"})
 
 
 def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
-    first = discriminator_evaluation.judged(SCORES, KIND, EXAMPLE, bins=3)
+    first = discrimination_metrics(SCORES, KINDS, EXAMPLES, bins=3)
     for seed in range(3):
         order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
-        assert discriminator_evaluation.judged(SCORES[order], KIND[order], EXAMPLE[order], bins=3) == pytest.approx(first)
+        assert discrimination_metrics(SCORES[order], KINDS[order], EXAMPLES[order], bins=3) == pytest.approx(first)
     # What Bradley-Terry leaves open: a constant. Areas, pairs and (real and others having equal weight) the margin do not see it.
-    moved = discriminator_evaluation.judged(SCORES - 4, KIND, EXAMPLE, bins=3)
+    moved = discrimination_metrics(SCORES - 4, KINDS, EXAMPLES, bins=3)
     free = [k for k in first if k.startswith(("auc", "pair_accuracy", "margin"))]
     assert len(free) == 7
     assert {k: moved[k] for k in free} == pytest.approx({k: first[k] for k in free})
@@ -66,39 +73,18 @@ def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
 
 def test_correlations_by_hand():
     lengths = torch.tensor([1.0, 1.0, 50.0, 60.0, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    logs = discriminator_evaluation.correlations(3 * lengths.log() + 1, lengths, KIND)
+    logs = length_correlations(3 * lengths.log() + 1, lengths, KINDS)
     assert logs == pytest.approx({"corr_length": 1.0, "corr_length/generated": 1.0})
     # Real texts are short and liked, generated ones long and disliked, all alike inside their kind but for two: score and log length are
     # (1, 0) (1, 0) (0, 1) (0, 1) (1, 1) (0, 1) in units: r = cov / (std std) over these six; inside generated ones length is constant.
     s = torch.tensor([1.0, 1, 0, 0, 0, 0, 1, 0], dtype=torch.float64)
     long = torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2], dtype=torch.float64)
-    logs = discriminator_evaluation.correlations(s, long, KIND)
+    logs = length_correlations(s, long, KINDS)
     # mean s = 1/2, mean l = 2/3 (in units of log 2): cov = 1/6 - 1/3 = -1/6; var s = 1/4, var l = 2/9: r = -1/6 / sqrt(1/18) = -1/sqrt 2
     assert logs == {"corr_length": pytest.approx(-(2**-0.5))}
 
 
-# ------------------------------------------------------------------------------- discriminators whose verdict is known
-
-
-class Texts:
-    """An engine that answers with prepared texts: `answer(example, i)` is the i-th response to an example."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def sync(self, network, version):
-        pass
-
-    def generate(self, network, examples, n, sampling, generator):
-        groups = []
-        for e in examples:
-            texts = [self.answer(e, i) for i in range(n)]
-            ids = network.encoder.responses(texts)
-            rollouts = [
-                Rollout(response_ids=r, sampler_logprobs=[0.0] * len(r), text=t, finished=True) for r, t in zip(ids, texts, strict=True)
-            ]
-            groups.append(RolloutGroup(example=e, prompt_ids=network.encoder.prompt(e.prompt), rollouts=rollouts))
-        return groups
+# ------------------------------------------------------------------------------- discriminators whose scores are known
 
 
 def another(example, i):
@@ -111,8 +97,8 @@ def whole(**fields):
     return DiscriminatorEvaluation(**{**given, **fields})
 
 
-def evaluated(evaluation, engine=None, **sections):
-    return {k.removeprefix("held/"): v for k, v in game(evaluations={"held": evaluation}, rollout=engine, **sections).evaluate().items()}
+def evaluated(evaluation, rollout=None, **sections):
+    return {k.removeprefix("held/"): v for k, v in game(evaluations={"held": evaluation}, rollout=rollout, **sections).evaluate().items()}
 
 
 def test_who_knows_the_rule_is_right_and_who_knows_nothing_is_a_coin(monkeypatch):
@@ -122,30 +108,30 @@ def test_who_knows_the_rule_is_right_and_who_knows_nothing_is_a_coin(monkeypatch
         held = [(word in words) == (slot == "with") for slot, word in zip(slots[::2], slots[1::2], strict=True)]
         return len(words) == int(prompt.split()[1]) and all(held)
 
-    def knows(network, prompts, texts, finished, budget):
-        return [4.0 if right(p, t) else -4.0 for p, t in zip(prompts, texts, strict=True)]
+    def knows(network, rows, budget):
+        return [4.0 if right(prompt, text) else -4.0 for prompt, text, _ in rows]
 
-    monkeypatch.setattr(judged, "scores", knows)
-    engine = Texts(lambda e, i: "red red red red red red red red red")
+    monkeypatch.setattr(discriminator_evaluation, "score_texts", knows)
+    engine = TextEngine(lambda e, i: "red red red red red red red red red")
     logs = evaluated(whole(), engine)
     for name in ("accuracy", "auc", "pair_accuracy"):
         for suffix in ("", "/perturbed", "/generated"):
             assert logs[name + suffix] == 1
     assert logs["margin"] == 4
     # Responses that are right cannot be told by the rule: a coin on those, still all of the perturbed ones.
-    logs = evaluated(whole(), Texts(another))
+    logs = evaluated(whole(), TextEngine(another))
     assert (logs["pair_accuracy/generated"], logs["pair_accuracy/perturbed"]) == (1 / 2, 1)
     assert (logs["accuracy/generated"], logs["accuracy/perturbed"], logs["accuracy"]) == (0, 1, (1 + 1 / 2) / 2)
     # One that is always sure of the same is a coin too, whatever that is and however many samples there are.
     for constant in (-5.0, 0.0, 5.0):
-        monkeypatch.setattr(judged, "scores", lambda network, prompts, *rest, c=constant: [c] * len(prompts))
+        monkeypatch.setattr(discriminator_evaluation, "score_texts", lambda network, rows, budget, c=constant: [c] * len(rows))
         logs = evaluated(whole(), engine)
         assert (logs["accuracy"], logs["auc"], logs["pair_accuracy"], logs["margin"]) == (1 / 2, 1 / 2, 1 / 2, 0)
 
 
 def test_one_that_scores_length_is_told_apart(monkeypatch):
-    monkeypatch.setattr(judged, "scores", lambda network, prompts, texts, *rest: [float(len(t.split())) for t in texts])
-    logs = evaluated(whole(), Texts(lambda e, i: " ".join(["red"] * (2 * i + 2))))
+    monkeypatch.setattr(discriminator_evaluation, "score_texts", lambda network, rows, budget: [float(len(t.split())) for _, t, _ in rows])
+    logs = evaluated(whole(), TextEngine(lambda e, i: " ".join(["red"] * (2 * i + 2))))
     assert logs["corr_length"] > 0.9
     assert logs["corr_length/generated"] > 0.9
 
@@ -153,13 +139,13 @@ def test_one_that_scores_length_is_told_apart(monkeypatch):
 def test_rows_are_the_same_every_time_and_perturbed_prompts_are_violated():
     trainer = game(evaluations={})
     trainer.start()
-    first, again = (discriminator_evaluation.held_out(whole(), trainer.rollout_engine, trainer.context) for _ in range(2))
+    first, again = (held_out_rows(whole(), trainer.rollout_engine, trainer.context) for _ in range(2))
     assert first == again
     assert [row[3] for row in first] == [0] * 12 + [1] * 12 + [2] * 36
     assert [row[1] for row in first[:12]] == [row[1] for row in first[12:24]]  # the same text
     assert all(a[0] != b[0] for a, b in zip(first[:12], first[12:24], strict=True))  # under another prompt
     assert {row[0] for row in first[24:]} == {row[0] for row in first[:12]}
-    other = discriminator_evaluation.held_out(whole(seed=1), trainer.rollout_engine, trainer.context)
+    other = held_out_rows(whole(seed=1), trainer.rollout_engine, trainer.context)
     assert {row[0] for row in other[:12]} != {row[0] for row in first[:12]}
 
 
@@ -170,12 +156,12 @@ def test_a_probe_finds_what_can_be_told_and_only_that():
     probe = DiscriminatorProbe(learning_rate=3e-3, steps=40)
     fields = {"number": 24, "samples": 1, "perturb": None, "probe": probe}
     # The policy says one word over and over, which no demonstration does: any discriminator can learn that.
-    easy = evaluated(whole(**fields), Texts(lambda e, i: "red red red red red"))
+    easy = evaluated(whole(**fields), TextEngine(lambda e, i: "red red red red red"))
     assert easy["probe/train_accuracy"] == 1
     assert easy["probe/accuracy"] == 1
     # Other demonstrations of the same prompts. What is learned on one half is then memory, and worth nothing on the other: 24 rows,
     # each right with 1/2, are 0.83 or more together in 1 of 1000 cases.
-    hard = evaluated(whole(**fields), Texts(another))
+    hard = evaluated(whole(**fields), TextEngine(another))
     assert hard["probe/accuracy"] < 0.8
 
 
@@ -191,7 +177,7 @@ def test_a_fresh_one_is_described_like_the_learner_and_shares_no_trained_weight(
         for p in old.parameters():
             if p.requires_grad:
                 p.fill_(7.0)
-    new = discriminator_evaluation.fresh(trainer.context, "discriminator", seed=0)
+    new = untrained_network(trainer.context, "discriminator", seed=0)
     trained = [n for n, p in new.named_parameters() if p.requires_grad]
     assert trained == [n for n, p in old.named_parameters() if p.requires_grad]
     assert trained
@@ -245,10 +231,10 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
     ("fields", "sentence"),
     [
         (
-            {"kind": "verdict"},
-            r"evaluations\.held: no kind of evaluations 'verdict'\. Known: answers, contrast\. Did you mean 'contrast'\?",
+            {"kind": "discriminate"},
+            r"no kind of evaluations 'discriminate'\. Known: answers, discriminator\. Did you mean 'discriminator'\?",
         ),
-        ({"kind": "discriminator"}, r"evaluations\.held: evaluations: contrast on real rows alone say nothing"),
+        ({"kind": "discriminator"}, r"evaluations\.held: evaluations: a discriminator is evaluated on real and other rows; give perturb"),
         ({"kind": "discriminator", "sampler": "policy", "samples": 0}, r"samples is 0; it must be at least 1"),
         ({"kind": "discriminator", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
         ({"kind": "discriminator", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
@@ -266,5 +252,5 @@ def test_refused_with_a_sentence(fields, sentence):
 def test_refused_where_a_learner_is_missing_or_is_no_scorer():
     with pytest.raises(ConfigError, match=r"evaluations\.held\.sampler: no learner 'polcy'\. Known: discriminator, policy\."):
         game(evaluations={"held": whole(sampler="polcy")})
-    with pytest.raises(ConfigError, match=r"learner 'policy' is a policy; use head: score"):
+    with pytest.raises(ConfigError, match=r"learner 'policy' has head 'policy'; use head: score"):
         evaluated(whole(learner="policy"))
