@@ -10,21 +10,23 @@ SPLITS = ("train", "test", "ood")
 
 
 def check_split(task: str, split: str) -> None:
+    """Raises ConfigError for an unknown split."""
     if split not in SPLITS:
         raise unknown(f"tasks.{task}", "split", split, SPLITS)
 
 
 def require(ok: bool, sentence: str) -> None:
+    """Raises ConfigError with `sentence` unless `ok`."""
     if not ok:
         raise ConfigError(sentence)
 
 
-def hashed(key: str) -> float:
+def hash_fraction(key: str) -> float:
     """A number in [0, 1) that is a function of the text alone, so that a held-out set is the same for every seed."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def distinct(space: int, rng: random.Random) -> Iterator[int]:
+def distinct_indices(space: int, rng: random.Random) -> Iterator[int]:
     """The numbers below `space`, each once, in random order; lazily where the space is too large to list."""
     if space <= 100_000:
         yield from rng.sample(range(space), space)

@@ -1,6 +1,6 @@
 """The same prompt, written worse: typos, distracting words, another format, another order. What it asks for does not change.
 
-Free words are those of at least three small letters; cards, numbers and signs are none. `typos` changes letters of free words only,
+Free words are those of at least three small letters, so cards, numbers and signs are not. `typos` changes letters of free words only,
 `distractors` puts words of small letters between words, `reformat` adds brackets, a sign or blanks, `reorder` moves whole clauses. So
 cards, rule and target of a prompt of `general_points` can be read off the noisy prompt, and its right answers stay right. Only characters
 of that task's own alphabet occur: a tokenizer of characters needs no other.
@@ -44,7 +44,7 @@ def distractors(prompt: str, rng: random.Random, number: int = 1) -> str:
 
 
 def reformat(prompt: str, rng: random.Random) -> str:
-    """Brackets round the hand, an equals sign before the target, one wide blank, a blank in front, or none before the colon."""
+    """Brackets around the hand, an equals sign before the target, one wide blank, a blank in front, or none before the colon."""
     hand, _, goal = CLAUSE.findall(prompt)
     blanks = [i for i, character in enumerate(prompt) if character == " "]
     wide = rng.choice(blanks)
@@ -68,8 +68,8 @@ def reorder(prompt: str, rng: random.Random) -> str:
 
 
 def _typo(word: str, rng: random.Random, alphabet: Sequence[str]) -> str:
-    at = rng.randrange(len(word) - 1)
-    left, a, b, right = word[:at], word[at], word[at + 1], word[at + 2 :]
+    i = rng.randrange(len(word) - 1)
+    left, a, b, right = word[:i], word[i], word[i + 1], word[i + 2 :]
     other = rng.choice([letter for letter in alphabet if letter != a])
     options = (left + b + a + right, left + b + right, left + a + a + b + right, left + other + b + right)
     return rng.choice([option for option in options if option != word])

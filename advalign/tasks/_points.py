@@ -25,26 +25,26 @@ def reachable(hand: Hand) -> frozenset[Fraction]:
     """Every number that uses each card of the sorted `hand` exactly once with + - * /."""
     if len(hand) == 1:
         return frozenset({Fraction(hand[0])})
-    found: set[Fraction] = set()
+    values: set[Fraction] = set()
     for left, right in halves(hand):
         for a in reachable(left):
             for b in reachable(right):
-                found.update((a + b, a - b, a * b))
+                values.update((a + b, a - b, a * b))
                 if b:
-                    found.add(a / b)
-    return frozenset(found)
+                    values.add(a / b)
+    return frozenset(values)
 
 
 def partners(a: Fraction, target: Fraction, options: frozenset[Fraction]) -> list[tuple[str, Fraction]]:
     """(op, b) with `a op b = target` and b among the options."""
     if a == 0 == target:
         return [("*", min(options))]
-    found = [("+", target - a), ("-", a - target)]
+    candidates = [("+", target - a), ("-", a - target)]
     if a:
-        found.append(("*", target / a))
+        candidates.append(("*", target / a))
     if a and target:
-        found.append(("/", a / target))
-    return [(op, b) for op, b in found if b in options]
+        candidates.append(("/", a / target))
+    return [(op, b) for op, b in candidates if b in options]
 
 
 def ways(hand: Hand, target: Fraction) -> list[tuple[Hand, Fraction, str, Hand, Fraction]]:
@@ -102,10 +102,10 @@ def evaluate(text: str, hand: Hand) -> Fraction | None:
     if tokens is None or Counter(int(t) for t in tokens if t.isdigit()) != Counter(hand):
         return None
     try:
-        value, rest = _expression(tokens, 0)
+        value, end = _expression(tokens, 0)
     except (ValueError, ZeroDivisionError):
         return None
-    return value if rest == len(tokens) else None
+    return value if end == len(tokens) else None
 
 
 def _expression(tokens: list[str], at: int) -> tuple[Fraction, int]:

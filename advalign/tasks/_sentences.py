@@ -1,4 +1,4 @@
-"""The corpus behind the task `sentences`: its sentences, which words they can be asked for by, and on which side each one is."""
+"""The corpus behind the task `sentences`: its sentences, which words they can be asked for by, and in which split each one is."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 from advalign import data as loading
 from advalign.errors import ConfigError, unknown
-from advalign.tasks._common import hashed
+from advalign.tasks._common import hash_fraction
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
 QUOTED = re.compile(r"[\"“”«»()\[\]{}<>|*_#]")
 COLUMNS = ("text", "story", "sentence", "response", "completion", "output")
-Asked = tuple[tuple[str, ...], int]
+Request = tuple[tuple[str, ...], int]
+"""The words that a prompt asks for, and its limit of words."""
 
 
-def spelled(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Words in lower case, as they are compared; "dog's" is one, and is not "dog"."""
     return WORD.findall(text.lower())
 
@@ -28,15 +29,15 @@ def one_sentence(text: str) -> bool:
     return SENTENCE.fullmatch(text.strip()) is not None
 
 
-def split(texts: Iterable[str], shortest: int, longest: int) -> list[str]:
+def split_sentences(texts: Iterable[str], shortest: int, longest: int) -> list[str]:
     """Distinct sentences of these lengths, without quotations and brackets, in the order of the texts."""
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for text in texts:
         for piece in re.split(r"(?<=[.!?])[\"”'’]*\s+", text):
-            plain = " ".join(piece.split())
-            if shortest <= len(plain.split()) <= longest and one_sentence(plain) and not QUOTED.search(plain):
-                found[plain] = None
-    return list(found)
+            sentence = " ".join(piece.split())
+            if shortest <= len(sentence.split()) <= longest and one_sentence(sentence) and not QUOTED.search(sentence):
+                sentences[sentence] = None
+    return list(sentences)
 
 
 def texts_of(data: Any) -> list[str]:
@@ -52,52 +53,59 @@ def texts_of(data: Any) -> list[str]:
 
 @dataclass
 class Corpus:
-    """`words` can be asked for; `index` {(held out?, word): sentences}; `asked` {split: (words, limit), each once}."""
+    """The sentences of a corpus, indexed by the words that can be asked for."""
 
     sentences: list[str]
+    """All of them, in the order of the texts."""
     words: list[str]
+    """The words that can be asked for."""
     index: dict[tuple[bool, str], set[int]] = field(default_factory=dict)
-    spoken: list[frozenset[str]] = field(default_factory=list)
-    asked: dict[str, list[Asked]] = field(default_factory=dict)
+    """{(held out, word): numbers of the sentences with it}"""
+    words_by_sentence: list[frozenset[str]] = field(default_factory=list)
+    """Of `words`, those in each sentence."""
+    requests: dict[str, list[Request]] = field(default_factory=dict)
+    """{split: what can be asked for, each once}"""
 
-    def that_meet(self, words: Sequence[str], limit: int, held: bool) -> list[str]:
+    def meeting(self, words: Sequence[str], limit: int, held_out: bool) -> list[str]:
         """Sentences of one side with all `words` and at most `limit` words, in corpus order."""
-        return [s for s in (self.sentences[i] for i in sorted(self._with(words, held))) if len(s.split()) <= limit]
+        return [s for s in (self.sentences[i] for i in sorted(self._with(words, held_out))) if len(s.split()) <= limit]
 
-    def beside(self, words: Sequence[str], held: bool) -> list[str]:
-        """Words that stand with all of `words` in some sentence of that side."""
-        return sorted({other for i in self._with(words, held) for other in self.spoken[i]} - set(words))
+    def co_occurring(self, words: Sequence[str], held_out: bool) -> list[str]:
+        """Words that are with all of `words` in some sentence of that side."""
+        return sorted({other for i in self._with(words, held_out) for other in self.words_by_sentence[i]} - set(words))
 
-    def _with(self, words: Sequence[str], held: bool) -> set[int]:
-        places = [self.index.get((held, word), set()) for word in words]
-        return set.intersection(*places) if places else {i for (side, _), found in self.index.items() if side == held for i in found}
+    def _with(self, words: Sequence[str], held_out: bool) -> set[int]:
+        by_word = [self.index.get((held_out, word), set()) for word in words]
+        if by_word:
+            return set.intersection(*by_word)
+        return {i for (side, _), numbers in self.index.items() if side == held_out for i in numbers}
 
 
-def build(options: Mapping[str, Any]) -> Corpus:
+def build_corpus(options: Mapping[str, Any]) -> Corpus:
     """`options`: the fields of the task."""
-    sentences = split(texts_of(options["data"]), options["shortest"], options["longest"])
-    counts = Counter(word for sentence in sentences for word in spelled(sentence))
+    sentences = split_sentences(texts_of(options["data"]), options["shortest"], options["longest"])
+    counts = Counter(word for sentence in sentences for word in words_of(sentence))
     first, last = options["ranks"]
     words = sorted(counts, key=lambda word: (-counts[word], word))[first:last]
     corpus, allowed, number = Corpus(sentences, words), set(words), options["num_words"]
-    found: dict[str, set[Asked]] = {"train": set(), "test": set(), "ood": set()}
+    requests: dict[str, set[Request]] = {"train": set(), "test": set(), "ood": set()}
     for i, sentence in enumerate(sentences):
-        own = frozenset(spelled(sentence)) & allowed
-        corpus.spoken.append(own)
-        ranked = sorted(own, key=lambda word: hashed(f"{sentence}/{word}"))
+        candidates = frozenset(words_of(sentence)) & allowed
+        corpus.words_by_sentence.append(candidates)
+        ranked = sorted(candidates, key=lambda word: hash_fraction(f"{sentence}/{word}"))
         if len(ranked) < number:
             continue
-        asked = tuple(sorted(ranked[:number]))
-        held = hashed(" ".join(asked)) < options["held_out"]
-        for word in own:
-            corpus.index.setdefault((held, word), set()).add(i)
-        limit = len(sentence.split()) + int(hashed(sentence) * (options["slack"] + 1))
-        found["test" if held else "train"].add((asked, limit))
-        if held and len(ranked) > number:
-            found["ood"].add((tuple(sorted(ranked[: number + 1])), limit))
-    corpus.asked = {name: sorted(those) for name, those in found.items()}
-    if not all(corpus.asked.values()):
-        sizes = ", ".join(f"{name} {len(those)}" for name, those in corpus.asked.items())
+        wanted = tuple(sorted(ranked[:number]))
+        held_out = hash_fraction(" ".join(wanted)) < options["held_out"]
+        for word in candidates:
+            corpus.index.setdefault((held_out, word), set()).add(i)
+        limit = len(sentence.split()) + int(hash_fraction(sentence) * (options["slack"] + 1))
+        requests["test" if held_out else "train"].add((wanted, limit))
+        if held_out and len(ranked) > number:
+            requests["ood"].add((tuple(sorted(ranked[: number + 1])), limit))
+    corpus.requests = {name: sorted(distinct) for name, distinct in requests.items()}
+    if not all(corpus.requests.values()):
+        sizes = ", ".join(f"{name} {len(distinct)}" for name, distinct in corpus.requests.items())
         raise ConfigError(
             f"tasks.sentences.data: {len(sentences)} sentences of {options['data']} give too few prompts ({sizes}); "
             "more text, or wider ranks."

@@ -9,7 +9,7 @@ from itertools import islice
 
 from advalign.errors import AdvalignError
 from advalign.interfaces import Task
-from advalign.tasks._common import check_split, distinct, hashed, require
+from advalign.tasks._common import check_split, distinct_indices, hash_fraction, require
 from advalign.types import Example
 
 NUMBER = re.compile(r"(?<![0-9.])-?[0-9]+(?:\.[0-9]+)?")
@@ -18,16 +18,20 @@ APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic(Task):
-    """verify(text) = 1[the last number in the text = a ∘ b], operands in [0, 10^digits); ood: `ood_extra` digits more, in both operands.
+    """verify(text) = 1[the last number in the text = a ∘ b], operands in [0, 10^digits); ood: more digits in both operands.
 
     The length-generalisation probe of scratchpad and addition studies (arXiv:2112.00114, section 4), with our own split: a prompt belongs
     to "test" by its hash, so no seed can bring it into "train".
     """
 
     digits: int = 2
+    """Most digits of an operand."""
     operations: str = "+"
+    """Distinct signs out of + - *."""
     ood_extra: int = 1
+    """Digits more, out of distribution."""
     test_fraction: float = 0.1
+    """Of the prompts below 10^digits, by hash."""
 
     def __post_init__(self) -> None:
         require(1 <= self.digits <= 18, f"tasks.arithmetic.digits: {self.digits} is not between 1 and 18.")
@@ -42,7 +46,7 @@ class Arithmetic(Task):
         width = high - low
         draws = (
             (low + index // width % width, self.operations[index // width**2], low + index % width)
-            for index in distinct(len(self.operations) * width**2, rng)
+            for index in distinct_indices(len(self.operations) * width**2, rng)
         )
         return [self._example(*draw, split) for draw in islice((d for d in draws if self._split(*d) == split), number)]
 
@@ -50,7 +54,7 @@ class Arithmetic(Task):
         return str(example.answer)
 
     def perturb(self, example: Example, text: str, rng: random.Random) -> Example:
-        """Another operand (after 1000 vain tries: two), in the same split, so that `text` is wrong."""
+        """Another operand (after 1000 failed tries: two), in the same split, so that `text` is wrong."""
         a, op, b, split = (example.meta[key] for key in ("a", "op", "b", "split"))
         low, high = self._operands(split)
         for attempt in range(20_000):
@@ -70,7 +74,7 @@ class Arithmetic(Task):
     def _split(self, a: int, op: str, b: int) -> str:
         if max(a, b) >= 10**self.digits:
             return "ood"
-        return "test" if hashed(f"{a}{op}{b}") < self.test_fraction else "train"
+        return "test" if hash_fraction(f"{a}{op}{b}") < self.test_fraction else "train"
 
     def _example(self, a: int, op: str, b: int, split: str) -> Example:
         answer = APPLY[op](a, b)

@@ -8,7 +8,7 @@ from typing import Any
 
 from advalign.errors import AdvalignError
 from advalign.interfaces import Task
-from advalign.tasks._common import check_split, hashed, require
+from advalign.tasks._common import check_split, hash_fraction, require
 from advalign.types import Example
 
 WORDS = (
@@ -23,31 +23,37 @@ class Constraints(Task):
     """verify(text) = 1[low ≤ words ≤ high] · 1[every `with` word is in it] · 1[no `without` word is] · 1[all in the vocabulary].
 
     The constrained-writing task of GAPO (arXiv:2503.20194, section 3) as a closed toy: (longest - shortest + 1) lengths x words x
-    (words - 1) = 450 combinations, of which `held_out` = 90 (the same for every seed) are "test"; "ood" asks for lengths above
-    `longest`. `slack` turns a length into a range. `perturb` modifies a slot (never into another split) or, with probability
-    `insert`, inserts a conflicting one; the paper states no proportion. An inserted slot is visible without reading the text,
-    since no real prompt has four: keep it rare.
+    (words - 1) = 450 combinations; "ood" asks for lengths above `longest`. `perturb` modifies a slot (never into another split) or
+    inserts a conflicting one.
     """
 
     words: int = 10
+    """Size of the vocabulary."""
     shortest: int = 3
+    """Least length, in words."""
     longest: int = 7
+    """Greatest length of "train" and "test", in words."""
     slack: int = 0
+    """Turns a length n into the range n to n + slack."""
     held_out: int = 90
+    """Combinations of "test", the same for every seed."""
     ood_extra: int = 2
+    """Lengths above `longest` that "ood" asks for."""
     insert: float = 0.2
+    """Probability that `perturb` inserts a slot; the paper states no proportion. An inserted slot is visible without reading the text,
+    since no real prompt has four: keep it rare."""
 
     def __post_init__(self) -> None:
-        at = "tasks.constraints"
-        require(5 <= self.words <= len(WORDS), f"{at}.words: {self.words} is not between 5 and {len(WORDS)}.")
+        path = "tasks.constraints"
+        require(5 <= self.words <= len(WORDS), f"{path}.words: {self.words} is not between 5 and {len(WORDS)}.")
         ordered = 1 <= self.shortest < self.longest
-        require(ordered, f"{at}.shortest, longest: {self.shortest}, {self.longest} are not two lengths with 1 <= shortest < longest.")
+        require(ordered, f"{path}.shortest, longest: {self.shortest}, {self.longest} are not two lengths with 1 <= shortest < longest.")
         spare = 0 <= self.slack < self.longest - self.shortest
-        require(spare, f"{at}.slack: {self.slack} is not between 0 and longest - shortest - 1; no other length could be asked for.")
+        require(spare, f"{path}.slack: {self.slack} is not between 0 and longest - shortest - 1; no other length could be asked for.")
         total = (self.longest - self.shortest + 1) * self.words * (self.words - 1)
-        require(0 <= self.held_out < total, f"{at}.held_out: {self.held_out} is not between 0 and {total - 1}.")
-        require(self.ood_extra >= 1, f"{at}.ood_extra: {self.ood_extra} is not at least 1.")
-        require(0 <= self.insert <= 1, f"{at}.insert: {self.insert} is not a probability.")
+        require(0 <= self.held_out < total, f"{path}.held_out: {self.held_out} is not between 0 and {total - 1}.")
+        require(self.ood_extra >= 1, f"{path}.ood_extra: {self.ood_extra} is not at least 1.")
+        require(0 <= self.insert <= 1, f"{path}.insert: {self.insert} is not a probability.")
 
     def combinations(self, split: str) -> list[Slots]:
         """All (length, with, without) of a split, in a fixed order."""
@@ -67,9 +73,9 @@ class Constraints(Task):
         for place, word in zip(rng.sample(range(length), len(example.meta["with"])), example.meta["with"], strict=True):
             sentence[place] = word
         for place in range(length):
-            beside = {sentence[i] for i in (place - 1, place + 1) if 0 <= i < length}
-            fresh = [word for word in allowed if word not in beside]
-            sentence[place] = sentence[place] or rng.choice(fresh or allowed)
+            neighbours = {sentence[i] for i in (place - 1, place + 1) if 0 <= i < length}
+            different = [word for word in allowed if word not in neighbours]
+            sentence[place] = sentence[place] or rng.choice(different or allowed)
         return " ".join(map(str, sentence))
 
     def perturb(self, example: Example, text: str, rng: random.Random) -> Example:
@@ -130,7 +136,7 @@ def _combinations(task: Constraints) -> dict[str, list[Slots]]:
         words = WORDS[: task.words]
         return [(n, a, b) for n in range(low, high + 1) for a in words for b in words if a != b]
 
-    ranked = sorted(slots(task.shortest, task.longest), key=lambda s: hashed(" ".join(map(str, s))))
+    ranked = sorted(slots(task.shortest, task.longest), key=lambda s: hash_fraction(" ".join(map(str, s))))
     ood = slots(task.longest + 1, task.longest + task.ood_extra)
     return {"test": ranked[: task.held_out], "train": ranked[task.held_out :], "ood": ood}
 

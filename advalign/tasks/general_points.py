@@ -10,7 +10,7 @@ from itertools import islice
 
 from advalign.errors import AdvalignError, unknown
 from advalign.interfaces import Task
-from advalign.tasks._common import check_split, distinct, hashed, require
+from advalign.tasks._common import check_split, distinct_indices, hash_fraction, require
 from advalign.tasks._noisy import KINDS, noisy
 from advalign.tasks._points import evaluate, solvable, solve
 from advalign.types import Example
@@ -25,18 +25,22 @@ Cards = tuple[str, ...]
 class GeneralPoints(Task):
     """verify(text) = 1[the last line uses every card once with + - * / and brackets, and equals the target]; faces are 10, ood 11, 12, 13.
 
-    GeneralPoints of "SFT memorizes, RL generalizes" (arXiv:2501.17161, section 4.1). Ours: text only, the rule stands in the prompt in
-    figures, ood hands always hold a face, and the numbers of a "test" hand (chosen by hash) never
-    occur in "train", in any order and under any face. `lowest`: every target from there to `target` is asked, as far as the hand
-    can make it; with two cards a small model can learn it. `noise`: each prompt is written under one of these kinds (`tasks/_noisy.py`),
-    a function of the example, so that the same hands can be asked cleanly and noisily.
+    GeneralPoints of "SFT memorizes, RL generalizes" (arXiv:2501.17161, section 4.1). Ours: text only, the prompt states the rule in
+    figures, ood hands always have a face, and the numbers of a "test" hand (chosen by hash) never occur in "train", in any order and
+    under any face.
     """
 
     target: int = 24
+    """What a hand must make."""
     cards: int = 4
+    """Cards of a hand; with two a small model can learn it."""
     test_fraction: float = 0.1
+    """Of the hands, by hash of their numbers."""
     lowest: int | None = None
+    """Every target from here to `target` is asked, as far as the hand can make it. None: `target` alone."""
     noise: Sequence[str] = ()
+    """Kinds of noise (`tasks/_noisy.py`), one per prompt as a function of the example, so that the same hands can be asked cleanly and
+    noisily."""
 
     def __post_init__(self) -> None:
         require(1 <= self.target <= 9999, f"tasks.general_points.target: {self.target} is not between 1 and 9999.")
@@ -51,10 +55,10 @@ class GeneralPoints(Task):
     def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
         check_split("general_points", split)
         targets = range(self.target if self.lowest is None else self.lowest, self.target + 1)
-        drawn = (divmod(index, len(targets)) for index in distinct(len(RANKS) ** self.cards * len(targets), rng))
-        asked = ((self._hand(index), targets[which]) for index, which in drawn)
-        kept = ((hand, aim) for hand, aim in asked if self._belongs(hand, split) and solvable(_sorted(hand, split), aim))
-        return [self._example(hand, aim, split) for hand, aim in islice(kept, number)]
+        drawn = (divmod(index, len(targets)) for index in distinct_indices(len(RANKS) ** self.cards * len(targets), rng))
+        candidates = ((self._hand(index), targets[which]) for index, which in drawn)
+        solved = ((hand, aim) for hand, aim in candidates if self._belongs(hand, split) and solvable(_sorted(hand, split), aim))
+        return [self._example(hand, aim, split) for hand, aim in islice(solved, number)]
 
     def demonstrate(self, example: Example, rng: random.Random) -> str:
         expression = solve(example.meta["values"], Fraction(example.meta["target"]), rng)
@@ -85,7 +89,7 @@ class GeneralPoints(Task):
     def _belongs(self, hand: Cards, split: str) -> bool:
         if split == "ood":
             return not FACES.isdisjoint(hand)
-        return (hashed(str(_sorted(hand, split))) < self.test_fraction) == (split == "test")
+        return (hash_fraction(str(_sorted(hand, split))) < self.test_fraction) == (split == "test")
 
     def _example(self, hand: Cards, target: int, split: str) -> Example:
         values = _values(hand, split)

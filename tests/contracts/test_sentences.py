@@ -10,8 +10,8 @@ from corpus import RANKS, sentences
 from advalign import data
 from advalign.errors import AdvalignError, ConfigError
 from advalign.tasks import Sentences
-from advalign.tasks._common import hashed
-from advalign.tasks._sentences import one_sentence, spelled, split
+from advalign.tasks._common import hash_fraction
+from advalign.tasks._sentences import one_sentence, split_sentences, words_of
 
 MANY = 10**6
 
@@ -59,11 +59,11 @@ def test_what_breaks_which_constraint(task, text, broken):
 def test_texts_become_sentences():
     texts = ['Tim  ran home. He said, "I am here."  Was he\nhappy? Yes! Tim ran home.', "no end of this line here", "It was (very) late."]
     # Shorter than 2 words: "Yes!"; quoted and bracketed ones are left out; the same sentence counts once.
-    assert split(texts, 2, 5) == ["Tim ran home.", "Was he happy?"]
+    assert split_sentences(texts, 2, 5) == ["Tim ran home.", "Was he happy?"]
 
 
 def test_words_are_whole_and_lower_case():
-    assert spelled("Tim's well-known DOG, 3 cats_and été!") == ["tim's", "well-known", "dog", "cats", "and", "été"]
+    assert words_of("Tim's well-known DOG, 3 cats_and été!") == ["tim's", "well-known", "dog", "cats", "and", "été"]
 
 
 # --------------------------------------------------------------------------------------------------------- splits
@@ -75,7 +75,7 @@ def test_every_prompt_comes_from_a_sentence_that_meets_it_and_slow_loops_agree(t
     for name, examples in everything(task).items():
         for example in random.Random(1).sample(examples, 20):
             words, limit = example.meta["words"], example.meta["limit"]
-            meeting = [line for line in lines if set(words) <= set(spelled(line)) and len(line.split()) <= limit]
+            meeting = [line for line in lines if set(words) <= set(words_of(line)) and len(line.split()) <= limit]
             assert task.demonstrate(example, random.Random(0)) in meeting
             # Asked for its own length plus 0 to slack.
             assert any(0 <= limit - len(line.split()) <= task.slack for line in meeting), name
@@ -83,7 +83,7 @@ def test_every_prompt_comes_from_a_sentence_that_meets_it_and_slow_loops_agree(t
 
 def test_no_held_out_combination_is_asked_for_in_training_not_even_inside_a_perturbed_prompt(task):
     def held_out(words):
-        return [hashed(" ".join(sorted(pair))) < task.held_out for pair in combinations(words, 2)]
+        return [hash_fraction(" ".join(sorted(pair))) < task.held_out for pair in combinations(words, 2)]
 
     rng, all_of = random.Random(0), everything(task)
     pairs = {name: {e.meta["words"] for e in examples} for name, examples in all_of.items()}
