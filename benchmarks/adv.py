@@ -1,4 +1,4 @@
-"""Adversarial training of a small encoder, method by method: one run_spec, one budget of steps, one suite of attacks.
+"""Adversarial training of a small encoder, method by method: one recipe, one budget of steps, one suite of attacks.
 
 1. Every arm at each of its radii, seed 0: 2,000 SST-2 sentences, 126 steps. Its radius is chosen on other training sentences: of
    those radii that keep validation accuracy within a point and a half of plain training, the one that stands best against

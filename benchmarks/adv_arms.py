@@ -1,4 +1,4 @@
-"""The arms of benchmarks/adv.py: one run_spec, and what each method changes in it.
+"""The arms of benchmarks/adv.py: one recipe, and what each method changes in it.
 
 Every arm trains 32 steps on clean sentences, then on its own terms, its radius ramped from a fortieth over half of the rest:
 adversarial from the first step on, this encoder ends as a constant classifier. Values that a paper gives are the paper's.

@@ -38,7 +38,7 @@ CONFIG = "configs/gan/constraints.yaml"
 OUT = Path("out/bench/gan")
 FIRST, SEEDS = 10, 5
 # What the ablation suggests, on seeds that nothing was chosen on.
-FRESH, AGAIN = range(15, 20), ("gapo", "bradley_terry", "gapo_robust_judge", "frozen")
+FRESH, AGAIN = range(15, 20), ("gapo", "bradley_terry", "gapo_robust_discriminator", "frozen")
 DESIGNS = {"scarce": (60, 60), "rich": (400, 300)}  # demonstrations, SFT steps
 MEASURES = {"compliance": "accuracy", "unique": "unique", "entropy": "entropy", "pass@8": "pass@8"}
 
@@ -225,7 +225,7 @@ def confirmed(found: Mapping[int, Mapping[str, Any]], frozen: Mapping[int, Mappi
 
 
 def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"label": EVERY[name].label, "trained_judge": EVERY[name].trained, "ablation": name in ABLATIONS}
+    row: dict[str, Any] = {"label": EVERY[name].label, "trained_discriminator": EVERY[name].trained, "ablation": name in ABLATIONS}
     row |= {"second_wave": name in SECOND, "control": EVERY[name].control}
     row |= {"seeds": list(found), "cpu_seconds": [r["cpu_seconds"] for r in found.values()]}
     row |= {measure: mean_sd([r[measure] for r in found.values()]) for measure in MEASURES}

@@ -72,7 +72,7 @@ ARMS: dict[str, Arm] = {
         terms=JUDGED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
         more={"adversaries": PGD},
     ),
-    "gapo_robust_judge": Arm(
+    "gapo_robust_discriminator": Arm(
         label="GAPO, discriminator trained under PGD too",
         terms=JUDGED
         | DISCRIMINATOR

@@ -37,7 +37,7 @@ EVERY = 50
 CURVES = {
     "compliance": "heldout/accuracy", "unique": "heldout/unique", "entropy": "heldout/entropy", "distinct_2": "heldout/distinct_2",
     "self_bleu": "heldout/self_bleu", "reward": "write/reward", "saturation": "discriminator/saturation", "rests": "discriminator/rests",
-    "judge_accuracy": "discriminator/accuracy", "length": "write/completions/mean_length",
+    "discriminator_accuracy": "discriminator/accuracy", "length": "write/completions/mean_length",
 }  # fmt: skip
 
 FAST = {"learners.policy.learning_rate": 1e-3}
@@ -151,7 +151,7 @@ def leak(name: str, seed: int) -> dict[str, Any]:
         return sum(values) / len(values) if values else float("nan")
 
     return {
-        "warm_judge_accuracy": mean("discriminator/accuracy", 200, 250),
+        "warm_discriminator_accuracy": mean("discriminator/accuracy", 200, 250),
         "length_before": mean("write/completions/mean_length", 250, 255),
         "length_after": mean("write/completions/mean_length", 390, 400),
         "matched": mean("contrast/length_matched", 200, 250),

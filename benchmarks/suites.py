@@ -1,8 +1,8 @@
 """Attacks on words: this package's own, against the same recipes of TextAttack on the same victim, sentences and constraints.
 
 Three ways to run one search: `own` (`advalign.attacks.words`, the 16 examples of a part in flight together), `adapter` (TextAttack's
-run_spec on our target, one example after the other, as it works, with what the adapter already saves it: padding, sentences encoded
-twice) and `stock` (TextAttack's run_spec on its own HuggingFaceModelWrapper, which pads to 512 tokens; what it would download is the
+recipe on our target, one example after the other, as it works, with what the adapter already saves it: padding, sentences encoded
+twice) and `stock` (TextAttack's recipe on its own HuggingFaceModelWrapper, which pads to 512 tokens; what it would download is the
 adapter's). Same lexica, encoder, thresholds, parts of speech and caps of candidates; no budget, so that the queries are what a
 search needs. Queries are texts the model was sent. The order of the ways turns from part to part; a part is kept once it is done.
 
@@ -51,8 +51,8 @@ RECIPES = ("deepwordbug", "pwws", "textfooler", "a2t", "bae")
 TAGS = {"tags": SYNONYMS, "encoder": ENCODER}
 
 
-def own(run_spec: str) -> attacks.Words:
-    """The run_spec's search and constraints, as fields. TextFooler's angular 0.840845 is the cosine cos(pi (1 - 0.840845)) = cos(0.5)."""
+def own(recipe: str) -> attacks.Words:
+    """The recipe's search and constraints, as fields. TextFooler's angular 0.840845 is the cosine cos(pi (1 - 0.840845)) = cos(0.5)."""
     given: dict[str, dict[str, Any]] = {
         "deepwordbug": {"candidates": 4, "constraints": {"characters": 30}},
         "pwws": {"lexicon": SYNONYMS, "candidates": 1000},
@@ -69,11 +69,11 @@ def own(run_spec: str) -> attacks.Words:
         },
         "bae": {"masked_lm": str(OUT / "mlm"), "candidates": 50, "constraints": {**TAGS, "similarity": 0.93634, "window": 15}},
     }
-    return attacks.Words(**{"style": run_spec, "max_changed": 1.0, **given[run_spec]})
+    return attacks.Words(**{"style": recipe, "max_changed": 1.0, **given[recipe]})
 
 
-def adapter(run_spec: str) -> TextAttack:
-    return TextAttack(run_spec=run_spec, lexicon=NEAR, synonyms=SYNONYMS, encoder=ENCODER, masked_lm=str(OUT / "mlm"))
+def adapter(recipe: str) -> TextAttack:
+    return TextAttack(recipe=recipe, lexicon=NEAR, synonyms=SYNONYMS, encoder=ENCODER, masked_lm=str(OUT / "mlm"))
 
 
 # ------------------------------------------------------------------------------------------------ what is attacked
@@ -155,9 +155,9 @@ def ours(attack: Any, network: Any, examples: Sequence[Example], single: bool = 
     }
 
 
-def stock(run_spec: str, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """TextAttack's run_spec on its own wrapper, with its own padding and without our caches."""
-    given = adapter(run_spec)
+def stock(recipe: str, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """TextAttack's recipe on its own wrapper, with its own padding and without our caches."""
+    given = adapter(recipe)
     seams, resources = support.load(), given._resources()
     from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
     from textattack.models.wrappers import HuggingFaceModelWrapper
@@ -183,7 +183,7 @@ def stock(run_spec: str, network: Any, examples: Sequence[Example]) -> dict[str,
     wrapper = Wrapper(network.model.eval(), network.encoder.tokenizer)
     patches = {"Victim": lambda target: wrapper, "Encoder": Encoder, "unpad": lambda transformation: None}
     with support.generators(0), seams.offline(resources), support.patched(seams, **patches):
-        attack = seams.build(TEXTATTACK[run_spec][0], None, resources, {})
+        attack = seams.build(TEXTATTACK[recipe][0], None, resources, {})
 
         def one(example: Example) -> tuple[bool, int]:
             wrapper.num_sent = 0
@@ -208,20 +208,20 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 # ----------------------------------------------------------------------------------------------------- the parts
 
 
-def part(run_spec: str, index: int, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """One run_spec on one part of the sentences, the ways in turn, the first of them another one each time."""
+def part(recipe: str, index: int, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """One recipe on one part of the sentences, the ways in turn, the first of them another one each time."""
     ways: dict[str, Callable[[], dict[str, Any]]] = {
-        "own": lambda: ours(own(run_spec), network, examples),
-        "adapter": lambda: ours(adapter(run_spec), network, examples),
-        "stock": lambda: stock(run_spec, network, examples[:STOCK]),
-        "own_single": lambda: ours(own(run_spec), network, examples, single=True),
+        "own": lambda: ours(own(recipe), network, examples),
+        "adapter": lambda: ours(adapter(recipe), network, examples),
+        "stock": lambda: stock(recipe, network, examples[:STOCK]),
+        "own_single": lambda: ours(own(recipe), network, examples, single=True),
     }
     order = list(ways)[index % 2 :] + list(ways)[: index % 2]
     return {name: ways[name]() for name in order if name != "own_single" or index == 0}
 
 
 def collected(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    return {run_spec: summary(parts) for run_spec, parts in runs.items() if parts}
+    return {recipe: summary(parts) for recipe, parts in runs.items() if parts}
 
 
 def summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -267,16 +267,16 @@ def measure(recipes: Sequence[str]) -> None:
     examples = sentences(network)
     if "bae" in recipes:
         once(OUT / "mlm.json", train_masked_lm)
-    for run_spec in recipes:  # what is loaded on first use is not timed
-        ours(own(run_spec), network, examples[:1]), ours(adapter(run_spec), network, examples[:1])
+    for recipe in recipes:  # what is loaded on first use is not timed
+        ours(own(recipe), network, examples[:1]), ours(adapter(recipe), network, examples[:1])
     for index in range(PARTS):
-        for run_spec in recipes:
+        for recipe in recipes:
             chosen = examples[index * EXAMPLES : (index + 1) * EXAMPLES]
-            once(file(run_spec, index), lambda r=run_spec, i=index, c=chosen: part(r, i, network, c))
+            once(file(recipe, index), lambda r=recipe, i=index, c=chosen: part(r, i, network, c))
 
 
-def file(run_spec: str, index: int) -> Path:
-    return OUT / f"{run_spec}-{index}.json"
+def file(recipe: str, index: int) -> Path:
+    return OUT / f"{recipe}-{index}.json"
 
 
 def main() -> None:
@@ -289,8 +289,8 @@ def main() -> None:
     if not given.collect:
         with quiet():
             measure(given.only.split(","))
-    paths = {run_spec: [path for i in range(PARTS) if (path := file(run_spec, i)).exists()] for run_spec in RECIPES}
-    runs = {run_spec: [json.loads(path.read_text()) for path in found] for run_spec, found in paths.items()}
+    paths = {recipe: [path for i in range(PARTS) if (path := file(recipe, i)).exists()] for recipe in RECIPES}
+    runs = {recipe: [json.loads(path.read_text()) for path in found] for recipe, found in paths.items()}
     every = [run for parts in runs.values() for run in parts]
     if (OUT / "mlm.json").exists():
         every.append(json.loads((OUT / "mlm.json").read_text()))

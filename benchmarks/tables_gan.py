@@ -64,7 +64,7 @@ def _arms(arms: Mapping[str, Any]) -> list[str]:
     rows = [head, "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for arm in sorted(arms.values(), key=lambda a: -a["compliance"]["mean"]):
         gaps = [interval(arm["gapo_minus_this"][m]) if "gapo_minus_this" in arm else "" for m in ("compliance", "unique")]
-        label = f"**{arm['label']}**" if arm["trained_judge"] else arm["label"]
+        label = f"**{arm['label']}**" if arm["trained_discriminator"] else arm["label"]
         rows.append(f"| {label} | {len(arm['seeds'])} | {' | '.join(spread(arm[m]) for m in MEASURES)} | {' | '.join(gaps)} |")
     return [*rows, "", "Bold: the discriminator goes on learning. Differences are paired over seeds, with a bootstrap interval of 95 %."]
 
@@ -99,7 +99,7 @@ def gan_failures(found: Mapping[str, Any]) -> str:
         "|---|---:|---:|---:|",
     ]
     for name, arm in found["leak"].items():
-        cells = [spread(arm[key]) for key in ("warm_judge_accuracy", "length_before", "length_after")]
+        cells = [spread(arm[key]) for key in ("warm_discriminator_accuracy", "length_before", "length_after")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     rows += [
         "",
@@ -109,7 +109,7 @@ def gan_failures(found: Mapping[str, Any]) -> str:
     ]
     rows += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, arm in found["games"].items():
-        keys = ("compliance", "unique", "entropy", "reward", "judge_accuracy", "rests")
+        keys = ("compliance", "unique", "entropy", "reward", "discriminator_accuracy", "rests")
         rows.append(f"| {name} | {' | '.join(spread(arm['last'][k]) if k in arm['last'] else '' for k in keys)} |")
     return "\n".join([*rows, "", f"{found['cpu_hours']:.2f} CPU-hours."])
 

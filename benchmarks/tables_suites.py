@@ -11,7 +11,7 @@ GOALS = {"deepwordbug": 1.4, "pwws": 1.4, "textfooler": 2.5, "a2t": 2.5, "bae": 
 def suites(found: Mapping[str, Any]) -> str:
     recipes = found["recipes"]
     first = next(iter(recipes.values()))
-    head = ["run_spec", "own", "adapter", "stock", "stock / own", "adapter / own", "goal", "queries", "broken", "calls", "forwards"]
+    head = ["recipe", "own", "adapter", "stock", "stock / own", "adapter / own", "goal", "queries", "broken", "calls", "forwards"]
     rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for name, row in recipes.items():
         own, adapter, stock = row["own"], row["adapter"], row["stock"]

@@ -1,5 +1,5 @@
 """Preferences in a few seconds: a small language model imitates sixty demonstrations of writing under constraints, then DPO
-(arXiv:2305.18290) teaches it to prefer them to demonstrations of prompts that were not asked.
+(arXiv:2305.18290) teaches it to prefer them to demonstrations for other prompts.
 """
 
 import sys

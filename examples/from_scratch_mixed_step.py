@@ -1,8 +1,8 @@
-"""The mixed step in one file, with torch and transformers alone: no engine, no plan, nothing shared with the library.
+"""The mixed step in one file, with torch and transformers alone: no engine, no plan, no code of the library.
 
     policy loss = grpo(rollouts, reward = discriminator) + 0.5 sft(demos | pgd)          discriminator loss = bce(real vs perturbed vs generated)
 
-It is slow and rigid on purpose: a test runs it beside `advalign.Trainer` and asks for the same parameters after three steps.
+It is slow and rigid on purpose: a test runs it beside `advalign.Trainer` and requires the same parameters after three steps.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ Ids = list[int]
 
 @dataclass
 class Batch:
-    """Everything one step reads, as token ids. demos: (prompt, response) · groups: (prompt, its responses) ·
-    contrast: (discriminator ids, 1 real or 0 not) · judged: the discriminator's ids for every response, groups in order."""
+    """Everything one step reads, as token ids."""
 
     demos: list[tuple[Ids, Ids]]
+    """(prompt, response)"""
     groups: list[tuple[Ids, list[Ids]]]
+    """(prompt, its responses)"""
     contrast: list[tuple[Ids, int]]
-    judged: list[Ids]
+    """(ids as the discriminator reads them, 1 real or 0 not)"""
+    scored: list[Ids]
+    """The discriminator's ids of every response, groups in order."""
 
 
 def pad(rows: list[Ids]) -> tuple[Tensor, Tensor]:
@@ -67,7 +70,7 @@ def pgd(policy: nn.Module, demos: list[tuple[Ids, Ids]], radius: float, steps: i
     return delta.detach()
 
 
-def judge_scores(discriminator: nn.Module, head: nn.Module, rows: list[Ids]) -> Tensor:
+def discriminator_scores(discriminator: nn.Module, head: nn.Module, rows: list[Ids]) -> Tensor:
     ids, mask = pad(rows)
     # Everything after the first separator (id 4) is the second segment.
     segments = (((ids == 4).cumsum(1) - (ids == 4).long()) > 0).long() * mask
@@ -90,18 +93,18 @@ def grpo(policy: nn.Module, groups: list[tuple[Ids, list[Ids]]], rewards: Tensor
 def step(
     policy: nn.Module, discriminator: nn.Module, head: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Batch
 ) -> dict[str, float]:
-    """Reward with the discriminator of now, update the policy, then the discriminator."""
+    """Reward with the current discriminator, update the policy, then the discriminator."""
     with torch.no_grad():
-        rewards = judge_scores(discriminator, head, batch.judged)
+        rewards = discriminator_scores(discriminator, head, batch.scored)
     delta = pgd(policy, batch.demos, radius=0.1, steps=2)
     loss = grpo(policy, batch.groups, rewards) + 0.5 * sft(policy, batch.demos, delta)
     descend(loss, optimizers[0])
 
-    scores = judge_scores(discriminator, head, [ids for ids, _ in batch.contrast])
+    scores = discriminator_scores(discriminator, head, [ids for ids, _ in batch.contrast])
     labels = torch.tensor([float(real) for _, real in batch.contrast], dtype=scores.dtype)
-    judge_loss = binary_cross_entropy_with_logits(scores, labels * 0.9)  # one-sided smoothing: real is 0.9
-    descend(judge_loss, optimizers[1])
-    return {"policy": float(loss.detach()), "discriminator": float(judge_loss.detach()), "reward": float(rewards.mean())}
+    discriminator_loss = binary_cross_entropy_with_logits(scores, labels * 0.9)  # one-sided smoothing: real is 0.9
+    descend(discriminator_loss, optimizers[1])
+    return {"policy": float(loss.detach()), "discriminator": float(discriminator_loss.detach()), "reward": float(rewards.mean())}
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -125,9 +128,9 @@ def main() -> None:
     demos = [([5, 6], [7, 8, 2]), ([6, 7], [9, 2])]
     for number in range(3):
         groups = [(prompt, [[*torch.randint(5, 15, (3,)).tolist(), 2] for _ in range(4)]) for prompt, _ in demos]
-        judged = [[3, *prompt, 4, *response[:-1], 4] for prompt, responses in groups for response in responses]
-        contrast = [([3, *p, 4, *r[:-1], 4], 1) for p, r in demos] + [(ids, 0) for ids in judged]
-        print(number, step(policy, discriminator, head, optimizers, Batch(demos, groups, contrast, judged)))
+        scored = [[3, *prompt, 4, *response[:-1], 4] for prompt, responses in groups for response in responses]
+        contrast = [([3, *p, 4, *r[:-1], 4], 1) for p, r in demos] + [(ids, 0) for ids in scored]
+        print(number, step(policy, discriminator, head, optimizers, Batch(demos, groups, contrast, scored)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""GAD (arXiv:2511.10643): a student learns from a teacher's texts alone. A discriminator compares, prompt by prompt, what the teacher
-wrote with what the student writes, and its score is the student's reward.
+"""GAD (arXiv:2511.10643): a student learns from a teacher's texts alone. A discriminator compares, prompt by prompt, the teacher's
+texts with the student's, and its score is the student's reward.
 
 The teacher here is a procedure that writes under constraints; give any data with a prompt and a response column instead.
 """
@@ -19,7 +19,7 @@ small = {"model": "scratch:tiny-gpt2?initializer_range=0.08", "tokenizer": {"kin
 
 def main() -> None:
     write = src.Prompts(
-        data=task, batch_size=16, sampling=sampling, rewards=[rw.Learner(learner="discriminator")], advantage=A.Group(scale="none")
+        data=task, batch_size=16, sampling=sampling, rewards=[rw.Discriminator(learner="discriminator")], advantage=A.Group(scale="none")
     )
     trainer = Trainer(
         learners={

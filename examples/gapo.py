@@ -1,5 +1,5 @@
 """GAPO (arXiv:2503.20194) with an adversarial guard: a policy writes under constraints, a discriminator learns to tell its texts and
-perturbed prompts from sixty real demonstrations, and its score is the policy's reward. One step moves both.
+perturbed prompts from sixty real demonstrations, and its score is the policy's reward. One step trains both.
 """
 
 import sys
@@ -20,7 +20,7 @@ small = "scratch:tiny-gpt2?initializer_range=0.1"
 
 def main() -> None:
     write = src.Prompts(
-        data=task, batch_size=24, sampling=sampling, rewards=[rw.Learner(learner="discriminator")], advantage=A.Group(scale="none")
+        data=task, batch_size=24, sampling=sampling, rewards=[rw.Discriminator(learner="discriminator")], advantage=A.Group(scale="none")
     )
     trainer = Trainer(
         learners={

@@ -1,4 +1,4 @@
-"""PPO's four models on ONE frozen base: actor, critic, reward model and reference are adapters (the reference: none), on one-digit sums.
+"""PPO's four models on ONE frozen base: actor, critic, reward model and reference are adapters (the reference has none), on one-digit sums.
 
 Stage one imitates and trains the reward model on preferences. Stage two is PPO: reward model + exact answer - KL, advantages by GAE.
 """
@@ -20,7 +20,7 @@ shared = {"model": "learner:policy", "learning_rate": 3e-3, "options": lora}
 
 
 def main() -> None:
-    rewards = [rw.ExactAnswer(), rw.Learner(learner="reward", form="probability")]
+    rewards = [rw.ExactAnswer(), rw.Discriminator(learner="reward", form="probability")]
     trainer = Trainer(
         learners={
             "policy": Learner(model=tiny, tokenizer={"kind": "characters", "data": task}, learning_rate=3e-3, options=lora, epochs=2),

@@ -14,13 +14,13 @@ small = {"model": "scratch:tiny-gpt2?initializer_range=0.1", "tokenizer": {"kind
 
 
 def main() -> None:
-    judged = {"sampling": Sampling(max_new_tokens=10), "verifier": rw.Learner(learner="reward")}
+    best_of = {"sampling": Sampling(max_new_tokens=10), "verifier": rw.Discriminator(learner="reward")}
     trainer = Trainer(
         learners={"policy": Learner(**small, learning_rate=1e-3), "reward": Learner(**small, head="score", learning_rate=1e-3)},
         sources={"demos": src.Demos(data=task, limit=60, batch_size=32), "taste": src.Pairs(data=task, batch_size=32)},
         objectives={"imitate": obj.SFT(source="demos"), "fit": obj.RewardModel(source="taste")},
         stages=[Stage(name="both", steps=2 if smoke else 60), Stage(name="fit", steps=2 if smoke else 140, objectives=("fit",))],
-        evaluations={"heldout": Evaluation(data=task, number=8 if smoke else 90, samples=8, **judged)},
+        evaluations={"heldout": Evaluation(data=task, number=8 if smoke else 90, samples=8, **best_of)},
     )
     print(trainer.formula())
     last = trainer.train()[-1]

@@ -5,12 +5,11 @@ defender's prompts stays clean.
 
 import sys
 
-from advalign import Evaluation, Frozen, Learner, Sampling, Stage, Trainer
+from advalign import Evaluation, Frozen, Injection, Learner, Opponents, Sampling, Stage, Trainer
 from advalign import advantages as A
 from advalign import objectives as obj
 from advalign import rewards as rw
 from advalign import sources as src
-from advalign.sources._game import Injection, Opponents
 
 smoke = "--smoke" in sys.argv
 task, answer = "task:constraints", Sampling(max_new_tokens=10)
@@ -40,12 +39,12 @@ def main() -> None:
         sources={
             "demos": src.Demos(data=task, batch_size=32),
             "game": game,
-            "turn": src.Turn(game="game", clean=0.25, advantage=A.Group()),
+            "defender": src.Defender(game="game", clean=0.25, advantage=A.Group()),
         },
         objectives={
             "imitate": obj.SFT(source="demos"),
             "attack": obj.GRPO(source="game", learner="attacker"),
-            "defend": obj.GRPO(source="turn"),
+            "defend": obj.GRPO(source="defender"),
         },
         frozen={"slow": Frozen(learner="attacker", ema=0.95)},
         stages=[
@@ -56,7 +55,7 @@ def main() -> None:
     )
     print(trainer.formula())
     log = trainer.train()[-1]
-    print({name: round(log[name], 3) for name in ("game/attack_success", "turn/accuracy/attacked", "turn/accuracy/clean") if name in log})
+    print({name: round(log[name], 3) for name in ("game/attack_success", "defender/accuracy/attacked", "defender/accuracy/clean") if name in log})
     print(trainer.evaluate())
 
 

@@ -95,15 +95,15 @@ def batch(module, words, demos, groups, contrast):
     def ids(text):
         return words["policy"](text)["input_ids"]
 
-    def judged(prompt, text, finished):
+    def pair_ids(prompt, text, finished):
         row = words["discriminator"]([prompt], [text])["input_ids"][0]  # as a list: an empty text alone would be no second segment
         return row if finished else row[:-1]
 
     return module.Batch(
         demos=[(ids(prompt), [*ids(response), 2]) for prompt, response in demos],
         groups=[(prompt_ids, [response for response, _, _ in rollouts]) for prompt_ids, _, rollouts in groups],
-        contrast=[(judged(prompt, text, finished), int(real)) for prompt, text, finished, real in contrast],
-        judged=[judged(prompt, text, finished) for _, prompt, rollouts in groups for _, text, finished in rollouts],
+        contrast=[(pair_ids(prompt, text, finished), int(real)) for prompt, text, finished, real in contrast],
+        scored=[pair_ids(prompt, text, finished) for _, prompt, rollouts in groups for _, text, finished in rollouts],
     )
 
 
