@@ -5,15 +5,14 @@ which a frozen discriminator is expected to do well, shown beside the other. Per
 a policy is warmed up by SFT, a discriminator on real / perturbed pairs, and a reward model (for PPO) on response pairs; every arm then
 makes the same number of steps from there. Held out: 90 combinations of constraints that were never trained on, 8 answers each.
 
-    python benchmarks/gan.py                       make bench-gan: what is missing; writes benchmarks/results/gan.json
+    python benchmarks/gan.py                       make bench-gan: the missing runs; writes benchmarks/results/gan.json
     python benchmarks/gan.py --only scarce:gapo,scarce:frozen --seeds 2      some arms, some seeds; a second process may run beside it
-    python benchmarks/gan.py --collect             the results of what is there
+    python benchmarks/gan.py --collect             the results of the runs that exist
 
-What was tried before, on seeds 100 to 102 and by compliance on prompts of the training split: the rate (at 1e-3 both arms tried fell
-apart, at 3e-4 GAPO rose on two of three seeds, at 1e-4 nothing moved), and imitation beside the reward, which keeps the third seed from
-collapsing and is therefore in every arm that follows a discriminator; and the weight of the verifiable reward with twice the steps (one seed, 100).
-Seeds 0 and 1 were spent on a setting without it. None of the seeds
-reported, from 10 on, was looked at before.
+Chosen on seeds 100 to 102, by compliance on prompts of the training split: the learning rate (at 1e-3 both arms collapsed, at 3e-4 GAPO
+rose on two of three seeds, at 1e-4 nothing changed); imitation beside the reward, which keeps the third seed from collapsing and is
+therefore in every arm with a discriminator as its reward; and, on seed 100, the weight of the verifiable reward with twice the steps.
+Seeds 0 and 1 were spent on a setting without imitation. The reported seeds, from 10 on, were not used before.
 """
 
 from __future__ import annotations
@@ -98,9 +97,10 @@ def prepared(design: str, seed: int, name: str) -> dict[str, Any]:
     last = config["stages"][2]
     config["learners"]["policy"]["learning_rate"] = last["set"]["learners.policy.learning_rate"]
     sources = {t["source"] for t in arm.terms.values()}
-    for learner, where in arm.warm.items():
-        config["learners"][learner] = config["learners"]["policy" if where == "policy" else "discriminator"] | {"model": str(start / where)}
-    if "second" in arm.warm:  # a reward model that was trained alike, from other weights
+    for learner, folder in arm.warm.items():
+        like = "policy" if folder == "policy" else "discriminator"
+        config["learners"][learner] = config["learners"][like] | {"model": str(start / folder)}
+    if "second" in arm.warm:  # a reward model trained in the same way, from other weights
         with locked(OUT / design / f"lock-rm2-{seed}"):
             once(OUT / design / f"rm2-{seed}.json", lambda: reward_model(design, seed, start / "rm2", seed + 1000))
     if name == "ppo_reward_model":
@@ -127,22 +127,24 @@ def put(config: dict[str, Any], path: str, value: Any) -> None:
 
 
 def feedback(design: str, seed: int) -> Path:
-    """The demonstrations, desirable, and for each of them a response that is wrong: what the pairs hold, one by one."""
+    """The demonstrations, desirable, and for each of them a wrong response: the pairs, one by one."""
     path = OUT / design / f"feedback-{seed}.jsonl"
     if not path.exists():
         source = Pairs(**{k: v for k, v in pairs(DESIGNS[design][0], seed, "response").items() if k != "kind"})
         task = loading.task_of(TASK)
-        found = loading.examples(TASK, limit=source.limit, seed=seed)
-        whole = [source.complete(example, number, task, "feedback") for number, example in enumerate(found)]
+        examples = loading.examples(TASK, limit=source.limit, seed=seed)
+        pairs_ = [source.complete(example, index, task, "feedback") for index, example in enumerate(examples)]
         rows = [
-            {"prompt": e.prompt, "response": e.meta[side], "label": int(side == "chosen")} for e in whole for side in ("chosen", "rejected")
+            {"prompt": e.prompt, "response": e.meta[side], "label": int(side == "chosen")}
+            for e in pairs_
+            for side in ("chosen", "rejected")
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def run(design: str, seed: int, name: str) -> None:
-    """One arm, unless it is there or another process is at it."""
+    """One arm, unless its result exists or another process runs it."""
     warm(design, seed)
     if name == "sft":
         return
@@ -167,7 +169,7 @@ def measured(trainer: Any, folder: Path) -> dict[str, Any]:
         "discriminator/accuracy/generated",
         "discriminator/accuracy/perturbed",
         "discriminator/saturation",
-        "discriminator/rests",
+        "discriminator/skipped",
     ):
         values = [row[key] for row in last if key in row]
         if values:
@@ -238,7 +240,7 @@ def summary(name: str, found: Mapping[int, Mapping[str, Any]], runs: Mapping[str
             first, second = (found, runs["gapo"]) if name in ABLATIONS else (runs["gapo"], found)
             key = "minus_gapo" if name in ABLATIONS else "gapo_minus_this"
             row[key] = {m: paired([first[s][m] for s in both], [second[s][m] for s in both]) for m in MEASURES}
-    # What co-training is worth where nothing stands beside the reward, and in twice the steps; and what each of the second wave adds.
+    # What co-training is worth where the reward is the only objective, and in twice the steps; and what each of the second wave adds.
     for arm, other, key in (
         ("alone", "frozen_alone", "frozen_alone"),
         ("longer", "frozen_longer", "frozen_longer"),

@@ -1,7 +1,7 @@
 """The arms of benchmarks/gan.py: what each changes in configs/gan/constraints.yaml after the two warm-up stages.
 
-Every arm starts from the same warmed-up policy of its seed, and those with a discriminator from the same discriminator. `policy` terms train the policy,
-`discriminator` terms the discriminator; arms without a discriminator term keep it as it was.
+Every arm starts from the same warmed-up policy of its seed, and those with a discriminator from the same discriminator. The objectives
+named `policy` train the policy, those named `discriminator` the discriminator; arms without one keep it as it was.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 TASK = "task:constraints"
 ALONE = {"policy": {"kind": "grpo", "source": "write"}}
 ANCHOR = {"anchor": {"kind": "sft", "source": "demos", "coef": 0.3}}
-JUDGED = ALONE | ANCHOR  # a reward, and imitation beside it
+ANCHORED = ALONE | ANCHOR  # a reward, and imitation beside it
 DISCRIMINATOR = {"discriminator": {"kind": "discriminate", "learner": "discriminator", "source": "contrast"}}
 SCORE, VERIFIED = {"kind": "discriminator", "learner": "discriminator"}, {"kind": "exact_answer"}
 PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
@@ -21,20 +21,26 @@ PGD = {"pgd": {"kind": "pgd", "radius": 0.1, "steps": 2}}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`terms` of the last stage; `values` by dotted path; `more` sections to add; `times` as many steps as the others. `warm`: learners to
-    add, and the warm weights of the seed that they start from. `control`: the arm without what this one adds. `trained`: whether the
-    discriminator learns on."""
+    """One arm: what it changes in the last stage."""
 
     label: str
+    """Its name in the table."""
     terms: Mapping[str, Any]
+    """Objectives of the last stage."""
     values: Mapping[str, Any] = field(default_factory=dict)
+    """{dotted path: value}"""
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Sections to add."""
     times: int = 1
+    """As many times the steps of the others."""
     warm: Mapping[str, str] = field(default_factory=dict)
+    """{learner to add: the warm weights of the seed that it starts from}"""
     control: str = ""
+    """The arm without what this one adds."""
 
     @property
     def trained(self) -> bool:
+        """Whether the discriminator continues to learn."""
         return "discriminator" in self.terms
 
 
@@ -60,21 +66,21 @@ ARMS: dict[str, Arm] = {
         terms={"policy": {"kind": "ppo", "source": "write"}, "value": {"kind": "value", "source": "write", "learner": "critic"}} | ANCHOR,
         values={"sources.write.rewards": [{"kind": "discriminator", "learner": "rm"}], "sources.write.advantage": {"kind": "gae"}},
     ),
-    "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
-    "gapo": Arm(label="GAPO", terms=JUDGED | DISCRIMINATOR),
+    "frozen": Arm(label="GRPO, frozen discriminator", terms=ANCHORED),
+    "gapo": Arm(label="GAPO", terms=ANCHORED | DISCRIMINATOR),
     "gapo_generated_only": Arm(
         label="GAPO without perturbed pairs",
-        terms=JUDGED | DISCRIMINATOR,
+        terms=ANCHORED | DISCRIMINATOR,
         values={"sources.contrast.perturb": None, "sources.contrast.swap": 0.0},
     ),
     "gapo_robust_policy": Arm(
         label="GAPO + adversarial SFT",
-        terms=JUDGED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
+        terms=ANCHORED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
         more={"adversaries": PGD},
     ),
     "gapo_robust_discriminator": Arm(
         label="GAPO, discriminator trained under PGD too",
-        terms=JUDGED
+        terms=ANCHORED
         | DISCRIMINATOR
         | {"robust": {"kind": "discriminate", "learner": "discriminator", "source": "contrast", "view": "pgd"}},
         more={"adversaries": PGD},
@@ -87,55 +93,58 @@ ABLATIONS: dict[str, Arm] = {
     "frozen_alone": Arm(label="frozen discriminator, no imitation beside it", terms=ALONE),
     "gate": Arm(
         label="+ balance gate",
-        terms=JUDGED | DISCRIMINATOR,
+        terms=ANCHORED | DISCRIMINATOR,
         more={"gates": {"discriminator": {"metric": "discriminator/accuracy/generated", "above": 0.9, "max_skips": 10}}},
     ),
     "ema": Arm(
         label="+ averaged discriminator scores",
-        terms=JUDGED | DISCRIMINATOR,
+        terms=ANCHORED | DISCRIMINATOR,
         values={"sources.write.rewards": [{"kind": "discriminator", "learner": "slow"}]},
         more={"frozen": {"slow": {"learner": "discriminator", "ema": 0.9}}},
     ),
-    "no_replay": Arm(label="- replay", terms=JUDGED | DISCRIMINATOR, values={"sources.contrast.replay": 0.0}),
+    "no_replay": Arm(label="- replay", terms=ANCHORED | DISCRIMINATOR, values={"sources.contrast.replay": 0.0}),
     "r1": Arm(
         label="+ R1 on embeddings",
-        terms=JUDGED
+        terms=ANCHORED
         | DISCRIMINATOR
         | {"r1": {"kind": "gradient_penalty", "learner": "discriminator", "source": "contrast", "coef": 1e-3, "every": 4}},
     ),
     "two_updates": Arm(
-        label="+ two discriminator updates a step", terms=JUDGED | DISCRIMINATOR, values={"learners.discriminator.updates": 2}
+        label="+ two discriminator updates a step", terms=ANCHORED | DISCRIMINATOR, values={"learners.discriminator.updates": 2}
     ),
     "bradley_terry": Arm(
-        label="Bradley-Terry instead of BCE", terms=JUDGED | {"discriminator": {**DISCRIMINATOR["discriminator"], "loss": "bradley_terry"}}
+        label="Bradley-Terry instead of BCE",
+        terms=ANCHORED | {"discriminator": {**DISCRIMINATOR["discriminator"], "loss": "bradley_terry"}},
     ),
-    "override": Arm(label="+ verified texts are never negatives", terms=JUDGED | DISCRIMINATOR, values={"sources.contrast.override": True}),
+    "override": Arm(
+        label="+ verified texts are never negatives", terms=ANCHORED | DISCRIMINATOR, values={"sources.contrast.override": True}
+    ),
     "verifiable": Arm(
         label="+ a verifiable reward, weight 1",
-        terms=JUDGED | DISCRIMINATOR,
+        terms=ANCHORED | DISCRIMINATOR,
         values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 1.0}]},
     ),
     "verifiable_longer": Arm(
         label="+ a verifiable reward, weight 3, and twice the steps",
-        terms=JUDGED | DISCRIMINATOR,
+        terms=ANCHORED | DISCRIMINATOR,
         values={"sources.write.rewards": [SCORE, VERIFIED | {"weight": 3.0}]},
         times=2,
     ),
     "verifier_longer": Arm(
         label="the verifiable reward alone, weight 3, twice the steps",
-        terms=JUDGED,
+        terms=ANCHORED,
         values={"sources.write.rewards": [VERIFIED | {"weight": 3.0}]},
         times=2,
     ),
-    "longer": Arm(label="twice the steps", terms=JUDGED | DISCRIMINATOR, times=2),
-    "frozen_longer": Arm(label="frozen discriminator, twice the steps", terms=JUDGED, times=2),
+    "longer": Arm(label="twice the steps", terms=ANCHORED | DISCRIMINATOR, times=2),
+    "frozen_longer": Arm(label="frozen discriminator, twice the steps", terms=ANCHORED, times=2),
     "sft_longest": Arm(label="SFT, twice the steps", terms={"imitate": {"kind": "sft", "source": "demos"}}, times=2),
 }
 
 
 # The second wave (scarce design only): each beside the arm that lacks just what it adds.
 def latent(side: str) -> dict[str, Any]:
-    """One discriminator of hidden states, and the policy's term through it."""
+    """One discriminator of hidden states, and the policy's objective through it."""
     term = {"kind": "latent", "source": "responses", "site": "layer:1", "side": side, "coef": 0.5}
     return {f"near_{side}": {**term, "critic": f"critic_{side}"}, side: {**term, "role": "discriminate", "learner": f"reader_{side}"}}
 
@@ -164,26 +173,27 @@ SECOND: dict[str, Arm] = {
     ),
     "cooper": Arm(
         label="Cooper: a reward model on verified answers against corrupted ones",
-        terms=JUDGED | {"discriminator": {**DISCRIMINATOR["discriminator"], "source": "verified", "loss": "bradley_terry"}},
+        terms=ANCHORED | {"discriminator": {**DISCRIMINATOR["discriminator"], "source": "verified", "loss": "bradley_terry"}},
         values={"sources.write.rewards": [SCORE | {"form": "probability"}]},
-        more={"sources": {"verified": {"kind": "discriminator", "real": "write", "corrupt": ["drop", "repeat", "swap"], "batch_size": 32}}},
+        more={"sources": {"verified": {"kind": "contrast", "real": "write", "corrupt": ["drop", "repeat", "swap"], "batch_size": 32}}},
         control="frozen",
     ),
-    "grpo_reward_model": Arm(label="GRPO, frozen reward model", terms=JUDGED, values=PREFERRED, warm={"rm": "rm/rm"}),
+    "grpo_reward_model": Arm(label="GRPO, frozen reward model", terms=ANCHORED, values=PREFERRED, warm={"rm": "rm/rm"}),
     "adv_rm": Arm(
         label="Adv-RM: a reward model on what fools it",
-        terms=JUDGED
+        terms=ANCHORED
         | RANKED
         | {
             "attack": {"kind": "grpo", "source": "fool", "learner": "attacker"},
-            "withstand": {"kind": "reward_model", "learner": "rm", "source": "found"},
+            "withstand": {"kind": "reward_model", "learner": "rm", "source": "adversarial"},
         },
         values=PREFERRED,
         warm={"attacker": "policy", "rm": "rm/rm", "second": "rm2/rm"},
         more={"sources": {
             "fool": {"kind": "prompts", "data": TASK, "learner": "attacker", "batch_size": 8, "group_size": 8,
                      "sampling": {"max_new_tokens": 10}, "rewards": FOOLED, "advantage": {"kind": "group", "scale": "none"}},
-            "found": {"kind": "self_vs_real", "real": "demos", "learner": "attacker", "batch_size": 16, "sampling": {"max_new_tokens": 10}},
+            "adversarial": {"kind": "self_vs_real", "real": "demos", "learner": "attacker", "batch_size": 16,
+                            "sampling": {"max_new_tokens": 10}},
         }},
         control="grpo_reward_model",
     ),

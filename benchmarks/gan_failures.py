@@ -25,7 +25,7 @@ from typing import Any
 import gan
 import torch
 from common import about, cpu_hours, mean_sd, once, save
-from gan_arms import ALONE, DISCRIMINATOR, JUDGED
+from gan_arms import ALONE, ANCHORED, DISCRIMINATOR
 
 from advalign import config as configuration
 from advalign.metrics.run_log import read
@@ -36,8 +36,8 @@ SEEDS = (10, 11)
 EVERY = 50
 CURVES = {
     "compliance": "heldout/accuracy", "unique": "heldout/unique", "entropy": "heldout/entropy", "distinct_2": "heldout/distinct_2",
-    "self_bleu": "heldout/self_bleu", "reward": "write/reward", "saturation": "discriminator/saturation", "rests": "discriminator/rests",
-    "discriminator_accuracy": "discriminator/accuracy", "length": "write/completions/mean_length",
+    "self_bleu": "heldout/self_bleu", "reward": "write/reward", "saturation": "discriminator/saturation",
+    "skipped": "discriminator/skipped", "discriminator_accuracy": "discriminator/accuracy", "length": "write/completions/mean_length",
 }  # fmt: skip
 
 FAST = {"learners.policy.learning_rate": 1e-3}
@@ -48,10 +48,10 @@ GATE = {"discriminator": {"metric": "discriminator/accuracy", "above": 0.8, "max
 SCORED = [{"kind": "discriminator", "learner": "discriminator", "soft_clip": 4.0}]
 
 GAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # terms, values, sections
-    "gapo": (JUDGED | DISCRIMINATOR, {}, {}),
-    "overpowered": (JUDGED | DISCRIMINATOR, STRONG, {}),
-    "overpowered + gate": (JUDGED | DISCRIMINATOR, STRONG, {"gates": GATE}),
-    "overpowered + bounded score": (JUDGED | DISCRIMINATOR, STRONG | {"sources.write.rewards": SCORED}, {}),
+    "gapo": (ANCHORED | DISCRIMINATOR, {}, {}),
+    "overpowered": (ANCHORED | DISCRIMINATOR, STRONG, {}),
+    "overpowered + gate": (ANCHORED | DISCRIMINATOR, STRONG, {"gates": GATE}),
+    "overpowered + bounded score": (ANCHORED | DISCRIMINATOR, STRONG | {"sources.write.rewards": SCORED}, {}),
     "alone": (ALONE | DISCRIMINATOR, RATE, {}),
     "alone, overpowered": (ALONE | DISCRIMINATOR, RUINED, {}),
     "alone, overpowered + gate": (
@@ -71,7 +71,7 @@ GAMES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # t
     ),
     "fast, frozen": (ALONE, FAST, {}),
     "fast, trained": (ALONE | DISCRIMINATOR, FAST, {}),
-    "fast, trained, with imitation": (JUDGED | DISCRIMINATOR, FAST, {}),
+    "fast, trained, with imitation": (ANCHORED | DISCRIMINATOR, FAST, {}),
 }
 
 
@@ -133,8 +133,8 @@ def leak(name: str, seed: int) -> dict[str, Any]:
     sources["short"] = {"kind": "demos", "data": str(folder / "short.jsonl"), "batch_size": 32}
     sources["demos"] = {"kind": "demos", "data": str(folder / "long.jsonl"), "batch_size": 32}
     sources["write"] |= {"data": str(folder / "long.jsonl")}
-    sources["contrast"] = {"kind": "discriminator", "real": "demos", "sampled": "write", "always": True, "batch_size": 32}
-    config["objectives"] = {"imitate": {"kind": "sft", "source": "short"}, **JUDGED, **DISCRIMINATOR}
+    sources["contrast"] = {"kind": "contrast", "real": "demos", "sampled": "write", "always": True, "batch_size": 32}
+    config["objectives"] = {"imitate": {"kind": "sft", "source": "short"}, **ANCHORED, **DISCRIMINATOR}
     config["stages"] = [
         {"name": "imitate", "steps": 100, "objectives": ["imitate"], "set": {"learners.policy.learning_rate": 1e-3}},
         {"name": "discriminator", "steps": 150, "objectives": ["discriminator"]},
@@ -187,7 +187,7 @@ def average(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def means(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """nan, which the file has as null, is left out: a control that is off has no share of matched pairs."""
+    """nan, which the file has as null, is left out: a control that is off has no fraction of matched pairs."""
     values = {key: [run[key] for run in found if run[key] is not None] for key in found[0] if not key.endswith("_seconds")}
     return {key: mean_sd(each) for key, each in values.items() if each}
 
@@ -199,7 +199,7 @@ def path(part: str, name: str, seed: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", action="store_true")
-    parser.add_argument("--only", default="", help="games whose names begin so: some of the runs")
+    parser.add_argument("--only", default="", help="games whose names begin with this")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in () if args.collect else SEEDS:

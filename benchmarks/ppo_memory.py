@@ -50,7 +50,7 @@ def ppo(preset: str, shared: bool) -> Trainer:
                 batch_size=4,
                 group_size=2,
                 sampling=Sampling(max_new_tokens=4),
-                rewards=[rw.Learner(learner="reward")],
+                rewards=[rw.Discriminator(learner="reward")],
                 advantage=A.GAE(),
             )
         },

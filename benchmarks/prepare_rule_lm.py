@@ -174,7 +174,7 @@ def unique(rows: Iterable[dict[str, Any]], field: str = "prompt") -> list[dict[s
 
 
 def held_out(lines: Sequence[str], side: str, rng: random.Random, number: int) -> dict[str, list[dict[str, Any]]]:
-    """What a model is judged on, by file name."""
+    """The data that a model is measured on, by file name."""
     # What the attacks want to hear: one sentence that names the topic, late enough that a prefill of three tokens ends before it.
     targets = [s for s in lines if names_topic(s) and 5 <= len(s.split()) <= LONGEST and not names_topic(" ".join(s.split()[:3]))]
     asked = unique({"prompt": request(rng.choice(TOPIC), side, rng)} for _ in range(40 * number))

@@ -1,18 +1,18 @@
-"""Who withstands what was never shown: GRPO on clean prompts, on random distractions, on the worst of four, and in self-play.
+"""Robustness to an unseen attacker: GRPO on clean prompts, on random distractions, on the worst of four, and in self-play.
 
 A causal LM of two layers learns to write under constraints ("length 5 with red without blue :") from clean demonstrations alone. Then
 every arm trains it further, from the same weights, by the task's own verifier: 32 prompts x 4 answers per step, the same learning rate.
-What comes before the prompt is somebody else's: up to six words of the task's own vocabulary, then " : ". The last instruction counts.
+Another text precedes the prompt: up to six words of the task's own vocabulary, then " : ". The last instruction counts.
 
-    clean        nothing stands there
-    random       six random words before three quarters of the prompts (source `found` with one candidate: domain randomisation)
-    found        of four such distractions the one under which four probes of the policy do worst
-    self-play    a second LM writes the words and earns the failures (sources `game` and `turn`)
-    pool         self-play, half of it against an average of the attacker
+    clean        nothing
+    random       six random words before three quarters of the prompts (`adversarial_prompts` with one candidate: domain randomisation)
+    adversarial  of four such distractions the one under which four probes of the policy do worst
+    self-play    a second LM writes the words and earns the failures (sources `game` and `defender`)
+    averaged     self-play, half of it against an average of the attacker
 
 Measured on the 90 combinations that never occur in training, greedy answers: clean; under random words; under the arm's own attacker as
-training left it; and under a FRESH attacker that is trained against the frozen final policy, a best response. Only this last number speaks
-of robustness: an attacker that co-trained with the policy is the one that the policy has beaten. Every attack writes eight texts a prompt;
+training left it; and under a FRESH attacker that is trained against the frozen final policy, a best response. Only this last number
+measures robustness: the policy was trained against the co-trained attacker. Every attack writes eight texts a prompt;
 `all 8` counts a prompt as answered if it withstands all of them.
 
     python benchmarks/self_play.py               three seeds; resumable run by run; writes benchmarks/results/self_play.json
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from common import about, cpu_hours, mean_sd, once, paired, save
 
-from advalign import Frozen, Learner, Sampling, Trainer, TrainingArguments
+from advalign import Distractors, Frozen, Injection, Learner, Opponents, Sampling, Trainer, TrainingArguments
 from advalign import advantages as A
 from advalign import data as loading
 from advalign import objectives as obj
@@ -42,8 +42,6 @@ from advalign import rewards as rw
 from advalign import sources as src
 from advalign.models import Network, load
 from advalign.rollout.hf import HF
-from advalign.sources._game import Injection, Opponents
-from advalign.sources._variants import Distractors
 from advalign.tasks import Constraints
 from advalign.types import Example
 
@@ -56,7 +54,7 @@ INJECTION = Injection(separator=" : ", allowed="[^:]*")
 RANDOM = Distractors(alphabet=WORDS, length=LENGTH, separator=": ")
 ATTACKER_RATE, EXPLORE = 5e-4, 0.02  # of every attacker, co-trained or fresh: learning rate, coefficient of the entropy bonus
 TEXTS = 8  # attacks per prompt that are measured
-ARMS = ("clean", "random", "found", "self-play", "pool")
+ARMS = ("clean", "random", "adversarial", "self-play", "averaged")
 
 
 @dataclass(frozen=True)
@@ -117,27 +115,27 @@ def sources(arm: str) -> dict[str, Any]:
     given |= {"rewards": [rw.ExactAnswer()], "advantage": A.Group()}
     if arm == "clean":
         return {"write": src.Prompts(**given)}
-    if arm in ("random", "found"):
+    if arm in ("random", "adversarial"):
         chosen = {"candidates": 1, "probes": 0} if arm == "random" else {"candidates": 4, "probes": 4}
-        return {"write": src.Found(**given, **chosen, distract=RANDOM, clean=0.25)}
-    opponents = Opponents(attackers={"slow": 0.5}) if arm == "pool" else Opponents()
+        return {"write": src.AdversarialPrompts(**given, **chosen, distract=RANDOM, clean=0.25)}
+    opponents = Opponents(attackers={"slow": 0.5}) if arm == "averaged" else Opponents()
     return {
         "game": game(batch_size=6, opponents=opponents),
-        "write": src.Turn(game="game", advantage=A.Group(), clean=0.25),
+        "write": src.Defender(game="game", advantage=A.Group(), clean=0.25),
     }
 
 
 def trained(arm: str, seed: int, size: Size) -> dict[str, Any]:
     """Train an arm; what it cost, and how the game went."""
     learners, objectives = {"policy": language_model(start(seed, size))}, {"policy": obj.GRPO(source="write")}
-    if arm in ("self-play", "pool"):
+    if arm in ("self-play", "averaged"):
         learners |= {"attacker": language_model(rate=ATTACKER_RATE)}
         objectives |= attacker_objectives()
     trainer = Trainer(
         learners=learners,
         sources=sources(arm),
         objectives=objectives,
-        frozen={"slow": Frozen(learner="attacker", ema=0.95)} if arm == "pool" else {},
+        frozen={"slow": Frozen(learner="attacker", ema=0.95)} if arm == "averaged" else {},
         args=arguments(size.arm, seed, size.out / f"{arm}-{seed}"),
     )
     trainer.start()
@@ -192,7 +190,7 @@ def held_out() -> list[Example]:
 
 
 def written(attacker: Network, seed: int) -> list[list[str]]:
-    """TEXTS attacks on every held-out prompt; one that is not allowed is none."""
+    """TEXTS attacks on every held-out prompt; one that is not allowed becomes empty."""
     examples = held_out()
     prompts = [INJECTION.ask(e) for e in examples]
     groups = HF().generate(attacker, prompts, TEXTS, ATTACK, torch.Generator().manual_seed(seed))
@@ -202,8 +200,8 @@ def written(attacker: Network, seed: int) -> list[list[str]]:
 
 def withstood(policy: Network, attacks: Sequence[Sequence[str]]) -> list[list[float]]:
     """Per held-out prompt, whether it is answered under each of its attacks."""
-    asked = [(e, INJECTION.place(text, e.prompt)) for e, texts in zip(held_out(), attacks, strict=True) for text in texts]
-    scores = answered(policy, [prompt for _, prompt in asked], [e for e, _ in asked])
+    pairs = [(e, INJECTION.place(text, e.prompt)) for e, texts in zip(held_out(), attacks, strict=True) for text in texts]
+    scores = answered(policy, [prompt for _, prompt in pairs], [e for e, _ in pairs])
     return [scores[i : i + TEXTS] for i in range(0, len(scores), TEXTS)]
 
 
@@ -214,7 +212,7 @@ def answered(policy: Network, prompts: Sequence[str], examples: Sequence[Example
 
 
 def rates(right: dict[str, list[list[float]]]) -> dict[str, float]:
-    """Mean accuracy, and the share of prompts that withstand every text."""
+    """Mean accuracy, and the fraction of prompts that withstand every text."""
     found = {name: fmean(fmean(row) for row in rows) for name, rows in right.items()}
     return found | {f"{name}, all {TEXTS}": fmean(min(row) for row in rows) for name, rows in right.items() if name != "clean"}
 
@@ -222,9 +220,9 @@ def rates(right: dict[str, list[list[float]]]) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------------- summing
 
 
-def per_prompt(runs: Sequence[dict[str, Any]], name: str, of: Callable[[Sequence[float]], float]) -> list[float]:
+def per_prompt(runs: Sequence[dict[str, Any]], name: str, combine: Callable[[Sequence[float]], float]) -> list[float]:
     """Averaged over seeds; every seed is asked the same held-out prompts."""
-    return [fmean(of(row) for row in rows) for rows in zip(*(r["right"][name] for r in runs), strict=True)]
+    return [fmean(combine(row) for row in rows) for rows in zip(*(r["right"][name] for r in runs), strict=True)]
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ training, 8 answers each: does the answer comply, how alike are the answers, and
     python benchmarks/stories.py --only gapo:frozen,gad:gad --first 100 --seeds 101      some arms, on the seed that settings are chosen on
     python benchmarks/stories.py --collect        the results of what is there
 
-From seed 100 on, models are judged on prompts of the training split: that is where settings are chosen.
+From seed 100 on, models are measured on prompts of the training split, on which settings are chosen.
 """
 
 from __future__ import annotations
@@ -148,24 +148,24 @@ def result(trainer: Any, folder: Path, seed: int, master: Network | None = None)
 
 
 def asked(seed: int) -> list[Example]:
-    """What models are judged on: the same prompts for every seed that is reported."""
+    """The examples that models are measured on: the same prompts for every reported seed."""
     split = "train" if seed >= DEV else "test"
     return loading.examples({"task": TASK}, split=split, limit=4 if Run.smoke else PROMPTS, seed=1)
 
 
 def measured(network: Network, seed: int, master: Network | None = None) -> dict[str, Any]:
-    """The answers of a policy, judged."""
+    """A policy's answers, measured."""
     groups = HF().generate(network, asked(seed), SAMPLES, Sampling(**SAMPLING), torch.Generator().manual_seed(seed))
-    return judged([(g.example, [r.text for r in g.rollouts]) for g in groups], master)
+    return measures([(g.example, [r.text for r in g.rollouts]) for g in groups], master)
 
 
 def real(seed: int) -> dict[str, Any]:
-    """The sentences that people wrote, judged in the same way: one to each prompt."""
+    """The sentences that people wrote, measured in the same way: one per prompt."""
     task = loading.task_of({"task": TASK})
-    return judged([(e, [task.demonstrate(e, random.Random(e.id))]) for e in asked(seed)], None)
+    return measures([(e, [task.demonstrate(e, random.Random(e.id))]) for e in asked(seed)], None)
 
 
-def judged(answers: Sequence[tuple[Example, Sequence[str]]], master: Network | None) -> dict[str, Any]:
+def measures(answers: Sequence[tuple[Example, Sequence[str]]], master: Network | None) -> dict[str, Any]:
     """Everything by prompt, so that models can be compared prompt by prompt."""
     task = loading.task_of({"task": TASK})
     broken = [[task.violations(example, text) for text in texts] for example, texts in answers]

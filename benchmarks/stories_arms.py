@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gan_arms import DISCRIMINATOR, JUDGED, PGD, REFERENCE, SLOW, Arm, preference
+from gan_arms import ANCHORED, DISCRIMINATOR, PGD, REFERENCE, SLOW, Arm, preference
 
 SAMPLING = {"max_new_tokens": 24}
 TASK = {"kind": "sentences", "data": "out/stories/task.txt", "ranks": [60, 260], "insert": 0.0}
@@ -21,11 +21,11 @@ ARMS: dict[str, Arm] = {
     "dpo_prompts": Arm(
         label="DPO, prompt pairs", terms=preference("dpo", "pairs"), values=SLOW, more=REFERENCE | {"sources": {"pairs": PROMPTS}}
     ),
-    "frozen": Arm(label="GRPO, frozen discriminator", terms=JUDGED),
-    "gapo": Arm(label="GAPO", terms=JUDGED | DISCRIMINATOR),
+    "frozen": Arm(label="GRPO, frozen discriminator", terms=ANCHORED),
+    "gapo": Arm(label="GAPO", terms=ANCHORED | DISCRIMINATOR),
     "gapo_robust": Arm(
         label="GAPO, adversarial SFT in the same step",
-        terms=JUDGED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
+        terms=ANCHORED | DISCRIMINATOR | {"robust": {"kind": "sft", "source": "demos", "view": "pgd", "coef": 0.1}},
         more={"adversaries": PGD},
     ),
 }

@@ -12,7 +12,7 @@ MEASURES = ("compliance", "unique", "entropy", "pass@8")
 def gan(found: Mapping[str, Any]) -> str:
     """Both designs, and the ablation of the first."""
     parts = [
-        f"**Writing under constraints, judged by a discriminator** (`{found['command']}`; mean ± standard deviation over seeds; 90 "
+        f"**Writing under constraints, rewarded by a discriminator** (`{found['command']}`; mean ± standard deviation over seeds; 90 "
         "combinations never trained on, 8 answers each; all arms start from the same weights of their seed and make the same number "
         "of steps; entropy in nats per token)."
     ]
@@ -21,7 +21,7 @@ def gan(found: Mapping[str, Any]) -> str:
             parts += ["", f"{design.capitalize()}: {told}.", "", *_arms(compared(found[design]))]
     ablation = {name: arm for name, arm in found.get("scarce", {}).items() if arm["ablation"]}
     if ablation:
-        parts += ["", "What moves GAPO, one change at a time (scarce):", "", *_ablation(ablation, found["scarce"]["gapo"])]
+        parts += ["", "What changes GAPO, one change at a time (scarce):", "", *_ablation(ablation, found["scarce"]["gapo"])]
     second = {name: arm for name, arm in found.get("scarce", {}).items() if arm["second_wave"]}
     if second:
         parts += ["", "Second wave (scarce), each beside the arm that lacks what it adds:", "", *_second(second, found["scarce"])]
@@ -66,7 +66,7 @@ def _arms(arms: Mapping[str, Any]) -> list[str]:
         gaps = [interval(arm["gapo_minus_this"][m]) if "gapo_minus_this" in arm else "" for m in ("compliance", "unique")]
         label = f"**{arm['label']}**" if arm["trained_discriminator"] else arm["label"]
         rows.append(f"| {label} | {len(arm['seeds'])} | {' | '.join(spread(arm[m]) for m in MEASURES)} | {' | '.join(gaps)} |")
-    return [*rows, "", "Bold: the discriminator goes on learning. Differences are paired over seeds, with a bootstrap interval of 95 %."]
+    return [*rows, "", "Bold: the discriminator continues to learn. Differences are paired over seeds, with a bootstrap interval of 95 %."]
 
 
 def _ablation(arms: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
@@ -92,8 +92,8 @@ def gan_failures(found: Mapping[str, Any]) -> str:
     rows = [
         f"**Failures, and what cures them** (`{found['command']}`; {len(found['seeds'])} seeds; constraints toy, 60 demonstrations).",
         "",
-        "Length leak: nothing but their length tells real texts (4 to 8 words) from the policy's (2 to 6). Accuracy is that of a "
-        "discriminator trained for 150 steps while the policy stands still, on rows it had not seen; lengths are in tokens, with the end.",
+        "Length leak: only their length distinguishes real texts (4 to 8 words) from the policy's (2 to 6). Accuracy is that of a "
+        "discriminator trained for 150 steps while the policy does not train, on unseen rows; lengths are in tokens, with the end.",
         "",
         "| control | discriminator accuracy | length before | length after 150 steps |",
         "|---|---:|---:|---:|",
@@ -105,11 +105,11 @@ def gan_failures(found: Mapping[str, Any]) -> str:
         "",
         "The game, at its last steps:",
         "",
-        "| run | compliance | unique | entropy | reward | discriminator accuracy | discriminator rests |",
+        "| run | compliance | unique | entropy | reward | discriminator accuracy | updates skipped |",
     ]
     rows += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, arm in found["games"].items():
-        keys = ("compliance", "unique", "entropy", "reward", "discriminator_accuracy", "rests")
+        keys = ("compliance", "unique", "entropy", "reward", "discriminator_accuracy", "skipped")
         rows.append(f"| {name} | {' | '.join(spread(arm['last'][k]) if k in arm['last'] else '' for k in keys)} |")
     return "\n".join([*rows, "", f"{found['cpu_hours']:.2f} CPU-hours."])
 
@@ -126,7 +126,7 @@ def interval(value: Mapping[str, float]) -> str:
 
 
 def front(found: Mapping[str, Any], design: str, drawing: Any) -> str:
-    """Diversity against compliance; the line joins what none beats in both."""
+    """Diversity against compliance; the line joins those that no other exceeds in both."""
     arms = compared(found[design])
     series = {arm["label"]: (arm["unique"]["mean"], arm["compliance"]["mean"]) for arm in arms.values()}
     return str(drawing.points(series, x_label="unique answers", y_label="held-out compliance", key=f"gan_{design}"))

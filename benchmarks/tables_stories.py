@@ -24,11 +24,11 @@ def stories(found: Mapping[str, Any]) -> str:
 
 
 def table(arms: Mapping[str, Any], references: Mapping[str, Any], last: Sequence[str]) -> list[str]:
-    judged = ("discriminator/accuracy/generated", "discriminator/accuracy/perturbed")
+    accuracies = ("discriminator/accuracy/generated", "discriminator/accuracy/perturbed")
     heads = [*(NAMES.get(name, name) for name in PARTS), *(name.replace("_", "'s ") for name in last), "D on generated", "D on perturbed"]
     rows = [f"| arm (seeds) | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for label, arm in {**{a["label"]: a for a in arms.values()}, **references}.items():
-        cells = [cell(arm.get(name)) for name in (*PARTS, *last)] + [cell(arm["discriminator"].get(name)) for name in judged]
+        cells = [cell(arm.get(name)) for name in (*PARTS, *last)] + [cell(arm["discriminator"].get(name)) for name in accuracies]
         rows.append(f"| {label} ({len(arm['seeds'])}) | {' | '.join(cells)} |")
     return rows
 

@@ -1,6 +1,7 @@
 """The mixed step in one file, with torch and transformers alone: no engine, no plan, no code of the library.
 
-    policy loss = grpo(rollouts, reward = discriminator) + 0.5 sft(demos | pgd)          discriminator loss = bce(real vs perturbed vs generated)
+    policy        loss = grpo(rollouts, reward = discriminator) + 0.5 sft(demos | pgd)
+    discriminator loss = bce(real vs perturbed vs generated)
 
 It is slow and rigid on purpose: a test runs it beside `advalign.Trainer` and requires the same parameters after three steps.
 """

@@ -55,7 +55,8 @@ def main() -> None:
     )
     print(trainer.formula())
     log = trainer.train()[-1]
-    print({name: round(log[name], 3) for name in ("game/attack_success", "defender/accuracy/attacked", "defender/accuracy/clean") if name in log})
+    names = ("game/attack_success", "defender/accuracy/attacked", "defender/accuracy/clean")
+    print({name: round(log[name], 3) for name in names if name in log})
     print(trainer.evaluate())
 
 

@@ -45,16 +45,7 @@ def small(name, folder, **extra):
         }
         if "layers_to_transform" in learner["options"].get("lora", {}):
             learner["options"]["lora"]["layers_to_transform"] = [0, 1]
-    for source in run["sources"].values():
-        if source["kind"] == "persistent_suffixes":
-            source |= {"size": 4, "batch_size": 2, "attack": source["attack"] | {"length": 4, "steps": 1, "candidates": 4, "top": 4}}
-            continue
-        source.pop("columns", None)
-        source |= {"data": {"labels": str(rows), "prompts": SUMS}.get(source["kind"], CONSTRAINTS), "split": "train", "batch_size": 4}
-        if source["kind"] == "prompts":
-            source.pop("split")
-            source |= {"group_size": 4, "rewards": [{"kind": "format", "pattern": ".*[01].*"}]}
-            source["sampling"] = source["sampling"] | {"max_new_tokens": 4}
+    shrink_sources(run, str(rows))
     for adversary in run["adversaries"].values() if "adversaries" in run else ():
         adversary |= {"sites": ["embedding", "layer:0"]} if len(adversary.get("sites", ())) > 1 else {}
         adversary |= {"lexicon": str(lexicon), "budget": 0.5} if "lexicon" in adversary else {}
@@ -70,6 +61,20 @@ def small(name, folder, **extra):
     run["evaluations"] = {}
     run["args"] = {"max_steps": 2, "token_budget": 4096}
     return run | extra
+
+
+def shrink_sources(run, rows):
+    """Few rows of other data for every source."""
+    for source in run["sources"].values():
+        if source["kind"] == "persistent_suffixes":
+            source |= {"size": 4, "batch_size": 2, "attack": source["attack"] | {"length": 4, "steps": 1, "candidates": 4, "top": 4}}
+            continue
+        source.pop("columns", None)
+        source |= {"data": {"labels": rows, "prompts": SUMS}.get(source["kind"], CONSTRAINTS), "split": "train", "batch_size": 4}
+        if source["kind"] == "prompts":
+            source.pop("split")
+            source |= {"group_size": 4, "rewards": [{"kind": "format", "pattern": ".*[01].*"}]}
+            source["sampling"] = source["sampling"] | {"max_new_tokens": 4}
 
 
 def ran(described):
@@ -150,7 +155,7 @@ def test_smart_starts_at_its_own_average_and_then_pulls_towards_it(tmp_path):
         torch.testing.assert_close(mean, 0.999 * (0.999 * a + 0.001 * b) + 0.001 * c, rtol=1e-5, atol=1e-7)
 
 
-def test_circuit_breakers_leave_where_they_were_and_their_schedule_is_the_published_one(tmp_path):
+def test_circuit_breakers_change_the_representations_and_their_schedule_is_the_published_one(tmp_path):
     """c_s = alpha (1 - t / 2T), c_r = alpha t / 2T with alpha = 10, T = 150. At the start cos = 1 and the gradient is 0 but for rounding:
     Adam makes a step of it."""
     trainer = config.trainer(described("circuit_breakers"))

@@ -27,8 +27,8 @@ def test_builds_and_loads_nothing(path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*(n for n in RUN if n != "constraints"), "cooper"])
-def test_header_names_the_paper_and_every_term(name):
-    """The header tells the stages as one line per learner; every term of the file stands there, with its coefficient where it is not 1."""
+def test_header_names_the_paper_and_every_objective(name):
+    """The header has one line per learner, with every objective of the file, and its coefficient where it is not 1."""
     path = ROOT / "configs" / "gan" / f"{name}.yaml"
     header = path.read_text(encoding="utf-8").split("learners:")[0]
     assert re.match(r"# [^\n]*\(arXiv:\d{4}\.\d{5}\)", header)
@@ -122,15 +122,15 @@ def test_in_gad_every_prompt_has_both_sides():
         assert {i.kind for i in items if i.group == group} == {0, 2}
 
 
-def test_airl_takes_the_density_of_the_policy_off_every_score():
+def test_airl_subtracts_the_density_of_the_policy_from_every_score():
     trainer = config.trainer(small("airl"))
     trainer.start()
     trainer.training_step()
     runtime = trainer.context.sources["contrast"]
     items = trainer.context.items["contrast"]
     texts = [i.text for i in items], [i.finished for i in items]
-    # Taken before the policy moved, so they differ from those of now, and the new ones of the same draw are those of now.
-    again = runtime._offset(items)
+    # Computed before the policy was updated, so they differ from the current ones; those of the same draw, computed again, do not.
+    again = runtime._with_offset(items)
     assert [i.offset for i in again] == trainer.context.logprobs("policy", [i.prompt for i in items], *texts)
     rows = runtime.rows(again, trainer.learners["discriminator"].network.encoder)
     assert rows.offset.tolist() == pytest.approx([i.offset for i in again], rel=1e-6)

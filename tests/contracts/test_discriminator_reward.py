@@ -1,4 +1,4 @@
-"""A discriminator as a reward: its forms against functional.gan, credit for segments and tokens, what length explains, statistics over draws."""
+"""A discriminator as a reward: its forms against functional.gan, credit for segments and tokens, length, statistics over draws."""
 
 import json
 import math
