@@ -169,8 +169,8 @@ def test_texts_cover_what_a_tokenizer_will_meet(tmp_path):
     ("ref", "sentence"),
     [
         ("task:constraint", "Did you mean 'constraints'"),
-        ({"task": {"kind": "constraints", "word": 3}}, "no field of constraints 'word'.*Did you mean 'words'"),
-        ({"task": {"words": 3}}, "has no 'kind'"),
+        ({"task": {"kind": "constraints", "word": 3}}, "no field of Constraints 'word'.*Did you mean 'words'"),
+        ({"task": {"words": 3}}, "no 'kind' given"),
         ({"task": "arithmetic", "numbers": 3}, "Did you mean 'number'"),
         ({"number": 3}, "must name a task"),
         ({"task": "arithmetic", "hub": "a/b"}, "must name a task"),

@@ -46,11 +46,11 @@ def examples(
     if "task" in spec:
         return _from_task(spec, limit, seed)
     mapping = {**(spec.get("columns") or {}), **(columns or {})}
-    return [_columns.example(row, mapping, where) for where, row in _read(spec, limit, seed)]
+    return [_columns.example(row, mapping, location) for location, row in _read(spec, limit, seed)]
 
 
 def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """The same, as plain rows under their own column names. A task's rows are prompt, answer, id and the slots of its `meta`."""
+    """The same, as mappings under their own column names. A task's rows are prompt, answer, id and the items of its `meta`."""
     spec = _spec(ref, split)
     if "task" in spec:
         return [{"prompt": e.prompt, "answer": e.answer, "id": e.id, **e.meta} for e in _from_task(spec, limit, seed)]
@@ -65,17 +65,17 @@ def demonstrations(
     seed: int = 0,
 ) -> list[Example]:
     """Examples that all carry `meta["response"]`: a task demonstrates it; a row without one responds with its answer."""
-    found, maker = examples(ref, columns, split, limit, seed), task_of(ref)
-    complete = []
-    for e in found:
+    task = task_of(ref)
+    demonstrated = []
+    for e in examples(ref, columns, split, limit, seed):
         response = e.meta.get("response", e.answer)
-        if maker is not None:
-            response = maker.demonstrate(e, random.Random(f"{seed}/{e.id}"))
+        if task is not None:
+            response = task.demonstrate(e, random.Random(f"{seed}/{e.id}"))
         if not isinstance(response, str):
             name = ref if isinstance(ref, str | Mapping) else "rows at hand"
             raise ConfigError(f"data: {name}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
-        complete.append(dataclasses.replace(e, meta={**e.meta, "response": response}))
-    return complete
+        demonstrated.append(dataclasses.replace(e, meta={**e.meta, "response": response}))
+    return demonstrated
 
 
 def task_of(ref: Reference) -> Task | None:
@@ -85,18 +85,18 @@ def task_of(ref: Reference) -> Task | None:
 
 
 def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
-    """Texts to build a tokenizer from: a task's alphabet, or every prompt, pair, answer and response of a file."""
-    maker = task_of(ref)
-    if maker is not None:
-        return list(maker.vocabulary())
-    found: list[Any] = []
+    """Texts to build a tokenizer from: a task's vocabulary, or every prompt, pair, answer and response of a file."""
+    task = task_of(ref)
+    if task is not None:
+        return list(task.vocabulary())
+    fields: list[Any] = []
     for e in examples(ref, columns, split):
-        found += [e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))]
-    return [text for text in found if isinstance(text, str)]
+        fields += [e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))]
+    return [text for text in fields if isinstance(text, str)]
 
 
 def expand(path: str) -> str:
-    """`${NAME}` and `~` expanded; a variable that is not set is an error in one sentence."""
+    """A path with `${NAME}` and `~` expanded; raises ConfigError for a variable that is not set."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
@@ -107,9 +107,9 @@ def expand(path: str) -> str:
 
 
 def _spec(ref: Reference, split: str) -> dict[str, Any]:
-    """A reference as a mapping with `split` and one or two of task, path, hub."""
+    """A reference as a mapping with `split` and one or two of task, path, hub, or with rows."""
     if not isinstance(ref, str | Mapping):
-        return {"rows": _at_hand(ref), "split": split}
+        return {"rows": _rows_at_hand(ref), "split": split}
     if not isinstance(ref, str):
         wrong = [key for key in ref if key not in KEYS]
         if wrong:
@@ -123,14 +123,12 @@ def _spec(ref: Reference, split: str) -> dict[str, Any]:
     return {"path" if local else "hub": ref, "split": split}
 
 
-def _at_hand(given: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(where, row) of rows that are there already."""
-    if not isinstance(given, Iterable) or isinstance(given, bytes | Iterator):  # an iterator could be read once only
-        raise ConfigError(
-            f"data: a {type(given).__name__} given; a path, a hub id, a task, a list of rows or a datasets.Dataset is needed."
-        )
+def _rows_at_hand(rows: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(location, row) of rows in memory."""
+    if not isinstance(rows, Iterable) or isinstance(rows, bytes | Iterator):  # an iterator could be read once only
+        raise ConfigError(f"data: a {type(rows).__name__} given; a path, a hub id, a task, a list of rows or a datasets.Dataset is needed.")
     pairs: list[tuple[str, dict[str, Any]]] = []
-    for number, row in enumerate(given, 1):
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise ConfigError(f"data: row {number} is a {type(row).__name__}, not a mapping with named columns such as prompt and answer.")
         pairs.append((f"data, row {number}", dict(row)))
@@ -146,14 +144,14 @@ def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Ex
 
 
 def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[str, dict[str, Any]]]:
-    """(where, row) pairs, sampled."""
-    found = _local(spec) if "path" in spec else None
+    """(location, row) pairs, sampled."""
+    file = _local_file(spec) if "path" in spec else None
     if "rows" in spec:
         pairs = spec["rows"]
-    elif found is not None:
-        pairs = list(_file(found))
+    elif file is not None:
+        pairs = list(_read_file(file))
     elif "hub" in spec:
-        pairs = _hub(spec)
+        pairs = _read_hub(spec)
     else:
         raise ConfigError(f"data: no file '{expand(spec['path']).replace('{split}', spec['split'])}' and no 'hub' to fall back to.")
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
@@ -162,8 +160,8 @@ def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[s
     return random.Random(f"{seed}/{spec['split']}").sample(pairs, min(*numbers, len(pairs)))
 
 
-def _local(spec: Mapping[str, Any]) -> Path | None:
-    """The file, if it is there. A variable that is not set is an error only where no hub data set stands behind it."""
+def _local_file(spec: Mapping[str, Any]) -> Path | None:
+    """The file, if it exists. A variable that is not set is an error only without a hub data set to fall back to."""
     try:
         path = Path(expand(spec["path"]).replace("{split}", spec["split"]))
     except ConfigError:
@@ -173,20 +171,20 @@ def _local(spec: Mapping[str, Any]) -> Path | None:
     return path if path.is_file() else None
 
 
-def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of one file; `where` is its name and the number of the line."""
+def _read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(location, row) of one file; the location is its name and the number of the line."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind not in SUFFIXES:
         raise unknown(f"data: {path}", "reader for the ending", kind, [f"{s}{z}" for s in SUFFIXES for z in ("", ".gz")])
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
         try:
-            yield from {".jsonl": _jsonl, ".csv": _csv, ".txt": _txt}[kind](file, path)
+            yield from {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}[kind](file, path)
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
             raise ConfigError(f"data: {path} cannot be read as UTF-8 {kind} ({error}).") from error
 
 
-def _jsonl(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_jsonl(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -199,22 +197,22 @@ def _jsonl(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}, row {number}", row
 
 
-def _csv(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_csv(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(file)
     for row in reader:
-        where = f"{path}, row {reader.line_num}"
+        location = f"{path}, row {reader.line_num}"
         if None in row or None in row.values():
-            raise ConfigError(f"data: {where} does not have the {len(reader.fieldnames or ())} columns of the header.")
-        yield where, dict(row)
+            raise ConfigError(f"data: {location} does not have the {len(reader.fieldnames or ())} columns of the header.")
+        yield location, dict(row)
 
 
-def _txt(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_txt(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             yield f"{path}, row {number}", {"text": line.rstrip("\r\n")}
 
 
-def _hub(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _read_hub(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     import datasets
 
     try:

@@ -6,7 +6,7 @@ from typing import Any
 from advalign.errors import ConfigError, unknown
 from advalign.types import Example
 
-# In order of preference. A field that is not found stays empty; only the prompt is required.
+# In order of preference. A field without a column stays empty; only the prompt is required.
 USUAL = {
     "prompt": ("prompt", "question", "instruction", "problem", "query", "text", "sentence", "premise", "sentence1", "question1", "goal"),
     "response": ("response", "completion", "output", "solution"),
@@ -18,16 +18,17 @@ USUAL = {
 FIELDS = (*USUAL, "chosen", "rejected", "messages")
 
 
-def example(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> Example:
-    """`mapping` {field: column}. response, chosen, rejected and every unused column stay in `meta`."""
-    _check(row, mapping, where)
-    used = _used(row, mapping)
+def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -> Example:
+    """The example of a row. `mapping`: {field: column}; `location`: of the row, in errors. response, chosen, rejected and every unused
+    column stay in `meta`."""
+    _check(row, mapping, location)
+    used = _used_columns(row, mapping)
     meta = {name: value for name, value in row.items() if name not in used.values()}
     fields = {field: row[column] for field, column in used.items()}
     _unpack_chat(fields, meta, row)
     if not isinstance(fields.get("prompt"), str) or not fields["prompt"]:
-        given = "is empty or no text" if "prompt" in fields else f"is not among the columns {', '.join(row)}"
-        raise ConfigError(f"data: {where}: the prompt {given}; name its column with columns: {{prompt: ...}}.")
+        problem = "is empty or not a text" if "prompt" in fields else f"is not among the columns {', '.join(row)}"
+        raise ConfigError(f"data: {location}: the prompt {problem}; name its column with columns: {{prompt: ...}}.")
     for name in ("response", "chosen", "rejected"):
         if name in fields:
             meta[name] = fields[name]
@@ -38,28 +39,28 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> E
     return Example(
         prompt=fields["prompt"],
         answer=None if answer is None else _text(answer),
-        id=_text(fields.get("id", where.rpartition("row ")[2])),
+        id=_text(fields.get("id", location.rpartition("row ")[2])),
         meta=meta,
-        label=_label(fields.get("label"), "label" in mapping, where, meta),
+        label=_label(fields.get("label"), "label" in mapping, location, meta),
         pair=fields.get("pair"),
     )
 
 
-def _check(row: Mapping[str, Any], mapping: Mapping[str, str], where: str) -> None:
+def _check(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -> None:
     for field, column in mapping.items():
         if field not in FIELDS:
             raise unknown("data.columns", "field", field, FIELDS)
         if column not in row:
-            raise unknown(f"data: {where}", "column", column, row)
+            raise unknown(f"data: {location}", "column", column, row)
 
 
-def _used(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
+def _used_columns(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
     """{field: column}; a column serves one field."""
     used = dict(mapping)
     for field, names in USUAL.items():
-        free = [name for name in names if name in row and name not in used.values()]
-        if field not in used and free:
-            used[field] = free[0]
+        unused = [name for name in names if name in row and name not in used.values()]
+        if field not in used and unused:
+            used[field] = unused[0]
     for field in ("chosen", "rejected", "messages"):
         if field in row:
             used.setdefault(field, field)
@@ -96,8 +97,8 @@ def _split_chat(turns: list[Mapping[str, Any]]) -> tuple[str, str | None]:
     return "\n".join(str(turn["content"]) for turn in before), last
 
 
-def _label(value: Any, named: bool, where: str, meta: dict[str, Any]) -> int | None:
-    """A class index. Text labels stay in `meta`, unless the user named the column: then they are an error."""
+def _label(value: Any, is_mapped: bool, location: str, meta: dict[str, Any]) -> int | None:
+    """A class index. Text labels stay in `meta`, but are an error where the user names the column (`is_mapped`)."""
     if value is None:
         return None
     try:
@@ -105,12 +106,12 @@ def _label(value: Any, named: bool, where: str, meta: dict[str, Any]) -> int | N
             return int(value)
     except (TypeError, ValueError):
         pass
-    if named:
-        raise ConfigError(f"data: {where}: the label '{value}' is not a class index (a whole number).")
+    if is_mapped:
+        raise ConfigError(f"data: {location}: the label '{value}' is not a class index (a whole number).")
     meta["label"] = value
     return None
 
 
 def _text(value: Any) -> str:
-    """Numbers as people write them: 43.0 -> "43"."""
+    """The text of a value; whole numbers without a decimal point: 43.0 -> "43"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
