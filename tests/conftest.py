@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 
 # Modules whose fixture takes longer than their tests: with two workers one of them takes the module whole (--dist loadgroup).
-WHOLE = ("test_elsewhere", "test_two_processes", "test_two_ranks", "test_textattack_victims")
+WHOLE = ("test_second_device", "test_two_processes", "test_two_ranks", "test_textattack_victims")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

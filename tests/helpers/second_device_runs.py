@@ -1,6 +1,6 @@
-"""What a process does that has a second device: all of it there and on the CPU, and how far apart they end. See elsewhere.py.
+"""Runs everything on the second device (`second_device.py`) and on the CPU, and measures the distance of the results.
 
-python tests/elsewhere_runs.py folder        writes folder/found.json: {case: distance, or the error as text}
+python -m helpers.second_device_runs folder        writes folder/distances.json: {case: distance, or the error as text}
 """
 
 import copy
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 import victims
-from contracts import test_objectives as terms
+from contracts import test_objectives as objectives
 from contracts.test_attacks import GIVEN
-from elsewhere import DEVICE, accelerated
 from helpers import two_process_runs
 from helpers.runs import DATA, discriminator, policy, write
+from helpers.second_device import DEVICE, accelerated
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments, plugins
 from advalign import adversaries as adv
-from advalign.evaluation.selfcheck.selfcheck import selfcheck
+from advalign.evaluation.selfcheck import selfcheck
 from advalign.evaluation.suites import certified
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
@@ -38,15 +38,15 @@ from advalign.rollout.hf import HF
 from advalign.sources.labels import Labels
 from advalign.targets import target_of
 from advalign.tasks.constraints import Constraints
-from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, Probe
+from advalign.training.discriminator_evaluation import DiscriminatorEvaluation, DiscriminatorProbe
 from advalign.types import Budget
 
-OUTSIDE = ("textattack",)  # an adapter around another library's models
+EXCLUDED = ("textattack",)  # an adapter around another library's models
 
 
 def lora(**sections):
     """Policy, reference and discriminator over one base; R1 on the discriminator, which is measured as it learns."""
-    probe = Probe(learning_rate=1e-2, steps=2)
+    probe = DiscriminatorProbe(learning_rate=1e-2, steps=2)
     adapted = {"lora": {"r": 2, "target_modules": "all-linear"}, "gradient_checkpointing": True}
     return two_process_runs.mixed(
         learners={
@@ -108,113 +108,113 @@ def classifier(**sections):
     )
 
 
-def at_home(state):
+def to_cpu(state):
     return torch.cat([p.detach().cpu().double().flatten() for p in state])
 
 
-def apart(a, b):
+def distance(a, b):
     """Largest difference; texts and numbers must be the same."""
     if isinstance(a, torch.Tensor):
         return float((a.cpu() - b.cpu()).abs().max()) if a.numel() else 0.0
     if isinstance(a, float):
         return abs(a - b)
     if isinstance(a, dict):
-        return max((apart(a[k], b[k]) for k in a), default=0.0)
+        return max((distance(a[k], b[k]) for k in a), default=0.0)
     if isinstance(a, list | tuple):
-        return max((apart(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+        return max((distance(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
     return 0.0 if a == b else float("inf")
 
 
 def whole_run(name, folder):
     """Steps, a checkpoint, and steps after it in another trainer; weights and texts."""
-    ends = []
-    for there in (False, True):
-        with accelerated(there):
-            where = folder / f"{name}-{there}"
-            two_process_runs.trained(name, where)
-            trainer, _, texts = two_process_runs.trained(name, where, steps=4, resume=True)
-            assert {p.device.type for r in trainer.learners.values() for p in r.network.parameters()} == {"elsewhere" if there else "cpu"}
-            ends.append((at_home(p for r in trainer.learners.values() for p in r.network.parameters()), texts))
-    return apart(*ends)
+    results = []
+    for second in (False, True):
+        with accelerated(second):
+            path = folder / f"{name}-{second}"
+            two_process_runs.trained(name, path)
+            trainer, _, texts = two_process_runs.trained(name, path, steps=4, resume=True)
+            assert {p.device.type for r in trainer.learners.values() for p in r.network.parameters()} == {"second" if second else "cpu"}
+            results.append((to_cpu(p for r in trainer.learners.values() for p in r.network.parameters()), texts))
+    return distance(*results)
 
 
 def adversary(name, folder):
-    """Three updates under an adversary that keeps something between them."""
-    ends, before = [], two_process_runs.LearnerRuntime
-    for there in (False, True):
-        with accelerated(there):
-            two_process_runs.LearnerRuntime = lambda n, config, net, accelerator, *more: before(
-                n, config, net.to(accelerator.device), accelerator, *more
+    """Three updates under an adversary with memory between them."""
+    results, before = [], two_process_runs.LearnerRuntime
+    for second in (False, True):
+        with accelerated(second):
+            two_process_runs.LearnerRuntime = lambda n, config, net, accelerator, *arguments: before(
+                n, config, net.to(accelerator.device), accelerator, *arguments
             )
             try:
-                ends.append(at_home(two_process_runs.updated(name, folder)[0].values()))
+                results.append(to_cpu(two_process_runs.updated(name, folder)[0].values()))
             finally:
                 two_process_runs.LearnerRuntime = before
-    return apart(*ends)
+    return distance(*results)
 
 
-def objective(term):
+def objective(config):
     """Its loss and its gradients."""
-    found, head = [], terms.HEAD
+    results, head = [], objectives.HEAD
     for device in (torch.device("cpu"), DEVICE):
-        leaves = {k: x.detach().to(device).requires_grad_() for k, x in terms.outputs(term)[1].items()}
-        terms.HEAD = head.to(device)
+        leaves = {k: x.detach().to(device).requires_grad_() for k, x in objectives.outputs(config)[1].items()}
+        objectives.HEAD = head.to(device)
         try:
-            loss = terms.total(term, terms.build(term).to(device), terms.views(leaves))
+            loss = objectives.total(config, objectives.build(config).to(device), objectives.views(leaves))
             loss.backward() if loss.requires_grad else None
         finally:
-            terms.HEAD = head
-        found.append([loss.detach(), *(x.grad for x in leaves.values() if x.grad is not None)])
-    return apart(*found)
+            objectives.HEAD = head
+        results.append([loss.detach(), *(x.grad for x in leaves.values() if x.grad is not None)])
+    return distance(*results)
 
 
 def both(network):
-    """The network here, and a copy of it there."""
+    """The network on the CPU, and a copy of it on the second device."""
     return network, copy.deepcopy(network).to(DEVICE)
 
 
 def attack(cls):
-    """What it proposes, of a trained victim."""
-    writes = getattr(cls, "head", "classifier") == "policy"
-    found = []
-    for network in both(victims.generator_model() if writes else victims.classifier()):
-        made = cls(**GIVEN.get(plugins.kind_of(cls), dict)())
-        examples = victims.sums()[:3] if writes else victims.sentences(3)
-        proposed = made.propose(target_of(network), examples, Budget(queries=30), random.Random(0))
-        found.append([[p.text, p.note, p.attempts, p.forced, dict_of(p.edits)] for p in proposed])
-    return apart(*found)
+    """Its proposals against a trained model."""
+    against_policy = cls.head == "policy"
+    results = []
+    for network in both(victims.generator_model() if against_policy else victims.classifier()):
+        search = cls(**GIVEN.get(plugins.kind_of(cls), dict)())
+        examples = victims.sums()[:3] if against_policy else victims.sentences(3)
+        proposals = search.propose(target_of(network), examples, Budget(queries=30), random.Random(0))
+        results.append([[p.text, p.note, p.attempts, p.forced, edits_on_cpu(p.edits)] for p in proposals])
+    return distance(*results)
 
 
-def dict_of(edits):
+def edits_on_cpu(edits):
     return {site: x.detach().cpu() for site, x in (edits or {}).items()}
 
 
-def checked(_):
-    found = []
+def self_checks(_):
+    results = []
     for network in both(victims.classifier()):
-        found.append([[c.name, c.status] for c in selfcheck.run(target_of(network), victims.sentences(8), steps=3)])
-    return apart(*found)
+        results.append([[c.name, c.status] for c in selfcheck.run(target_of(network), victims.sentences(8), steps=3)])
+    return distance(*results)
 
 
-def proven(_):
-    wanted = {
+def certificates(_):
+    kinds = {
         "smoothing": certified.Smoothing(sigma=0.1, n0=4, n=20),
         "ranmask": certified.Masking(rate=0.3, n0=4, n=20, replace="unknown"),
     }
-    found = [certified.run(wanted, network, victims.sentences(3)) for network in both(victims.classifier())]
-    return apart(*([repr(row) for rows in each.values() for row in rows] for each in found))
+    results = [certified.run(kinds, network, victims.sentences(3)) for network in both(victims.classifier())]
+    return distance(*([repr(row) for rows in result.values() for row in rows] for result in results))
 
 
 def ahead(_):
     """Rollouts of a copy, in the background, while the policy trains."""
-    ends = []
-    for there in (False, True):
-        with accelerated(there):
+    results = []
+    for second in (False, True):
+        with accelerated(second):
             sources = {**two_process_runs.game().config["sources"], "write": write(ahead=1)}
             trainer = two_process_runs.game(sources=sources, args=TrainingArguments(max_steps=3), rollout=HF(max_rows=7))
             trainer.train(progress=False)
-            ends.append(at_home(trainer.learners["policy"].network.parameters()))
-    return apart(*ends)
+            results.append(to_cpu(trainer.learners["policy"].network.parameters()))
+    return distance(*results)
 
 
 def refusals(_):
@@ -236,28 +236,28 @@ def refusals(_):
 
 
 def cases(folder):
-    """{name: (what to do, with what)}"""
+    """{name: (function, its arguments)}"""
     two_process_runs.RUNS |= {"lora": lora, "classifier": classifier}
-    found = {f"run {name}": (whole_run, name, folder) for name in two_process_runs.RUNS}
-    found |= {f"adversary {name}": (adversary, name, folder) for name in two_process_runs.UPDATES}
-    found |= {f"objective {i} {plugins.kind_of(type(term))}": (objective, term) for i, term in enumerate(terms.TABLE)}
+    table = {f"run {name}": (whole_run, name, folder) for name in two_process_runs.RUNS}
+    table |= {f"adversary {name}": (adversary, name, folder) for name in two_process_runs.UPDATES}
+    table |= {f"objective {i} {plugins.kind_of(type(config))}": (objective, config) for i, config in enumerate(objectives.TABLE)}
     kinds = {plugins.kind_of(cls): cls for cls in plugins.all("attacks")}
-    found |= {f"attack {kind}": (attack, cls) for kind, cls in kinds.items() if kind not in OUTSIDE}
-    found |= {"other self-checks": (checked, None), "other certificates": (proven, None), "other rollouts ahead": (ahead, None)}
-    return found | {"refusals": (refusals, None)}
+    table |= {f"attack {kind}": (attack, cls) for kind, cls in kinds.items() if kind not in EXCLUDED}
+    table |= {"other self-checks": (self_checks, None), "other certificates": (certificates, None), "other rollouts ahead": (ahead, None)}
+    return table | {"refusals": (refusals, None)}
 
 
 def main(folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found = {}
-    for name, (run, *given) in cases(folder).items():
+    distances = {}
+    for name, (run, *arguments) in cases(folder).items():
         try:
-            found[name] = run(*given)
+            distances[name] = run(*arguments)
         except Exception as error:
             lines = [line.strip() for line in traceback.format_exc().splitlines() if "advalign/" in line]
-            found[name] = f"{type(error).__name__}: {str(error)[:300]} at {lines[-2:]}"
-    (folder / "found.json").write_text(json.dumps(found))
+            distances[name] = f"{type(error).__name__}: {str(error)[:300]} at {lines[-2:]}"
+    (folder / "distances.json").write_text(json.dumps(distances))
 
 
 if __name__ == "__main__":
