@@ -46,7 +46,7 @@ def test_the_page_has_a_short_file_for_every_extension_point():
 
 
 def test_tables_of_members_are_those_of_the_interfaces():
-    assert member_tables.filled(TEXT) == TEXT, "run python tests/helpers/member_tables.py"
+    assert member_tables.filled(TEXT) == TEXT, "run make catalogue"
 
 
 def test_every_member_is_documented():

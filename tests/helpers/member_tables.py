@@ -35,6 +35,7 @@ def signature(function):
     if any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list):
         return function.name
     names = [a.arg for a in function.args.args if a.arg != "self"]
+    names += [f"*{function.args.vararg.arg}"] if function.args.vararg else []
     return f"{function.name}({', '.join(names)})"
 
 
