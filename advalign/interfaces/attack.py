@@ -49,6 +49,6 @@ class Attack(ABC):
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example, in order."""
 
-    def resume(self, target: Target, example: Example, suffix: tuple[str, ...], rng: random.Random) -> Any:
+    def resume(self, target: Target, example: Example, suffix: tuple[int, ...], rng: random.Random) -> Any:
         """With `refines_suffixes`: goes on from `suffix`."""
         raise ConfigError(f"attacks: {type(self).__name__} does not go on from a suffix.")

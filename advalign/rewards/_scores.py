@@ -92,12 +92,12 @@ class RunningStatistics:
 
 def residual(y: Float[Tensor, "N"], x: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     """y - b (x - mean x), b the least-squares slope: uncorrelated with x, of the same mean. nan stays, and does not count."""
-    judged = ~y.isnan()
-    if not judged.any():
+    scored = ~y.isnan()
+    if not scored.any():
         return y
-    centred = x - x[judged].mean()
-    spread = centred[judged].square().sum()
-    slope = (centred[judged] * (y[judged] - y[judged].mean())).sum() / spread if spread > 0 else torch.zeros_like(spread)
+    centred = x - x[scored].mean()
+    spread = centred[scored].square().sum()
+    slope = (centred[scored] * (y[scored] - y[scored].mean())).sum() / spread if spread > 0 else torch.zeros_like(spread)
     return y - slope * centred
 
 

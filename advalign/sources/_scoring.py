@@ -71,11 +71,11 @@ def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Se
         if len(scores) != len(rollouts):
             raise RewardError(f"{path}: reward '{label}' gave {len(scores)} scores for {len(rollouts)} responses; one each is needed.")
         sums = [_store(score, rollout, reward.weight, label, path) for rollout, score in zip(rollouts, scores, strict=True)]
-        judged = torch.tensor([s for s in sums if not math.isnan(s)], dtype=torch.float64)
-        if judged.numel():
-            logs |= {f"rewards/{label}/mean": float(judged.mean()), f"rewards/{label}/std": sample_std(judged)}
+        scored = torch.tensor([s for s in sums if not math.isnan(s)], dtype=torch.float64)
+        if scored.numel():
+            logs |= {f"rewards/{label}/mean": float(scored.mean()), f"rewards/{label}/std": sample_std(scored)}
             lengths = [max(len(r.response_ids), 1) for r, s in zip(rollouts, sums, strict=True) if not math.isnan(s)]
-            correlation = _correlation(judged, torch.tensor(lengths, dtype=torch.float64).log())
+            correlation = _correlation(scored, torch.tensor(lengths, dtype=torch.float64).log())
             logs |= {} if math.isnan(correlation) else {f"rewards/{label}/corr_length": correlation}
     return logs
 

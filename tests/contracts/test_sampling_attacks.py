@@ -177,7 +177,9 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     assert found.queries == 6 + len(expected)
     assert found.note == f"{len(expected)} attempts, 6 queries while searching"
     (row,) = (
-        Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4)).run(network).results_of("f")
+        Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4))
+        .run(network)
+        .results_of("f")
     )
     assert (row.status, row.broken) == ("succeeded" if expected else "failed", len(expected))
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from advalign.errors import BudgetError
 from advalign.models import Network, load
 from advalign.rollout import _cache
-from advalign.rollout.hf import HF, DROP_FRACTION, sample
+from advalign.rollout.hf import DROP_FRACTION, HF, sample
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Sampling
 

@@ -9,6 +9,7 @@ from advalign.advantages.gae import GAE
 from advalign.advantages.group import Group
 from advalign.errors import RewardError
 from advalign.interfaces import Advantage, Reward
+from advalign.rewards.length import Length
 from advalign.sources._rollouts import RolloutSource, build_rows, weights, without_abstentions
 from advalign.sources._scoring import as_scorer, score, total_reward
 from advalign.training.annotate import Annotator, Draw
@@ -88,3 +89,16 @@ def test_token_rewards_that_do_not_fit():
     groups, _, _ = rolled((1.0, [[1.0, float("nan"), 3.0], [1.0, 2.0]]))
     remaining, num_abstained = without_abstentions(groups)
     assert (len(remaining[0].rollouts), num_abstained) == (1, 1)
+
+
+def test_a_reward_that_follows_the_length_shows_in_the_log():
+    """Rewards a + b log(length) have r = 1, minus that r = -1; one that does not vary has none. By hand: lengths 1, e, e², here 1, 2, 4
+    (logs 0, 1, 2 times log 2) with rewards 0, 1, 0: covariance 0."""
+
+    def group(lengths):
+        rollouts = [Rollout(response_ids=[3] * n, sampler_logprobs=[0.0] * n, text="x", finished=True) for n in lengths]
+        return [RolloutGroup(example=Example(prompt="p"), prompt_ids=[1], rollouts=rollouts)]
+
+    for scores, expected in (([0.0, 1.0, 2.0], 1.0), ([3.0, 2.0, 1.0], -1.0), ([0.0, 1.0, 0.0], 0.0), ([1.0, 1.0, 1.0], None)):
+        logs = score(group([1, 2, 4]), [Length(target=1)], [as_scorer(lambda groups, scores=scores: scores)], "write")
+        assert logs.get("rewards/length/corr_length") == (None if expected is None else pytest.approx(expected, abs=1e-12))
