@@ -55,8 +55,8 @@ def rows(num_groups: int = 3, size: int = 4, seed: int = 0) -> RolloutRows:
     g = torch.Generator().manual_seed(seed)
     b, t = num_groups * size, 7
     lengths = torch.randint(3, t + 1, (b,), generator=g)
-    where = torch.arange(t)[None]
-    mask, target = where < lengths[:, None], (where >= 2) & (where < lengths[:, None])
+    positions = torch.arange(t)[None]
+    mask, target = positions < lengths[:, None], (positions >= 2) & (positions < lengths[:, None])
     tokens = Tokens(ids=torch.zeros(b, t, dtype=torch.long), mask=mask, target=target, group=torch.arange(b) // size, key=torch.arange(b))
     noise = torch.randn(3, b, t, generator=g, dtype=torch.float64)
     return RolloutRows(
@@ -85,14 +85,14 @@ def state_of(estimator):
     return None if state is None else {k: v + 0.25 for k, v in state.items()}
 
 
-def call(estimator, given, all_reduce=alone):
-    return estimator(given, state_of(estimator), all_reduce)
+def call(estimator, draw, all_reduce=alone):
+    return estimator(draw, state_of(estimator), all_reduce)
 
 
-def cast(given, dtype):
+def cast(draw, dtype):
     """Every floating-point column of the rows in another precision."""
-    columns = {f.name: getattr(given, f.name) for f in fields(given)}
-    return replace(given, **{k: x.to(dtype) for k, x in columns.items() if isinstance(x, torch.Tensor) and x.is_floating_point()})
+    columns = {f.name: getattr(draw, f.name) for f in fields(draw)}
+    return replace(draw, **{k: x.to(dtype) for k, x in columns.items() if isinstance(x, torch.Tensor) and x.is_floating_point()})
 
 
 @pytest.mark.parametrize("estimator", TABLE, ids=names)
@@ -115,7 +115,7 @@ def test_order_of_rows_does_not_matter(estimator):
 
 def two_ranks(estimator, r, halves):
     """Advantages of both halves, and the state each rank is left with; `all_reduce` adds up what both have posted."""
-    barrier, posted, found, states = threading.Barrier(2), {}, {}, {}
+    barrier, posted, results, states = threading.Barrier(2), {}, {}, {}
 
     def rank(i):
         def all_reduce(x):
@@ -126,14 +126,14 @@ def two_ranks(estimator, r, halves):
             return total
 
         states[i] = state_of(estimator)
-        found[i] = estimator(r.index(halves[i]), states[i], all_reduce)[0]
+        results[i] = estimator(r.index(halves[i]), states[i], all_reduce)[0]
 
     threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return torch.cat([found[0], found[1]]), states
+    return torch.cat([results[0], results[1]]), states
 
 
 @pytest.mark.parametrize("estimator", TABLE, ids=names)
@@ -287,8 +287,8 @@ def test_a_constant_group_teaches_nothing_beside_others(estimator):
 
 @pytest.mark.parametrize("estimator", TABLE, ids=names)
 def test_finite_without_a_group_or_a_difference(estimator):
-    for given in (rows(num_groups=6, size=1), replace(rows(), rewards=torch.full((12, 2), 0.05, dtype=torch.float64))):
-        assert bool(call(estimator, given)[0].isfinite().all())
+    for draw in (rows(num_groups=6, size=1), replace(rows(), rewards=torch.full((12, 2), 0.05, dtype=torch.float64))):
+        assert bool(call(estimator, draw)[0].isfinite().all())
 
 
 @pytest.mark.parametrize("estimator", [a for a in TABLE if not isinstance(a, GDPO)], ids=names)

@@ -57,13 +57,13 @@ def test_by_token_a_row_counts_once_however_long_it_is():
     term = Discriminate(source="s", level="token", label_smoothing=0.0)
     loop = 0.0
     for row, (n, label) in enumerate([(1, 1), (4, 0), (2, 1)]):
-        each = [math.log1p(math.exp(-s if label else s)) for s in scores[row, 2 : 2 + n].tolist()]
-        loop += sum(each) / n / 3
+        losses = [math.log1p(math.exp(-s if label else s)) for s in scores[row, 2 : 2 + n].tolist()]
+        loop += sum(losses) / n / 3
     assert float(total(term, rows, Outputs(token_scores=scores))) == pytest.approx(loop, abs=1e-14)
     metrics = term.losses(rows, {"clean": Outputs(token_scores=scores)}).metrics
     right = [((scores[row, 2 : 2 + n] > 0) == bool(label)).double().mean() for row, (n, label) in enumerate([(1, 1), (4, 0), (2, 1)])]
-    values, each = metrics["accuracy"]
-    assert float((values * each).sum() / each.sum()) == pytest.approx(float(sum(right)) / 3, abs=1e-14)
+    values, losses = metrics["accuracy"]
+    assert float((values * losses).sum() / losses.sum()) == pytest.approx(float(sum(right)) / 3, abs=1e-14)
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge", "least_squares", "wasserstein"])
@@ -130,8 +130,8 @@ def test_a_kind_weighs_what_it_is_given(loss, level):
         )
 
     scores = torch.tensor([0.3, -0.8, 1.2, 0.1, 2.0], dtype=torch.float64)
-    each = [float(at([k], s[None])) for k, s in zip([0, 1, 2, 2, 3], scores, strict=True)]
-    loop = sum(w * x for w, x in zip([1, 3, 0.5, 0.5, 1], each, strict=True)) / 6
+    losses = [float(at([k], s[None])) for k, s in zip([0, 1, 2, 2, 3], scores, strict=True)]
+    loop = sum(w * x for w, x in zip([1, 3, 0.5, 0.5, 1], losses, strict=True)) / 6
     assert float(at([0, 1, 2, 2, 3], scores, perturbed=3, generated=0.5)) == pytest.approx(loop, abs=1e-14)
     # A weight of two is a row that stands there twice, a weight of zero one that does not.
     twice = at([0, 1, 2, 2, 3, 3], scores[[0, 1, 2, 3, 4, 4]])
@@ -211,10 +211,10 @@ def test_the_input_gradient_of_a_linear_score_is_its_weight_over_the_root_of_the
             (2 * (1 - (n / square).sqrt()) / n).mean(),
         ),
     ]:
-        found, logs = update(learner(net), {"gp": term}, {"v": rows}, {"mid": Interpolate()}, budget=1000)
+        gradient, logs = update(learner(net), {"gp": term}, {"v": rows}, {"mid": Interpolate()}, budget=1000)
         assert logs["gp/loss"] == pytest.approx(float(want), rel=1e-13)
         torch.testing.assert_close(net.scalar.weight.grad, by_w * net.scalar.weight.detach(), rtol=1e-13, atol=0)
-        others = found.norm().square() - net.scalar.weight.grad.norm().square()
+        others = gradient.norm().square() - net.scalar.weight.grad.norm().square()
         assert abs(float(others)) < 1e-20  # neither the bias nor the embeddings change an input gradient here
     assert logs["gp/input_gradient_norm"] == pytest.approx(float((square / n).sqrt().mean()), rel=1e-13)
 
@@ -229,7 +229,7 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
         "discriminator": Discriminate(source="v", learner="policy", loss="relativistic"),
         "gp": GradientPenalty(source="v", learner="policy", rows="all", target=0.5, every=1, coef=2.0),
     }
-    found, logs = update(learner(net), terms, {"v": rows})
+    gradient, logs = update(learner(net), terms, {"v": rows})
     generator = torch.Generator().manual_seed(3)
     direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in net.parameters()]
 
@@ -244,7 +244,7 @@ def test_the_gradient_of_a_penalty_is_the_measured_one(model):
         return values["discriminator/loss"] + 2 * values["gp/loss"]
 
     measured = (loss(1e-6) - loss(-1e-6)) / 2e-6
-    assert measured == pytest.approx(float(found @ torch.cat([d.flatten() for d in direction])), rel=1e-5)
+    assert measured == pytest.approx(float(gradient @ torch.cat([d.flatten() for d in direction])), rel=1e-5)
     assert logs["gp/input_gradient_norm"] > 0.05
 
 
@@ -297,19 +297,19 @@ def test_a_penalty_refuses_what_makes_no_sense(wrong):
 def between(net, tokens, key=("k",)):
     """The edit of every row."""
     adversary = Interpolate()
-    where = ascent.perturbation_context(net, adversary, "mid", tokens, [("v", tokens)], key)
-    return adversary.ask(adversary.start(where))["embedding"].add
+    context = ascent.perturbation_context(net, adversary, "mid", tokens, [("v", tokens)], key)
+    return adversary.ask(adversary.start(context))["embedding"].add
 
 
 def test_a_row_moves_by_one_share_of_the_way_to_another_row_of_its_group():
     net = discriminator()
     rows = contrast_rows(net)
     tokens, delta = rows.tokens, between(net, rows.tokens)
-    here = net.model.get_input_embeddings()(tokens.ids).detach()
+    embedded = net.model.get_input_embeddings()(tokens.ids).detach()
     for row, others in [(0, (1, 2)), (1, (0, 2)), (2, (0, 1)), (3, (4,)), (4, (3,))]:
         fits = []
         for other in others:
-            way = here[other] - here[row]
+            way = embedded[other] - embedded[row]
             common = (tokens.mask[row] & tokens.mask[other])[:, None].double()
             share = float((delta[row] * way).sum() / (common * way * way).sum())
             fits.append(0 < share < 1 and torch.allclose(delta[row], share * common * way, rtol=0, atol=1e-14))
@@ -358,11 +358,13 @@ def test_neither_side_s_backward_reaches_the_other():
     update(learner(discriminator), terms, {"v": contrast_rows(discriminator)})
     assert all(p.grad is None for p in policy.parameters())
     assert all(p.grad is not None for p in discriminator.parameters() if p.requires_grad)
-    kept = [p.grad.clone() for p in discriminator.parameters() if p.requires_grad]
+    gradients_before = [p.grad.clone() for p in discriminator.parameters() if p.requires_grad]
     demos = DemoRows(tokens=policy.encoder.demos(["a b :", "c :"], ["d e", "f"]))
     update(learner(policy), {"sft": SFT(source="d")}, {"d": demos})
     assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
-    assert all(torch.equal(p.grad, g) for p, g in zip((p for p in discriminator.parameters() if p.requires_grad), kept, strict=True))
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip((p for p in discriminator.parameters() if p.requires_grad), gradients_before, strict=True)
+    )
 
 
 def test_the_same_text_called_real_and_generated_has_one_score():

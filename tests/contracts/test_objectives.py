@@ -97,10 +97,10 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 def tokens(empty: tuple[int, ...] = ()) -> Tokens:
     lengths = torch.tensor([7, 4, 5, 6, 3, 7, 4, 6])
     lengths[list(empty)] = 0
-    where = torch.arange(T)[None]
-    mask = where < lengths[:, None]
+    positions = torch.arange(T)[None]
+    mask = positions < lengths[:, None]
     return Tokens(
-        ids=torch.zeros(B, T, dtype=torch.long), mask=mask, target=mask & (where >= 2), group=torch.arange(B) // 4, key=torch.arange(B)
+        ids=torch.zeros(B, T, dtype=torch.long), mask=mask, target=mask & (positions >= 2), group=torch.arange(B) // 4, key=torch.arange(B)
     )
 
 
@@ -146,27 +146,27 @@ def outputs(term: Objective) -> tuple[dict[str, Outputs], dict[tuple[str, str], 
 
 
 def views(leaves: dict[tuple[str, str], torch.Tensor]) -> dict[str, Outputs]:
-    found: dict[str, dict] = {}
+    columns: dict[str, dict] = {}
     for (view, name), x in leaves.items():
-        each = found.setdefault(view, {})
+        fields_read = columns.setdefault(view, {})
         if name.startswith("hidden:"):
-            each.setdefault("hidden", {})[name.removeprefix("hidden:")] = x
+            fields_read.setdefault("hidden", {})[name.removeprefix("hidden:")] = x
         elif name == "reader":
-            each[name] = ScoreReader(score=partial(mean_along, x.detach()))
+            fields_read[name] = ScoreReader(score=partial(mean_along, x.detach()))
         else:
-            each[name] = Distribution(hidden=x, head=lambda h: h @ HEAD.t()) if name == "distribution" else x
-    return {view: Outputs(**each) for view, each in found.items()}
+            fields_read[name] = Distribution(hidden=x, head=lambda h: h @ HEAD.t()) if name == "distribution" else x
+    return {view: Outputs(**fields_read) for view, fields_read in columns.items()}
 
 
 def mean_along(direction: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A discriminator of hidden states that is not linear: the mean of tanh(h . direction) over real tokens."""
-    each = torch.tanh(torch.where(mask[..., None], hidden, 0.0) @ direction)
-    return torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+    weight = torch.tanh(torch.where(mask[..., None], hidden, 0.0) @ direction)
+    return torch.where(mask, weight, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def total(term: Objective, rows, seen, weights=None) -> torch.Tensor:
+def total(term: Objective, rows, views, weights=None) -> torch.Tensor:
     weights = weights or term.weights(rows)
-    return (weights.values / weights.count * term.losses(rows, seen).values).sum()
+    return (weights.values / weights.count * term.losses(rows, views).values).sum()
 
 
 def cut(x: torch.Tensor, per: int, numbers: torch.Tensor) -> torch.Tensor:
@@ -193,9 +193,9 @@ def term(request) -> Objective:
 def test_is_a_frozen_dataclass_that_names_real_things(term):
     assert is_dataclass(term)
     assert type(term).__dataclass_params__.frozen
-    own = [f for f in fields(term) if f.name not in {g.name for g in fields(Objective)}]
-    assert len(own) <= 8
-    assert "kind" not in {f.name for f in own}  # in a configuration that word names the file
+    options = [f for f in fields(term) if f.name not in {g.name for g in fields(Objective)}]
+    assert len(options) <= 8
+    assert "kind" not in {f.name for f in options}  # in a configuration that word names the file
     assert all(f.kw_only for f in fields(term))
     assert term.view in term.reads
     for names in term.reads.values():
@@ -208,18 +208,18 @@ def test_is_a_frozen_dataclass_that_names_real_things(term):
 
 def test_losses_have_the_shape_of_the_weights_and_a_finite_gradient(term):
     rows = build(term)
-    seen, leaves = outputs(term)
-    found, weights = term.losses(rows, seen), term.weights(rows)
-    assert found.values.shape == weights.values.shape
-    total(term, rows, seen).backward()
+    views, leaves = outputs(term)
+    losses, weights = term.losses(rows, views), term.weights(rows)
+    assert losses.values.shape == weights.values.shape
+    total(term, rows, views).backward()
     for key, x in leaves.items():
         assert x.grad is None or bool(x.grad.isfinite().all()), key
     on_view = [x.grad for (view, _), x in leaves.items() if view == term.view]
     assert any(g is not None and float(g.abs().sum()) > 0 for g in on_view)  # an adversary has something to climb
-    for name, (values, each) in found.metrics.items():
-        assert values.shape == each.shape, name
+    for name, (values, weight) in losses.metrics.items():
+        assert values.shape == weight.shape, name
         assert not values.requires_grad, name
-        assert bool((values * each).isfinite().all()), name
+        assert bool((values * weight).isfinite().all()), name
 
 
 def test_weights_average(term):
@@ -233,10 +233,10 @@ def test_weights_average(term):
 
 def test_any_split_into_micro_batches_adds_up(term):
     rows, per = build(term), per_loss(term, build(term))
-    seen, leaves = outputs(term)
-    whole = term.losses(rows, seen)
+    views, leaves = outputs(term)
+    whole = term.losses(rows, views)
     weights = term.weights(rows)
-    want = total(term, rows, seen)
+    want = total(term, rows, views)
     want.backward()
     gradients = {key: x.grad.clone() for key, x in leaves.items() if x.grad is not None}
     units = bundles(term, rows)
@@ -244,28 +244,28 @@ def test_any_split_into_micro_batches_adds_up(term):
     got, sums = torch.zeros((), dtype=torch.float64), dict.fromkeys(whole.metrics, 0.0)
     for part in (order[:1], order[1:]):
         numbers = torch.tensor(sorted(i for u in part for i in units[u]))
-        found = term.losses(rows.index(numbers), {view: o.index(numbers) for view, o in seen.items()})
-        got = got + (cut(weights.values, per, numbers) / weights.count * found.values).sum()
-        for name, (values, each) in found.metrics.items():
-            sums[name] += float((values * each).sum())
+        losses = term.losses(rows.index(numbers), {view: o.index(numbers) for view, o in views.items()})
+        got = got + (cut(weights.values, per, numbers) / weights.count * losses.values).sum()
+        for name, (values, weight) in losses.metrics.items():
+            sums[name] += float((values * weight).sum())
     torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
     for x in leaves.values():
         x.grad = None
     got.backward()
     for key, g in gradients.items():
         torch.testing.assert_close(leaves[key].grad, g, rtol=0, atol=1e-13)
-    for name, (values, each) in whole.metrics.items():
-        assert sums[name] == pytest.approx(float((values * each).sum()), abs=1e-12), name
+    for name, (values, weight) in whole.metrics.items():
+        assert sums[name] == pytest.approx(float((values * weight).sum()), abs=1e-12), name
 
 
 def test_empty_rows_count_nowhere(term):
     # Rows 2 and 3 (a pair) have no token: the loss is that of the other rows alone, and they get no gradient.
     rows = build(term, empty=(2, 3))
-    seen, leaves = outputs(term)
-    got = total(term, rows, seen)
+    views, leaves = outputs(term)
+    got = total(term, rows, views)
     got.backward()
     keep = torch.tensor([0, 1, 4, 5, 6, 7])
-    alone = total(term, rows.index(keep), {view: o.index(keep) for view, o in seen.items()})
+    alone = total(term, rows.index(keep), {view: o.index(keep) for view, o in views.items()})
     torch.testing.assert_close(got, alone, rtol=0, atol=1e-14)
     assert float(cut(term.weights(rows).values, per_loss(term, rows), torch.tensor([2, 3])).abs().sum()) == 0.0
     for x in leaves.values():
@@ -293,8 +293,8 @@ def test_padding_and_whatever_lies_off_target_change_nothing(term):
         x = x.detach()
         if x.shape[:2] == (B, T):
             # A block has an output at every real token, and a score a slope.
-            known = rows.tokens.mask if key[1].startswith("hidden:") or key[1] == "score_gradients" else target
-            x = torch.where(known.reshape(B, T, *[1] * (x.ndim - 2)), x, torch.nan)
+            readable = rows.tokens.mask if key[1].startswith("hidden:") or key[1] == "score_gradients" else target
+            x = torch.where(readable.reshape(B, T, *[1] * (x.ndim - 2)), x, torch.nan)
             x = torch.cat([x, torch.full((B, 3, *x.shape[2:]), torch.nan, dtype=x.dtype)], 1)
         moved[key] = x.requires_grad_()
     got = total(term, wide, views(moved))
@@ -305,8 +305,8 @@ def test_padding_and_whatever_lies_off_target_change_nothing(term):
             after = moved[key].grad if x.ndim < 2 or x.shape[:2] != (B, T) else moved[key].grad[:, :T]
             torch.testing.assert_close(after, x.grad, rtol=1e-15, atol=1e-15)
             assert float(moved[key].grad.sum()) == pytest.approx(float(x.grad.sum()), abs=1e-12)
-    for name, (values, each) in term.losses(wide, views(moved)).metrics.items():
-        assert bool((values * each).isfinite().all()), name
+    for name, (values, weight) in term.losses(wide, views(moved)).metrics.items():
+        assert bool((values * weight).isfinite().all()), name
 
 
 def test_a_wrong_choice_is_refused_with_the_nearest(term):

@@ -93,14 +93,14 @@ def test_advantages_that_are_not_one_number_per_token_name_their_source():
     expanded = advantages.expand(per_row, rows.tokens.target)  # what the message advises
     assert torch.equal(annotated((expanded, per_token), rows).advantages, expanded)
     must = rf"must be \({num_rows}, {width}\) \(rows, tokens\)"
-    for wrong, given in [
+    for wrong, returned in [
         ((per_row, None), rf"advantages of shape \({num_rows},\)"),
         ((per_row[:, None], None), rf"advantages of shape \({num_rows}, 1\)"),
         ((per_token[:, :-1], None), rf"advantages of shape \({num_rows}, {width - 1}\)"),
         ((None, None), "advantages of shape NoneType"),
         ((per_token, per_row), rf"returns of shape \({num_rows},\)"),
     ]:
-        with pytest.raises(ConfigError, match=rf"^sources\.math\.advantage: returned {given}, {must}"):
+        with pytest.raises(ConfigError, match=rf"^sources\.math\.advantage: returned {returned}, {must}"):
             annotated(wrong, rows)
 
 

@@ -122,13 +122,13 @@ def test_gae_ignores_a_gap_of_any_length():
     # The same three target tokens, with 0 or 5 observation tokens in between, get the same advantages.
     values, rewards = t(0.5, 0.3, 0.2), t(0, 0, 1)
     tight = adv.gae(rewards[None], values[None], torch.ones(1, 3, dtype=torch.bool), gamma=0.9, lam=0.5)[0][0]
-    where = torch.tensor([0, 6, 7])
+    positions = torch.tensor([0, 6, 7])
     wide = torch.full((1, 8), 99.0, dtype=torch.float64)
     target = torch.zeros(1, 8, dtype=torch.bool)
-    target[0, where] = True
+    target[0, positions] = True
     r, v = wide.clone(), wide.clone()
-    r[0, where], v[0, where] = rewards, values
-    torch.testing.assert_close(adv.gae(r, v, target, gamma=0.9, lam=0.5)[0][0, where], tight, rtol=0, atol=0)
+    r[0, positions], v[0, positions] = rewards, values
+    torch.testing.assert_close(adv.gae(r, v, target, gamma=0.9, lam=0.5)[0][0, positions], tight, rtol=0, atol=0)
 
 
 def test_at_end_is_the_last_target_token():

@@ -33,7 +33,7 @@ def alone(x):
     return x
 
 
-def rows(rewards, group, lengths=None, **more) -> RolloutRows:
+def rows(rewards, group, lengths=None, **fields) -> RolloutRows:
     """One row per reward ("B" or "B R"); all of length 1 unless said otherwise."""
     b = len(rewards)
     lengths = torch.tensor(lengths or [1] * b)
@@ -45,13 +45,13 @@ def rows(rewards, group, lengths=None, **more) -> RolloutRows:
         advantages=torch.zeros(target.shape),
         sampler_logprobs=torch.zeros(target.shape),
         finished=torch.ones(b, dtype=torch.bool),
-        **more,
+        **fields,
     )
 
 
-def first(estimator, given, state=None):
+def first(estimator, draw, state=None):
     """The advantage of the first token of every row."""
-    return estimator(given, state, alone)[0][:, 0]
+    return estimator(draw, state, alone)[0][:, 0]
 
 
 def close(got, *want):
@@ -60,9 +60,9 @@ def close(got, *want):
 
 def test_best_of_group():
     # (4, 1, 1): the best of the others is 1, 4, 4; a pair of equals has nothing above it; a group of one has no other
-    given = rows(t(4, 1, 1, 2, 2, 7), [0, 0, 0, 1, 1, 2])
-    close(first(BestOfGroup(), given), 3, -3, -3, 0, 0, 0)
-    close(first(BestOfGroup(include_own=True), given), 0, -3, -3, 0, 0, 0)
+    draw = rows(t(4, 1, 1, 2, 2, 7), [0, 0, 0, 1, 1, 2])
+    close(first(BestOfGroup(), draw), 3, -3, -3, 0, 0, 0)
+    close(first(BestOfGroup(include_own=True), draw), 0, -3, -3, 0, 0, 0)
 
 
 def test_softmax_baseline():
@@ -71,36 +71,36 @@ def test_softmax_baseline():
 
 
 def test_softmax_baseline_lies_between_the_mean_and_the_best():
-    given = rows(t(4, 1, 1.5, -2, 7), [0, 0, 0, 0, 1])
+    draw = rows(t(4, 1, 1.5, -2, 7), [0, 0, 0, 0, 1])
     near_best, near_mean = SoftmaxBaseline(beta=1e-12), SoftmaxBaseline(beta=1e12)
-    torch.testing.assert_close(first(near_best, given), first(BestOfGroup(include_own=True), given), rtol=0, atol=1e-11)
-    torch.testing.assert_close(first(near_mean, given), first(Group(scale="none"), given), rtol=0, atol=1e-11)
+    torch.testing.assert_close(first(near_best, draw), first(BestOfGroup(include_own=True), draw), rtol=0, atol=1e-11)
+    torch.testing.assert_close(first(near_mean, draw), first(Group(scale="none"), draw), rtol=0, atol=1e-11)
 
 
 def test_reinforce_pp():
     # rewards 1, 0 on responses of 2 tokens and 1, gamma 1/2: G = (1/2, 1 | 0), mean 1/2, variance (0 + 1/4 + 1/4) / 2, std 1/2
-    given = rows(t(1, 0), [0, 1], [2, 1])
-    assert ReinforcePP(gamma=0.5)(given, None, alone)[0].tolist() == [[0, 1], [-1, 0]]
+    draw = rows(t(1, 0), [0, 1], [2, 1])
+    assert ReinforcePP(gamma=0.5)(draw, None, alone)[0].tolist() == [[0, 1], [-1, 0]]
     # with -1/2 on the first token G = (0, 1 | 0): mean 1/3, variance (1/9 + 4/9 + 1/9) / 2 = 1/3
-    got, _ = ReinforcePP(gamma=0.5)(replace(given, token_rewards=torch.tensor([[-0.5, 0], [0, 0]]).double()), None, alone)
-    close(got[given.tokens.target], -1 / math.sqrt(3), 2 / math.sqrt(3), -1 / math.sqrt(3))
+    got, _ = ReinforcePP(gamma=0.5)(replace(draw, token_rewards=torch.tensor([[-0.5, 0], [0, 0]]).double()), None, alone)
+    close(got[draw.tokens.target], -1 / math.sqrt(3), 2 / math.sqrt(3), -1 / math.sqrt(3))
 
 
 def test_reinforce_pp_with_the_mean_of_the_group_as_baseline():
     # One group: R - mean = (1/2, -1/2), on tokens (1/2, 1/2 | -1/2): mean 1/6, variance (1/9 + 1/9 + 4/9) / 2 = 1/3
     root = math.sqrt(3)
-    given = rows(t(1, 0), [0, 0], [2, 1])
-    close(ReinforcePP(baseline="group")(given, None, alone)[0][given.tokens.target], root / 3, root / 3, -2 * root / 3)
+    draw = rows(t(1, 0), [0, 0], [2, 1])
+    close(ReinforcePP(baseline="group")(draw, None, alone)[0][draw.tokens.target], root / 3, root / 3, -2 * root / 3)
     # A constant group beside it has 0 before whitening, and the common shift of -1/6 tokens after it.
     # tokens (1/2, 1/2 | -1/2 | 0): mean 1/8, squares 9/64 + 9/64 + 25/64 + 1/64 = 44/64, std sqrt(11/48)
-    given = rows(t(1, 0, 9), [0, 0, 1], [2, 1, 1])
-    close(ReinforcePP(baseline="group")(given, None, alone)[0][2, :1], -1 / 8 / math.sqrt(11 / 48))
+    draw = rows(t(1, 0, 9), [0, 0, 1], [2, 1, 1])
+    close(ReinforcePP(baseline="group")(draw, None, alone)[0][2, :1], -1 / 8 / math.sqrt(11 / 48))
 
 
 def test_opo():
     # lengths 1 and 3, rewards 1 and 0: b = 1/4. Then the advantages of all TOKENS of the group add up to 0: 1 * 3/4 - 3 * 1/4.
-    given = rows(t(1, 0, 6), [0, 0, 1], [1, 3, 2])
-    got, _ = OPO()(given, None, alone)
+    draw = rows(t(1, 0, 6), [0, 0, 1], [1, 3, 2])
+    got, _ = OPO()(draw, None, alone)
     close(got[:, 0], 0.75, -0.25, 0)
     assert float(got.sum()) == 0.0
     equal = rows(t(4, 1, 1.5), [0, 0, 0], [2, 2, 2])
@@ -109,45 +109,45 @@ def test_opo():
 
 def test_opo_gives_a_response_without_tokens_no_say():
     # rewards (1, 0, 5), the last without a target token: b = (1 + 0) / 2
-    given = rows(t(1, 0, 5), [0, 0, 0], [1, 1, 0])
-    assert OPO()(given, None, alone)[0].tolist() == [[0.5], [-0.5], [0.0]]
+    draw = rows(t(1, 0, 5), [0, 0, 0], [1, 1, 0])
+    assert OPO()(draw, None, alone)[0].tolist() == [[0.5], [-0.5], [0.0]]
 
 
 def test_remax():
-    given = rows(t(1, 0, 1), [0, 0, 1], [2, 1, 1], baseline=t(0.4, 0.4, 1))
-    got, _ = ReMax()(given, None, alone)
+    draw = rows(t(1, 0, 1), [0, 0, 1], [2, 1, 1], baseline=t(0.4, 0.4, 1))
+    got, _ = ReMax()(draw, None, alone)
     torch.testing.assert_close(got, torch.tensor([[0.6, 0.6], [-0.4, 0], [0, 0]], dtype=torch.float64), rtol=0, atol=1e-15)
     # token rewards (-0.1, -0.2) of the first response are still to come: -0.3 and -0.2
-    got, _ = ReMax()(replace(given, token_rewards=torch.tensor([[-0.1, -0.2], [0, 9], [0, 9]], dtype=torch.float64)), None, alone)
+    got, _ = ReMax()(replace(draw, token_rewards=torch.tensor([[-0.1, -0.2], [0, 9], [0, 9]], dtype=torch.float64)), None, alone)
     torch.testing.assert_close(got, torch.tensor([[0.3, 0.4], [-0.4, 0], [0, 0]], dtype=torch.float64), rtol=0, atol=1e-15)
     with pytest.raises(ConfigError, match=r"advantages.remax: rows carry no baseline; use a source that scores the greedy response"):
-        ReMax()(replace(given, baseline=None), None, alone)
+        ReMax()(replace(draw, baseline=None), None, alone)
 
 
 def test_max_rl():
     # (1, 0, 0, 0): mean 1/4 -> (3, -1, -1, -1); (1, 1, 1, 0): mean 3/4 -> (1/3, 1/3, 1/3, -1); nothing solved: 0; mean below 0: 0
-    given = rows(t(1, 0, 0, 0, 1, 1, 1, 0, 0, 0, -1, -3), [0] * 4 + [1] * 4 + [2] * 2 + [3] * 2)
-    close(first(MaxRL(), given), 3, -1, -1, -1, 1 / 3, 1 / 3, 1 / 3, -1, 0, 0, 0, 0)
+    draw = rows(t(1, 0, 0, 0, 1, 1, 1, 0, 0, 0, -1, -3), [0] * 4 + [1] * 4 + [2] * 2 + [3] * 2)
+    close(first(MaxRL(), draw), 3, -1, -1, -1, 1 / 3, 1 / 3, 1 / 3, -1, 0, 0, 0, 0)
 
 
 def test_pass_at_k():
     # only the best gets something: its lead, 0.9 - 0.5; a tie and a group of one get nothing
-    given = rows(t(0.2, 0.9, 0.5, 1, 1, 3), [0, 0, 0, 1, 1, 2])
-    close(first(PassAtK(), given), 0, 0.4, 0, 0, 0, 0)
+    draw = rows(t(0.2, 0.9, 0.5, 1, 1, 3), [0, 0, 0, 1, 1, 2])
+    close(first(PassAtK(), draw), 0, 0.4, 0, 0, 0, 0)
     # (6, 27, 15) / 30: mean 16/30, deviations (-10, 11, -1) / 30, variance 222 / 900 / 2, std sqrt(111) / 30
-    close(first(PassAtK(scale="group"), given), 0, 12 / math.sqrt(111), 0, 0, 0, 0)
+    close(first(PassAtK(scale="group"), draw), 0, 12 / math.sqrt(111), 0, 0, 0, 0)
 
 
 def test_pass_at_k_is_the_positive_part_of_best_of_group():
-    given = rows(torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), [0] * 5 + [1] * 7)
-    assert torch.equal(first(PassAtK(), given), first(BestOfGroup(), given).clamp(min=0))
+    draw = rows(torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), [0] * 5 + [1] * 7)
+    assert torch.equal(first(PassAtK(), draw), first(BestOfGroup(), draw).clamp(min=0))
 
 
 def test_gpg():
     # (1, 0 | 1, 1): 2 of 4 responses lie in a group that differs, 3 of 4 have a reward
-    given = rows(t(1, 0, 1, 1), [0, 0, 1, 1])
-    close(first(GPG(), given), 1, -1, 0, 0)
-    close(first(GPG(counted="rewards"), given), 2 / 3, -2 / 3, 0, 0)
+    draw = rows(t(1, 0, 1, 1), [0, 0, 1, 1])
+    close(first(GPG(), draw), 1, -1, 0, 0)
+    close(first(GPG(counted="rewards"), draw), 2 / 3, -2 / 3, 0, 0)
     # Moving the zero of the reward moves the second alpha (now 4 / 4) and not the first.
     moved = rows(t(2, 1, 2, 2), [0, 0, 1, 1])
     close(first(GPG(), moved), 1, -1, 0, 0)
@@ -166,10 +166,10 @@ def test_gdpo_tells_apart_what_a_sum_does_not():
     # In a pair every reward that differs becomes +-1 / sqrt 2: S = +-sqrt 2 and +-1 / sqrt 2. GRPO of the sum has +-1 / sqrt 2 twice.
     # Over the draw: variance (2 + 2 + 1/2 + 1/2) / 3.
     root = 1 / math.sqrt(2)
-    given = rows(TWO, [0, 0, 1, 1])
-    close(first(Group(), given), root, -root, root, -root)
-    close(first(GDPO(whiten="none"), given), 2 * root, -2 * root, root, -root)
-    close(first(GDPO(), given), *(x / math.sqrt(5 / 3) for x in (2 * root, -2 * root, root, -root)))
+    draw = rows(TWO, [0, 0, 1, 1])
+    close(first(Group(), draw), root, -root, root, -root)
+    close(first(GDPO(whiten="none"), draw), 2 * root, -2 * root, root, -root)
+    close(first(GDPO(), draw), *(x / math.sqrt(5 / 3) for x in (2 * root, -2 * root, root, -root)))
 
 
 def test_gdpo_weighs_after_normalising():
@@ -184,29 +184,29 @@ def test_gdpo_weighs_after_normalising():
 
 def test_gdpo_whitened_over_tokens():
     root, lengths = 1 / math.sqrt(2), [3, 1, 1, 2]
-    given = rows(TWO, [0, 0, 1, 1], lengths)
+    draw = rows(TWO, [0, 0, 1, 1], lengths)
     spread = [s for s, n in zip((2 * root, -2 * root, root, -root), lengths, strict=True) for _ in range(n)]
     mean, std = statistics.mean(spread), statistics.stdev(spread)
-    got, _ = GDPO(whiten="tokens")(given, None, alone)
-    close(got[given.tokens.target], *((s - mean) / std for s in spread))
+    got, _ = GDPO(whiten="tokens")(draw, None, alone)
+    close(got[draw.tokens.target], *((s - mean) / std for s in spread))
 
 
 def test_signed():
-    given = rows(t(1, 0, 0.6, -1), [0, 0, 1, 1])
-    close(first(Signed(), given), 0.1, -1, 0.1, -1)
-    close(first(Signed(positive=1.0, negative=0.0), given), 1, 0, 1, 0)
-    close(first(Signed(positive=0.0, negative=1.0), given), 0, -1, 0, -1)
-    close(first(Signed(threshold=0.8), given), 0.1, -1, -1, -1)
+    draw = rows(t(1, 0, 0.6, -1), [0, 0, 1, 1])
+    close(first(Signed(), draw), 0.1, -1, 0.1, -1)
+    close(first(Signed(positive=1.0, negative=0.0), draw), 1, 0, 1, 0)
+    close(first(Signed(positive=0.0, negative=1.0), draw), 0, -1, 0, -1)
+    close(first(Signed(threshold=0.8), draw), 0.1, -1, -1, -1)
 
 
 def test_signed_keeps_in_the_denominator_what_it_does_not_train_on():
     # NSR, rewards (1, 0) with 3 tokens and 1: the mean over ALL tokens weighs the wrong token 1/4; dropping the right response, as
     # released code does, weighs it 1. With the response as the unit it is 1/2 against 1.
-    given = rows(t(1, 0), [0, 0], [3, 1])
-    got, _ = Signed(positive=0.0, negative=1.0)(given, None, alone)
-    target, kept = given.tokens.target, given.tokens.target[1:]
+    draw = rows(t(1, 0), [0, 0], [3, 1])
+    got, _ = Signed(positive=0.0, negative=1.0)(draw, None, alone)
+    target, without_first = draw.tokens.target, draw.tokens.target[1:]
     for weigh, ours in ((weights.token, 1 / 4), (weights.sequence, 1 / 2)):
-        every, dropped = weigh(target), weigh(kept)
+        every, dropped = weigh(target), weigh(without_first)
         assert float((every.values / every.count * got).sum()) == -ours
         assert float((dropped.values / dropped.count * got[1:]).sum()) == -1.0
 
@@ -214,11 +214,11 @@ def test_signed_keeps_in_the_denominator_what_it_does_not_train_on():
 def test_role_ema_uses_the_baseline_before_it_moves():
     # decay 1/2. First draw: baselines 0. Role 0 has 2 rows of mean 1/2: (1 - 1/4) 1/2 = 3/8; role 1 one row of -1: -1/2.
     estimator, roles = RoleEMA(decay=0.5), torch.tensor([0, 0, 1])
-    state, given = estimator.initial_state(), rows(t(1, 0, -1), [0, 0, 0], roles=roles)
+    state, draw = estimator.initial_state(), rows(t(1, 0, -1), [0, 0, 0], roles=roles)
     assert state == {"role_0": 0.0, "role_1": 0.0}
-    close(first(estimator, given, state), 1, 0, -1)
+    close(first(estimator, draw, state), 1, 0, -1)
     assert state == {"role_0": 0.375, "role_1": -0.5}
-    close(first(estimator, given, state), 0.625, -0.375, -0.5)
+    close(first(estimator, draw, state), 0.625, -0.375, -0.5)
 
 
 def test_role_ema_moves_as_row_after_row_would_where_rewards_are_equal():
@@ -235,19 +235,19 @@ def test_role_ema_moves_as_row_after_row_would_where_rewards_are_equal():
 def test_role_ema_takes_the_edge_of_a_side_out():
     # Side 0 wins by 1/2 whatever anybody does: its advantage falls to (1/2) decay^n after n rows, and so does the other's.
     estimator = RoleEMA(decay=0.9)
-    state, given = estimator.initial_state(), rows(t(0.5, -0.5), [0, 0], roles=torch.tensor([0, 1]))
+    state, draw = estimator.initial_state(), rows(t(0.5, -0.5), [0, 0], roles=torch.tensor([0, 1]))
     for n in range(40):
-        close(first(estimator, given, state), 0.5 * 0.9**n, -0.5 * 0.9**n)
+        close(first(estimator, draw, state), 0.5 * 0.9**n, -0.5 * 0.9**n)
 
 
 def test_role_ema_state_survives_a_file_and_is_refused_when_missing():
-    estimator, given = RoleEMA(), rows(t(1, 3), [0, 0], roles=torch.tensor([1, 0]))
+    estimator, draw = RoleEMA(), rows(t(1, 3), [0, 0], roles=torch.tensor([1, 0]))
     state = estimator.initial_state()
-    first(estimator, given, state)
+    first(estimator, draw, state)
     again = json.loads(json.dumps(state))
-    assert torch.equal(first(estimator, given, again), first(estimator, given, state))
+    assert torch.equal(first(estimator, draw, again), first(estimator, draw, state))
     with pytest.raises(ConfigError, match=r"advantages.role_ema: no state was given; keep the dictionary of initial_state\(\)"):
-        first(estimator, given)
+        first(estimator, draw)
 
 
 @pytest.mark.parametrize("role", [-1, 2])
@@ -279,6 +279,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("says", REFUSED)
 def test_refused_with_a_sentence(says):
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as caught:
         REFUSED[says]()
-    assert f"advantages.{says}" in str(found.value)
+    assert f"advantages.{says}" in str(caught.value)

@@ -71,8 +71,8 @@ def test_apgd_solves_the_trust_region_problem():
         low, high = (middle, high) if longer else (low, middle)
     d = torch.linalg.solve(high * torch.eye(3, dtype=torch.float64) - a, g)
     loss = lambda delta: (delta[:, 0] @ a * delta[:, 0]).sum(1) / 2 + delta[:, 0] @ g  # noqa: E731
-    where = replace(rows_of(4, dim=3), radius=radius)
-    delta, _ = run(adversaries.APGD(radius=radius, steps=100), where, loss)
+    context = replace(rows_of(4, dim=3), radius=radius)
+    delta, _ = run(adversaries.APGD(radius=radius, steps=100), context, loss)
     # A hundred forwards halve the step a few times only, so the best iterate is near: a gap of (angle)^2.
     best = (d @ a @ d / 2 + g @ d).item()
     assert best - 1e-4 < loss(delta).max().item() <= best + EXACT
@@ -94,12 +94,12 @@ def test_apgd_is_algorithm_1_one_point_at_a_time():
     steps, radius = 41, 1.0
     f = lambda p: torch.sin(5 * p[..., 0]) * torch.cos(3 * p[..., 1]) + 0.5 * p[..., 0]  # noqa: E731
     adversary = adversaries.APGD(radius=radius, steps=steps)
-    where = replace(rows_of(6, dim=2), radius=radius)
-    state, asked = climb(adversary, where, lambda d: f(d[:, 0]))
+    context = replace(rows_of(6, dim=2), radius=radius)
+    state, deltas = climb(adversary, context, lambda d: f(d[:, 0]))
     sizes = []
     for row in range(6):
-        path, best, size = slow_apgd(f, asked[0][row, 0], steps - 1, radius)
-        torch.testing.assert_close(torch.stack([a[row, 0] for a in asked]), torch.stack(path), rtol=0, atol=1e-9)
+        path, best, size = slow_apgd(f, deltas[0][row, 0], steps - 1, radius)
+        torch.testing.assert_close(torch.stack([a[row, 0] for a in deltas]), torch.stack(path), rtol=0, atol=1e-9)
         torch.testing.assert_close(adversary.ask(state)[SITE].add[row, 0], best, rtol=0, atol=1e-9)
         sizes.append(size)
     assert len(set(sizes)) > 1
@@ -160,8 +160,8 @@ def test_vat_finds_the_top_eigenvector_of_the_fisher_matrix():
     fisher, divergence = softmax_model()
     values, vectors = torch.linalg.eigh(fisher)
     radius = 0.01
-    where = replace(rows_of(5), radius=radius)
-    delta, _ = run(adversaries.VAT(radius=radius, steps=60, xi=1e-4), where, divergence)
+    context = replace(rows_of(5), radius=radius)
+    delta, _ = run(adversaries.VAT(radius=radius, steps=60, xi=1e-4), context, divergence)
     cosine = (delta[:, 0] @ vectors[:, -1]).abs() / radius
     torch.testing.assert_close(cosine, torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(divergence(delta), torch.full((5,), radius**2 * values[-1].item() / 2).double(), rtol=0.01, atol=0)
@@ -170,10 +170,10 @@ def test_vat_finds_the_top_eigenvector_of_the_fisher_matrix():
 def test_one_vat_step_multiplies_by_the_fisher_matrix():
     fisher, divergence = softmax_model()
     adversary = adversaries.VAT(radius=0.3, xi=1e-6)
-    state, asked = climb(adversary, rows_of(5), divergence)
-    expected = F.normalize(asked[0][:, 0] @ fisher, dim=1) * 0.3
+    state, deltas = climb(adversary, rows_of(5), divergence)
+    expected = F.normalize(deltas[0][:, 0] @ fisher, dim=1) * 0.3
     torch.testing.assert_close(adversary.ask(state)[SITE].add[:, 0], expected, rtol=0, atol=1e-6)
-    assert (asked[0][:, 0].norm(dim=1) / 0.3e-6 - 1).abs().max() <= EXACT
+    assert (deltas[0][:, 0].norm(dim=1) / 0.3e-6 - 1).abs().max() <= EXACT
 
 
 @pytest.mark.parametrize("distribution", ["uniform_cube", "gaussian"])
@@ -189,13 +189,13 @@ def test_the_expected_divergence_under_noise(distribution):
     assert divergence(delta, symmetric=True).mean().item() == pytest.approx(variance * fisher.trace().item(), rel=0.03)
 
 
-def ground_of(net, adversary, rows):
+def context_of(net, adversary, rows):
     """The context the engine hands to adversary "adv" in update KEY."""
     return ascent.perturbation_context(net, adversary, "adv", rows.tokens, [("s", rows.tokens)], KEY)
 
 
 def start_of(net, adversary, rows):
-    return adversary.ask(adversary.start(ground_of(net, adversary, rows)))[SITE].add
+    return adversary.ask(adversary.start(context_of(net, adversary, rows)))[SITE].add
 
 
 def test_r3f_is_its_slow_loop():
@@ -204,7 +204,7 @@ def test_r3f_is_its_slow_loop():
     rows = labels(net)
     noise = adversaries.Noise(radius=1e-2, ball="Linf", distribution="uniform_cube", relative_to="absolute")
     terms = {"task": Classify(source="s"), "smooth": Consistency(source="s", view="adv", divergence="symmetric_kl", coef=0.7)}
-    found, _ = update(learner(net), terms, {"s": rows}, {"adv": noise}, key=KEY)
+    gradient, _ = update(learner(net), terms, {"s": rows}, {"adv": noise}, key=KEY)
     z = start_of(net, noise, rows)
     net.zero_grad(set_to_none=True)
     clean = net(rows.tokens, {"class_logits"}).class_logits.log_softmax(1)
@@ -214,7 +214,7 @@ def test_r3f_is_its_slow_loop():
         p, q = clean[b], noised[b]
         total = total + (-p[rows.labels[b]] + 0.7 * ((p.exp() - q.exp()) * (p - q)).sum()) / 5
     total.backward()
-    torch.testing.assert_close(found, gradients(net), rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, gradients(net), rtol=0, atol=EXACT)
 
 
 # ----------------------------------------------------------------------------------------------------------- FreeLB
@@ -227,7 +227,7 @@ def test_freelb_on_a_linear_logistic_model(count, number):
     y, length = -1.0, 0.25
     adversary = adversaries.FreeLB(radius=math.inf, steps=3, step_length=length, init_magnitude=0.6, count=count)
     assert adversary.passes == number
-    where = replace(rows_of(1), radius=math.inf)
+    context = replace(rows_of(1), radius=math.inf)
     weight = w.clone().requires_grad_()
     input_gradients = []
 
@@ -236,11 +236,11 @@ def test_freelb_on_a_linear_logistic_model(count, number):
         input_gradients.append(torch.autograd.grad(value.sum() / number, weight, retain_graph=True)[0])
         return value
 
-    _, asked = climb(adversary, where, loss)
+    _, deltas = climb(adversary, context, loss)
     expected = 0
     for k in range(number):
-        d = asked[0][0, 0] - k * length * y * w / w.norm()
-        torch.testing.assert_close(asked[k][0, 0], d, rtol=0, atol=EXACT)
+        d = deltas[0][0, 0] - k * length * y * w / w.norm()
+        torch.testing.assert_close(deltas[k][0, 0], d, rtol=0, atol=EXACT)
         margin = y * w @ (x + d)
         expected = expected - torch.sigmoid(-margin) * y * (x + d) / number
     torch.testing.assert_close(sum(input_gradients), expected, rtol=0, atol=EXACT)
@@ -276,25 +276,25 @@ def test_freelb_is_its_slow_loop():
     tokens = rows.tokens
     adversary = adversaries.FreeLB(steps=3, step_length=0.4, init_magnitude=0.5, radius=0.6)
     before = net.num_forwards
-    found, logs = update(learner(net), {"a": SFT(source="s", view="adv")}, {"s": rows}, {"adv": adversary}, key=KEY)
+    gradient, logs = update(learner(net), {"a": SFT(source="s", view="adv")}, {"s": rows}, {"adv": adversary}, key=KEY)
     assert net.num_forwards - before == 3
     delta = start_of(net, adversary, rows)
     net.zero_grad(set_to_none=True)
-    seen = []
+    records = []
     for k in range(3):
         leaf = delta.clone().requires_grad_()
         logprobs = net(tokens, {"logprobs"}, {SITE: Edit(leaf)}).logprobs
         loss = -(logprobs * tokens.target).sum() / tokens.target.sum()
-        seen.append(loss.item())
+        records.append(loss.item())
         (loss / 3).backward()
         if k == 2:
             break
         for b in range(5):
             delta[b] += 0.4 * leaf.grad[b] / leaf.grad[b].norm()
             delta[b] *= min(1.0, 0.6 / delta[b].norm().item())
-    torch.testing.assert_close(found, gradients(net), rtol=0, atol=EXACT)
-    assert logs["a/loss"] == pytest.approx(sum(seen) / 3, abs=EXACT)
-    assert logs["adv/gain"] == pytest.approx(seen[2] - seen[0], abs=EXACT)
+    torch.testing.assert_close(gradient, gradients(net), rtol=0, atol=EXACT)
+    assert logs["a/loss"] == pytest.approx(sum(records) / 3, abs=EXACT)
+    assert logs["adv/gain"] == pytest.approx(records[2] - records[0], abs=EXACT)
 
 
 def test_freelb_does_not_depend_on_the_split():
@@ -302,9 +302,9 @@ def test_freelb_does_not_depend_on_the_split():
     rows = {"s": demos(net)}
     terms = {"a": SFT(source="s", view="adv")}
     adversary = {"adv": adversaries.FreeLB(steps=3, step_length=0.4, init_magnitude=0.5, radius=0.6)}
-    whole, _ = update(learner(net), terms, rows, adversary, key=KEY)
+    unsplit, _ = update(learner(net), terms, rows, adversary, key=KEY)
     split, _ = update(learner(net), terms, rows, adversary, key=KEY, budget=24)
-    torch.testing.assert_close(split, whole, rtol=0, atol=EXACT)
+    torch.testing.assert_close(split, unsplit, rtol=0, atol=EXACT)
 
 
 def test_relative_lengths_are_those_of_the_radius():
@@ -316,7 +316,7 @@ def test_relative_lengths_are_those_of_the_radius():
         relative = replace(absolute, relative_to="mean_embedding_norm")
         deltas = []
         for adversary, scale in ((absolute, 1.0), (relative, norm)):
-            state, _ = climb(adversary, ground_of(net, adversary, rows), lambda d, scale=scale: torch.sin(3 * d / scale).sum((1, 2)))
+            state, _ = climb(adversary, context_of(net, adversary, rows), lambda d, scale=scale: torch.sin(3 * d / scale).sum((1, 2)))
             deltas.append(adversary.ask(state)[SITE].add / scale)
         torch.testing.assert_close(deltas[0], deltas[1], rtol=0, atol=EXACT)
 
@@ -326,8 +326,8 @@ def test_relative_lengths_are_those_of_the_radius():
 
 def test_free_replays_are_algorithm_1():
     """m = 3 replays of one minibatch, an SGD-like update each: parameters and delta of the same backward, delta from 0, kept between."""
-    net, twin = network(), network()
-    twin.load_state_dict(net.state_dict())
+    net, copy = network(), network()
+    copy.load_state_dict(net.state_dict())
     rows = demos(net)
     tokens, radius = rows.tokens, 0.2
     adversary = adversaries.Free(radius=radius, relative_to="absolute", ball="Linf")
@@ -335,18 +335,18 @@ def test_free_replays_are_algorithm_1():
     p = plan("policy", {"a": SFT(source="s", view="adv")}, {"adv": adversary}, [])
     for epoch in range(3):
         runtime.update(p, {"s": rows}, {}, budget=10_000, key=(0, "update", "policy", 0, 0, epoch, 0))
-    optimizer = torch.optim.AdamW([q for q in twin.parameters() if q.requires_grad], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([q for q in copy.parameters() if q.requires_grad], lr=1e-2, weight_decay=0.0)
     delta = torch.zeros(*tokens.ids.shape, 32, dtype=torch.float64)
     for _ in range(3):
         optimizer.zero_grad()
         leaf = delta.clone().requires_grad_()
-        (-(twin(tokens, {"logprobs"}, {SITE: Edit(leaf)}).logprobs * tokens.target).sum() / tokens.target.sum()).backward()
+        (-(copy(tokens, {"logprobs"}, {SITE: Edit(leaf)}).logprobs * tokens.target).sum() / tokens.target.sum()).backward()
         delta = ((delta + radius * leaf.grad.sign()) * tokens.mask[..., None]).clamp(-radius, radius)
         optimizer.step()
-    for (name, a), b in zip(net.named_parameters(), twin.parameters(), strict=True):
+    for (name, a), b in zip(net.named_parameters(), copy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
-    kept = runtime.memory["adv"]["carried"]["0/s/0"][SITE]
-    torch.testing.assert_close(kept, delta[0, : kept.shape[0]], rtol=0, atol=1e-10)
+    carried = runtime.memory["adv"]["carried"]["0/s/0"][SITE]
+    torch.testing.assert_close(carried, delta[0, : carried.shape[0]], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("carry", [True, False])
@@ -359,7 +359,7 @@ def test_free_carries_to_the_next_minibatch_by_place_or_not(carry):
     replay = adversary.ask(adversary.start(perturbation_context(allowed, 0.4, [0, 1], memory=memory, epoch=1)))[SITE].add
     assert torch.equal(replay, left)
     others = [perturbation_context(torch.ones(2, width, dtype=torch.bool), 0.4, [0, 1], memory=dict(memory), step=1) for width in (2, 6)]
-    cropped, filled = (adversary.ask(adversary.start(where))[SITE].add for where in others)
+    cropped, filled = (adversary.ask(adversary.start(context))[SITE].add for context in others)
     torch.testing.assert_close(cropped, left[:, :2] * carry, rtol=0, atol=1e-16)
     torch.testing.assert_close(filled, F.pad(left, (0, 0, 0, 2)) * carry, rtol=0, atol=1e-16)
 
@@ -377,11 +377,11 @@ def test_universal_moves_once_per_update_by_the_summed_gradient():
         memory = {}
         for update_ in range(4):
             for part in parts:
-                where = perturbation_context(allowed[part], 0.5, part, memory=memory)
-                state, asked = climb(adversary, where, lambda d, part=part: (d @ w).sum(1) * sign[part])
+                context = perturbation_context(allowed[part], 0.5, part, memory=memory)
+                state, deltas = climb(adversary, context, lambda d, part=part: (d @ w).sum(1) * sign[part])
                 # 0.4 x 0.5 per update along -w/5, at most 0.5
                 expected = -w / 5 * min(0.2 * update_, 0.5)
-                assert (asked[0] - expected * allowed[part][..., None]).abs().max() <= EXACT
+                assert (deltas[0] - expected * allowed[part][..., None]).abs().max() <= EXACT
             end_update(adversary, memory)
 
 
@@ -389,8 +389,8 @@ def test_universal_lives_from_update_to_update_and_through_a_checkpoint():
     net = network()
     rows = {"s": demos(net)}
     terms, attack = {"a": SFT(source="s", view="adv")}, {"adv": adversaries.Universal(radius=0.3, sites=("embedding", "layer:0"))}
-    whole, split = learner(net), learner(net)
-    losses = [update(whole, terms, rows, attack, key=KEY)[1]["a/loss"] for _ in range(4)]
+    unsplit, split = learner(net), learner(net)
+    losses = [update(unsplit, terms, rows, attack, key=KEY)[1]["a/loss"] for _ in range(4)]
     assert losses == sorted(losses)
     assert losses[0] < losses[-1]  # the learning rate is zero: only the vector moved
     for _ in range(2):
@@ -399,7 +399,7 @@ def test_universal_lives_from_update_to_update_and_through_a_checkpoint():
     resumed.load_state_dict(split.state_dict())
     for _ in range(2):
         update(resumed, terms, rows, attack, key=KEY)
-    for site, vector in whole.memory["adv"]["vectors"].items():
+    for site, vector in unsplit.memory["adv"]["vectors"].items():
         torch.testing.assert_close(resumed.memory["adv"]["vectors"][site], vector, rtol=0, atol=EXACT)
         assert vector.norm() > 0
 
@@ -437,34 +437,34 @@ def test_lat_is_torch_adamw_and_a_projection_after_every_step():
 def test_lat_moves_several_sites_at_once_and_each_in_its_own_ball():
     net = network(model="scratch:tiny-gpt2?n_embd=32&n_layer=3")
     rows = {"s": demos(net)}
-    kept = {}
+    deltas_of = {}
 
     class Watch(adversaries.LATAdversary):
         def ask(self, state):
-            kept.update({site: edit.add for site, edit in super().ask(state).items()})
+            deltas_of.update({site: edit.add for site, edit in super().ask(state).items()})
             return super().ask(state)
 
     attack = Watch(radius=0.5, learning_rate=0.1, steps=8, sites=("embedding", "layer:0", "layer:-1"))
     _, logs = update(learner(net), {"a": SFT(source="s", view="adv")}, rows, {"adv": attack}, key=KEY)
     prompt = rows["s"].tokens.mask & ~rows["s"].tokens.target
     assert logs["adv/gain"] > 0
-    for delta in kept.values():
+    for delta in deltas_of.values():
         assert delta.norm(dim=2).max() <= 0.5 * (1 + EXACT)
         assert torch.equal(delta[~prompt], torch.zeros_like(delta[~prompt]))
         assert delta[prompt].abs().max() > 0
-    assert len(kept) == 3
+    assert len(deltas_of) == 3
 
 
 # -------------------------------------------------------------------------------------- what the engine hands over
 
 
-class Told(adversaries.PGD):
-    """Remembers what it was asked and told."""
+class Recording(adversaries.PGD):
+    """Records the deltas it returned, and the losses and gradients that came back."""
 
-    heard: list = []  # noqa: RUF012
+    calls: list = []  # noqa: RUF012
 
     def tell(self, state, losses, gradients):
-        self.heard.append((state.delta[SITE], losses, gradients[SITE]))
+        self.calls.append((state.delta[SITE], losses, gradients[SITE]))
         return super().tell(state, losses, gradients)
 
 
@@ -472,9 +472,9 @@ def test_the_gradient_an_adversary_is_told_is_a_central_difference():
     net = network("classifier")
     rows = labels(net)
     terms = {"c": Classify(source="s", view="adv", coef=1.7)}
-    Told.heard.clear()
-    update(learner(net), terms, {"s": rows}, {"adv": Told(radius=0.5, steps=2)}, key=KEY)
-    for delta, losses, gradient in Told.heard:
+    Recording.calls.clear()
+    update(learner(net), terms, {"s": rows}, {"adv": Recording(radius=0.5, steps=2)}, key=KEY)
+    for delta, losses, gradient in Recording.calls:
         value = lambda d: 1.7 * F.cross_entropy(net(rows.tokens, {"class_logits"}, {SITE: Edit(d)}).class_logits, rows.labels)  # noqa: E731
         with torch.no_grad():
             assert losses.sum().item() == pytest.approx(value(delta).item(), abs=EXACT)
@@ -491,9 +491,9 @@ def losses_of(net, rows, adversary):
     def loss(d):
         return F.cross_entropy(net(rows.tokens, {"class_logits"}, {SITE: Edit(d)}).class_logits, rows.labels, reduction="none")
 
-    state, asked = climb(adversary, ground_of(net, adversary, rows), loss)
+    state, deltas = climb(adversary, context_of(net, adversary, rows), loss)
     with torch.no_grad():
-        return loss(adversary.ask(state)[SITE].add), loss(torch.zeros_like(asked[0]))
+        return loss(adversary.ask(state)[SITE].add), loss(torch.zeros_like(deltas[0]))
 
 
 @pytest.mark.parametrize("what", ["radius", "steps", "restarts", "apgd"])
@@ -508,12 +508,12 @@ def test_the_best_iterate_never_gets_worse(what):
         "radius": [adversaries.PGD(radius=r, steps=8, step_size=0.25, random_start=False, **best) for r in (0.001, 0.01, 0.05)],
         "apgd": [adversaries.APGD(radius=r, steps=15, random_start=False, relative_to="absolute") for r in (0.001, 0.01, 0.05)],
     }[what]
-    found = [losses_of(net, rows, adversary) for adversary in grown]
-    for (less, _), (more, _) in pairwise(found):
-        assert (more >= less - EXACT).all()
-    assert (found[-1][0] > found[0][0]).any()
+    losses = [losses_of(net, rows, adversary) for adversary in grown]
+    for (smaller, _), (larger, _) in pairwise(losses):
+        assert (larger >= smaller - EXACT).all()
+    assert (losses[-1][0] > losses[0][0]).any()
     if what in ("radius", "apgd"):
-        assert all((attacked >= clean).all() for attacked, clean in found)
+        assert all((attacked >= clean).all() for attacked, clean in losses)
 
 
 def test_a_divergence_needs_an_adversary_that_is_not_at_zero():
@@ -533,7 +533,7 @@ def test_vat_through_the_engine_climbs_the_divergence_of_its_view():
     rows = labels(net)
     vat = adversaries.VAT(radius=0.5, relative_to="absolute", xi=1e-3)
     terms = {"c": Consistency(source="s", view="adv", divergence="kl", stop=True)}
-    found, logs = update(learner(net), terms, {"s": rows}, {"adv": vat}, key=KEY)
+    gradient, logs = update(learner(net), terms, {"s": rows}, {"adv": vat}, key=KEY)
     start = start_of(net, vat, rows)
     clean = net(rows.tokens, {"class_logits"}).class_logits.log_softmax(1).detach()
 
@@ -548,7 +548,7 @@ def test_vat_through_the_engine_climbs_the_divergence_of_its_view():
     loss = divergence(delta)
     loss.backward()
     assert logs["c/loss"] == pytest.approx(loss.item(), rel=1e-9)
-    torch.testing.assert_close(found, gradients(net), rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient, gradients(net), rtol=0, atol=1e-9)
     assert loss > divergence(start / 1e-3)
 
 

@@ -44,19 +44,19 @@ def total(term, rows, **views):
 
 
 def mean(term, rows, name, **views):
-    values, each = term.losses(rows, views).metrics[name]
-    return float((values * each).sum() / each.sum())
+    values, weight = term.losses(rows, views).metrics[name]
+    return float((values * weight).sum() / weight.sum())
 
 
 def slope(f, x, step=1e-6):
     """Central differences of a scalar function, entry by entry."""
-    found = torch.zeros_like(x)
+    gradient = torch.zeros_like(x)
     for i in range(x.numel()):
         for sign in (1, -1):
             moved = x.detach().clone().flatten()
             moved[i] += sign * step
-            found.view(-1)[i] += sign * float(f(moved.view_as(x))) / (2 * step)
-    return found
+            gradient.view(-1)[i] += sign * float(f(moved.view_as(x))) / (2 * step)
+    return gradient
 
 
 # ------------------------------------------------------------------------------------------------ pure functions
@@ -123,24 +123,24 @@ def labelled(labels):
 def test_mart_of_two_classes():
     # p = (1/4, 3/4), p' = (1/2, 1/2), y = 0: -log 1/2 - log(1 - 1/2) + 5 (1/4 log 1/2 + 3/4 log 3/2) (3/4)
     rows, term = labelled([0]), MART(source="s", view="pgd")
-    seen = {"clean": Outputs(class_logits=t([[0.0, math.log(3)]])), "pgd": Outputs(class_logits=t([[0.7, 0.7]]))}
+    outputs = {"clean": Outputs(class_logits=t([[0.0, math.log(3)]])), "pgd": Outputs(class_logits=t([[0.7, 0.7]]))}
     apart = math.log(0.5) / 4 + 3 * math.log(1.5) / 4
-    assert float(total(term, rows, **seen)) == pytest.approx(2 * math.log(2) + 5 * apart * 3 / 4, abs=1e-14)
-    assert mean(term, rows, "boosted", **seen) == pytest.approx(2 * math.log(2))
-    assert mean(term, rows, "divergence", **seen) == pytest.approx(apart)
+    assert float(total(term, rows, **outputs)) == pytest.approx(2 * math.log(2) + 5 * apart * 3 / 4, abs=1e-14)
+    assert mean(term, rows, "boosted", **outputs) == pytest.approx(2 * math.log(2))
+    assert mean(term, rows, "divergence", **outputs) == pytest.approx(apart)
 
 
 def test_mart_is_its_equation_and_so_is_its_gradient():
     generator = torch.Generator().manual_seed(3)
     clean, attacked = (torch.randn(6, 4, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    found, *_ = adversarial.mart(clean, attacked, labels, weight=6.0)
-    assert found.tolist() == pytest.approx(mart_by_hand(clean, attacked, labels, 6.0), abs=1e-13)
+    value, *_ = adversarial.mart(clean, attacked, labels, weight=6.0)
+    assert value.tolist() == pytest.approx(mart_by_hand(clean, attacked, labels, 6.0), abs=1e-13)
     for moving, at in (("clean", clean), ("attacked", attacked)):
-        both = {"clean": clean, "attacked": attacked}
+        logits = {"clean": clean, "attacked": attacked}
         leaf = at.clone().requires_grad_()
-        adversarial.mart(**both | {moving: leaf}, labels=labels, weight=6.0)[0].sum().backward()
-        want = slope(lambda x, b=both, m=moving: sum(mart_by_hand(**b | {m: x}, labels=labels, weight=6.0)), at)
+        adversarial.mart(**logits | {moving: leaf}, labels=labels, weight=6.0)[0].sum().backward()
+        want = slope(lambda x, b=logits, m=moving: sum(mart_by_hand(**b | {m: x}, labels=labels, weight=6.0)), at)
         torch.testing.assert_close(leaf.grad, want, rtol=0, atol=1e-7)
 
 
@@ -245,12 +245,12 @@ def distributed(probabilities, grad=False):
 def test_lat_by_hand():
     # CE(chosen) = log 2 (p = 1/2 twice). rejected: p = 3/4 -> log 4, p = 1/2 -> log 2, p = e^-6 is cut: (log 8 + 0)/3, three tokens counted
     rows, term = PairRows(tokens=tokens(TWO)), LAT(source="s")
-    seen, hidden = distributed([[0.5] * 4, [0.5, 0.75, 0.5, math.exp(-6)]], grad=True)
-    loss = total(term, rows, clean=seen)
+    outputs, hidden = distributed([[0.5] * 4, [0.5, 0.75, 0.5, math.exp(-6)]], grad=True)
+    loss = total(term, rows, clean=outputs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(8) / 3, abs=1e-14)
-    assert mean(term, rows, "log1mp/rejected", clean=seen) == pytest.approx(math.log(2))
-    assert mean(term, rows, "nll/chosen", clean=seen) == pytest.approx(math.log(2))
+    assert mean(term, rows, "log1mp/rejected", clean=outputs) == pytest.approx(math.log(2))
+    assert mean(term, rows, "nll/chosen", clean=outputs) == pytest.approx(math.log(2))
     # d -log(1 - p) / dz = (p, -p), over 3 tokens and halved; d CE / dz = (p - 1, 1 - p), over 2 tokens and halved
     assert hidden.grad[1, :, 0].tolist() == pytest.approx([0, 0.75 / 6, 0.5 / 6, 0.0])
     assert hidden.grad[0, :, 0].tolist() == pytest.approx([0, -0.5 / 4, -0.5 / 4, 0.0])
@@ -258,10 +258,10 @@ def test_lat_by_hand():
 
 
 def test_without_away_lat_needs_no_distribution():
-    rows, (seen, _) = PairRows(tokens=tokens(TWO)), distributed([[0.5] * 4, [0.25] * 4])
-    plain, both = LAT(source="s", away_weight=0.0), LAT(source="s", away_weight=1e-300)
-    assert (plain.reads["clean"], both.reads["clean"]) == ({"logprobs"}, {"distribution"})
-    assert float(total(plain, rows, clean=seen)) == pytest.approx(float(total(both, rows, clean=seen)), abs=1e-15)
+    rows, (outputs, _) = PairRows(tokens=tokens(TWO)), distributed([[0.5] * 4, [0.25] * 4])
+    alone, combined = LAT(source="s", away_weight=0.0), LAT(source="s", away_weight=1e-300)
+    assert (alone.reads["clean"], combined.reads["clean"]) == ({"logprobs"}, {"distribution"})
+    assert float(total(alone, rows, clean=outputs)) == pytest.approx(float(total(combined, rows, clean=outputs)), abs=1e-15)
 
 
 def test_what_the_adversary_climbs_is_minus_the_defence_of_the_swapped_pair():
@@ -280,12 +280,12 @@ def test_odds_of_a_model_in_chunks_and_in_bfloat16():
     rows = tokens(TWO, ids=[[0, 1, 2, 0], [0, 3, 0, 1]])
     head = torch.randn(6, 5, dtype=torch.float64) * 3
     hidden = torch.randn(2, 4, 5, dtype=torch.float64)
-    whole = heads.odds(Distribution(hidden=hidden, head=lambda h: h @ head.t()), rows)
+    at_once = heads.odds(Distribution(hidden=hidden, head=lambda h: h @ head.t()), rows)
     pieces = heads.odds(Distribution(hidden=hidden, head=lambda h: h @ head.t()), rows, chunk=2)
-    for a, b in zip(whole, pieces, strict=True):
+    for a, b in zip(at_once, pieces, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
         assert float(a[~rows.target].abs().sum()) == 0.0
-    torch.testing.assert_close(whole[0].exp() + whole[1].exp(), torch.where(rows.target, 1.0, 2.0).double(), rtol=0, atol=1e-14)
+    torch.testing.assert_close(at_once[0].exp() + at_once[1].exp(), torch.where(rows.target, 1.0, 2.0).double(), rtol=0, atol=1e-14)
     low = Distribution(hidden=hidden.bfloat16(), head=lambda h: h @ head.bfloat16().t())
     logp, log1m = heads.odds(low, rows)
     assert log1m.dtype == torch.float32
@@ -328,17 +328,17 @@ def test_circuit_breaker_by_hand():
     # One row, two tokens, two layers. cos: layer 0: (1, 0) against (1, 0) = 1 and against (-1, 0) = -1 -> 0;
     # layer 2: (3, 4) against (4, 3) = 24/25, against (0, 5) = 4/5. Means over layers (0.98, 0.4), over tokens 0.69.
     rows = DemoRows(tokens=tokens([[0, 1]]))
-    now = {"layer:0": t([[[1.0, 0.0], [1.0, 0.0]]]), "layer:2": t([[[3.0, 4.0], [3.0, 4.0]]])}
+    hidden = {"layer:0": t([[[1.0, 0.0], [1.0, 0.0]]]), "layer:2": t([[[3.0, 4.0], [3.0, 4.0]]])}
     before = {"layer:0": t([[[1.0, 0.0], [-1.0, 0.0]]]), "layer:2": t([[[4.0, 3.0], [0.0, 5.0]]])}
-    seen = {"clean": Outputs(hidden=now), "reference": Outputs(hidden=before)}
+    outputs = {"clean": Outputs(hidden=hidden), "reference": Outputs(hidden=before)}
     term = CircuitBreaker(source="s", layers=(0, 2))
-    assert float(total(term, rows, **seen)) == pytest.approx(0.69)
-    assert mean(term, rows, "cosine", **seen) == pytest.approx((0.98 - 0.1) / 2, abs=1e-7)  # not cut at 0
+    assert float(total(term, rows, **outputs)) == pytest.approx(0.69)
+    assert mean(term, rows, "cosine", **outputs) == pytest.approx((0.98 - 0.1) / 2, abs=1e-7)  # not cut at 0
     # distances: (0, 2) and (sqrt 2, sqrt(9 + 1)); of the response, which is the second token, (2 + sqrt 10)/2
     retain = CircuitBreaker(source="s", role="retain", layers=(0, 2))
-    assert float(total(retain, rows, **seen)) == pytest.approx((0 + 2 + math.sqrt(2) + math.sqrt(10)) / 4)
-    assert float(total(replace(retain, where="response"), rows, **seen)) == pytest.approx((2 + math.sqrt(10)) / 2)
-    assert float(total(replace(retain, where="prompt"), rows, **seen)) == pytest.approx(math.sqrt(2) / 2)
+    assert float(total(retain, rows, **outputs)) == pytest.approx((0 + 2 + math.sqrt(2) + math.sqrt(10)) / 4)
+    assert float(total(replace(retain, where="response"), rows, **outputs)) == pytest.approx((2 + math.sqrt(10)) / 2)
+    assert float(total(replace(retain, where="prompt"), rows, **outputs)) == pytest.approx(math.sqrt(2) / 2)
 
 
 def test_circuit_breaker_gradients():
@@ -361,8 +361,8 @@ def test_padding_does_not_dilute_what_is_retained():
     for width in (2, 4):
         rows = DemoRows(tokens=tokens([[0, 1, 0, 0][:width]], mask=[[1, 1, 0, 0][:width]]))
         ones = torch.ones(1, width, 4)
-        seen = {"clean": Outputs(hidden={"layer:0": ones}), "reference": Outputs(hidden={"layer:0": 0 * ones})}
-        losses.append(float(total(term, rows, **seen)))
+        outputs = {"clean": Outputs(hidden={"layer:0": ones}), "reference": Outputs(hidden={"layer:0": 0 * ones})}
+        losses.append(float(total(term, rows, **outputs)))
     assert losses == [2.0, 2.0]  # ||(1, 1, 1, 1)||
 
 
@@ -373,10 +373,10 @@ def test_an_adapter_that_does_nothing_yet_has_cosine_one_reroutes_one_and_retain
     rows = DemoRows(tokens=net.encoder.demos(["a b :", "c :"], ["d e", "f g h"]))
     for role, want in (("reroute", 1.0), ("retain", 0.0)):
         term = CircuitBreaker(source="s", role=role, layers=(0, 1))
-        seen = {view: n(rows.tokens, term.reads[view]) for view, n in (("clean", net), ("reference", before))}
-        loss = total(term, rows, **seen)
+        outputs = {view: n(rows.tokens, term.reads[view]) for view, n in (("clean", net), ("reference", before))}
+        loss = total(term, rows, **outputs)
         assert float(loss.detach()) == pytest.approx(want, abs=1e-12)
-        assert mean(term, rows, "cosine", **seen) == pytest.approx(1.0, abs=1e-6)
+        assert mean(term, rows, "cosine", **outputs) == pytest.approx(1.0, abs=1e-6)
         net.zero_grad()
         loss.backward()
         moved = sum(float(p.grad.abs().sum()) for p in net.parameters() if p.grad is not None)
@@ -385,8 +385,8 @@ def test_an_adapter_that_does_nothing_yet_has_cosine_one_reroutes_one_and_retain
         if p.requires_grad:
             p.data.add_(torch.randn_like(p) * 0.1)
     term = CircuitBreaker(source="s", layers=(0, 1))
-    seen = {view: n(rows.tokens, term.reads[view]) for view, n in (("clean", net), ("reference", before))}
-    assert float(total(term, rows, **seen).detach()) < 0.999
+    outputs = {view: n(rows.tokens, term.reads[view]) for view, n in (("clean", net), ("reference", before))}
+    assert float(total(term, rows, **outputs).detach()) < 0.999
 
 
 def test_circuit_breaker_refusals():
@@ -401,9 +401,9 @@ def test_circuit_breaker_refusals():
 def test_mart_of_two_classes_without_its_divergence_is_twice_the_cross_entropy():
     # The rival of y is the other class, and 1 - p_k = p_y: both halves are -log p_y.
     z, rows = torch.randn(3, 2, dtype=torch.float64), labelled([0, 1, 1])
-    seen = {"clean": Outputs(class_logits=z), "pgd": Outputs(class_logits=z)}
-    plain = float(total(Classify(source="s"), rows, **seen))
-    assert float(total(MART(source="s", view="pgd", weight=0.0), rows, **seen)) == pytest.approx(2 * plain, abs=1e-14)
+    outputs = {"clean": Outputs(class_logits=z), "pgd": Outputs(class_logits=z)}
+    alone = float(total(Classify(source="s"), rows, **outputs))
+    assert float(total(MART(source="s", view="pgd", weight=0.0), rows, **outputs)) == pytest.approx(2 * alone, abs=1e-14)
 
 
 # ------------------------------------------------------------- consistency as SMART, ALUM, TRADES and R3F use it
@@ -414,11 +414,11 @@ def test_an_attack_of_radius_zero_changes_nothing(divergence):
     """Radius 0: the attacked view is the clean one, the term is 0 and has no gradient; whatever its weight, training is the plain one."""
     net = network("classifier")
     rows = {"s": labels(net)}
-    plain, _ = update(learner(net), {"clean": Classify(source="s")}, rows)
+    alone, _ = update(learner(net), {"clean": Classify(source="s")}, rows)
     smooth = Consistency(source="s", view="pgd", divergence=divergence, coef=100.0)
-    both, logs = update(learner(net), {"clean": Classify(source="s"), "smooth": smooth}, rows, {"pgd": PGD(radius=0.0, steps=1)})
+    combined, logs = update(learner(net), {"clean": Classify(source="s"), "smooth": smooth}, rows, {"pgd": PGD(radius=0.0, steps=1)})
     assert abs(logs["smooth/loss"]) < 1e-15
-    torch.testing.assert_close(both, plain, rtol=0, atol=1e-13)
+    torch.testing.assert_close(combined, alone, rtol=0, atol=1e-13)
 
 
 def test_trades_is_its_equation():
@@ -429,9 +429,11 @@ def test_trades_is_its_equation():
     for z, other, label in zip(clean.tolist(), attacked.tolist(), y, strict=True):
         p, q = ([math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (z, other))
         want += (-math.log(p[label]) + 6 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))) / 5
-    rows, seen = labelled(y), {"clean": Outputs(class_logits=clean), "pgd": Outputs(class_logits=attacked)}
+    rows, outputs = labelled(y), {"clean": Outputs(class_logits=clean), "pgd": Outputs(class_logits=attacked)}
     robust = Consistency(source="s", view="pgd", divergence="kl", coef=6.0)
-    assert float(total(Classify(source="s"), rows, **seen) + robust.coef * total(robust, rows, **seen)) == pytest.approx(want, abs=1e-13)
+    assert float(total(Classify(source="s"), rows, **outputs) + robust.coef * total(robust, rows, **outputs)) == pytest.approx(
+        want, abs=1e-13
+    )
 
 
 def test_r3f_in_expectation():
@@ -450,5 +452,5 @@ def test_r3f_in_expectation():
     p = (weight @ h).softmax(0)
     curvature = weight.t() @ (p.diag() - p[:, None] * p) @ weight
     rows, term = labelled([0] * number), Consistency(source="s", view="noise")
-    seen = {"clean": Outputs(class_logits=(weight @ h).expand(number, 3)), "noise": Outputs(class_logits=(h + z) @ weight.t())}
-    assert float(total(term, rows, **seen)) == pytest.approx(radius**2 / 3 * float(curvature.trace()), rel=0.03)
+    outputs = {"clean": Outputs(class_logits=(weight @ h).expand(number, 3)), "noise": Outputs(class_logits=(h + z) @ weight.t())}
+    assert float(total(term, rows, **outputs)) == pytest.approx(radius**2 / 3 * float(curvature.trace()), rel=0.03)

@@ -34,8 +34,8 @@ def test_lower_bound_at_the_ends():
 @pytest.mark.parametrize(("successes", "total"), [(0, 5), (2, 5), (5, 5), (37, 90)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.998])
 def test_two_sided_interval_is_scipy_s(successes, total, confidence):
-    found = stats.binomtest(successes, total).proportion_ci(confidence, method="exact")
-    assert c.clopper_pearson(successes, total, confidence=confidence) == pytest.approx((found.low, found.high), rel=1e-9, abs=1e-12)
+    result = stats.binomtest(successes, total).proportion_ci(confidence, method="exact")
+    assert c.clopper_pearson(successes, total, confidence=confidence) == pytest.approx((result.low, result.high), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
@@ -69,8 +69,8 @@ def test_radius_is_capped_by_the_number_of_copies_and_zero_without_a_majority():
 
 def test_certify_takes_the_class_from_one_sample_and_its_bound_from_the_other():
     # Selection says 1; of the estimation, 90 of 100 are 1: the bound is that of 90 of 100.
-    found = c.certify(torch.tensor([4, 6, 0]), torch.tensor([5, 90, 5]), alpha=0.001)
-    assert found == (1, c.lower_bound(90, 100, alpha=0.001))
+    result = c.certify(torch.tensor([4, 6, 0]), torch.tensor([5, 90, 5]), alpha=0.001)
+    assert result == (1, c.lower_bound(90, 100, alpha=0.001))
     # Selection was lucky: class 0 has 10 of 100 then. Another class's 90 do not help: abstain.
     assert c.certify(torch.tensor([6, 4, 0]), torch.tensor([10, 90, 0]), alpha=0.001)[0] is None
     assert c.certify(torch.tensor([9, 1]), torch.tensor([55, 45]), alpha=0.001)[0] is None
@@ -136,19 +136,19 @@ def test_certified_words_by_hand():
 def test_beta_is_the_share_of_the_class_among_copies_that_keep_a_changed_word():
     """Two words, one kept: sets {0} and {1}; only {0} votes for the class. d = 1: {0} gives 1, {1} gives 0, in the mean over
     sets 1/2; d = 2: both copies meet, 1/2 exactly."""
-    kept = torch.tensor([[True, False], [False, True]])
+    kept_words = torch.tensor([[True, False], [False, True]])
     votes = torch.tensor([True, False])
     generator = torch.Generator().manual_seed(0)
-    assert c.ranmask_beta(votes, kept, changed=2, generator=generator) == 0.5
+    assert c.ranmask_beta(votes, kept_words, changed=2, generator=generator) == 0.5
     # 4000 fair coins: deviation of the mean 0.0079.
-    assert c.ranmask_beta(votes, kept, changed=1, samples=4000, generator=generator) == pytest.approx(0.5, abs=0.032)
+    assert c.ranmask_beta(votes, kept_words, changed=1, samples=4000, generator=generator) == pytest.approx(0.5, abs=0.032)
     # No copy keeps any of the words: nothing is known, so 1.
     assert c.ranmask_beta(votes, torch.zeros(2, 2, dtype=torch.bool), changed=1, generator=generator) == 1.0
 
 
-def majority(text, kept, classify):
+def majority(text, num_kept, classify):
     """(class or None, share) of the vote over all sets of kept words; a hidden word is None."""
-    sets = list(combinations(range(len(text)), kept))
+    sets = list(combinations(range(len(text)), num_kept))
     votes = [classify(tuple(w if i in s else None for i, w in enumerate(text))) for s in sets]
     top = max((0, 1), key=votes.count)
     return top, votes.count(top) / len(votes)
@@ -176,9 +176,9 @@ def test_no_substitution_within_the_certificate_changes_the_vote(length, kept, c
                 other = list(text)
                 for i, w in zip(places, new, strict=True):
                     other[i] = w
-                now, _ = majority(other, kept, bag)
-                assert now == top or not safe, (text, other)
-                broken += now != top
+                vote, _ = majority(other, kept, bag)
+                assert vote == top or not safe, (text, other)
+                broken += vote != top
     assert certified > 0
     assert broken > 0
 
@@ -189,8 +189,8 @@ def test_the_estimate_of_beta_is_no_certificate():
     votes = torch.tensor([False] + [True] * 9)
     beta = c.ranmask_beta(votes, torch.eye(10, dtype=torch.bool), changed=4, samples=3000, generator=torch.Generator().manual_seed(0))
     assert beta == pytest.approx(0.9, abs=0.02)
-    found = c.ranmask_words(0.9, words=10, num_kept=1, beta=lambda d: beta)
-    assert found == 4
-    assert 9 - found == 5
+    result = c.ranmask_words(0.9, words=10, num_kept=1, beta=lambda d: beta)
+    assert result == 4
+    assert 9 - result == 5
     # With beta = 1 three words: 0.9 - 3/10 > 1/2, and 6 votes are left.
     assert c.ranmask_words(0.9, words=10, num_kept=1) == 3

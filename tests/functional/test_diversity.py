@@ -116,8 +116,8 @@ def test_numbers_of_groups_by_hand():
 
 @nltk
 def test_an_evaluation_logs_them():
-    held = Evaluation(data=DATA, number=3, samples=4, sampling=SHORT, self_bleu=3)
-    trainer = imitation(evaluations={"held": held})
+    evaluation = Evaluation(data=DATA, number=3, samples=4, sampling=SHORT, self_bleu=3)
+    trainer = imitation(evaluations={"held": evaluation})
     logs = trainer.evaluate()
     examples = data.examples(DATA, split="test", limit=3, seed=0)
     groups = trainer.rollout_engine.generate(trainer.model, examples, 4, SHORT, torch.Generator().manual_seed(0))

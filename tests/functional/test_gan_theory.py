@@ -187,8 +187,8 @@ def test_a_constant_per_prompt_is_removed_by_the_group_and_by_nothing_else():
     group = torch.tensor([0, 1]).repeat_interleave(K)
     shifted = ratio + torch.tensor([3.0, -5.0], dtype=torch.float64)[group]
     torch.testing.assert_close(advantages.centred(shifted, group)[0], advantages.centred(ratio, group)[0], rtol=0, atol=1e-14)
-    whole = torch.zeros_like(group)
-    assert float((advantages.centred(shifted, whole)[0] - advantages.centred(ratio, whole)[0]).abs().max()) == pytest.approx(4)
+    one_group = torch.zeros_like(group)
+    assert float((advantages.centred(shifted, one_group)[0] - advantages.centred(ratio, one_group)[0]).abs().max()) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("form", gan.FORMS)
@@ -239,8 +239,8 @@ def test_perturbed_prompts_push_mass_away_from_what_they_mark(share):
     q = last(play(UNIFORM, lambda q: share * BAD + (1 - share) * q, rate=1.0, steps=400))
     assert tv(q, filled(BAD, share)) < 1e-6
     # The more a text is marked, for how real it is, the more it loses.
-    kept, marked = q / P, BAD / P
-    assert kept[marked.argsort()].diff().max() < 1e-9
+    unmarked, marked = q / P, BAD / P
+    assert unmarked[marked.argsort()].diff().max() < 1e-9
     assert tv(q, P) > 0.05
 
 
@@ -274,11 +274,11 @@ def test_dividing_by_the_std_of_a_group_makes_any_error_of_the_discriminator_as_
     x, group = torch.randn(16 * 8, dtype=torch.float64), torch.arange(16).repeat_interleave(8)
     for e in (1.0, 1e-2, 1e-3):
         scaled = advantages.group_relative(e * x, group, floor=1e-4)
-        plain, _ = advantages.centred(e * x, group)
+        unscaled, _ = advantages.centred(e * x, group)
         floored = advantages.group_relative(e * x, group, floor=10.0)
         assert float(scaled.pow(2).mean()) == pytest.approx(7 / 8, rel=1e-10)  # (n - 1) / n, whatever e is
-        assert float(plain.abs().max()) < 4 * e
-        torch.testing.assert_close(floored * 10.0, plain, rtol=1e-12, atol=0)  # below the floor the scale is fixed
+        assert float(unscaled.abs().max()) < 4 * e
+        torch.testing.assert_close(floored * 10.0, unscaled, rtol=1e-12, atol=0)  # below the floor the scale is fixed
 
 
 def wander(scale, seed, steps=160, rate=0.1, error=0.05):
@@ -300,7 +300,7 @@ def wander(scale, seed, steps=160, rate=0.1, error=0.05):
 
 def test_and_the_policy_then_leaves_the_fixed_point():
     pairs = [(wander("none", seed), wander("group", seed)) for seed in range(3)]
-    assert all(3 * plain < scaled for plain, scaled in pairs), pairs
+    assert all(3 * unscaled < scaled for unscaled, scaled in pairs), pairs
 
 
 # ------------------------------------------------------------------------------------------------- the trainer itself
@@ -325,8 +325,8 @@ class Watch(Callback):
     @torch.no_grad()
     def on_step(self, trainer, logs):
         network = trainer.model
-        found = network(network.encoder.demos([":"] * len(WORDS), WORDS), {"logprobs"})
-        self.seen.append(found.logprobs.sum(1).double().exp())
+        outputs = network(network.encoder.demos([":"] * len(WORDS), WORDS), {"logprobs"})
+        self.seen.append(outputs.logprobs.sum(1).double().exp())
 
 
 @pytest.mark.slow

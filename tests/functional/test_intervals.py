@@ -131,11 +131,11 @@ def test_intervals_behind_a_judge_cover(number, truth, caught, cleared, labelled
     random, trials, hits = np.random.default_rng(1), 1000, [0, 0]
     for _ in range(trials):
         read = random.binomial(number, truth * caught + (1 - truth) * (1 - cleared)) / number
-        seen = {
+        rates = {
             "sensitivity": random.binomial(labelled[0], caught) / labelled[0],
             "specificity": random.binomial(labelled[1], cleared) / labelled[1],
         }
-        _, low, high = intervals.corrected_for_judge(read, number, **seen, labelled=labelled)
+        _, low, high = intervals.corrected_for_judge(read, number, **rates, labelled=labelled)
         hits[0] += low <= truth <= high
         _, low, high = intervals.corrected_for_judge(read, number, sensitivity=caught, specificity=cleared)
         hits[1] += low <= truth <= high

@@ -85,10 +85,10 @@ class Largest(TorchDispatchMode):
 def test_linear_never_holds_n_by_v():
     n, v, d, chunk = 64, 512, 4, 32
     hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
-    with Largest() as seen:
+    with Largest() as largest:
         lp, entropy = logprobs.linear(hidden, weight, None, torch.randint(v, (n,)), chunk=chunk)
         (lp + entropy).sum().backward()
-    assert seen.numel <= max(n * chunk, v * d)  # a chunk of logits, or the gradient of W; n * v would be 32768
+    assert largest.numel <= max(n * chunk, v * d)  # a chunk of logits, or the gradient of W; n * v would be 32768
     assert hidden.grad is not None
 
 
@@ -99,11 +99,11 @@ def test_gradient_of_the_head_is_not_computed_for_upstream_inputs_alone():
     ids, chunks = torch.zeros(5, dtype=torch.long), 3
     lp, _ = logprobs.linear(hidden + edit, weight, None, ids, chunk=4)
     with Largest() as inner:
-        (found,) = torch.autograd.grad(lp.sum(), [edit], retain_graph=True)
+        (gradient,) = torch.autograd.grad(lp.sum(), [edit], retain_graph=True)
     with Largest() as full:
         lp.sum().backward()
     assert (inner.products, full.products) == (2 * chunks, 3 * chunks)
-    torch.testing.assert_close(found, hidden.grad)
+    torch.testing.assert_close(gradient, hidden.grad)
     # asked for by name, a leaf's gradient is there
     lp, _ = logprobs.linear(hidden, weight, None, ids, chunk=4)
     torch.testing.assert_close(torch.autograd.grad(lp.sum(), [weight])[0], weight.grad)
@@ -136,9 +136,9 @@ def test_autocast_gives_both_passes_the_same_logits():
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_from_head_agrees_with_linear_and_takes_any_function(given, chunk):
     hidden, weight, bias, ids = given["hidden"], given["weight"], given["bias"], given["ids"]
-    heat = torch.linspace(0.5, 2.0, N)[:, None]
-    mine = logprobs.from_head(lambda h: 3 * torch.tanh((h @ weight.t() + bias) / 3), hidden, ids, temperature=heat, chunk=chunk)
-    logp = (3 * torch.tanh((hidden @ weight.t() + bias) / 3) / heat).log_softmax(1)
+    temperature = torch.linspace(0.5, 2.0, N)[:, None]
+    mine = logprobs.from_head(lambda h: 3 * torch.tanh((h @ weight.t() + bias) / 3), hidden, ids, temperature=temperature, chunk=chunk)
+    logp = (3 * torch.tanh((hidden @ weight.t() + bias) / 3) / temperature).log_softmax(1)
     want = logp[torch.arange(N), ids], -(logp.exp() * logp).sum(1)
     for a, b in zip(mine, want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)

@@ -48,8 +48,8 @@ def total(term, rows, **views):
 
 
 def mean(losses, name):
-    values, each = losses.metrics[name]
-    return float((values * each).sum() / each.sum())
+    values, weight = losses.metrics[name]
+    return float((values * weight).sum() / weight.sum())
 
 
 TWO = [[0, 1, 1, 1], [0, 1, 0, 0]]
@@ -57,19 +57,19 @@ TWO = [[0, 1, 1, 1], [0, 1, 0, 0]]
 
 def test_sft_weightings():
     # nll (1, 2, 3) and (10): token mean 16/4, sequence mean (2 + 10)/2; the metric stays per token
-    rows, seen = DemoRows(tokens=tokens(TWO)), Outputs(logprobs=t([[0, -1, -2, -3], [0, -10, 0, 0]]))
-    assert float(total(SFT(source="s"), rows, clean=seen)) == 4.0
+    rows, outputs = DemoRows(tokens=tokens(TWO)), Outputs(logprobs=t([[0, -1, -2, -3], [0, -10, 0, 0]]))
+    assert float(total(SFT(source="s"), rows, clean=outputs)) == 4.0
     sequence = SFT(source="s", weighting="sequence")
-    assert float(total(sequence, rows, clean=seen)) == 6.0
-    assert mean(sequence.losses(rows, {"clean": seen}), "nll") == 4.0
+    assert float(total(sequence, rows, clean=outputs)) == 6.0
+    assert mean(sequence.losses(rows, {"clean": outputs}), "nll") == 4.0
 
 
 def test_classify():
     # logits (log 3, 0), label 0: -log(3/4); (0, 0), label 1: log 2, argmax 0 is wrong
     rows = LabelRows(tokens=tokens([[0, 0], [0, 0]]), labels=torch.tensor([0, 1]))
-    seen = Outputs(class_logits=t([[math.log(3), 0.0], [0.0, 0.0]]))
-    assert float(total(Classify(source="s"), rows, clean=seen)) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
-    assert mean(Classify(source="s").losses(rows, {"clean": seen}), "accuracy") == 0.5
+    outputs = Outputs(class_logits=t([[math.log(3), 0.0], [0.0, 0.0]]))
+    assert float(total(Classify(source="s"), rows, clean=outputs)) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert mean(Classify(source="s").losses(rows, {"clean": outputs}), "accuracy") == 0.5
 
 
 @pytest.mark.parametrize("cls", [GRPO, DAPO])
@@ -85,9 +85,9 @@ def test_first_update_is_weighted_reinforce(cls):
 def test_clip_higher_keeps_what_grpo_clips():
     # ratio 1.25 with A = 1: above 1.2, below 1.28
     rows = rollouts([[0, 1]], [[0.0, 1.0]], old_logprobs=t([[0.0, -1.0]]))
-    seen = {"clean": Outputs(logprobs=t([[0.0, -1.0 + math.log(1.25)]]))}
-    assert mean(GRPO(source="s").losses(rows, seen), "clip_fraction") == 1.0
-    dapo = DAPO(source="s").losses(rows, seen)
+    outputs = {"clean": Outputs(logprobs=t([[0.0, -1.0 + math.log(1.25)]]))}
+    assert mean(GRPO(source="s").losses(rows, outputs), "clip_fraction") == 1.0
+    dapo = DAPO(source="s").losses(rows, outputs)
     assert mean(dapo, "clip_fraction") == 0.0
     assert mean(dapo, "ratio") == pytest.approx(1.25)
     assert mean(dapo, "approx_kl") == pytest.approx(0.25 - math.log(1.25))  # r - 1 - log r
@@ -170,8 +170,8 @@ def test_consistency_of_tokens_stops_too():
     rows = DemoRows(tokens=tokens([[0, 1, 1]]))
     for stop in (False, True):
         clean, pgd = (torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        seen = {name: Outputs(distribution=Distribution(hidden=x, head=lambda h: h)) for name, x in (("clean", clean), ("pgd", pgd))}
-        total(Consistency(source="s", view="pgd", output="tokens", stop=stop), rows, **seen).backward()
+        outputs = {name: Outputs(distribution=Distribution(hidden=x, head=lambda h: h)) for name, x in (("clean", clean), ("pgd", pgd))}
+        total(Consistency(source="s", view="pgd", output="tokens", stop=stop), rows, **outputs).backward()
         assert (clean.grad is None or float(clean.grad.abs().sum()) == 0.0) == stop
         assert float(pgd.grad.abs().sum()) > 0
 
@@ -190,9 +190,9 @@ def judged() -> tuple[LabelRows, Outputs]:
 
 def test_discriminate_metrics():
     # right: rows 0 (1 > 0) and 1 (-9 < 0); wrong: 2 and 3. margin: (1 + 9 - 2 - 1) / 4. Nobody is corrupted.
-    rows, seen = judged()
-    found = Discriminate(source="s").losses(rows, {"clean": seen})
-    assert {name: mean(found, name) for name in found.metrics} == pytest.approx(
+    rows, outputs = judged()
+    losses = Discriminate(source="s").losses(rows, {"clean": outputs})
+    assert {name: mean(losses, name) for name in losses.metrics} == pytest.approx(
         {
             "accuracy": 0.5,
             "margin": 1.75,
@@ -213,17 +213,17 @@ def test_discriminate_bce_and_its_smoothing():
     def softplus(x):
         return math.log1p(math.exp(x))
 
-    rows, seen = judged()
+    rows, outputs = judged()
     want = softplus(-1) + softplus(1) + softplus(-9) + softplus(2)  # the two real rows mirror each other
-    assert float(total(Discriminate(source="s"), rows, clean=seen)) == pytest.approx(want / 4)
+    assert float(total(Discriminate(source="s"), rows, clean=outputs)) == pytest.approx(want / 4)
 
 
 def test_discriminate_pairs_within_a_group():
     # pairs (0, 1) and (0, 2): 10 apart the right way, 1 the wrong way; row 3 is alone and is judged by nobody
-    rows, seen = judged()
+    rows, outputs = judged()
     term = Discriminate(source="s", loss="bradley_terry")
     assert term.bundle == "group"
     assert float(term.weights(rows).count) == 2
     want = (math.log1p(math.exp(-10)) + math.log1p(math.e)) / 2
-    assert float(total(term, rows, clean=seen)) == pytest.approx(want)
-    assert mean(term.losses(rows, {"clean": seen}), "accuracy") == 0.5
+    assert float(total(term, rows, clean=outputs)) == pytest.approx(want)
+    assert mean(term.losses(rows, {"clean": outputs}), "accuracy") == 0.5

@@ -35,9 +35,9 @@ def test_clipped_surrogate_branches(r, a, loss, slope):
 def test_dual_clip_bounds_disliked_tokens_only():
     # c = 3: r = 5, A = -2 gives 10 without and 6 with; r = 2 gives 4 both ways; liked tokens are untouched.
     ratio, advantages = t(5.0, 2.0, 5.0, grad=True), t(-2.0, -2.0, 1.0)
-    plain = policy.clipped_surrogate(ratio, advantages, low=0.2, high=0.2)
+    single_clip = policy.clipped_surrogate(ratio, advantages, low=0.2, high=0.2)
     dual = policy.clipped_surrogate(ratio, advantages, low=0.2, high=0.2, dual_clip=3.0)
-    assert plain.tolist() == [10.0, 4.0, -1.2]
+    assert single_clip.tolist() == [10.0, 4.0, -1.2]
     assert dual.tolist() == [6.0, 4.0, -1.2]
     dual.sum().backward()
     assert ratio.grad.tolist() == [0.0, 2.0, 0.0]
@@ -64,10 +64,10 @@ def test_attacked_surrogate_weighs_the_attacked_likelihood_with_the_clean_ratio(
     # r = 2 is clipped to 1.28, r = 1/2 to 0.8: gradients are -1.28 A and -0.8 A, and none reaches the clean view.
     old, advantages = torch.zeros(1, 2, dtype=torch.float64), t(1.5, -3.0)[None]
     clean = torch.tensor([[math.log(2), math.log(0.5)]], dtype=torch.float64, requires_grad=True)
-    seen = torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
-    losses = policy.surrogate(clean, old, advantages, torch.ones(1, 2, dtype=torch.bool), low=0.2, high=0.28, attacked=seen)
+    attacked = torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
+    losses = policy.surrogate(clean, old, advantages, torch.ones(1, 2, dtype=torch.bool), low=0.2, high=0.28, attacked=attacked)
     losses.values.sum().backward()
-    torch.testing.assert_close(seen.grad, t(-1.28 * 1.5, 0.8 * 3.0)[None], rtol=0, atol=1e-15)
+    torch.testing.assert_close(attacked.grad, t(-1.28 * 1.5, 0.8 * 3.0)[None], rtol=0, atol=1e-15)
     assert clean.grad is None
     torch.testing.assert_close(losses.metrics["ratio"][0], t(2.0, 0.5)[None])
 

@@ -33,9 +33,9 @@ def made(*lengths: int, seed: int = 0, per_row: bool = True) -> tuple[RolloutRow
     """Ragged rows with drifted log-probabilities, one advantage per row (or per token)."""
     g = torch.Generator().manual_seed(seed)
     n, width = len(lengths), max(lengths) + 1
-    where = torch.arange(width)[None]
-    mask = where < torch.tensor(lengths)[:, None] + 1
-    target = mask & (where >= 1)
+    positions = torch.arange(width)[None]
+    mask = positions < torch.tensor(lengths)[:, None] + 1
+    target = mask & (positions >= 1)
     tokens = Tokens(
         ids=torch.randint(0, 50, (n, width), generator=g), mask=mask, target=target, group=torch.arange(n) // 2, key=torch.arange(n)
     )
@@ -73,8 +73,8 @@ def test_with_one_update_per_draw_they_coincide():
     rows, new = made(5, 3, 4, 1)
     rows = replace(rows, old_logprobs=None)
     same = {name: gradient(replace(term, weighting="sequence"), rows, new)[1] for name, term in FAMILY.items() if name != "dr_grpo"}
-    for name, found in same.items():
-        torch.testing.assert_close(found, same["reinforce"], rtol=0, atol=1e-15, msg=name)
+    for name, results in same.items():
+        torch.testing.assert_close(results, same["reinforce"], rtol=0, atol=1e-15, msg=name)
     # Dr. GRPO differs by its weights alone: |y| / 5 of the sequence mean.
     lengths = rows.tokens.target.sum(1, keepdim=True)
     torch.testing.assert_close(gradient(FAMILY["dr_grpo"], rows, new)[1], same["grpo"] * lengths / 5, rtol=0, atol=1e-15)
@@ -82,13 +82,13 @@ def test_with_one_update_per_draw_they_coincide():
 
 def test_after_several_updates_they_differ():
     rows, new = made(5, 3, 4, 1)
-    found = {name: gradient(replace(term, weighting="token"), rows, new)[1] for name, term in FAMILY.items() if name != "dr_grpo"}
-    found["dapo"] = gradient(DAPO(**S, clip_high=0.5), rows, new)[1]
-    names = sorted(set(found) - {"luffy"})  # without a clip luffy is ppo without one; it has its own tests
+    results = {name: gradient(replace(term, weighting="token"), rows, new)[1] for name, term in FAMILY.items() if name != "dr_grpo"}
+    results["dapo"] = gradient(DAPO(**S, clip_high=0.5), rows, new)[1]
+    names = sorted(set(results) - {"luffy"})  # without a clip luffy is ppo without one; it has its own tests
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             if {a, b} != {"grpo", "ppo"}:  # one formula, two weightings
-                assert not torch.allclose(found[a], found[b], atol=1e-6), (a, b)
+                assert not torch.allclose(results[a], results[b], atol=1e-6), (a, b)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILY))
@@ -122,9 +122,9 @@ def test_gradients_by_a_slow_loop(name):
             elif name == "cispo":
                 slope, weight = -a * min(r, 5.0), 1 / tokens
             elif name == "gmpo":
-                held = [min(x, 0.4) if a > 0 else max(x, -0.4) for x in gaps]
-                moves = held[gaps.index(gap)] == gap
-                slope, weight = -a * math.exp(sum(held) / len(held)) * moves, mean_weight
+                clipped_gaps = [min(x, 0.4) if a > 0 else max(x, -0.4) for x in gaps]
+                moves = clipped_gaps[gaps.index(gap)] == gap
+                slope, weight = -a * math.exp(sum(clipped_gaps) / len(clipped_gaps)) * moves, mean_weight
             else:
                 slope, weight = -a * (r if name == "luffy" else 1.0), 1 / tokens
             want[b, t] = slope * weight
@@ -155,9 +155,9 @@ def test_soft_gate_is_tangent_to_the_ratio_at_one():
 def test_gspo_forms_agree_where_advantages_do_and_differ_where_not():
     for per_row in (True, False):
         rows, new = made(5, 3, 4, 2, per_row=per_row)
-        found = [gradient(GSPO(**S, form=form, clip_low=5.0, clip_high=5.0), rows, new) for form in ("sequence", "token")]
-        assert found[0][0] == pytest.approx(found[1][0], abs=1e-15)  # the values always agree
-        assert torch.allclose(found[0][1], found[1][1], atol=1e-14) == per_row
+        results = [gradient(GSPO(**S, form=form, clip_low=5.0, clip_high=5.0), rows, new) for form in ("sequence", "token")]
+        assert results[0][0] == pytest.approx(results[1][0], abs=1e-15)  # the values always agree
+        assert torch.allclose(results[0][1], results[1][1], atol=1e-14) == per_row
 
 
 def test_gspo_clips_whole_responses():
@@ -202,8 +202,8 @@ def test_high_entropy_tokens():
     # 5 target entropies 0.1 .. 0.5; the upper 40 %: quantile at place .6 * 4 = 2.4 -> 0.34, so 0.4 and 0.5 stay
     entropy = torch.tensor([[9.0, 0.1, 0.5, 0.3], [9.0, 0.2, 0.4, 9.0]], dtype=torch.float64)
     target = torch.tensor([[False, True, True, True], [False, True, True, False]])
-    kept = policy.high_entropy(entropy, target, fraction=0.4)
-    assert kept.tolist() == [[False, False, True, False], [False, False, True, False]]
+    selected = policy.high_entropy(entropy, target, fraction=0.4)
+    assert selected.tolist() == [[False, False, True, False], [False, False, True, False]]
     assert torch.equal(policy.high_entropy(entropy, target, fraction=1.0), target)
     assert not policy.high_entropy(entropy, torch.zeros_like(target), fraction=0.4).any()
 
@@ -225,11 +225,11 @@ def test_top_entropy_removes_tokens_and_keeps_the_count(term):
     chosen = replace(term, top_entropy=0.3)
     assert "old_entropy" in chosen.columns
     assert "old_entropy" not in term.columns
-    kept = policy.high_entropy(rows.old_entropy, rows.tokens.target, fraction=0.3)
-    _, whole = gradient(term, rows, new)
+    selected = policy.high_entropy(rows.old_entropy, rows.tokens.target, fraction=0.3)
+    _, unsplit = gradient(term, rows, new)
     _, part = gradient(chosen, rows, new)
-    torch.testing.assert_close(part, whole * kept, rtol=0, atol=1e-15)
-    assert 0 < int(kept.sum()) < int(rows.tokens.target.sum())
+    torch.testing.assert_close(part, unsplit * selected, rtol=0, atol=1e-15)
+    assert 0 < int(selected.sum()) < int(rows.tokens.target.sum())
 
 
 def test_covariance_by_a_slow_loop():
@@ -252,22 +252,22 @@ def test_clip_cov_removes_a_fraction_of_the_tokens_between_its_bounds():
     assert bool(((cov > 0.1) & (cov < 5.0))[gone].all())
     assert torch.equal(gone, term.removed(rows))  # the same draw loses the same tokens
     _, got = gradient(term, rows, new)
-    _, whole = gradient(replace(term, fraction=0.0), rows, new)
-    torch.testing.assert_close(got, whole * ~gone, rtol=0, atol=1e-16)
+    _, unsplit = gradient(replace(term, fraction=0.0), rows, new)
+    torch.testing.assert_close(got, unsplit * ~gone, rtol=0, atol=1e-16)
     assert not ClipCov(**S, low_cov=1e6, high_cov=1e7).removed(rows).any()  # nothing lies there
 
 
 def test_kl_cov_holds_the_largest_covariances():
     rows, new = made(*[6] * 20, per_row=False)
     term = KLCov(**S, fraction=0.05, beta=0.7)
-    held = term.penalised(rows)
+    penalised = term.penalised(rows)
     cov = policy.covariance(rows.old_logprobs, rows.advantages, rows.tokens.target)
-    assert int(held.sum()) == 6
-    assert float(cov[held].min()) >= float(cov[rows.tokens.target & ~held].max())
+    assert int(penalised.sum()) == 6
+    assert float(cov[penalised].min()) >= float(cov[rows.tokens.target & ~penalised].max())
     # gradient: -r A on every token, and beta sign(log r) on the held ones, all over 120 tokens
     _, got = gradient(term, rows, new)
     gap = new - rows.old_logprobs
-    want = (-gap.exp() * rows.advantages + 0.7 * gap.sign() * held) * rows.tokens.target / 120
+    want = (-gap.exp() * rows.advantages + 0.7 * gap.sign() * penalised) * rows.tokens.target / 120
     torch.testing.assert_close(got, want, rtol=0, atol=1e-15)
 
 
@@ -298,12 +298,12 @@ def test_mismatch_by_hand():
 
 def test_diagnostics_by_hand():
     old = torch.tensor([[0.0, math.log(4), math.log(0.5)]], dtype=torch.float64)
-    found = mismatch.diagnostics(old, torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[False, True, True]]))
-    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx((math.log(4) + math.log(2)) / 2)
-    assert found["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(4))
-    assert found["sampling/importance_sampling_ratio/min"] == pytest.approx(0.5)
-    assert found["sampling/importance_sampling_ratio/mean"] == pytest.approx(2.25)
-    assert found["sampling/importance_sampling_ratio/max"] == pytest.approx(4.0)
+    results = mismatch.diagnostics(old, torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[False, True, True]]))
+    assert results["sampling/sampling_logp_difference/mean"] == pytest.approx((math.log(4) + math.log(2)) / 2)
+    assert results["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(4))
+    assert results["sampling/importance_sampling_ratio/min"] == pytest.approx(0.5)
+    assert results["sampling/importance_sampling_ratio/mean"] == pytest.approx(2.25)
+    assert results["sampling/importance_sampling_ratio/max"] == pytest.approx(4.0)
 
 
 def test_token_importance_weights_make_the_estimator_unbiased():
@@ -376,8 +376,8 @@ def test_importance_weighted_kl_has_the_gradient_of_the_kl_off_policy():
     for name in divergence.ESTIMATORS:
         for importance in (True, False):
             leaf = logits.clone().requires_grad_()
-            found = KL(**S, estimator=name, importance=importance).losses(rows, {"clean": Outputs(logprobs=leaf.log_softmax(0)[:, None])})
-            (q * found.values[:, 0]).sum().backward()
+            losses = KL(**S, estimator=name, importance=importance).losses(rows, {"clean": Outputs(logprobs=leaf.log_softmax(0)[:, None])})
+            (q * losses.values[:, 0]).sum().backward()
             assert torch.allclose(leaf.grad, want, atol=1e-14) == (importance and name in ("k1", "k3")), (name, importance)
 
 

@@ -35,8 +35,8 @@ def tokens(target) -> Tokens:
 
 def total(term, rows, **fields):
     """The loss as the engine sums it: weights over count, times losses."""
-    weights, found = term.weights(rows), term.losses(rows, {"clean": Outputs(**fields)})
-    return (weights.values / weights.count * found.values).sum(), {k: mean(v, w) for k, (v, w) in found.metrics.items()}
+    weights, losses = term.weights(rows), term.losses(rows, {"clean": Outputs(**fields)})
+    return (weights.values / weights.count * losses.values).sum(), {k: mean(v, w) for k, (v, w) in losses.metrics.items()}
 
 
 def mean(values, weights):
@@ -162,32 +162,32 @@ def test_dpo_with_either_answer_to_noise():
 def test_ipo_summed_and_per_token():
     # chosen: log-ratios (1, 1), rejected: (0): d = 2 summed, 1 per token; the target 1 / (2 beta) is 1
     rows = PairRows(tokens=tokens([[0, 1, 1], [0, 1, 0]]), ref_logprobs=t([0.0, -2, -2], [0, -2, 0]))
-    seen = t([0.0, -1, -1], [0, -2, 0])
-    assert float(total(IPO(source="s", beta=0.5), rows, logprobs=seen)[0]) == 1.0
-    assert float(total(IPO(source="s", beta=0.5, normalize=True), rows, logprobs=seen)[0]) == 0.0
+    logprobs = t([0.0, -1, -1], [0, -2, 0])
+    assert float(total(IPO(source="s", beta=0.5), rows, logprobs=logprobs)[0]) == 1.0
+    assert float(total(IPO(source="s", beta=0.5, normalize=True), rows, logprobs=logprobs)[0]) == 0.0
 
 
 def test_simpo_by_hand_and_blind_to_length():
     # means -1 and -2: -log sigmoid(2 (1) - 1) = log(1 + 1/e), whatever the number of tokens
     for width in (1, 3):
         target = [[0] + [1] * width] * 2
-        seen = t([0.0] + [-1.0] * width, [0.0] + [-2.0] * width, grad=True)
-        loss, metrics = total(SimPO(source="s", beta=2.0, gamma=1.0), PairRows(tokens=tokens(target)), logprobs=seen)
+        logprobs = t([0.0] + [-1.0] * width, [0.0] + [-2.0] * width, grad=True)
+        loss, metrics = total(SimPO(source="s", beta=2.0, gamma=1.0), PairRows(tokens=tokens(target)), logprobs=logprobs)
         assert float(loss.detach()) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-15)
         assert (metrics["rewards/margins"], metrics["logps/chosen"], metrics["logps/rejected"]) == (2.0, -1.0, -2.0)
         loss.backward()
         # d loss / d m = -beta sigmoid(-1), shared by the tokens
-        assert seen.grad[0, 1:].tolist() == pytest.approx([-2 / (1 + math.e) / width] * width, abs=1e-15)
+        assert logprobs.grad[0, 1:].tolist() == pytest.approx([-2 / (1 + math.e) / width] * width, abs=1e-15)
 
 
 def test_orpo_by_hand():
     # p = 1/2 (odds 1) against 1/4 (odds 1/3): log odds ratio log 3, sigmoid 3/4. Loss log 2 + 0.1 log(4/3).
-    seen = t([0.0, math.log(0.5)], [0.0, math.log(0.25)], grad=True)
-    loss, metrics = total(ORPO(source="s"), PairRows(tokens=tokens([[0, 1]] * 2)), logprobs=seen)
+    logprobs = t([0.0, math.log(0.5)], [0.0, math.log(0.25)], grad=True)
+    loss, metrics = total(ORPO(source="s"), PairRows(tokens=tokens([[0, 1]] * 2)), logprobs=logprobs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(math.log(2) + 0.1 * math.log(4 / 3), abs=1e-15)
     # d log odds / d m = 1 / (1 - p), d(-log sigmoid(x)) / dx = -(1 - 3/4): -1 - 0.1 (1/4) 2 and 0.1 (1/4) (4/3)
-    assert seen.grad[:, 1].tolist() == pytest.approx([-1.05, 0.1 / 3], abs=1e-15)
+    assert logprobs.grad[:, 1].tolist() == pytest.approx([-1.05, 0.1 / 3], abs=1e-15)
     assert metrics["nll"] == pytest.approx(math.log(2))
     assert metrics["log_odds_chosen"] == pytest.approx(math.log(3))
 
@@ -210,8 +210,8 @@ def test_only_centring_sees_the_level_of_scores():
     free = [float(total(RewardModel(source="s", centre=0.0), rows, scores=scores + level)[0]) for level in (0.0, 7.0)]
     assert free[0] == pytest.approx(free[1], abs=1e-14)
     # (s_c + s_r + 2 level)^2 is least where the two scores sum to zero: level 1/2
-    held = {level: float(total(RewardModel(source="s", centre=1.0), rows, scores=scores + level)[0]) for level in (0.4, 0.5, 0.6)}
-    assert min(held, key=held.get) == 0.5
+    losses = {level: float(total(RewardModel(source="s", centre=1.0), rows, scores=scores + level)[0]) for level in (0.4, 0.5, 0.6)}
+    assert min(losses, key=losses.get) == 0.5
     with pytest.raises(ConfigError, match=r"objectives.reward_model: learner 'reward' gives no scores; give it head: score."):
         total(RewardModel(source="s"), rows, logprobs=torch.zeros(2, 2))
 
@@ -262,13 +262,13 @@ def feedback(anchor, desirable) -> FeedbackRows:
 def test_kto_by_hand():
     # r - z0 = log 3 for both: 1 - sigmoid(log 3) = 1/4 if desirable, 1 - sigmoid(-log 3) = 3/4 if not; weights 4/3 and 2
     rows = feedback(0.5, [True, False])
-    seen = t([0.0, 0.5 + math.log(3)], [0.0, 0.5 + math.log(3)], grad=True)
+    logprobs = t([0.0, 0.5 + math.log(3)], [0.0, 0.5 + math.log(3)], grad=True)
     term = KTO(source="s", beta=1.0, desirable_weight=4 / 3, undesirable_weight=2.0)
-    loss, metrics = total(term, rows, logprobs=seen)
+    loss, metrics = total(term, rows, logprobs=logprobs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx((4 / 3 / 4 + 2 * 3 / 4) / 2, abs=1e-15)
     # sigmoid' = 3/16 on both sides: down with desirable, up with undesirable ones; z0 gets no gradient
-    assert seen.grad[:, 1].tolist() == pytest.approx([-4 / 3 * 3 / 16 / 2, 2 * 3 / 16 / 2], abs=1e-15)
+    assert logprobs.grad[:, 1].tolist() == pytest.approx([-4 / 3 * 3 / 16 / 2, 2 * 3 / 16 / 2], abs=1e-15)
     assert rows.anchor.grad is None
     assert metrics == pytest.approx(
         {
@@ -283,11 +283,11 @@ def test_kto_by_hand():
 
 def test_kto_saturates_where_dpo_would_go_on():
     # Far from z0 on either side neither kind has a gradient: the value function is a sigmoid of gains and losses.
-    seen = t([0.0, 500.0], [0.0, -500.0], [0.0, 500.0], [0.0, -500.0], grad=True)
-    loss, _ = total(KTO(source="s"), feedback(0.0, [True, True, False, False]), logprobs=seen)
+    logprobs = t([0.0, 500.0], [0.0, -500.0], [0.0, 500.0], [0.0, -500.0], grad=True)
+    loss, _ = total(KTO(source="s"), feedback(0.0, [True, True, False, False]), logprobs=logprobs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx((0 + 1 + 1 + 0) / 4, abs=1e-15)
-    assert float(seen.grad.abs().max()) < 1e-20
+    assert float(logprobs.grad.abs().max()) < 1e-20
 
 
 # ------------------------------------------------------------------------------------------------------- imitation
@@ -298,12 +298,12 @@ TWO = [[0, 1, 1], [0, 1, 0]]
 def test_dft_is_likelihood_instead_of_its_logarithm():
     # p = 1/2, 1/4 | 1/8: loss (log 2 / 2 + log 4 / 4 + log 8 / 8) / 3, gradient -p / 3, which is that of -sum p / 3
     p = t([1, 0.5, 0.25], [1, 0.125, 1])
-    seen = p.log().requires_grad_()
+    logprobs = p.log().requires_grad_()
     rows = DemoRows(tokens=tokens(TWO))
-    loss, metrics = total(DFT(source="s"), rows, logprobs=seen)
+    loss, metrics = total(DFT(source="s"), rows, logprobs=logprobs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx((0.5 + 0.5 + 3 / 8) * math.log(2) / 3, abs=1e-15)
-    torch.testing.assert_close(seen.grad, -p / 3 * rows.tokens.target, rtol=0, atol=1e-16)
+    torch.testing.assert_close(logprobs.grad, -p / 3 * rows.tokens.target, rtol=0, atol=1e-16)
     assert metrics == pytest.approx({"nll": 2 * math.log(2), "probability": 0.875 / 3})
     by_row = DFT(source="s", weighting="sequence")
     assert float(total(by_row, rows, logprobs=p.log())[0]) == pytest.approx((0.5 + 3 / 8) * math.log(2) / 2, abs=1e-15)
@@ -322,15 +322,15 @@ def rollouts(offpolicy) -> RolloutRows:
 
 @pytest.mark.parametrize("cls", [SFT, DFT])
 def test_of_rollouts_only_the_demonstrations_are_imitated(cls):
-    seen = t([0.0, -1, -2], [0, -3, 0], grad=True)
+    logprobs = t([0.0, -1, -2], [0, -3, 0], grad=True)
     alone = DemoRows(tokens=tokens(TWO[:1]))
     for weighting in ("token", "sequence"):
         term = cls(source="s", weighting=weighting)
-        loss, metrics = total(term, rollouts([True, False]), logprobs=seen)
-        want, of_alone = total(term, alone, logprobs=seen[:1])
+        loss, metrics = total(term, rollouts([True, False]), logprobs=logprobs)
+        want, of_alone = total(term, alone, logprobs=logprobs[:1])
         assert float(loss.detach()) == pytest.approx(float(want.detach()), abs=1e-15)
         assert metrics == pytest.approx(of_alone)
-        (gradient,) = torch.autograd.grad(loss, seen)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
         assert gradient[1].tolist() == [0.0, 0.0, 0.0]
     assert float(cls(source="s").weights(rollouts([False, False])).count) == 0.0
     with pytest.raises(ConfigError, match=rf"^objectives.{cls.__name__.lower()}: the groups of rollouts it reads hold no demonstrations; "):

@@ -39,17 +39,19 @@ def given(seed: int):
     """Tokens of ragged rows, log-probabilities that are zero off target, and those of a reference."""
     g = torch.Generator().manual_seed(seed)
     starts, ends = torch.randint(1, 4, (B, 1), generator=g), torch.randint(5, T + 1, (B, 1), generator=g)
-    where = torch.arange(T)[None]
-    target = (where >= starts) & (where < ends)
-    tokens = Tokens(ids=torch.zeros(B, T, dtype=torch.long), mask=where < ends, target=target, group=torch.arange(B), key=torch.arange(B))
+    positions = torch.arange(T)[None]
+    target = (positions >= starts) & (positions < ends)
+    tokens = Tokens(
+        ids=torch.zeros(B, T, dtype=torch.long), mask=positions < ends, target=target, group=torch.arange(B), key=torch.arange(B)
+    )
     logprobs, ref = (-torch.rand(B, T, generator=g, dtype=torch.float64) * 3 * target for _ in range(2))
     return tokens, logprobs, ref
 
 
 def ours(term, rows, **fields):
-    weights, found = term.weights(rows), term.losses(rows, {"clean": Outputs(**fields)})
-    loss = (weights.values / weights.count * found.values).sum()
-    return loss, {name: float((v * w).sum() / w.sum()) for name, (v, w) in found.metrics.items()}
+    weights, losses = term.weights(rows), term.losses(rows, {"clean": Outputs(**fields)})
+    loss = (weights.values / weights.count * losses.values).sum()
+    return loss, {name: float((v * w).sum() / w.sum()) for name, (v, w) in losses.metrics.items()}
 
 
 def runner(**fields):
@@ -95,14 +97,14 @@ PAIRED = {
 @pytest.mark.parametrize("kind", PAIRED)
 def test_pairs(kind, seed):
     cls = trainer("trl.trainer.dpo_trainer", "DPOTrainer")
-    term, more = PAIRED[kind]
+    term, options = PAIRED[kind]
     tokens, logprobs, ref = given(seed)
     leaf, other = logprobs.clone().requires_grad_(), logprobs[STACKED][:, 1:].clone().requires_grad_()
     loss, metrics = ours(term, PairRows(tokens=tokens, ref_logprobs=ref), logprobs=leaf)
     chosen, rejected = ref.sum(1)[STACKED].chunk(2)
     self = runner(
         beta=BETA, loss_types=[kind], loss_weights=[1.0], f_divergence_type="reverse_kl", ld_alpha=None, use_weighting=False,
-        label_smoothing=more.get("label_smoothing", 0.0),
+        label_smoothing=options.get("label_smoothing", 0.0),
     )  # fmt: skip
     inputs = {
         "input_ids": tokens.ids[STACKED], "attention_mask": tokens.mask[STACKED].long(), "completion_mask": tokens.target[STACKED].long(),
@@ -168,9 +170,9 @@ def test_reward_model(centre, with_margin):
     (gradient,) = torch.autograd.grad(loss, leaf)
     (want,) = torch.autograd.grad(theirs, other)
     torch.testing.assert_close(gradient[STACKED][:, None], want, rtol=0, atol=1e-12)
-    found = self._metrics["train"]
-    assert metrics["rewards/accuracies"] == pytest.approx(found["accuracy"][0])
-    assert metrics["rewards/margins"] == pytest.approx(found["margin"][0])
+    logs = self._metrics["train"]
+    assert metrics["rewards/accuracies"] == pytest.approx(logs["accuracy"][0])
+    assert metrics["rewards/margins"] == pytest.approx(logs["margin"][0])
 
 
 def means(logprobs, target):
@@ -201,10 +203,10 @@ def test_orpo():
     chosen, rejected = means(other, tokens.target)
     self = runner(beta=0.2, concatenated_forward=lambda model, batch: (chosen, rejected, chosen, rejected, -chosen.mean()))
     self.odds_ratio_loss = lambda *x: cls.odds_ratio_loss(self, *x)
-    theirs, found = cls.get_batch_loss_metrics(self, None, {})
+    theirs, logs = cls.get_batch_loss_metrics(self, None, {})
     assert float(loss.detach()) == pytest.approx(float(theirs.detach()), abs=1e-6)
     gradients = (torch.autograd.grad(x, y)[0] for x, y in ((loss, leaf), (theirs, other)))
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
-    shared = set(metrics) & set(found)
+    shared = set(metrics) & set(logs)
     assert len(shared) == 7
-    assert {name: metrics[name] for name in shared} == pytest.approx({name: found[name] for name in shared}, abs=1e-6)
+    assert {name: metrics[name] for name in shared} == pytest.approx({name: logs[name] for name in shared}, abs=1e-6)

@@ -18,9 +18,9 @@ def t(x) -> torch.Tensor:
 @pytest.fixture
 def given(golden) -> dict:
     x = golden["inputs"]
-    found = {name: t(x[name]) for name in ("old", "new", "ref", "scores", "token_rewards", "values", "vpred")}
+    columns = {name: t(x[name]) for name in ("old", "new", "ref", "scores", "token_rewards", "values", "vpred")}
     names = {g: i for i, g in enumerate(dict.fromkeys(x["groups"]))}
-    return found | {"target": t(x["mask"]).bool(), "group": torch.tensor([names[g] for g in x["groups"]])}
+    return columns | {"target": t(x["mask"]).bool(), "group": torch.tensor([names[g] for g in x["groups"]])}
 
 
 def close(a, b, atol):
@@ -39,15 +39,15 @@ LOSSES = {
 def test_policy_losses_and_gradients(golden, given, name):
     high, dual, weigh = LOSSES[name]
     new, target = given["new"].clone().requires_grad_(), given["target"]
-    found = policy.surrogate(new, given["old"], t(golden["A_used"]), target, low=0.2, high=high, dual_clip=dual)
+    losses = policy.surrogate(new, given["old"], t(golden["A_used"]), target, low=0.2, high=high, dual_clip=dual)
     w = weigh(target)
-    total = (w.values / w.count * found.values).sum()
+    total = (w.values / w.count * losses.values).sum()
     total.backward()
     want = golden["policy_losses"][name]
     assert float(total.detach()) == pytest.approx(want["loss"], abs=1e-9)
     close(new.grad, t(want["grad"]), 1e-9)
-    fraction, each = found.metrics["clip_fraction"]
-    assert float((fraction * each).sum() / each.sum()) == pytest.approx(want["metrics"]["actor/pg_clipfrac"], abs=1e-8)
+    fraction, weight = losses.metrics["clip_fraction"]
+    assert float((fraction * weight).sum() / weight.sum()) == pytest.approx(want["metrics"]["actor/pg_clipfrac"], abs=1e-8)
 
 
 def test_kl_estimators(golden, given):
@@ -98,7 +98,7 @@ def test_value_loss(golden, given):
     )
     for clip, want in ((0.2, golden["value_loss"]), (0.5, golden["value_loss_0.5"])):
         term = Value(source="s", clip=clip)
-        w, found = term.weights(rows), term.losses(rows, {"clean": Outputs(values=given["vpred"])})
-        assert float((w.values / w.count * found.values).sum()) == pytest.approx(want["loss"], abs=1e-9)
-        fraction, each = found.metrics["clip_fraction"]
-        assert float((fraction * each).sum() / each.sum()) == pytest.approx(want["clipfrac"], abs=1e-7)
+        w, losses = term.weights(rows), term.losses(rows, {"clean": Outputs(values=given["vpred"])})
+        assert float((w.values / w.count * losses.values).sum()) == pytest.approx(want["loss"], abs=1e-9)
+        fraction, weight = losses.metrics["clip_fraction"]
+        assert float((fraction * weight).sum() / weight.sum()) == pytest.approx(want["clipfrac"], abs=1e-7)

@@ -42,8 +42,8 @@ def rows(golden, scores=None) -> RolloutRows:
     )
 
 
-def found(estimator, given) -> torch.Tensor:
-    return estimator(given, None, lambda x: x)[0]
+def found(estimator, draw) -> torch.Tensor:
+    return estimator(draw, None, lambda x: x)[0]
 
 
 # name in the file: (our estimator, tolerance). 3e-6 and 1e-7 are the guards: 1e-6 / std with std about 1/2, 1e-8 / (2 variance).
@@ -63,8 +63,8 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_equals_public_code_on_target(golden, name):
     estimator, atol = SAME[name]
-    given = rows(golden)
-    got, on = found(estimator, given), given.tokens.target
+    draw = rows(golden)
+    got, on = found(estimator, draw), draw.tokens.target
     torch.testing.assert_close(got[on], t(golden["advantages"][name])[on], rtol=0, atol=atol)
     assert float(got[~on].abs().sum()) == 0.0  # public ReMax leaves the reward to go on the observation of row 4
 
@@ -72,32 +72,32 @@ def test_equals_public_code_on_target(golden, name):
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (1.0, 0.95), (0.99, 0.95), (1.0, 0.0)])
 def test_gae_of_the_outcome_reward(golden, gamma, lam):
     # The file's token rewards are the scores on the last target tokens, which is where the estimator puts them itself.
-    given = rows(golden)
-    on, want = given.tokens.target, golden["advantages"][f"gae_g{gamma}_l{lam}"]
-    got, returns = GAE(gamma=gamma, lam=lam)(given, None, lambda x: x)
+    draw = rows(golden)
+    on, want = draw.tokens.target, golden["advantages"][f"gae_g{gamma}_l{lam}"]
+    got, returns = GAE(gamma=gamma, lam=lam)(draw, None, lambda x: x)
     torch.testing.assert_close(returns[on], t(want["returns"])[on], rtol=0, atol=1e-14)
     torch.testing.assert_close(got[on], t(want["adv_whitened"])[on], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "positive", "negative"), [("positive", 1.0, 0.0), ("negative", 0.0, 1.0), ("weighted", 0.1, 1.0)])
 def test_signed(golden, name, positive, negative):
-    given = rows(golden, golden["psr_nsr"]["scores"])
-    assert torch.equal(found(Signed(positive=positive, negative=negative), given), t(golden["psr_nsr"][name]))
+    draw = rows(golden, golden["psr_nsr"]["scores"])
+    assert torch.equal(found(Signed(positive=positive, negative=negative), draw), t(golden["psr_nsr"][name]))
 
 
 def test_gpg_of_the_paper_counts_groups(golden):
     # Both groups differ, so nothing has to be made up for: alpha is 1. Public code counts 4 rewards that are not 0 and has alpha 6 / 4.
-    given = rows(golden)
+    draw = rows(golden)
     want = t(golden["advantages"]["grpo_nostd"])
-    torch.testing.assert_close(found(GPG(), given), want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found(GPG(), draw), want, rtol=0, atol=1e-14)
     torch.testing.assert_close(1.5 * want, t(golden["advantages"]["gpg"]), rtol=0, atol=1e-14)
 
 
 def test_pass_at_k_of_the_paper_does_not_divide(golden):
     # Rewards (1, 0, 1/2): the lead is 1/2, and so is the std that public code divides by.
-    given = rows(golden)
+    draw = rows(golden)
     want = 0.5 * t(golden["advantages"]["passk"])
-    torch.testing.assert_close(found(PassAtK(), given), want, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found(PassAtK(), draw), want, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["k1", "k2", "k3"])

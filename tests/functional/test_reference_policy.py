@@ -27,12 +27,12 @@ def t(x) -> torch.Tensor:
     return torch.tensor(x, dtype=torch.float64)
 
 
-def rows(golden, **more) -> RolloutRows:
+def rows(golden, **fields) -> RolloutRows:
     x = golden["inputs"]
     target = t(x["mask"]).bool()
     group = torch.tensor([0 if g == "a" else 1 for g in x["groups"]])
     tokens = Tokens(ids=torch.arange(30).view(6, 5), mask=target, target=target, group=group, key=torch.arange(6))
-    given = {
+    columns = {
         "tokens": tokens,
         "rewards": t(x["scores"])[:, None],
         "advantages": t(golden["A_used"]),
@@ -40,15 +40,15 @@ def rows(golden, **more) -> RolloutRows:
         "old_logprobs": t(x["old"]),
         "finished": torch.ones(6, dtype=torch.bool),
     }
-    return RolloutRows(**(given | more))
+    return RolloutRows(**(columns | fields))
 
 
 def loss_and_gradient(golden, term, r) -> tuple[float, torch.Tensor, dict]:
     new = t(golden["inputs"]["new"]).requires_grad_()
-    found, w = term.losses(r, {"clean": Outputs(logprobs=new)}), term.weights(r)
-    total = (w.values / w.count * found.values).sum()
+    losses, w = term.losses(r, {"clean": Outputs(logprobs=new)}), term.weights(r)
+    total = (w.values / w.count * losses.values).sum()
     total.backward()
-    means = {k: float((v * e).sum() / e.sum()) for k, (v, e) in found.metrics.items()}
+    means = {k: float((v * e).sum() / e.sum()) for k, (v, e) in losses.metrics.items()}
     return float(total.detach()), new.grad, means
 
 
@@ -75,8 +75,8 @@ def test_losses_and_gradients(golden, name):
     r = rows(golden)
     if name.startswith("kl_cov"):
         # There the covariance is taken with the log-probabilities of now; ours are the draw's. The choice is made with theirs here.
-        held = KLCov(**S, fraction=0.2).penalised(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
-        object.__setattr__(CASES[name], "held", lambda _: held)
+        penalised = KLCov(**S, fraction=0.2).penalised(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
+        object.__setattr__(CASES[name], "held", lambda _: penalised)
     total, gradient, _ = loss_and_gradient(golden, CASES[name], r)
     want = golden["policy_losses"][name]
     assert total == pytest.approx(want["loss"], abs=2e-8)
@@ -139,8 +139,8 @@ def test_mismatch_weights(golden, name, options):
     w = mismatch.weights(old, sampler, target, **options)
     torch.testing.assert_close(w, t(golden["rollout_corr"][name]["w"]), rtol=0, atol=1e-12)
     # There the effective sample size of a sequence level counts a response once for each of its tokens, too.
-    found = float(mismatch.effective_sample_size(w, target))
-    assert found == pytest.approx(golden["rollout_corr"][name]["ess"], abs=1e-6)
+    size = float(mismatch.effective_sample_size(w, target))
+    assert size == pytest.approx(golden["rollout_corr"][name]["ess"], abs=1e-6)
 
 
 def test_masked_weights_keep_what_lies_between_the_bounds(golden):
@@ -149,11 +149,11 @@ def test_masked_weights_keep_what_lies_between_the_bounds(golden):
     old, sampler, target = t(x["old"]), t(x["ref"]), t(x["mask"]).bool()
     for name, level in (("tok_icepop", "token"), ("seq_mis", "sequence")):
         want = t(golden["rollout_corr"][name]["w"])
-        kept, every = want[want > 0], mismatch.ratio(old, sampler, target, level=level)
-        w = mismatch.weights(old, sampler, target, level=level, mode="mask", low=float(kept.min()), high=float(kept.max()))
+        positive, every = want[want > 0], mismatch.ratio(old, sampler, target, level=level)
+        w = mismatch.weights(old, sampler, target, level=level, mode="mask", low=float(positive.min()), high=float(positive.max()))
         torch.testing.assert_close(w, want, rtol=0, atol=1e-12)
         assert bool((every[target & (want == 0)] > 0).all())
-        ones = mismatch.weights(old, sampler, target, level=level, mode="reject", low=float(kept.min()), high=float(kept.max()))
+        ones = mismatch.weights(old, sampler, target, level=level, mode="reject", low=float(positive.min()), high=float(positive.max()))
         assert torch.equal(ones, (want > 0).double())
 
 

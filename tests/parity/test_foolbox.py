@@ -50,8 +50,8 @@ def attacked(model, attack):
 
 def ours(model, adversary):
     net, x, y = model
-    where = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
-    return run(adversary, where, lambda d: F.cross_entropy(net(x + d), y, reduction="none"))[0]
+    context = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
+    return run(adversary, context, lambda d: F.cross_entropy(net(x + d), y, reduction="none"))[0]
 
 
 def test_projections_and_unit_steps():
@@ -137,10 +137,10 @@ def test_vat(model, steps, monkeypatch):
     """The same normal start, xi = 1e-6 in both (ours is a fraction of the radius): the same direction."""
     net, x, _ = model
     adversary = adversaries.VAT(radius=RADIUS, scope="row", steps=steps, xi=1e-6 / RADIUS)
-    where = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
+    context = perturbation_context(ALL, RADIUS, range(ROWS), dim=DIM)
     log_p = net(x).log_softmax(1)
-    state, asked = climb(adversary, where, lambda d: (log_p.exp() * (log_p - net(x + d).log_softmax(1))).sum(1))
-    monkeypatch.setattr(ep, "normal", lambda like, shape, mean, stddev: ep.astensor(asked[0]))
-    found = attacked(model, foolbox.attacks.VirtualAdversarialAttack(steps=steps, xi=1e-6))
+    state, deltas = climb(adversary, context, lambda d: (log_p.exp() * (log_p - net(x + d).log_softmax(1))).sum(1))
+    monkeypatch.setattr(ep, "normal", lambda like, shape, mean, stddev: ep.astensor(deltas[0]))
+    moved = attacked(model, foolbox.attacks.VirtualAdversarialAttack(steps=steps, xi=1e-6))
     # A gradient at 1e-6 is itself exact to about 1e-9 in float64, and is normalised.
-    torch.testing.assert_close(adversary.ask(state)[SITE].add, found, rtol=0, atol=1e-6)
+    torch.testing.assert_close(adversary.ask(state)[SITE].add, moved, rtol=0, atol=1e-6)

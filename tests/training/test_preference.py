@@ -66,39 +66,39 @@ def test_the_reference_point_is_the_mean_over_mismatched_rows_and_never_below_ze
     crossed = [("a b :", "f"), ("c :", "a b"), ("d e f :", "c d e")]
     mean = sum(log_ratio(first, second, p, r) for p, r in crossed) / 3
     assert abs(mean) > 1e-3
-    found = {}
+    runs = {}
     for budget in (12, 1000):  # one row at a time, and all at once
-        for name, (own, other) in {"there": (first, second), "back": (second, first)}.items():
-            rows = annotate_feedback(judged(own), {"ref_logprobs", "anchor"}, policy=own, reference=other, budget=budget)
+        for name, (mine, other) in {"there": (first, second), "back": (second, first)}.items():
+            rows = annotate_feedback(judged(mine), {"ref_logprobs", "anchor"}, policy=mine, reference=other, budget=budget)
             assert rows.mismatched is None
             assert rows.anchor.shape == (3,)
             assert len(set(rows.anchor.tolist())) == 1
-            found[name, budget] = float(rows.anchor[0])
+            runs[name, budget] = float(rows.anchor[0])
     for budget in (12, 1000):
-        assert found["there", budget] == pytest.approx(max(0.0, mean), abs=1e-12)
-        assert found["back", budget] == pytest.approx(max(0.0, -mean), abs=1e-12)
+        assert runs["there", budget] == pytest.approx(max(0.0, mean), abs=1e-12)
+        assert runs["back", budget] == pytest.approx(max(0.0, -mean), abs=1e-12)
     rows = annotate_feedback(judged(first), {"ref_logprobs"}, policy=first, reference=second, budget=1000)
     assert rows.anchor is None  # nobody asked
 
 
-def taught(steps=3, **more):
-    given = {
+def taught(steps=3, **options):
+    arguments = {
         "model": policy(learning_rate=3e-3),
         "sources": {"taste": Feedback(data=DATA, limit=12, batch_size=6)},
         "objectives": {"prefer": KTO(source="taste", undesirable_weight=1.25)},
         "frozen": {"reference": Frozen()},
         "args": TrainingArguments(max_steps=steps),
     }
-    return Trainer(**(given | more))
+    return Trainer(**(arguments | options))
 
 
 def test_kto_learns_to_tell_the_two_kinds_apart(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["taste"]))
+    records = []
+    spy(monkeypatch, before=lambda runtime, rows: records.append(rows["taste"]))
     history = taught(steps=30).train(progress=False)
-    assert all(rows.mismatched is None for rows in seen)  # the engine never sees those
+    assert all(rows.mismatched is None for rows in records)  # the engine never sees those
     # The policy is its reference at first: z0 = 0, every sigmoid 1/2, the loss (1 n_D + 1.25 n_U) / 2 n.
-    good = float(seen[0].desirable.double().mean())
+    good = float(records[0].desirable.double().mean())
     assert history[0]["prefer/loss"] == pytest.approx((good + 1.25 * (1 - good)) / 2, abs=1e-9)
     assert history[0]["prefer/kl"] == 0.0
     last = history[-1]
@@ -107,15 +107,15 @@ def test_kto_learns_to_tell_the_two_kinds_apart(monkeypatch):
 
 
 def test_kto_does_not_depend_on_the_micro_batches_and_can_be_attacked():
-    def final(budget, **more):
-        trainer = taught(args=TrainingArguments(max_steps=3, token_budget=budget), **more)
+    def final(budget, **options):
+        trainer = taught(args=TrainingArguments(max_steps=3, token_budget=budget), **options)
         history = trainer.train(progress=False)
         return weights(trainer.model), history
 
     pgd = {"adversaries": {"pgd": PGD(radius=0.1, steps=1)}, "objectives": {"prefer": KTO(source="taste", view="pgd")}}
-    for more in ({}, pgd):
-        small, first = final(24, **more)
-        large, second = final(8192, **more)
+    for options in ({}, pgd):
+        small, first = final(24, **options)
+        large, second = final(8192, **options)
         assert first[-1]["prefer/loss"] == pytest.approx(second[-1]["prefer/loss"], abs=1e-9)
         for name, value in small.items():
             torch.testing.assert_close(value, large[name], rtol=0, atol=1e-7)
@@ -156,7 +156,7 @@ WRONG_ROWS = {
     "margin": (
         Pairs,
         {"prompt": "p", "chosen": "c", "rejected": "r", "margin": "much"},
-        r"row '1' has margin 'much', which is no number.",
+        r"row '1' has margin 'much', which is not a number.",
     ),
 }
 
@@ -194,10 +194,10 @@ def test_a_text_that_is_too_long_is_one_sentence(cls):
 
 def test_pairs_carry_the_margins_of_their_data(tmp_path):
     rows = [{"prompt": "a :", "chosen": "b", "rejected": "c", "margin": 1.5}, {"prompt": "d :", "chosen": "e", "rejected": "f"}]
-    for given, margin in ((rows, [1.5, 1.5, 0.0, 0.0]), (rows[1:], None)):
-        runtime = started(Pairs(data=lines(tmp_path / "p.jsonl", given)))
-        found = runtime.rows(runtime.examples, network().encoder)
-        assert (found.margin if margin is None else found.margin.tolist()) == margin
+    for data, margin in ((rows, [1.5, 1.5, 0.0, 0.0]), (rows[1:], None)):
+        runtime = started(Pairs(data=lines(tmp_path / "p.jsonl", data)))
+        built = runtime.rows(runtime.examples, network().encoder)
+        assert (built.margin if margin is None else built.margin.tolist()) == margin
 
 
 def test_a_reference_in_half_precision_is_kept_as_it_was_computed():
@@ -214,28 +214,28 @@ def test_a_reference_in_half_precision_is_kept_as_it_was_computed():
 # --------------------------------------------------------------------------------------------------------- reward models
 
 
-def reward_trainer(steps=1, model=None, **more):
+def reward_trainer(steps=1, model=None, **options):
     learner = (discriminator if model == "encoder" else policy)(head="score", learning_rate=3e-3)
-    given = {
+    arguments = {
         "learners": {"reward": learner},
         "sources": {"taste": Pairs(data=DATA, limit=16, batch_size=8)},
         "objectives": {"fit": RewardModel(source="taste")},
         "args": TrainingArguments(max_steps=steps),
     }
-    return Trainer(**(given | more))
+    return Trainer(**(arguments | options))
 
 
 def groups(number=4):
     """Right answers, wrong ones, one that was cut off."""
     examples = started(Pairs(data=DATA, limit=number)).examples
     texts = [(e.meta["chosen"], e.meta["rejected"], e.meta["chosen"]) for e in examples]
-    made = lambda text, done: Rollout(response_ids=[1], sampler_logprobs=[0.0], text=text, finished=done)  # noqa: E731
-    rollouts = [[made(t, i < 2) for i, t in enumerate(row)] for row in texts]
+    respond = lambda text, done: Rollout(response_ids=[1], sampler_logprobs=[0.0], text=text, finished=done)  # noqa: E731
+    rollouts = [[respond(t, i < 2) for i, t in enumerate(row)] for row in texts]
     return [RolloutGroup(example=e, prompt_ids=[1], rollouts=r) for e, r in zip(examples, rollouts, strict=True)]
 
 
-def asked(found):
-    flat = [(g.example.prompt, r.text, r.finished) for g in found for r in g.rollouts]
+def asked(groups):
+    flat = [(g.example.prompt, r.text, r.finished) for g in groups for r in g.rollouts]
     return [list(column) for column in zip(*flat, strict=True)]
 
 
@@ -248,13 +248,13 @@ def test_a_reward_model_learns_and_scores_alike_as_learner_and_from_its_folder(m
     assert history[-1]["fit/loss"] < 0.4
     assert abs(history[-1]["fit/rewards/chosen"] + history[-1]["fit/rewards/rejected"]) < 0.5 * history[-1]["fit/rewards/margins"]
     trainer.save_pretrained(tmp_path)
-    found = groups()
+    drawn = groups()
     # Rows of a pair are built as scored texts are: what was trained is what is asked.
-    want, _ = trainer.context.score("reward", *asked(found))
+    want, _ = trainer.context.score("reward", *asked(drawn))
     for budget in (20, 8192):
         reward = Model(model=str(tmp_path / "reward"), dtype="float64", token_budget=budget).start(None)
-        assert reward(found) == pytest.approx(want, abs=1e-9)
-    assert Model(model=trainer.model).start(None)(found) == pytest.approx(want, abs=1e-12)
+        assert reward(drawn) == pytest.approx(want, abs=1e-9)
+    assert Model(model=trainer.model).start(None)(drawn) == pytest.approx(want, abs=1e-12)
     assert trainer.model.training  # and is left in the mode it was in
     assert Model(model=trainer.model).start(None)([]) == []
 
@@ -285,8 +285,8 @@ def test_scores_of_a_sequence_classifier_are_its_own_logits(tmp_path):
     theirs = AutoModelForSequenceClassification.from_config(BertConfig(**shape, intermediate_size=32, num_labels=1)).eval()
     theirs.save_pretrained(tmp_path / "rm")
     encoder.tokenizer.save_pretrained(tmp_path / "rm")
-    found = [RolloutGroup(example=Example(prompt="a b :"), prompt_ids=[1], rollouts=[plain("c"), plain("d e f")])]
-    got = Model(model=str(tmp_path / "rm"), max_length=32).start(None)(found)
+    sampled = [RolloutGroup(example=Example(prompt="a b :"), prompt_ids=[1], rollouts=[plain("c"), plain("d e f")])]
+    got = Model(model=str(tmp_path / "rm"), max_length=32).start(None)(sampled)
     batch = encoder.tokenizer(["a b :"] * 2, text_pair=["c", "d e f"], padding=True, return_tensors="pt", return_token_type_ids=True)
     assert got == pytest.approx(theirs(**batch).logits.squeeze(1).tolist(), abs=1e-5)
     assert got[0] != got[1]
@@ -299,8 +299,8 @@ def test_scores_of_a_sequence_classifier_are_its_own_logits(tmp_path):
     network().save_pretrained(tmp_path / "policy")
     refused = {
         "three": r"is a classifier of 3 classes; a run with head: score or a sequence classifier with one label is needed.",
-        "body": r"is no model of scores; a run with head: score or",
-        "policy": r"is no model of scores; a run with head: score or",
+        "body": r"is not a model of scores; a run with head: score or",
+        "policy": r"is not a model of scores; a run with head: score or",
     }
     for name, sentence in refused.items():
         with pytest.raises(ConfigError, match=rf"^rewards.model.model: {tmp_path / name} {sentence}"):
@@ -315,10 +315,10 @@ def test_scores_that_are_no_numbers_and_models_that_are_not_there_are_sentences(
     broken = network("score")
     with torch.no_grad():
         broken.scalar.bias.fill_(math.nan)
-    found = [RolloutGroup(example=Example(prompt="a :"), prompt_ids=[1], rollouts=[plain("b"), plain("c")])]
+    sampled = [RolloutGroup(example=Example(prompt="a :"), prompt_ids=[1], rollouts=[plain("b"), plain("c")])]
     with pytest.raises(RewardError, match=r"^rewards.model: 'Network' scored 2 of 2 responses as nan or infinite.$"):
-        Model(model=broken).start(None)(found)
-    with pytest.raises(ConfigError, match=r"^rewards.model.model: the network given is no model of scores; a run with head: score or"):
+        Model(model=broken).start(None)(sampled)
+    with pytest.raises(ConfigError, match=r"^rewards.model.model: the network given is not a model of scores; a run with head: score or"):
         Model(model=network()).start(None)
     with pytest.raises(AdvalignError, match=r"^rewards.model.model: cannot load '.*nowhere' \(.*\).$") as caught:
         Model(model=str(tmp_path / "nowhere")).start(None)
@@ -326,24 +326,24 @@ def test_scores_that_are_no_numbers_and_models_that_are_not_there_are_sentences(
 
 
 def test_scores_of_the_reward_and_of_a_learner_are_one_function():
-    net, found = network("score"), groups(2)
-    want = score_texts(net, list(zip(*asked(found), strict=True)), 30)
-    assert Model(model=net, token_budget=30).start(None)(found) == pytest.approx(want, abs=1e-12)
+    net, drawn = network("score"), groups(2)
+    want = score_texts(net, list(zip(*asked(drawn), strict=True)), 30)
+    assert Model(model=net, token_budget=30).start(None)(drawn) == pytest.approx(want, abs=1e-12)
 
 
 # --------------------------------------------------------------------------------------- demonstrations inside groups
 
 
 def test_sft_reads_the_demonstrations_inside_rollout_groups(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["write"]))
+    records = []
+    spy(monkeypatch, before=lambda runtime, rows: records.append(rows["write"]))
     objectives = {"policy": GRPO(source="write"), "imitate": SFT(source="write")}
 
     def run(**fields):
         return game(sources={"write": write(**fields)}, objectives=objectives).train(progress=False)
 
     history = run(demonstrations=Demonstrations(number=1))
-    for rows, entry in zip(seen, history, strict=True):
+    for rows, entry in zip(records, history, strict=True):
         assert rows.offpolicy.sum() == 4  # one per prompt, four prompts
         weights_ = objectives["imitate"].weights(rows)
         assert float(weights_.count) == float(rows.tokens.target[rows.offpolicy].sum())
