@@ -32,8 +32,10 @@ from common import about, cpu_hours, once, save
 
 from advalign import attacks
 from advalign import data as loading
-from advalign.attacks import _textattack_support as support
-from advalign.attacks._words_constraints import masked_lm, similarity
+from advalign.attacks._pretrained import model_path
+from advalign.attacks._textattack_import import load as load_textattack
+from advalign.attacks._textattack_patches import patched, seeded
+from advalign.attacks._words_models import masked_lm, similarity
 from advalign.attacks.textattack import RECIPES as TEXTATTACK
 from advalign.attacks.textattack import TextAttack
 from advalign.models import load
@@ -96,7 +98,7 @@ def sentences(network: Any) -> list[Example]:
 
 def train_masked_lm(steps: int = 300) -> dict[str, Any]:
     """MiniLM with a masked-language head, trained on SST-2's training sentences; 15 % of the tokens hidden, all by the mask."""
-    path = support.model_path(ENCODER)
+    path = model_path(ENCODER, "benchmarks/suites.py")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     torch.manual_seed(0)
     model = transformers.AutoModelForMaskedLM.from_pretrained(path)
@@ -127,9 +129,9 @@ def train_masked_lm(steps: int = 300) -> dict[str, Any]:
 def ours(attack: Any, network: Any, examples: Sequence[Example], single: bool = False) -> dict[str, Any]:
     """An attack on our target, building apart, nothing remembered from before. CPU seconds: the machine may be busy with other
     things. `calls`: of the target; on an accelerator, whose batches need not be small, each of them is a forward."""
-    for model in (similarity(ENCODER), masked_lm(str(OUT / "mlm")) if (OUT / "mlm.json").exists() else None):
-        if model is not None:
-            model.known.clear()
+    similarity(ENCODER).vectors.clear()
+    if (OUT / "mlm.json").exists():
+        masked_lm(str(OUT / "mlm")).filled.clear()
     target = ClassifierTarget(network, batch_tokens=CPU_TOKENS)
     calls = [0]
     predict = target.predict
@@ -158,7 +160,7 @@ def ours(attack: Any, network: Any, examples: Sequence[Example], single: bool = 
 def stock(recipe: str, network: Any, examples: Sequence[Example]) -> dict[str, Any]:
     """TextAttack's recipe on its own wrapper, with its own padding and without our caches."""
     given = adapter(recipe)
-    seams, resources = support.load(), given._resources()
+    adapter_module, resources = load_textattack(), given._resources()
     from textattack.constraints.semantics.sentence_encoders import SentenceEncoder
     from textattack.models.wrappers import HuggingFaceModelWrapper
 
@@ -173,22 +175,22 @@ def stock(recipe: str, network: Any, examples: Sequence[Example]) -> dict[str, A
             self.num_sent += 1
             return super().get_grad(text)
 
-    class Encoder(seams.Encoder):  # type: ignore[name-defined, misc]
+    class Encoder(adapter_module.SentenceEncoderAdapter):  # type: ignore[name-defined, misc]
         _check_constraint_many = SentenceEncoder._check_constraint_many
 
         def encode(self, sentences: Sequence[str]) -> Any:
-            self.known.clear()
+            self.vectors.clear()
             return super().encode(sentences)
 
     wrapper = Wrapper(network.model.eval(), network.encoder.tokenizer)
-    patches = {"Victim": lambda target: wrapper, "Encoder": Encoder, "unpad": lambda transformation: None}
-    with support.generators(0), seams.offline(resources), support.patched(seams, **patches):
-        attack = seams.build(TEXTATTACK[recipe][0], None, resources, {})
+    patches = {"VictimWrapper": lambda target: wrapper, "SentenceEncoderAdapter": Encoder, "unpad": lambda transformation: None}
+    with seeded(0), adapter_module.offline(resources), patched(adapter_module, **patches):
+        attack = adapter_module.build(TEXTATTACK[recipe][0], None, resources, {})
 
         def one(example: Example) -> tuple[bool, int]:
             wrapper.num_sent = 0
             result = attack.attack(example.prompt, example.label)
-            return result.perturbed_result.goal_status == seams.SUCCEEDED, wrapper.num_sent
+            return result.perturbed_result.goal_status == adapter_module.SUCCEEDED, wrapper.num_sent
 
         took, found = seconds(lambda: [one(example) for example in examples])
     return {"seconds": took / len(examples), "broken": [ok for ok, _ in found], "queries": [n for _, n in found]}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from advalign import plugins
-from advalign.attacks import _textattack_support as support
+from advalign.attacks._textattack_import import load
 from advalign.attacks.textattack import RECIPES, REFUSED, TextAttack
 from advalign.errors import ConfigError
 from advalign.interfaces import Target
@@ -236,7 +236,7 @@ before = dict(os.environ)
 from advalign.attacks.textattack import TextAttack
 attack = TextAttack()
 assert "textattack" not in sys.modules and "nltk" not in sys.modules, "import and construction must cost nothing"
-from advalign.attacks import _textattack_support as support
+from advalign.attacks._textattack_import import load
 from advalign.types import Budget, Example
 from advalign.interfaces import Target
 class Reader(Target):
@@ -273,7 +273,7 @@ def test_the_import_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_a_loaded_textattack_is_quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    support.load()
+    load()
     capfd.readouterr()
     with caplog.at_level(logging.DEBUG):
         propose(TextAttack(), [POSITIVE])
@@ -286,7 +286,7 @@ def test_a_loaded_textattack_is_quiet(caplog: pytest.LogCaptureFixture, capfd: p
 
 
 def test_every_recipe_of_the_installed_version_is_run_or_refused() -> None:
-    support.load()
+    load()
     import textattack.attack_recipes as installed
 
     base = installed.AttackRecipe

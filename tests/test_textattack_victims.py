@@ -12,8 +12,8 @@ import torch
 import victims
 from torch.nn import functional as F
 
-from advalign.attacks import _textattack_support as support
 from advalign.attacks._gradients import embedding_gradients
+from advalign.attacks._textattack_import import load as load_textattack
 from advalign.attacks.textattack import RECIPES, TextAttack
 from advalign.errors import ConfigError
 from advalign.interfaces import Target
@@ -28,8 +28,8 @@ NAMED = Example(id="names", prompt="Robert Smith saw the bad dull movie in Chica
 
 
 @pytest.fixture(scope="module")
-def seams() -> Any:
-    return support.load()
+def adapter() -> Any:
+    return load_textattack()
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +85,18 @@ def test_no_row_is_padded_beyond_its_batch(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(width == longest for width, longest in widths)
 
 
-def test_masked_language_models_read_no_padding_either(seams: Any, tables: dict[str, str], minilm: str) -> None:
+def test_masked_language_models_read_no_padding_either(adapter: Any, tables: dict[str, str], minilm: str) -> None:
     attack = recipe("bae", tables, minilm)
-    built = seams.build("BAEGarg2019", ClassifierTarget(victims.classifier()), attack._resources(), {})
+    built = adapter.build("BAEGarg2019", ClassifierTarget(victims.classifier()), attack._resources(), {})
     batch = built.transformation._encode_text(["the movie was [MASK]", "the movie was [MASK] and dull"])
     assert batch["input_ids"].shape == (2, 8)  # [CLS] the movie was [MASK] and dull [SEP]
 
 
-def test_tables_that_the_release_lacks_are_replaced(seams: Any) -> None:
+def test_tables_that_the_release_lacks_are_replaced(adapter: Any) -> None:
     """Fault 2: TextBugger and Bad Characters cannot be built from the released package."""
     from textattack.transformations.word_swaps import WordSwapHomoglyphSwap
 
-    from advalign.attacks._textattack_stand_ins import HomoglyphSwap
+    from advalign.attacks._textattack_replacements import HomoglyphSwap
 
     with pytest.raises(FileNotFoundError):
         WordSwapHomoglyphSwap()
@@ -105,9 +105,9 @@ def test_tables_that_the_release_lacks_are_replaced(seams: Any) -> None:
     assert all(word != "good" for word in swapped)
 
 
-def test_neighbours_are_found_without_a_matrix(seams: Any) -> None:
+def test_neighbours_are_found_without_a_matrix(adapter: Any) -> None:
     """Fault 4: TextAttack's own embedding needs a precomputed matrix of neighbours."""
-    from advalign.attacks._textattack_stand_ins import Substitutes
+    from advalign.attacks._textattack_replacements import Substitutes
 
     words = Substitutes({"good": ["fine", "decent"], "fine": ["good"]})
     assert [words.index2word(i) for i in words.nearest_neighbours(words.word2index("good"), 5)] == ["fine", "decent"]
@@ -140,11 +140,11 @@ def undropped() -> Iterator[Network]:
     network.eval()
 
 
-def test_gradients_are_those_of_the_network_without_dropout(seams: Any, undropped: Network) -> None:
+def test_gradients_are_those_of_the_network_without_dropout(adapter: Any, undropped: Network) -> None:
     """Fault 6: TextAttack ranks words by gradients of a network in training mode. Ours, by autograd on the embedding itself; one
     forward, which counts as a query and a gradient; and the network stays in the mode it was in."""
     target, text = ClassifierTarget(undropped), victims.sentences(1)[0].prompt
-    victim = seams.Victim(target)
+    victim = adapter.VictimWrapper(target)
     first, again = victim.get_grad(text)["gradient"], victim.get_grad(text)["gradient"]
     assert (first == again).all()
     assert (target.num_queries, target.num_gradients, target.num_forwards) == (2, 2, 2)
@@ -157,7 +157,7 @@ def test_gradients_are_those_of_the_network_without_dropout(seams: Any, undroppe
     torch.testing.assert_close(torch.tensor(first).double(), expected[0], rtol=1e-4, atol=1e-7)
 
 
-def test_gradients_are_textattacks_own_where_it_has_no_dropout(seams: Any, minilm: str) -> None:
+def test_gradients_are_textattacks_own_where_it_has_no_dropout(adapter: Any, minilm: str) -> None:
     """On a network without dropout its wrapper (two forwards, padded to 512) and ours agree on every real token."""
     import transformers
     from textattack.models.wrappers import HuggingFaceModelWrapper
@@ -168,14 +168,14 @@ def test_gradients_are_textattacks_own_where_it_has_no_dropout(seams: Any, minil
     assert isinstance(network.model, transformers.PreTrainedModel)
     theirs = HuggingFaceModelWrapper(network.model, network.encoder.tokenizer)
     text = "a gorgeous , witty , seductive movie"
-    ours, stock = seams.Victim(ClassifierTarget(network)).get_grad(text), theirs.get_grad(text)
+    ours, stock = adapter.VictimWrapper(ClassifierTarget(network)).get_grad(text), theirs.get_grad(text)
     length = ours["gradient"].shape[0]
     assert ours["ids"][0].tolist() == stock["ids"][0, :length].tolist()
     assert stock["ids"].shape[1] == 512
     torch.testing.assert_close(torch.tensor(ours["gradient"]), torch.tensor(stock["gradient"][:length]), rtol=1e-3, atol=1e-7)
 
 
-def test_a_gradient_is_a_query_and_a_target_without_gradients_is_refused(seams: Any, tables: dict[str, str], minilm: str) -> None:
+def test_a_gradient_is_a_query_and_a_target_without_gradients_is_refused(adapter: Any, tables: dict[str, str], minilm: str) -> None:
     target = ClassifierTarget(victims.classifier())
     attack = recipe("a2t", tables, minilm)
     assert (attack.access, TextAttack.access) == ("gradients", "text")
@@ -210,13 +210,13 @@ def test_order_and_company_do_not_matter(name: str, tables: dict[str, str], mini
     assert any(text for text, _ in together.values())
 
 
-def test_a_sentence_is_encoded_once_and_short_ones_not_at_all(seams: Any, minilm: str) -> None:
+def test_a_sentence_is_encoded_once_and_short_ones_not_at_all(adapter: Any, minilm: str) -> None:
     """Fault 9: TextAttack encodes the reference with every candidate, and texts below the window to discard the number."""
     from textattack.shared import AttackedText
 
-    from advalign.attacks._textattack_stand_ins import Encoder
+    from advalign.attacks._textattack_replacements import SentenceEncoderAdapter
 
-    kind = type("Here", (Encoder,), {"path": minilm})
+    kind = type("MiniLM", (SentenceEncoderAdapter,), {"path": minilm})
     words = "the quick brown fox jumps over the lazy dog and runs far away from the old house".split()
     reference = AttackedText(" ".join(words))
     candidates = [reference.replace_word_at_index(3, word) for word in ("cat", "wolf", "table")]
@@ -236,13 +236,13 @@ def test_a_sentence_is_encoded_once_and_short_ones_not_at_all(seams: Any, minilm
 # ------------------------------------------------------------------------------------------- named entities
 
 
-def test_names_and_places_by_rule_and_by_file(seams: Any, tmp_path: Path) -> None:
+def test_names_and_places_by_rule_and_by_file(adapter: Any, tmp_path: Path) -> None:
     from textattack.shared import AttackedText
 
-    from advalign.attacks._textattack_stand_ins import Entities, tagged
+    from advalign.attacks._textattack_replacements import Entities, tagged
 
     def tags(text: str, table: dict[str, str] | None = None) -> list[str]:
-        return [Entities(table).of_index(AttackedText(text), i).value for i in range(len(text.split()))]
+        return [Entities(table).tag_at(AttackedText(text), i).value for i in range(len(text.split()))]
 
     # By rule: capitalised and on TextAttack's own lists; "the" is no name wherever it stands, and "chicago" in lower case no place.
     assert tags("The Robert Smith of Chicago saw chicago") == ["O", "B-PER", "E-PER", "O", "S-LOC", "O", "O"]

@@ -1,4 +1,4 @@
-"""Gradients of a victim's loss with respect to its input embeddings, for attacks that rank words by them."""
+"""Gradients of a classifier's loss with respect to its input embeddings, for attacks that rank words by them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from advalign.errors import ConfigError
 from advalign.types import Edit, Example, Outputs, Tokens
 
 
-def embedding_gradients(target: Any, examples: Sequence[Example], where: str) -> tuple[Float[Tensor, "N T D"], Tokens]:
-    """Gradient of the cross-entropy of each example's label (without one: of the class predicted), and the tokens it is about.
+def embedding_gradients(target: Any, examples: Sequence[Example], path: str) -> tuple[Float[Tensor, "N T D"], Tokens]:
+    """Gradient of the cross-entropy of each example's label (without one: of the predicted class), and the tokens of its rows.
 
     One forward and one backward for all of them: a row depends on itself alone, so the gradient of the sum is that of each.
     """
     if "gradients" not in target.abilities:
-        raise ConfigError(f"{where}: words are ranked by gradients, and {target.name} gives none; a ClassifierTarget does.")
+        raise ConfigError(f"{path}: words are ranked by gradients, and {target.name} gives none; a ClassifierTarget does.")
     tokens, network = target.tokens(examples), target.network
     zero = torch.zeros(*tokens.ids.shape, network.width("embedding"), dtype=network.dtype, device=network.device)
-    climb = target.climb(tokens, examples, {"embedding": Edit(zero)}, _loss)
-    return climb.gradients["embedding"], tokens
+    result = target.climb(tokens, examples, {"embedding": Edit(zero)}, _loss)
+    return result.gradients["embedding"], tokens
 
 
 def _loss(outputs: Outputs, tokens: Tokens, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

@@ -1,83 +1,81 @@
-"""Suffixes of prompts as token ids that mean the same as text: what is decoded and encoded again must come back."""
+"""Suffixes of prompts as token ids that survive decoding and encoding: the same ids must come back."""
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from advalign.errors import ConfigError
+from advalign.models import Encoder
 
 Suffix = tuple[int, ...]
 
 
-class Places:
-    """Where a suffix lies among the ids of `prompt + suffix`, template included. `closed`: ids that are no text."""
+class SuffixEncoder:
+    """Prompts with suffixes as text and as ids, the chat template included."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         tokenizer = encoder.tokenizer
-        self.closed = sorted({i for i in tokenizer.all_special_ids if i is not None})
-        self.size = len(tokenizer)
+        self.special_ids = sorted({i for i in tokenizer.all_special_ids if i is not None})
+        self.vocabulary_size = len(tokenizer)
         # A byte-level token carries its own space; where the tokenizer drops spaces, words need one between them.
         self.space = "" if encoder.decode(tokenizer(" a", add_special_tokens=False)["input_ids"])[:1] == " " else " "
 
     def text(self, prompt: str, suffix: Suffix) -> str:
+        """The prompt with the suffix behind it."""
         return f"{prompt}{self.space}{self.encoder.decode(suffix)}"
 
-    def surviving(self, prompt: str, found: Sequence[Suffix]) -> list[Suffix]:
-        """Those whose text is encoded to the prompt, exactly these ids, and what the template puts behind."""
-        bare = self.encoder.prompt(prompt)
-        rows = self.encoder.prompts([self.text(prompt, s) for s in found]) if found else []
-        return [s for s, ids in zip(found, rows, strict=True) if _place(bare, ids, s) is not None]
+    def survivors(self, prompt: str, suffixes: Sequence[Suffix]) -> list[Suffix]:
+        """The suffixes whose text is encoded to the prompt, exactly these ids, and the rest of the template."""
+        ids = self.encoder.prompt(prompt)
+        rows = self.encoder.prompts([self.text(prompt, s) for s in suffixes]) if suffixes else []
+        return [s for s, row in zip(suffixes, rows, strict=True) if _position(ids, row, s) is not None]
 
     def find(self, prompt: str, suffix: Suffix) -> int:
         """The position of the suffix's first token."""
-        place = _place(self.encoder.prompt(prompt), self.encoder.prompt(self.text(prompt, suffix)), suffix)
-        assert place is not None
-        return place
+        position = _position(self.encoder.prompt(prompt), self.encoder.prompt(self.text(prompt, suffix)), suffix)
+        assert position is not None
+        return position
 
     def anchor(self, prompt: str, suffix: Suffix) -> int:
-        """The position of any suffix's first token. One suffix may be found too far back, where it begins like what the template puts
-        behind it; the place that several have in common is the right one."""
-        others = [s for i in range(self.size) if i not in set(self.closed) for s in [(i,)]][:32]
-        return min(self.find(prompt, s) for s in (suffix, *self.surviving(prompt, others)))
+        """The position of any suffix's first token. `find` goes too far back where a suffix begins like the end of the template; the
+        position that several suffixes have in common is the right one."""
+        others = [s for i in range(self.vocabulary_size) if i not in set(self.special_ids) for s in [(i,)]][:32]
+        return min(self.find(prompt, s) for s in (suffix, *self.survivors(prompt, others)))
 
-    def first(self, prompt: str, initial: str, length: int, rng: random.Random) -> Suffix:
-        """The tokens of `initial`, again and again up to `length`; where that does not survive, random tokens that do."""
-        ids = self.encoder.tokenizer(self._spaced(initial), add_special_tokens=False)["input_ids"]
+    def initial(self, prompt: str, text: str, length: int, rng: random.Random) -> Suffix:
+        """The tokens of `text`, repeated up to `length`; where that does not survive, random tokens that do."""
+        ids = self.encoder.tokenizer(text if self.space else f" {text}", add_special_tokens=False)["input_ids"]
         start: Suffix = tuple((ids * length)[:length])
-        if ids and self.surviving(prompt, [start]):
+        if ids and self.survivors(prompt, [start]):
             return start
-        open_ids = [i for i in range(self.size) if i not in set(self.closed)]
-        kept: Suffix = ()
+        open_ids = [i for i in range(self.vocabulary_size) if i not in set(self.special_ids)]
+        suffix: Suffix = ()
         for _ in range(200 * length):
-            longer = (*kept, rng.choice(open_ids))
-            kept = longer if self.surviving(prompt, [longer]) else kept
-            if len(kept) == length:
-                return kept
+            longer = (*suffix, rng.choice(open_ids))
+            suffix = longer if self.survivors(prompt, [longer]) else suffix
+            if len(suffix) == length:
+                return suffix
         raise ConfigError(f"attacks.tokens: no suffix of {length} tokens survives decoding and encoding with this tokenizer.")
 
-    def _spaced(self, initial: str) -> str:
-        return initial if self.space else f" {initial}"
 
-
-def swapped(suffix: Suffix, options: Int[Tensor, "n k"], rng: random.Random) -> Suffix:
+def swap_one(suffix: Suffix, options: Int[Tensor, "n k"], rng: random.Random) -> Suffix:
     """One position, uniform, becomes one of its options, uniform."""
     place = rng.randrange(len(suffix))
     new = int(options[place, rng.randrange(options.shape[1])])
     return (*suffix[:place], new, *suffix[place + 1 :])
 
 
-def _place(bare: Sequence[int], ids: Sequence[int], suffix: Suffix) -> int | None:
-    """`start` with ids = bare[:start] + suffix + bare[start:], the latest there is."""
-    if len(ids) != len(bare) + len(suffix):
+def _position(prompt: Sequence[int], ids: Sequence[int], suffix: Suffix) -> int | None:
+    """The latest `start` with ids = prompt[:start] + suffix + prompt[start:]."""
+    if len(ids) != len(prompt) + len(suffix):
         return None
-    for start in range(len(bare), -1, -1):
-        if list(ids[:start]) == list(bare[:start]) and tuple(ids[start : start + len(suffix)]) == suffix:
-            return start if list(ids[start + len(suffix) :]) == list(bare[start:]) else None
+    for start in range(len(prompt), -1, -1):
+        if list(ids[:start]) == list(prompt[:start]) and tuple(ids[start : start + len(suffix)]) == suffix:
+            return start if list(ids[start + len(suffix) :]) == list(prompt[start:]) else None
     return None
 
 
-__all__ = ["Places", "Suffix", "swapped"]
+__all__ = ["Suffix", "SuffixEncoder", "swap_one"]

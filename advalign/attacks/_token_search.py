@@ -1,7 +1,7 @@
-"""What every search for a suffix shares: exact losses of suffixes, each sent once, what they cost, and the best so far.
+"""One search for a suffix: exact losses of suffixes, each sent once, what they cost, and the best so far.
 
 A suffix is scored behind the cached prompt (`target.prefix`), with logits at the response's positions alone. It must survive decoding
-and encoding (`_suffix.Places`). Every example is searched by itself with a stream of its own, so results do not depend on company.
+and encoding (`_suffix.SuffixEncoder`).
 """
 
 import math
@@ -9,18 +9,16 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from advalign import plugins
-from advalign.attacks._suffix import Places, Suffix
-from advalign.errors import BudgetError, ConfigError, unknown
+from advalign.attacks._suffix import Suffix, SuffixEncoder
+from advalign.errors import BudgetError, ConfigError
 from advalign.functional import targeted
-from advalign.interfaces import Attack
-from advalign.types import Budget, Example, Proposal
+from advalign.types import Budget, Example, FoundSuffix
 
 OBJECTIVES = ("nll", "first", "mellowmax", "margin")
 GOALS = ("lower", "raise")
@@ -29,110 +27,95 @@ OMEGA = 1.0  # of mellowmax; nanoGCG's default
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What is sought; the names are explained at `SuffixSearch`."""
+    """What is sought; see the fields of `SuffixSearch`."""
 
     length: int
     initial: str = "!"
     objective: str = "nll"
     goal: str = "lower"
 
-    def loss(self, logits: Float[Tensor, "N R V"], ids: Tensor) -> Float[Tensor, "N"]:
+    def loss(self, logits: Float[Tensor, "N R V"], ids: Int[Tensor, "R"]) -> Float[Tensor, "N"]:
+        """The loss to lower, of N responses."""
         if self.objective == "margin":
             margin = targeted.token_margin(logits, ids)
             return targeted.hinge(margin if self.goal == "lower" else -margin)
         nll = targeted.token_nll(logits, ids)
-        found = {"nll": lambda: nll.mean(1), "first": lambda: nll[:, 0], "mellowmax": lambda: targeted.mellowmax(nll, omega=OMEGA)}
-        return found[self.objective]() * (1.0 if self.goal == "lower" else -1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundSuffix:
-    """The best text (None: the example's own) and its loss; what the search spent; `trace`: (queries, best loss so far) after every
-    call, for curves of loss over budget; `says`: whether greedy decoding gives the response."""
-
-    text: str | None
-    suffix: Suffix
-    loss: float
-    queries: int
-    trace: tuple[tuple[int, float], ...]
-    says: bool = False
-    note: str = ""
-
-    def proposal(self, aim: Aim) -> Proposal:
-        unit = "" if aim.objective == "margin" else " nats" if aim.objective == "first" else " nats per token"
-        shown = self.loss if aim.goal == "lower" or aim.objective == "margin" else -self.loss
-        note = f"{shown:.4f}{unit}" + (f"; {self.note}" if self.note else "")
-        return Proposal(text=self.text, note=note, queries=self.queries)
+        sign = 1.0 if self.goal == "lower" else -1.0
+        if self.objective == "first":
+            return nll[:, 0] * sign
+        return (nll.mean(1) if self.objective == "nll" else targeted.mellowmax(nll, omega=OMEGA)) * sign
 
 
 class Prompt:
-    """One example among the ids of its row: what stands before a suffix, behind it, and the response."""
+    """The row of one example: ids before a suffix, after it, and the response."""
 
-    def __init__(self, target: Any, places: Places, example: Example, start: int, length: int) -> None:
-        encoder, bare = target.network.encoder, places.encoder.prompt(example.prompt)
-        self.example, self.places = example, places
-        self.before, self.behind = bare[:start], bare[start:]
-        room = encoder.max_length - len(bare) - length
-        if room < 1:
+    def __init__(self, target: Any, encoder: SuffixEncoder, example: Example, start: int, length: int) -> None:
+        ids, limit = encoder.encoder.prompt(example.prompt), encoder.encoder.max_length
+        self.example, self.encoder = example, encoder
+        self.before, self.after = ids[:start], ids[start:]
+        free = limit - len(ids) - length
+        if free < 1:
             raise BudgetError(
-                f"example '{example.id}': a prompt of {len(bare)} tokens and a suffix of {length} leave no room for a response in "
-                f"max_length {encoder.max_length}; raise max_length or shorten them."
+                f"example '{example.id}': a prompt of {len(ids)} tokens and a suffix of {length} leave no room for a response in "
+                f"max_length {limit}; raise max_length or shorten them."
             )
-        self.response = encoder.response(wanted(example))[:room]
+        self.response = encoder.encoder.response(reference_response(example))[:free]
         self.ids = torch.tensor(self.response, device=target.network.device)
         self.prefix, self.queries = target.prefix(self.before), 0
 
     def fit(self, suffixes: Sequence[Suffix]) -> list[bool]:
-        """Which are read back as the prompt, exactly these ids and what the template puts behind."""
-        rows = self.places.encoder.prompts([self.text(s) for s in suffixes])
-        return [ids == [*self.before, *s, *self.behind] for s, ids in zip(suffixes, rows, strict=True)]
+        """Which suffixes are read back as the prompt, exactly these ids and the rest of the template."""
+        rows = self.encoder.encoder.prompts([self.text(s) for s in suffixes])
+        return [ids == [*self.before, *s, *self.after] for s, ids in zip(suffixes, rows, strict=True)]
 
     def text(self, suffix: Suffix) -> str:
-        return self.places.text(self.example.prompt, suffix) if suffix else self.example.prompt
+        """The prompt with a suffix; with an empty one the bare prompt."""
+        return self.encoder.text(self.example.prompt, suffix) if suffix else self.example.prompt
 
     def tail(self, suffix: Suffix) -> list[int]:
-        return [*suffix, *self.behind, *self.response]
+        """The ids after `before`."""
+        return [*suffix, *self.after, *self.response]
 
 
 class TokenSearchRun:
-    """Losses of suffixes, the mean over `prompts` (one, but for universal suffixes)."""
+    """Losses of suffixes, the mean over `prompts` (one, except for universal suffixes)."""
 
     def __init__(self, target: Any, examples: Sequence[Example], aim: Aim, budget: Budget, rng: random.Random) -> None:
-        self.aim, self.rng, self.places = aim, rng, Places(target.network.encoder)
-        self.start: Suffix = self.places.first(examples[0].prompt, aim.initial, aim.length, rng)
-        self.prompts = [Prompt(target, self.places, e, self.places.anchor(e.prompt, self.start), aim.length) for e in examples]
-        self.left = math.inf if budget.queries is None else budget.queries
+        self.aim, self.rng, self.encoder = aim, rng, SuffixEncoder(target.network.encoder)
+        self.start: Suffix = self.encoder.initial(examples[0].prompt, aim.initial, aim.length, rng)
+        self.prompts = [Prompt(target, self.encoder, e, self.encoder.anchor(e.prompt, self.start), aim.length) for e in examples]
+        self.queries_left = math.inf if budget.queries is None else budget.queries
         self.end = math.inf if budget.seconds is None else time.monotonic() + budget.seconds * len(examples)
-        self.open = [i for i in range(self.places.size) if i not in set(self.places.closed)]
+        self.open_ids = [i for i in range(self.encoder.vocabulary_size) if i not in set(self.encoder.special_ids)]
         self.queries, self.trace = 0, [(0, math.inf)]
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Losses over other prompts than now are worth nothing."""
-        self.known: dict[Suffix, float] = {}
-        self.says: dict[Suffix, bool] = {}
+    def reset(self) -> None:
+        """Forgets all losses; for another start or other prompts."""
+        self.losses: dict[Suffix, float] = {}
+        self.elicits: dict[Suffix, bool] = {}  # whether greedy decoding gives the response
         self.best, self.best_suffix = math.inf, self.start
 
     @property
-    def over(self) -> bool:
-        """Nothing is left, or nothing can be gained."""
-        done = self.aim.objective == "margin" and self.best <= 0
-        return self.left < 1 or done or time.monotonic() >= self.end
+    def finished(self) -> bool:
+        """Whether the budget is spent, or nothing can be gained."""
+        optimal = self.aim.objective == "margin" and self.best <= 0
+        return self.queries_left < 1 or optimal or time.monotonic() >= self.end
 
     def score(self, suffixes: Sequence[Suffix]) -> dict[Suffix, float]:
-        """Losses of those that survive; what was sent before is not sent again. All of one length."""
-        asked = list(dict.fromkeys(suffixes))
-        new = [s for s in asked if s not in self.known]
+        """Losses of the suffixes that survive; a suffix is sent once. All of one length."""
+        distinct = list(dict.fromkeys(suffixes))
+        new = [s for s in distinct if s not in self.losses]
         for prompt in self.prompts:
             new = [s for s, fits in zip(new, prompt.fit(new), strict=True) if fits] if new else []
-        new = new[: int(min(self.left, len(new)))]
+        new = new[: int(min(self.queries_left, len(new)))]
         if new:
             self._send(new)
-        return {s: self.known[s] for s in asked if s in self.known}
+        return {s: self.losses[s] for s in distinct if s in self.losses}
 
     def input_gradients(self, suffix: Suffix) -> Float[Tensor, "n V"]:
         """d loss / d one-hot rows of the suffix, summed over prompts (over their norms per position, where there are several)."""
-        self.left -= 1
+        self.queries_left -= 1
         self.queries += 1
         total: Tensor | None = None
         losses, margins = [], []
@@ -143,26 +126,26 @@ class TokenSearchRun:
                 return self.aim.loss(logits, ids)
 
             prompt.queries += 1
-            value, found = prompt.prefix.input_gradients(prompt.tail(suffix), slice(0, len(suffix)), len(prompt.response), loss)
+            value, gradient = prompt.prefix.input_gradients(prompt.tail(suffix), slice(0, len(suffix)), len(prompt.response), loss)
             if len(self.prompts) > 1:
-                found = found / found.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
-            total = found if total is None else total + found
+                gradient = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+            total = gradient if total is None else total + gradient
             losses.append(value)
-        if suffix not in self.known:
-            self._told(suffix, sum(losses) / len(losses), max(margins))
+        if suffix not in self.losses:
+            self._record(suffix, sum(losses) / len(losses), max(margins))
         assert total is not None
         self.trace.append((self.queries, self.best))
         return total
 
-    def options(self, input_gradients: Float[Tensor, "n V"], top: int) -> Tensor:
-        """Per position the `top` tokens that lower the loss most, to first order; tokens that are no text are none of them."""
+    def options(self, input_gradients: Float[Tensor, "n V"], top: int) -> Int[Tensor, "n k"]:
+        """Per position the `top` tokens that lower the loss most, to first order; special tokens are excluded."""
         input_gradients = input_gradients.clone()
-        input_gradients[:, self.places.closed] = torch.inf
-        input_gradients[:, self.places.size :] = torch.inf  # rows of the matrix that pad the vocabulary
-        return input_gradients.topk(min(top, len(self.open)), largest=False).indices
+        input_gradients[:, self.encoder.special_ids] = torch.inf
+        input_gradients[:, self.encoder.vocabulary_size :] = torch.inf  # rows of the matrix that pad the vocabulary
+        return input_gradients.topk(min(top, len(self.open_ids)), largest=False).indices
 
-    def found(self, prompt: Prompt | None = None) -> FoundSuffix:
-        """For one of the prompts, the first if none is named."""
+    def result(self, prompt: Prompt | None = None) -> FoundSuffix:
+        """The best suffix behind one of the prompts; None: the first."""
         prompt = prompt or self.prompts[0]
         return FoundSuffix(
             text=prompt.text(self.best_suffix),
@@ -170,7 +153,7 @@ class TokenSearchRun:
             loss=self.best,
             queries=prompt.queries,
             trace=tuple(self.trace[1:]),
-            says=self.says.get(self.best_suffix, False),
+            elicits=self.elicits.get(self.best_suffix, False),
             note=prompt.prefix.note,
         )
 
@@ -184,85 +167,20 @@ class TokenSearchRun:
             prompt.queries += len(new)
             tables.append(prompt.prefix.read([prompt.tail(s) for s in new], len(prompt.response), read))
         losses, margins = torch.stack([t[:, 0] for t in tables]).mean(0), torch.stack([t[:, 1] for t in tables]).amax(0)
-        self.left -= len(new)
+        self.queries_left -= len(new)
         self.queries += len(new)
         for suffix, loss, margin in zip(new, losses.tolist(), margins.tolist(), strict=True):
-            self._told(suffix, loss, margin)
+            self._record(suffix, loss, margin)
         self.trace.append((self.queries, self.best))
 
-    def _told(self, suffix: Suffix, loss: float, margin: float) -> None:
-        self.known[suffix], self.says[suffix] = loss, margin <= 0
+    def _record(self, suffix: Suffix, loss: float, margin: float) -> None:
+        self.losses[suffix], self.elicits[suffix] = loss, margin <= 0
         if loss < self.best:
             self.best, self.best_suffix = loss, suffix
 
 
-@dataclass(frozen=True, kw_only=True)
-class SuffixSearch(Attack):
-    """Abstract: a suffix of at most `length` tokens that brings the reference response about, or keeps it away.
-
-    objective: the response's mean negative log-likelihood ("nll"), its first token's ("first"), the mellowmax over its tokens'
-    ("mellowmax"), or the mean hinge of their margins ("margin", after f_6 of arXiv:1608.04644). goal "raise" climbs it instead.
-    """
-
-    length: int = 20
-    objective: str = "nll"
-    goal: str = "lower"
-
-    head: ClassVar[str] = "policy"
-
-    @property
-    def aim(self) -> Aim:
-        return Aim(length=self.length, initial=getattr(self, "initial", "!"), objective=self.objective, goal=self.goal)
-
-    def drive(self, search: TokenSearchRun) -> None:
-        """Moves until the steps or the budget are used up."""
-        raise NotImplementedError
-
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
-        """What was found and what it cost, example by example. The bare prompt is scored first and is a candidate like any other."""
-        self.refuse_other_heads(target)
-        stream, found = rng.getrandbits(63), []
-        for example in examples:
-            search = TokenSearchRun(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
-            if search.left >= 2:
-                if search.prompts[0].before:  # else nothing stands before the response
-                    search.score([()])
-                self.drive(search)
-            found.append(search.found() if search.queries else NOTHING)
-        return found
-
-    def resume(self, target: Any, example: Example, suffix: Suffix, rng: random.Random) -> FoundSuffix:
-        """A search that goes on from `suffix`, which is scored anew: the weights may have moved since it was found. Empty: from
-        `initial`. The bare prompt is no candidate here."""
-        self.refuse_other_heads(target)
-        search = TokenSearchRun(target, [example], self.aim, Budget(), rng)
-        if suffix:
-            search.start = tuple(suffix)
-            search.forget()
-        search.score([search.start])
-        self.drive(search)
-        return search.found()
-
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """One text per example, as far as the budget reaches."""
-        return [found.proposal(self.aim) for found in self.search(target, examples, budget, rng)]
-
-    def check(self, *counts: str) -> None:
-        """Refuses counts below 1 and names that do not exist."""
-        for name in ("length", *counts):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"attacks.{plugins.kind_of(type(self))}.{name}: {getattr(self, name)} given; at least 1.")
-        for name, known in (("objective", OBJECTIVES), ("goal", GOALS)):
-            if getattr(self, name) not in known:
-                raise unknown(f"attacks.{plugins.kind_of(type(self))}.{name}", name, getattr(self, name), known)
-
-    def refuse_other_heads(self, target: Any) -> None:
-        if target.network.head != self.head:
-            kind = plugins.kind_of(type(self))
-            raise ConfigError(f"attacks.{kind}: a suffix is sought for a language model; this one has head '{target.network.head}'.")
-
-
-def wanted(example: Example) -> str:
+def reference_response(example: Example) -> str:
+    """The response that a suffix is to bring about."""
     response = example.meta.get("response", example.answer)
     if response is None:
         raise ConfigError(
@@ -271,6 +189,4 @@ def wanted(example: Example) -> str:
     return str(response)
 
 
-NOTHING = FoundSuffix(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
-
-__all__ = ["GOALS", "OBJECTIVES", "Aim", "FoundSuffix", "TokenSearchRun", "SuffixSearch", "wanted"]
+__all__ = ["GOALS", "OBJECTIVES", "Aim", "Prompt", "TokenSearchRun", "reference_response"]

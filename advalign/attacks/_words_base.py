@@ -2,6 +2,7 @@
 
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,9 +10,10 @@ from typing import Any, ClassVar
 from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_constraints import WordConstraints
 from advalign.attacks._words_driver import run
-from advalign.attacks._words_search import Asking, Seen, WordSearch
+from advalign.attacks._words_search import Search, TextScore, WordSearch
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack
+from advalign.plugins import kind_of
 from advalign.types import Budget, Example, Proposal
 
 SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
@@ -19,72 +21,96 @@ SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
 
 @dataclass(frozen=True, kw_only=True)
 class WordAttack(Attack):
-    """Abstract. sources: "synonyms" (`lexicon`: JSON word -> substitutes, or -> {part of speech: substitutes}), "masked_lm" (what a
-    masked language model puts in the word's place: a folder, hub id or package:module/folder), "characters" (swap, substitute,
-    delete, insert), "bugs" (homoglyph, space, swap, delete inside). At most `candidates` per word and source of looked-up words.
-    At most floor(max_changed * words) words change; stop words never do. constraints: fields of `WordConstraints`."""
+    """Abstract base of searches over substitutions of words. Stop words never change."""
 
     lexicon: str | None = None
+    """JSON file of word -> substitutes, or -> {part of speech: substitutes}; the source synonyms reads it."""
     masked_lm: str | None = None
+    """Masked language model (folder, hub id or package:module/folder); the source masked_lm asks it for words in context."""
     sources: tuple[str, ...] | None = None
+    """Where substitutes come from: synonyms, masked_lm, characters (swap, substitute, delete, insert) or bugs (homoglyph, space, swap,
+    delete inside the word). None: those of lexicon and masked_lm that are given, else characters."""
     candidates: int = 8
+    """Most substitutes per word; of a masked language model, besides the others."""
     max_changed: float = 0.3
+    """Fraction of the words that may change, rounded down."""
     constraints: WordConstraints | Mapping[str, Any] = field(default_factory=WordConstraints)
+    """What an edited text must keep: fields of `WordConstraints`."""
     batch_size: int = 32
+    """Examples whose searches run together."""
 
     access: ClassVar[str] = "text"
-    name: ClassVar[str] = "words"
+    head: ClassVar[str | None] = "classifier"
 
     @property
     def examples_at_once(self) -> int | None:
         return self.batch_size
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "constraints", WordConstraints.of(self.constraints))
+        object.__setattr__(self, "constraints", WordConstraints.from_config(self.constraints))
         for name in self.origins:
             if name not in SOURCES:
-                raise unknown(f"attacks.{self.name}.sources", "source", name, SOURCES)
-        for source, given, what in (("synonyms", "lexicon", "a JSON file, word -> words"), ("masked_lm", "masked_lm", "a language model")):
-            if source in self.origins and getattr(self, given) is None:
-                raise ConfigError(f"attacks.{self.name}.{given}: {self.label} takes {source} from {what}; none is given.")
+                raise unknown(f"{self.path}.sources", "source", name, SOURCES)
+        if "synonyms" in self.origins and self.lexicon is None:
+            raise ConfigError(f"{self.path}.lexicon: {self.label} takes synonyms from a JSON file, word -> words; none is given.")
+        if "masked_lm" in self.origins and self.masked_lm is None:
+            raise ConfigError(f"{self.path}.masked_lm: {self.label} takes masked_lm from a language model; none is given.")
         if self.candidates < 1 or self.batch_size < 1 or not 0 < self.max_changed <= 1:
             raise ConfigError(
-                f"attacks.{self.name}: candidates {self.candidates}, batch_size {self.batch_size}, max_changed {self.max_changed} given; "
+                f"{self.path}: candidates {self.candidates}, batch_size {self.batch_size}, max_changed {self.max_changed} given; "
                 "the first two are at least 1, max_changed is in (0, 1]."
             )
 
     @property
+    def path(self) -> str:
+        """What errors call it."""
+        return f"attacks.{kind_of(type(self))}"
+
+    @property
     def label(self) -> str:
-        return f"'{self.name}'"
+        """The attack, or its style, in an error."""
+        return f"'{kind_of(type(self))}'"
 
     @property
     def origins(self) -> tuple[str, ...]:
+        """The sources of substitutes."""
         if self.sources is not None:
             return tuple(self.sources)
-        named = [name for name, given in (("synonyms", self.lexicon), ("masked_lm", self.masked_lm)) if given is not None]
-        return tuple(named) or ("characters",)
+        read = [name for name, reference in (("synonyms", self.lexicon), ("masked_lm", self.masked_lm)) if reference is not None]
+        return tuple(read) or ("characters",)
 
-    def search(self, search: WordSearch, now: Seen) -> Asking:
-        raise NotImplementedError
+    @property
+    def rules(self) -> WordConstraints:
+        """What an edited text must keep."""
+        assert isinstance(self.constraints, WordConstraints)
+        return self.constraints
+
+    @property
+    def num_substitutes(self) -> int:
+        """Substitutes per word that a language model gives."""
+        return self.candidates
+
+    @abstractmethod
+    def search(self, search: WordSearch, clean: TextScore) -> Search:
+        """The order in which substitutions are tried; ends when one succeeds or none is left."""
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example; `text` is None where nothing was found, and `note` says why."""
         for example in examples:
             if example.label is None:
-                raise ConfigError(f"attacks.{self.name}: example '{example.id}' has no label; the attack is on classifiers.")
+                raise ConfigError(f"{self.path}: example '{example.id}' has no label; the attack is on classifiers.")
         return run(self, target, examples, budget, rng)
 
     def options(self, word: str, rng: random.Random) -> list[str]:
-        """What a word may become whatever stands around it. Sources take turns in filling the cap."""
+        """Substitutes of a word that do not depend on its context. Sources take turns in filling the cap."""
         if not edits.is_open(word):
             return []
-        lists = []
-        fixed = [name for name in self.origins if name != "masked_lm"]
-        share = math.ceil(self.candidates / max(len(fixed), 1))
-        for name in fixed:
-            number = self.candidates if name == "synonyms" else share
-            table = edits.lexicon(str(self.lexicon)) if name == "synonyms" else {}
-            lists.append(
-                edits.synonyms(word, table, number) if name == "synonyms" else edits.respelled(word, edits.CHARACTERS[name], number, rng)
-            )
-        return list(dict.fromkeys(option for found in lists for option in found))[: self.candidates]
+        substitutes = []
+        sources = [name for name in self.origins if name != "masked_lm"]
+        part = math.ceil(self.candidates / max(len(sources), 1))
+        for name in sources:
+            if name == "synonyms":
+                substitutes += edits.synonyms(word, edits.read_lexicon(str(self.lexicon), f"{self.path}.lexicon"), self.candidates)
+            else:
+                substitutes += edits.respell(word, edits.CHARACTERS[name], part, rng)
+        return list(dict.fromkeys(substitutes))[: self.candidates]

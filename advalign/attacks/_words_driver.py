@@ -1,6 +1,6 @@
-"""Answers what the searches of many examples wait for, each kind of question in one call.
+"""Answers the requests of many examples' searches, each kind in one call.
 
-The cheap questions of all searches are answered first, so that the target is called once for all that wait for it.
+The cheap requests of all searches are answered first, so that the target is called once for all that wait for it.
 """
 
 import hashlib
@@ -14,67 +14,70 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.attacks import _words_constraints as constraints
+from advalign.attacks import _words_models as models
 from advalign.attacks._gradients import embedding_gradients
-from advalign.attacks._words_search import Seen, WordSearch
+from advalign.attacks._words_search import SearchStrategy, TextScore, WordSearch
 from advalign.types import Budget, Example, Proposal
 
 
-def run(attack: Any, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-    """Every example has a stream of its own, a function of the attack's and of its text: nothing depends on order or company."""
+def run(attack: SearchStrategy, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    """Every example has its own stream, a function of the attack's and of its text: nothing depends on order or company."""
     stream = rng.getrandbits(64)
     searches = [WordSearch(attack, example, _stream(stream, example), budget) for example in examples]
     end = math.inf if budget.seconds is None else time.monotonic() + budget.seconds * len(examples)
     while (live := [s for s in searches if not s.finished]) and time.monotonic() < end:
-        _help(attack, target, live)
-        _score(target, [s for s in live if not s.finished and s.asked.kind == "score"])
-        _slope(target, [s for s in live if not s.finished and s.asked.kind == "gradient"])
+        _answer_models(attack, target, live)
+        _answer_scores(target, [s for s in live if not s.finished and s.request.kind == "score"])
+        _answer_gradients(target, [s for s in live if not s.finished and s.request.kind == "gradient"])
     return [search.proposal() for search in searches]
 
 
-def _help(attack: Any, target: Any, live: Sequence[WordSearch]) -> None:
-    """Questions to language model and encoder, until all that are left wait for the target."""
+def _answer_models(attack: SearchStrategy, target: Any, live: Sequence[WordSearch]) -> None:
+    """Requests to language model and encoder, until all that are left wait for the target."""
     device = target.device
-    while waiting := [s for s in live if not s.finished and s.asked.kind in ("fill", "similar")]:
+    while waiting := [s for s in live if not s.finished and s.request.kind in ("fill", "similar")]:
         for kind in ("fill", "similar"):
-            asking = [s for s in waiting if s.asked.kind == kind]
-            items = [item for s in asking for item in s.asked.items]
+            searches = [s for s in waiting if s.request.kind == kind]
+            items = [item for s in searches for item in s.request.items]
             if not items:
                 continue
+            answers: Sequence[Any]
             if kind == "fill":
-                answers: list[Any] = list(constraints.masked_lm(attack.masked_lm).fill(items, attack.candidates, device))
+                assert attack.masked_lm is not None
+                answers = models.masked_lm(attack.masked_lm).fill(items, attack.num_substitutes, device)
             else:
-                answers = list(constraints.similarity(attack.constraints.encoder).cosines(items, device))
+                assert attack.rules.encoder is not None
+                answers = models.similarity(attack.rules.encoder).cosines(items, device)
             start = 0
-            for search in asking:
-                stop = start + len(search.asked.items)
+            for search in searches:
+                stop = start + len(search.request.items)
                 part, start = answers[start:stop], stop
                 search.tell(part)
 
 
-def _score(target: Any, asking: Sequence[WordSearch]) -> None:
-    rows = [(search, text) for search in asking for text in search.wanted()]
+def _answer_scores(target: Any, searches: Sequence[WordSearch]) -> None:
+    rows = [(search, text) for search in searches for text in search.unsent()]
     if rows:
-        paired = any(search.example.pair is not None for search in asking)
+        paired = any(search.example.pair is not None for search in searches)
         pairs = [search.example.pair or "" for search, _ in rows] if paired else None
         scores = torch.log_softmax(target.predict([text for _, text in rows], pairs).detach().cpu().double(), -1)
         predicted = scores.argmax(-1).tolist()
         for (search, text), score, k in zip(rows, scores.tolist(), predicted, strict=True):
             label = search.example.label
             assert label is not None
-            search.seen[text] = Seen(score[label], k != label)
-    for search in asking:
-        search.tell(search.scores())
+            search.scores[text] = TextScore(score[label], k != label)
+    for search in searches:
+        search.tell(search.answers())
 
 
-def _slope(target: Any, asking: Sequence[WordSearch]) -> None:
+def _answer_gradients(target: Any, searches: Sequence[WordSearch]) -> None:
     """Per word: the L1 norm of the mean, over its tokens, of the gradient of the loss (A2T, section 3.1)."""
-    if not asking:
+    if not searches:
         return
-    examples = [search.example for search in asking]
+    examples = [search.example for search in searches]
     gradients, _ = embedding_gradients(target, examples, "attacks.words.rank")
     tokenizer, length = target.network.encoder.tokenizer, target.network.encoder.max_length
-    for search, gradient in zip(asking, gradients.double().cpu(), strict=True):
+    for search, gradient in zip(searches, gradients.double().cpu(), strict=True):
         search.num_gradients += 1
         prompt, pair = search.example.prompt, search.example.pair
         row = tokenizer(prompt, pair, truncation=True, max_length=length, return_offsets_mapping=True)
@@ -85,15 +88,15 @@ def _norms(
     gradient: Float[Tensor, "T D"], pieces: Sequence[str], offsets: Sequence[tuple[int, int]], part: Sequence[int | None]
 ) -> dict[int, float]:
     """{place: norm}. A word beyond the model's length has no tokens and norm 0."""
-    found: dict[int, float] = {}
+    norms: dict[int, float] = {}
     start = 0
     for place, piece in enumerate(pieces):
         end = start + len(piece)
         if place % 2:
-            own = [t for t, (a, b) in enumerate(offsets) if part[t] == 0 and a < end and b > start]
-            found[place] = float(gradient[own].mean(0).abs().sum()) if own else 0.0
+            tokens = [t for t, (a, b) in enumerate(offsets) if part[t] == 0 and a < end and b > start]
+            norms[place] = float(gradient[tokens].mean(0).abs().sum()) if tokens else 0.0
         start = end
-    return found
+    return norms
 
 
 def _stream(seed: int, example: Example) -> random.Random:

@@ -1,16 +1,13 @@
-"""What a word may become: substitutes from a file, and edits of its characters. Text is cut into words and what lies between them."""
+"""Substitutes of words from a file, and edits of their characters. Text is cut into words and the gaps between them."""
 
-import gzip
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, zip_longest
-from pathlib import Path
 
-from advalign.attacks._textattack_support import STOPWORDS
-from advalign.errors import ConfigError
+from advalign.attacks._stopwords import STOPWORDS
+from advalign.attacks._tables import read_table
 
 WORD = re.compile(r"([^\W_]+(?:['’-][^\W_]+)*)")
 # Treebanks split "do n't": the negation is a word of its own there.
@@ -26,40 +23,35 @@ def pieces(text: str) -> list[str]:
 
 
 def is_open(word: str) -> bool:
-    """Whether a word may be changed: it has a letter and is no stop word."""
+    """Whether a word may change: it has a letter and is not a stop word."""
     return any(c.isalpha() for c in word) and word.lower() not in UNTOUCHED
 
 
 def cased(word: str, like: str) -> str:
-    """`word` written as `like` is: upper case, capitalised, or as it stands."""
+    """`word` in upper case, capitalised or unchanged, as `like` is written."""
     if len(like) > 1 and like.isupper():
         return word.upper()
     return word[:1].upper() + word[1:] if like[:1].isupper() else word
 
 
 @lru_cache(maxsize=4)
-def lexicon(given: str) -> Mapping[str, tuple[str, ...]]:
-    """{word: substitutes} of a JSON object: word -> list, or word -> {part of speech: list}, which are interleaved."""
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"attacks.words.lexicon: there is no file {path}; a JSON file (plain or .gz), word -> substitutes, is needed.")
-    content = path.read_bytes()
-    table = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    if not isinstance(table, dict):
-        raise ConfigError(f"attacks.words.lexicon: {path} holds a JSON {type(table).__name__}; an object word -> words is needed.")
-    return {word: _flat(word, entry) for word, entry in table.items()}
+def read_lexicon(reference: str, path: str) -> Mapping[str, tuple[str, ...]]:
+    """{word: substitutes} of a JSON object: word -> list, or word -> {part of speech: list}, which are interleaved. `path` names the field
+    in an error."""
+    return {word: _flat(word, entry) for word, entry in read_table(reference, path).items()}
 
 
 def _flat(word: str, entry: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    # No tagger says which part of speech a word is here: the lists take turns, so that each is heard under a cap.
+    # No tagger decides which part of speech a word is: the lists take turns, so that each is represented under a cap.
     lists = entry.values() if isinstance(entry, dict) else [entry]
     turns = chain.from_iterable(zip_longest(*lists))
     return tuple(dict.fromkeys(w for w in turns if w is not None and w != word))
 
 
-def synonyms(word: str, table: Mapping[str, tuple[str, ...]], number: int) -> list[str]:
-    found = table.get(word) or table.get(word.lower(), ())
-    return [cased(w, word) for w in found[:number]]
+def synonyms(word: str, lexicon: Mapping[str, tuple[str, ...]], number: int) -> list[str]:
+    """The first `number` substitutes of a word, cased as it is."""
+    substitutes = lexicon.get(word) or lexicon.get(word.lower(), ())
+    return [cased(w, word) for w in substitutes[:number]]
 
 
 # ---------------------------------------------------------------------------------------- edits of characters
@@ -72,42 +64,47 @@ def swap(word: str, rng: random.Random) -> str:
 
 
 def swap_inside(word: str, rng: random.Random) -> str:
-    """The same, but the first and the last letter stay."""
+    """Two neighbours change places; the first and the last letter stay."""
     if len(word) < 4:
         return word
     return word[0] + swap(word[1:-1], rng) + word[-1]
 
 
 def substitute(word: str, rng: random.Random) -> str:
+    """One letter becomes a random one."""
     i = rng.randrange(len(word))
     return word[:i] + rng.choice(LETTERS) + word[i + 1 :]
 
 
 def delete(word: str, rng: random.Random) -> str:
+    """One letter less."""
     i = rng.randrange(len(word))
     return word[:i] + word[i + 1 :]
 
 
 def delete_inside(word: str, rng: random.Random) -> str:
+    """One letter less; the first and the last stay."""
     return word if len(word) < 3 else word[0] + delete(word[1:-1], rng) + word[-1]
 
 
 def insert(word: str, rng: random.Random) -> str:
+    """One random letter more."""
     i = rng.randrange(len(word) + 1)
     return word[:i] + rng.choice(LETTERS) + word[i:]
 
 
 def space(word: str, rng: random.Random) -> str:
+    """A space inside the word."""
     i = rng.randrange(1, len(word))
     return word[:i] + " " + word[i:]
 
 
 def homoglyph(word: str, rng: random.Random) -> str:
     """One letter becomes another that looks like it."""
-    known = [i for i, c in enumerate(word) if c.lower() in ALIKE]
-    if not known:
+    places = [i for i, c in enumerate(word) if c.lower() in ALIKE]
+    if not places:
         return word
-    i = rng.choice(known)
+    i = rng.choice(places)
     return word[:i] + ALIKE[word[i].lower()] + word[i + 1 :]
 
 
@@ -118,21 +115,21 @@ CHARACTERS: Mapping[str, tuple[Change, ...]] = {
 }
 
 
-def respelled(word: str, changes: Sequence[Change], number: int, rng: random.Random) -> list[str]:
-    """Up to `number` different spellings, the changes taking turns; a change that finds nothing new passes."""
+def respell(word: str, changes: Sequence[Change], number: int, rng: random.Random) -> list[str]:
+    """Up to `number` different spellings, the changes taking turns; a change that gives nothing new is skipped."""
     if len(word) < 2:
         return []
-    found: dict[str, None] = {}
+    spellings: dict[str, None] = {}
     for turn in range(2 * number):
         new = changes[turn % len(changes)](word, rng)
-        if new.strip() and new != word and len(found) < number:
-            found.setdefault(new)
-    return list(found)
+        if new.strip() and new != word and len(spellings) < number:
+            spellings.setdefault(new)
+    return list(spellings)
 
 
 @lru_cache(maxsize=100_000)
-def apart(a: str, b: str) -> int:
-    """Levenshtein's distance, in characters."""
+def distance(a: str, b: str) -> int:
+    """Levenshtein distance, in characters."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
@@ -142,5 +139,5 @@ def apart(a: str, b: str) -> int:
 
 
 def cost(word: str) -> int:
-    """A word that was cut in two is two changes."""
+    """Words of a substitute: one that was cut in two counts as two changes."""
     return max(1, len(word.split()))

@@ -3,36 +3,41 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from advalign.attacks import _token_search as searching
+from advalign.attacks._suffix_search import SuffixSearch
+from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import beam
 from advalign.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beast(searching.SuffixSearch):
+class Beast(SuffixSearch):
     """Beams s_1 .. s_k1;  s_j v with v ~ p(. | x + s_j), k2 of them without replacement;  the k1 of lowest L(x + s_j v) go on
     (BEAST, arXiv:2402.15570, algorithm 1).
 
     Defaults are the paper's: k1 = k2 = 15 and 40 tokens, some 9,000 forwards. No gradients, and the suffix reads like text.
-    Ours: the best suffix of any length is handed over (the paper: of the last); only suffixes that survive decoding and encoding are
+    Ours: the best suffix of any length is returned (the paper: of the last); only suffixes that survive decoding and encoding are
     scored; special tokens are never drawn.
     """
 
     length: int = 40
+    """Most tokens of the suffix."""
     beams: int = 15
+    """k1."""
     branches: int = 15
+    """k2."""
     temperature: float = 1.0
+    """At which tokens are drawn."""
 
     access: ClassVar[str] = "logprobs"
 
     def __post_init__(self) -> None:
-        self.check("beams", "branches")
+        self.check(beams=self.beams, branches=self.branches)
         if not self.temperature > 0:
             raise ConfigError(f"attacks.beast.temperature: {self.temperature} given; a number above 0.")
 
-    def drive(self, search: searching.TokenSearchRun) -> None:
+    def drive(self, run: TokenSearchRun) -> None:
         """A token costs a query per beam, and its candidates."""
-        beam(search, beams=self.beams, branches=self.branches, length=self.length, temperature=self.temperature)
+        beam(run, beams=self.beams, branches=self.branches, length=self.length, temperature=self.temperature)
 
 
 __all__ = ["Beast"]

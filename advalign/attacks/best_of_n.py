@@ -1,7 +1,7 @@
-"""The request misspelt again and again."""
+"""Many random misspellings of the request."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,23 +15,27 @@ class BestOfN(Attack):
     """x_i = noise(capitals(scramble(x))), i = 1 .. N;  broken if any is   (best-of-N jailbreaking, arXiv:2412.03556, section 2).
 
     With strength σ the middle of a word of more than three letters is shuffled with probability σ^(1/2), a letter changes its case with
-    probability σ^(1/2), a printable ASCII character moves to a neighbour with probability σ^3. σ = 0.4 as published; N there is 10,000.
+    probability σ^(1/2), a printable ASCII character moves to a neighbour with probability σ^3.
     Success over N follows -log ASR(N) = a N^-b: `advalign.functional.scaling` fits it to the attempts of a suite.
     Ours: white space stays as it is; a letter without another case stays (the released code drops it). The harness draws
     one answer to each attempt, at the temperature of its sampling (the paper's is 1).
     """
 
     attempts: int = 100
+    """N; 10,000 in the paper."""
     strength: float = 0.4
+    """σ, as published."""
     scramble: bool = True
+    """Whether the middles of words are shuffled."""
     capitals: bool = True
+    """Whether letters change their case."""
     noise: bool = True
+    """Whether characters move to a neighbour."""
 
     access: ClassVar[str] = "text"
-    draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
-    samples_answers: ClassVar[bool] = True  # answers are drawn, not greedy
-    head: ClassVar[str] = "policy"
-    asks: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    samples_answers: ClassVar[bool] = True
+    head: ClassVar[str | None] = "policy"
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -42,20 +46,20 @@ class BestOfN(Attack):
             raise ConfigError("attacks.best_of_n: scramble, capitals and noise are all off; every attempt would be the request itself.")
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """All attempts of each example, as far as the budget of queries reaches. The model is not asked."""
-        stream, found = rng.getrandbits(63), []
+        """All attempts of each example, as far as the budget of queries reaches. Nothing is sent to the target."""
+        stream, proposals = rng.getrandbits(63), []
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
         for example in examples:
-            own = random.Random(f"{stream}/{example.id}/{example.prompt}")
-            attempts = tuple(self.changed(example.prompt, own) for _ in range(number))
-            found.append(Proposal(attempts=attempts, queries=number, note=f"{number} draws"))
-        return found
+            example_rng = random.Random(f"{stream}/{example.id}/{example.prompt}")
+            attempts = tuple(self.misspell(example.prompt, example_rng) for _ in range(number))
+            proposals.append(Proposal(attempts=attempts, queries=number, note=f"{number} draws"))
+        return proposals
 
-    def changed(self, text: str, rng: random.Random) -> str:
+    def misspell(self, text: str, rng: random.Random) -> str:
         """One draw."""
         often, seldom = self.strength**0.5, self.strength**3
         if self.scramble:
-            text = _words(text, lambda word: _shuffled(word, rng) if len(word) > 3 and rng.random() < often else word)
+            text = _change_words(text, lambda word: _shuffle(word, rng) if len(word) > 3 and rng.random() < often else word)
         if self.capitals:
             text = "".join(c.swapcase() if c.isalpha() and rng.random() < often else c for c in text)
         if self.noise:
@@ -63,7 +67,7 @@ class BestOfN(Attack):
         return text
 
 
-def _words(text: str, change: Any) -> str:
+def _change_words(text: str, change: Callable[[str], str]) -> str:
     """Each word changed, white space kept."""
     pieces, word = [], ""
     for c in text:
@@ -75,7 +79,8 @@ def _words(text: str, change: Any) -> str:
     return "".join([*pieces, change(word) if word else ""])
 
 
-def _shuffled(word: str, rng: random.Random) -> str:
+def _shuffle(word: str, rng: random.Random) -> str:
+    """The word with its middle shuffled."""
     middle = list(word[1:-1])
     rng.shuffle(middle)
     return word[0] + "".join(middle) + word[-1]

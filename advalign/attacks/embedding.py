@@ -6,41 +6,46 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from advalign import plugins
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Adversary, Attack
+from advalign.interfaces import Adversary, Attack, PerturbationContext, maximise
 from advalign.types import Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
 
 LOSSES = ("margin", "cross_entropy", "targeted")
 GOALS = ("raise", "lower")
 
 
-def _strong() -> Any:
-    return plugins.resolve("adversaries", "pgd")(steps=20, step_size=0.25)
+def _default_adversary() -> Adversary:
+    adversary: Adversary = plugins.resolve("adversaries", "pgd")(steps=20, step_size=0.25)
+    return adversary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(Attack):
     """δ* = argmax over restarts and iterates of score(h + δ), the iterates those of `adversary` (see kind `pgd`).
 
-    Classifiers: climbs the margin max_{k ≠ y} z_k - z_y (after f_6 of arXiv:1608.04644), the cross-entropy, or log p of the likeliest
-    wrong class ("targeted"); chosen by the margin.
+    Classifiers: iterates are chosen by the margin max_{k ≠ y} z_k - z_y (after f_6 of arXiv:1608.04644).
     Cross-entropy is blind where the softmax is saturated: logits times 1000 look robust to it and not to the margin.
-    Generators: climbs, and is chosen by, the mean negative log-likelihood of the reference response (`loss` does not apply); with
-    goal "lower" its negative: the response is then what the attacker wants to hear (arXiv:2402.09063).
+    Generators: ascends, and chooses by, the mean negative log-likelihood of the reference response.
     Ours: δ = 0 is always a candidate; every evaluated iterate and the last one count; a delta is per example (`share` is ignored).
     The random stream is keyed by (seed, restart, example id), so results do not depend on `batch_size`.
     """
 
-    adversary: Adversary = field(default_factory=_strong)
+    adversary: Adversary = field(default_factory=_default_adversary)
+    """The ascent, with its own restarts, and the threat model."""
     restarts: int = 3
+    """How often the whole ascent is run, each time from another random stream."""
     loss: str = "margin"
+    """Loss to ascend on classifiers: margin, cross_entropy, or targeted (log p of the likeliest wrong class)."""
     batch_size: int = 32
+    """Examples of one call."""
     goal: str = "raise"
+    """On generators: raise the loss of the reference response, or lower it (the response is then what the attacker wants to hear,
+    arXiv:2402.09063)."""
 
     access: ClassVar[str] = "gradients"
 
@@ -57,7 +62,7 @@ class Embedding(Attack):
             raise ConfigError(f"embedding: restarts {self.restarts} and batch_size {self.batch_size} given; both must be at least 1.")
         if self.adversary.trains_every_pass or self.adversary.family != "continuous":
             kind = plugins.kind_of(type(self.adversary))
-            raise ConfigError(f"embedding.adversary: '{kind}' is for training alone; give one that climbs by itself, such as pgd or apgd.")
+            raise ConfigError(f"embedding.adversary: '{kind}' is for training alone; give one with its own ascent, such as pgd or apgd.")
 
     @property
     def threat(self) -> ThreatModel:
@@ -75,19 +80,19 @@ class Embedding(Attack):
         seed = rng.getrandbits(63)
         threat = self.threat if budget.radius is None else replace(self.threat, radius=min(self.threat.radius, budget.radius))
         tokens = target.tokens(examples).to(target.network.device)
-        search = _Search(self, target, tokens, examples, budget.queries)
+        ascent = _Ascent(self, target, tokens, examples, budget.queries)
         for restart in range(self.restarts):
-            search.climb(target.perturbation_context(threat, tokens, examples, (seed, restart)))
+            ascent.run(target.perturbation_context(threat, tokens, examples, (seed, restart)))
         lengths = tokens.lengths.tolist()
-        return [Proposal(edits={site: add[n, :length].cpu() for site, add in search.best.items()}) for n, length in enumerate(lengths)]
+        return [Proposal(edits={site: add[n, :length].cpu() for site, add in ascent.best.items()}) for n, length in enumerate(lengths)]
 
     def objective(self, outputs: Outputs, tokens: Tokens, examples: Sequence[Example]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-        """The loss that is climbed, and the score an iterate is chosen by."""
+        """The loss to ascend, and the score by which an iterate is chosen."""
         if outputs.class_logits is None:
             assert outputs.logprobs is not None
             nll = -(outputs.logprobs * tokens.target).sum(1) / tokens.target.sum(1).clamp(min=1)
-            gain = nll if self.goal == "raise" else -nll
-            return gain, gain
+            loss = nll if self.goal == "raise" else -nll
+            return loss, loss
         logits = outputs.class_logits
         labels = torch.tensor([e.label for e in examples], device=logits.device)
         margin = _margin(logits, labels)
@@ -96,49 +101,45 @@ class Embedding(Attack):
         return (margin if self.loss == "margin" else F.cross_entropy(logits, labels, reduction="none")), margin
 
 
-class _Search:
-    """One run over some examples: the best delta so far of each, and the evaluations left."""
+class _Ascent:
+    """One run over some examples: the best delta of each so far, and the evaluations left."""
 
     def __init__(self, attack: Embedding, target: Any, tokens: Tokens, examples: Sequence[Example], queries: int | None) -> None:
         self.attack, self.target, self.tokens, self.examples = attack, target, tokens, examples
-        self.left = float("inf") if queries is None else queries
+        self.queries_left = float("inf") if queries is None else queries
         self.best: dict[str, Tensor] = {}
         self.scores: Tensor | None = None
 
-    def climb(self, context: Any) -> None:
-        """One restart: the adversary's own loop of ask and tell, and the last iterate."""
+    def run(self, context: PerturbationContext) -> None:
+        """One restart: the adversary's inner loop, and its final edits."""
         if self.scores is None:
             zero = {site: torch.zeros(len(self.examples), *shape, dtype=context.dtype) for site, shape in context.shapes.items()}
             self.best = {site: z.to(context.allowed.device) for site, z in zero.items()}
             self._evaluate({site: Edit(z) for site, z in self.best.items()}, gradients=False)
-        adversary = self.attack.adversary
-        state = adversary.start(context)
-        for step in range(adversary.steps + 1):
-            found = self._evaluate(adversary.ask(state), gradients=step < adversary.steps)
-            if found is None:
-                return
-            if step < adversary.steps:
-                state = adversary.tell(state, found.losses, found.gradients)
+        final = maximise(self.attack.adversary, context, self._evaluate)
+        if final is not None:
+            self._evaluate(final, gradients=False)
 
-    def _evaluate(self, edits: Mapping[str, Edit], gradients: bool) -> Any:
-        if self.left < 1:
+    def _evaluate(self, edits: Mapping[str, Edit], gradients: bool = True) -> tuple[Tensor, Mapping[str, Tensor]] | None:
+        """Losses and gradients under some edits, which may become the best; None where no evaluation is left."""
+        if self.queries_left < 1:
             return None
-        self.left -= 1
-        found = self.target.climb(self.tokens, self.examples, edits, self.attack.objective, gradients)
+        self.queries_left -= 1
+        result = self.target.climb(self.tokens, self.examples, edits, self.attack.objective, gradients)
         if self.scores is None:
-            self.scores = found.scores
-            return found
-        better = found.scores > self.scores
-        self.scores = torch.where(better, found.scores, self.scores)
-        asked = {site: edit.add for site, edit in edits.items() if edit.add is not None}
-        self.best = {site: torch.where(better[:, None, None], asked[site], old) for site, old in self.best.items()}
-        return found
+            self.scores = result.scores
+            return result.losses, result.gradients
+        better = result.scores > self.scores
+        self.scores = torch.where(better, result.scores, self.scores)
+        deltas = {site: edit.add for site, edit in edits.items() if edit.add is not None}
+        self.best = {site: torch.where(better[:, None, None], deltas[site], old) for site, old in self.best.items()}
+        return result.losses, result.gradients
 
 
-def _margin(logits: Float[Tensor, "N C"], labels: Tensor) -> Float[Tensor, "N"]:
+def _margin(logits: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
     """max_{k != y} z_k - z_y: positive where the prediction is wrong."""
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
+    is_label = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(is_label, -torch.inf).amax(1) - logits[is_label]
 
 
 __all__ = ["Embedding"]

@@ -1,7 +1,7 @@
-"""Any attacker that can be called."""
+"""Any attacker that is a function."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
@@ -16,20 +16,19 @@ from advalign.types import Budget, Example, Proposal
 class FunctionAttack(Attack):
     """x_1, x_2, ... ~ f(target, prompt, rng):  the texts that `fn` yields are attempts; broken if any is.
 
-    `fn`: a callable, or its dotted path such as my_lab.attackers.pair. It is the place for attackers that converse (PAIR,
-    arXiv:2310.08419; TAP, arXiv:2312.02119; Crescendo, arXiv:2404.01833) and for other libraries: it may ask `target`
-    (`answer(examples, max_new_tokens)`, or `predict(texts)` of a classifier), keep a conversation or a judge of its own, and yield a text
-    whenever it has one. What it asks is counted by the target's meter; its own judge decides nothing. `options` are further keyword
-    arguments.
-    No text is asked for after `attempts` of them, or once the budget of queries is spent.
+    For attackers that converse (PAIR, arXiv:2310.08419; TAP, arXiv:2312.02119; Crescendo, arXiv:2404.01833) and for other libraries. The
+    function may query `target` (`answer(examples, max_new_tokens)`, or `predict(texts)` of a classifier), keep a conversation or a judge
+    of its own, and yield a text whenever it has one. The target's meter counts its queries; its own judge decides nothing.
     """
 
     fn: Any = None
+    """A callable, or its dotted path such as my_lab.attackers.pair."""
     attempts: int = 20
+    """Most texts that are taken; fewer once the budget of queries is spent."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the function."""
 
     access: ClassVar[str] = "text"
-    asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.fn is None:
@@ -38,26 +37,26 @@ class FunctionAttack(Attack):
             raise ConfigError(f"attacks.function.attempts: {self.attempts} given; at least 1.")
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """What the callable yields, example by example, each with a stream of its own."""
+        """What the function yields, example by example, each with its own random stream."""
         call, stream = plugins.function(self.fn, "attacks.function.fn"), rng.getrandbits(63)
         return [self._one(call, target, e, budget, random.Random(f"{stream}/{e.id}/{e.prompt}")) for e in examples]
 
-    def _one(self, call: Any, target: Any, example: Example, budget: Budget, rng: random.Random) -> Proposal:
+    def _one(self, call: Callable[..., Any], target: Any, example: Example, budget: Budget, rng: random.Random) -> Proposal:
         before, texts = target.num_queries, []
         for text in islice(_texts(call(target, example.prompt, rng, **self.options)), self.attempts):
             if not isinstance(text, str):
                 raise ConfigError(f"attacks.function.fn: yielded a {type(text).__name__} for example '{example.id}'; texts are needed.")
             texts.append(text)
-            # An attempt is a query too: judging it asks the model.
+            # An attempt is a query too: the model is queried to judge it.
             if budget.queries is not None and target.num_queries - before + len(texts) >= budget.queries:
                 break
-        asked = target.num_queries - before
-        return Proposal(attempts=tuple(texts), queries=asked + len(texts), note=f"{len(texts)} attempts, {asked} queries while searching")
+        spent = target.num_queries - before
+        return Proposal(attempts=tuple(texts), queries=spent + len(texts), note=f"{len(texts)} attempts, {spent} queries while searching")
 
 
-def _texts(given: Any) -> Iterable[Any]:
-    """One text stands for itself, not for its letters."""
-    return [given] if isinstance(given, str) else given
+def _texts(result: Any) -> Iterable[Any]:
+    """The texts of a result; a single text is one, not its letters."""
+    return [result] if isinstance(result, str) else result
 
 
 __all__ = ["FunctionAttack"]

@@ -1,43 +1,45 @@
-"""Greedy coordinate gradient with what was added to it."""
+"""Greedy coordinate gradient with momentum and a buffer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from advalign.attacks import _token_search as searching
+from advalign.attacks._suffix_search import RefinedSuffixSearch
+from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend
 from advalign.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GCG(searching.SuffixSearch):
+class GCG(RefinedSuffixSearch):
     """m ← μ m + (1 - μ) ∇_{onehot(s)} L,  s^(b) = s with s_i := v, v uniform in top-k of -m_i,  s ← argmin_b L(x + s^(b))
     (greedy coordinate gradient, arXiv:2307.15043, algorithm 1; momentum: MAC, arXiv:2405.01229).
 
-    `buffer` b > 0: each step starts from the best of the b best suffixes so far, which begin as `initial` and b - 1 random ones (as in
-    nanoGCG; the idea is ACG's, Haize Labs 2024); 0: from the last step's best candidate, even where that is worse (the paper).
     `objective` "mellowmax" is nanoGCG's of the raw logits, whose scale no model fixes; ours: of -log p. "margin" ends the search at 0,
-    where greedy decoding says the response. Momentum 0 and buffer 0 is kind `tokens`.
-    Ours besides: as in `tokens`.
+    where greedy decoding says the response. Momentum 0 and buffer 0 is kind `tokens`. Ours besides: as in `tokens`.
     """
 
     steps: int = 500
+    """Gradients."""
     candidates: int = 512
+    """Swaps that are scored per step."""
     top: int = 256
+    """k."""
     momentum: float = 0.4
+    """μ."""
     buffer: int = 0
-    initial: str = "!"
+    """b > 0: each step starts from the best of the b best suffixes so far, which begin as `initial` and b - 1 random ones (as in nanoGCG;
+    the idea is ACG's, Haize Labs 2024); 0: from the last step's best candidate, even where that is worse (the paper)."""
 
     access: ClassVar[str] = "gradients"
-    refines_suffixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.check("steps", "candidates", "top")
+        self.check(steps=self.steps, candidates=self.candidates, top=self.top)
         if not 0 <= self.momentum < 1 or self.buffer < 0:
             raise ConfigError(f"attacks.gcg: momentum {self.momentum}, buffer {self.buffer} given; momentum in [0, 1), buffer at least 0.")
 
-    def drive(self, search: searching.TokenSearchRun) -> None:
+    def drive(self, run: TokenSearchRun) -> None:
         """A step costs one gradient and its candidates."""
-        descend(search, steps=self.steps, candidates=self.candidates, top=self.top, momentum=self.momentum, buffer=self.buffer)
+        descend(run, steps=self.steps, candidates=self.candidates, top=self.top, momentum=self.momentum, buffer=self.buffer)
 
 
 __all__ = ["GCG"]

@@ -1,4 +1,4 @@
-"""An attacker that was trained: a language model that writes what is put before or behind the request."""
+"""A trained attacker: a language model that writes what is put before or behind the request."""
 
 import random
 from collections.abc import Sequence
@@ -22,24 +22,30 @@ PLACEMENTS = ("prefix", "suffix", "rewrite")
 class Learned(Attack):
     """a_1 .. a_n ~ attacker(. | template(x));  x_i = x with a_i before it, behind it, or in its place; broken if any is.
 
-    `model`: a folder or hub id of a causal language model, such as the attacker of a game (docs/self_play.md; give the game's `template`,
-    `placement` and `separator`). AdvPrompter (arXiv:2404.16873) and AmpleGCG (arXiv:2404.07921) are attackers of this form.
-    Ours: each example's attacks are sampled with a stream of its own; empty attacks and repetitions are dropped, so there may be fewer
+    AdvPrompter (arXiv:2404.16873) and AmpleGCG (arXiv:2404.07921) are attackers of this form, and so is the attacker of a game
+    (docs/self_play.md; give the game's `template`, `placement` and `separator`).
+    Ours: each example's attacks are sampled with its own random stream; empty attacks and repetitions are dropped, so there may be fewer
     than `attempts`.
     """
 
     model: str | None = None
+    """Folder or hub id of a causal language model."""
     attempts: int = 16
+    """Samples per example."""
     template: str = "{prompt}"
+    """The attacker's prompt; {prompt} is replaced by the request."""
     placement: str = "suffix"
+    """prefix, suffix, or rewrite: the attack replaces the request."""
     separator: str = " "
+    """Between attack and request."""
     max_new_tokens: int = 32
+    """Most tokens of an attack."""
     temperature: float = 1.0
+    """At which attacks are sampled."""
 
     access: ClassVar[str] = "text"
-    draws: ClassVar[bool] = True  # attempts are drawn alike: a law of their number means something
-    head: ClassVar[str] = "policy"
-    asks: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    head: ClassVar[str | None] = "policy"
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -47,7 +53,7 @@ class Learned(Attack):
         if self.placement not in PLACEMENTS:
             raise unknown("attacks.learned.placement", "placement", self.placement, PLACEMENTS)
         if "{prompt}" not in self.template:
-            raise ConfigError(f"attacks.learned.template: '{self.template}' given; it must hold {{prompt}}, which stands for the request.")
+            raise ConfigError(f"attacks.learned.template: '{self.template}' given; it must hold {{prompt}}, which the request replaces.")
         if self.attempts < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
             raise ConfigError(
                 f"attacks.learned: attempts {self.attempts}, max_new_tokens {self.max_new_tokens}, temperature {self.temperature} given; "
@@ -55,26 +61,24 @@ class Learned(Attack):
             )
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """Up to `attempts` texts of each example. The victim is not asked; the attacker's own forwards are not the victim's."""
-        attacker, stream = _attacker(str(self.model), str(target.network.device), _stamp(str(self.model))), rng.getrandbits(63)
+        """Up to `attempts` texts of each example. Nothing is sent to the target; the attacker's own forwards are not counted."""
+        attacker, stream = _attacker(str(self.model), str(target.network.device), _modified(str(self.model))), rng.getrandbits(63)
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
-        found = []
+        proposals = []
         for example in examples:
-            own = random.Random(f"{stream}/{example.id}/{example.prompt}")
-            texts = [
-                self.placed(a.strip(), example.prompt) for a in self.attacks(attacker, example, number, own.getrandbits(63)) if a.strip()
-            ]
-            attempts = tuple(dict.fromkeys(texts))
-            found.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} of {number} samples"))
-        return found
+            seed = random.Random(f"{stream}/{example.id}/{example.prompt}").getrandbits(63)
+            samples = (sample.strip() for sample in self.sample(attacker, example, number, seed))
+            attempts = tuple(dict.fromkeys(self.place(sample, example.prompt) for sample in samples if sample))
+            proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} of {number} samples"))
+        return proposals
 
     @torch.no_grad()
-    def attacks(self, attacker: Network, example: Example, number: int, seed: int) -> list[str]:
-        """`number` samples of the attacker, by a stream of their own."""
+    def sample(self, attacker: Network, example: Example, number: int, seed: int) -> list[str]:
+        """`number` samples of the attacker, with their own random stream."""
         encoder = attacker.encoder
         ids = torch.tensor([encoder.prompt(self.template.replace("{prompt}", example.prompt))] * number, device=attacker.device)
-        room = encoder.max_length - ids.shape[1]
-        if room < 1:
+        free = encoder.max_length - ids.shape[1]
+        if free < 1:
             raise ConfigError(f"attacks.learned: example '{example.id}' leaves no room in the attacker's max_length {encoder.max_length}.")
         with torch.random.fork_rng(devices=[attacker.device] if attacker.device.type == "cuda" else []), without_dropout(attacker):
             torch.manual_seed(seed)
@@ -85,25 +89,26 @@ class Learned(Attack):
                 temperature=self.temperature,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=min(self.max_new_tokens, room),
+                max_new_tokens=min(self.max_new_tokens, free),
                 pad_token_id=encoder.pad_id,
                 eos_token_id=encoder.eos_id,
             )
         return [encoder.decode(row) for row in rows[:, ids.shape[1] :].tolist()]
 
-    def placed(self, attack: str, prompt: str) -> str:
+    def place(self, attack: str, prompt: str) -> str:
+        """The text that is sent."""
         if self.placement == "rewrite":
             return attack
         return self.separator.join((attack, prompt) if self.placement == "prefix" else (prompt, attack))
 
 
 @lru_cache(maxsize=2)
-def _attacker(model: str, device: str, stamp: float) -> Network:
+def _attacker(model: str, device: str, modified: float) -> Network:
     return load(model, head="policy").to(device).eval()
 
 
-def _stamp(model: str) -> float:
-    """When a folder last changed, so that an attacker that has been trained on is loaded anew."""
+def _modified(model: str) -> float:
+    """When a folder last changed, so that an attacker that was trained further is loaded anew."""
     return max((f.stat().st_mtime for f in Path(model).glob("*")), default=0.0) if Path(model).is_dir() else 0.0
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from advalign import data as loading
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack
+from advalign.models import Encoder
 from advalign.types import Budget, Example, Proposal
 
 
@@ -15,21 +16,24 @@ from advalign.types import Budget, Example, Proposal
 class ManyShot(Attack):
     """x_n = (u_1, a_1), .., (u_n, a_n), x:  n dialogues before the request   (many-shot jailbreaking, Anil et al., NeurIPS 2024).
 
-    `shots`: demonstrations of what is wanted, examples or a reference to data; each of `numbers` is one attempt, powers of two as in the
-    paper (which goes to 256 and finds power laws in n). All dialogues stand in one user turn, as "User:" and "Assistant:".
-    Ours: the dialogues of an example are drawn by its own stream, without itself among them; an attempt holds as many as fit into the
-    model's length beside `reserve` tokens for the answer, and attempts that become equal are one.
+    All dialogues are in one user turn.
+    Ours: the dialogues of an example are drawn with its own random stream, without itself among them; an attempt holds as many as fit into
+    the model's length beside `reserve` tokens for the answer, and attempts that become equal are one.
     """
 
     shots: Any = None
+    """Demonstrations of compliance: examples with responses, or a reference to data."""
     numbers: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """n of each attempt: powers of two as in the paper, which goes to 256 and finds power laws in n."""
     user: str = "User: "
+    """What a request begins with."""
     assistant: str = "Assistant: "
+    """What a response begins with."""
     reserve: int = 64
+    """Tokens that are left for the answer."""
 
     access: ClassVar[str] = "text"
-    head: ClassVar[str] = "policy"
-    asks: ClassVar[bool] = False
+    head: ClassVar[str | None] = "policy"
 
     def __post_init__(self) -> None:
         if self.shots is None:
@@ -38,26 +42,25 @@ class ManyShot(Attack):
             raise ConfigError(f"attacks.many_shot: numbers {self.numbers}, reserve {self.reserve} given; all at least 1.")
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """One attempt per number of dialogues, as far as the budget of queries reaches. The model is not asked."""
+        """One attempt per number of dialogues, as far as the budget of queries reaches. Nothing is sent to the target."""
         encoder, pairs, stream = target.network.encoder, self.pairs(), rng.getrandbits(63)
-        found = []
+        proposals = []
         for example in examples:
-            own = random.Random(f"{stream}/{example.id}/{example.prompt}")
+            example_rng = random.Random(f"{stream}/{example.id}/{example.prompt}")
             others = [pair for pair in pairs if pair[0] != example.prompt]
             if not others:
                 raise ConfigError(f"attacks.many_shot.shots: no dialogue is left for example '{example.id}' but the example itself.")
-            own.shuffle(others)
-            room = max((n for n in _sizes(self.numbers, len(others)) if self._fits(encoder, others[:n], example)), default=0)
-            texts = [self.text(others[: min(n, room)], example.prompt) for n in self.numbers if min(n, room)]
+            example_rng.shuffle(others)
+            fitting = max((n for n in _sizes(self.numbers, len(others)) if self._fits(encoder, others[:n], example)), default=0)
+            texts = [self.text(others[: min(n, fitting)], example.prompt) for n in self.numbers if min(n, fitting)]
             attempts = tuple(dict.fromkeys(texts))[: budget.queries]
-            note = f"{min(room, max(self.numbers))} dialogues at most" if attempts else "no dialogue fits"
-            found.append(Proposal(attempts=attempts, queries=len(attempts), note=note))
-        return found
+            note = f"{min(fitting, max(self.numbers))} dialogues at most" if attempts else "no dialogue fits"
+            proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=note))
+        return proposals
 
     def pairs(self) -> list[tuple[str, str]]:
         """(request, response) of every shot."""
-        given = self.shots
-        examples = given if isinstance(given, list | tuple) else loading.demonstrations(given)
+        examples = self.shots if isinstance(self.shots, list | tuple) else loading.demonstrations(self.shots)
         rows = [Example(**e) if isinstance(e, dict) else e for e in examples]
         missing = next((e for e in rows if e.meta.get("response", e.answer) is None), None)
         if missing is not None:
@@ -65,15 +68,16 @@ class ManyShot(Attack):
         return [(e.prompt, str(e.meta.get("response", e.answer))) for e in rows]
 
     def text(self, shots: Sequence[tuple[str, str]], prompt: str) -> str:
-        turns = [f"{self.user}{asked}\n{self.assistant}{said}\n\n" for asked, said in shots]
+        """The dialogues, then the request."""
+        turns = [f"{self.user}{request}\n{self.assistant}{response}\n\n" for request, response in shots]
         return "".join(turns) + f"{self.user}{prompt}\n{self.assistant}".rstrip()
 
-    def _fits(self, encoder: Any, shots: Sequence[tuple[str, str]], example: Example) -> bool:
+    def _fits(self, encoder: Encoder, shots: Sequence[tuple[str, str]], example: Example) -> bool:
         return len(encoder.prompt(self.text(shots, example.prompt))) + self.reserve <= encoder.max_length
 
 
 def _sizes(numbers: Sequence[int], available: int) -> list[int]:
-    """Every number of dialogues that could be asked for: the given ones, and below the largest all halves, for what fits."""
+    """Numbers of dialogues that are tried: the configured ones, and below the largest all halves, to find how many fit."""
     sizes = {min(n, available) for n in numbers}
     largest = max(sizes)
     while largest > 1:

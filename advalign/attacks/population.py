@@ -3,18 +3,19 @@
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_base import WordAttack
-from advalign.attacks._words_search import Ask, Asking, Chosen, Offer, Seen, WordSearch
+from advalign.attacks._words_search import Candidate, Request, Search, Substitutions, TextScore, WordSearch
 from advalign.errors import ConfigError
 
 __all__ = ["Population"]
 
-Member = tuple[Chosen, float]  # substitutions, log p(y)
+Member = tuple[Substitutions, float]
+"""(substitutions, log p(y))"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,60 +23,61 @@ class Population(WordAttack):
     """P_0 = S times perturb(x);  P_g = {best of P_{g-1}} + (S - 1) times perturb(cross(a, b)),  a, b ~ 1 - p(y | .), until f(x) ≠ y.
 
     perturb draws a place in proportion to the number of its substitutes and takes the one of lowest p(y); cross takes each word
-    from either parent. size S and generations: arXiv:1804.07998, section 4.2 (S = 60, G = 20); `candidates` is its K of 4, here 8.
+    from either parent (arXiv:1804.07998, section 4.2).
 
     Ours: substitutes and constraints as in `words` (theirs: neighbours in counter-fitted vectors, filtered by a language model);
     a child that changes too many words loses changes by chance; of texts with windows, each change's window is compared with the
-    original. All texts of a generation are one batch, and every example has its own random stream.
+    original. All texts of a generation are one batch, and every example has its own random stream. `candidates` is their K of 4, here 8.
     """
 
     size: int = 60
+    """S; 60 as published."""
     generations: int = 20
-
-    name: ClassVar[str] = "population"
+    """Most generations; 20 as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 2 or self.generations < 1:
             raise ConfigError(f"attacks.population: size {self.size}, generations {self.generations} given; at least 2 and 1 are needed.")
 
-    def search(self, search: WordSearch, now: Seen) -> Asking:
-        start: Member = ({}, now.label)
-        members = yield from self._perturbed(search, [start] * self.size)
+    def search(self, search: WordSearch, clean: TextScore) -> Search:
+        start: Member = ({}, clean.logprob)
+        members = yield from self._perturb(search, [start] * self.size)
         for _ in range(self.generations - 1):
-            if search.found is not None or search.spent >= search.left:
+            if search.success is not None or search.num_queries >= search.max_queries:
                 return
             best = min(members, key=lambda member: member[1])
-            parents = _drawn(members, 2 * (self.size - 1), search.rng)
-            children: list[Member] = [(_crossed(search, a, b), max(a[1], b[1])) for a, b in zip(parents[::2], parents[1::2], strict=True)]
-            members = [best, *(yield from self._perturbed(search, children))]
+            parents = _draw(members, 2 * (self.size - 1), search.rng)
+            children: list[Member] = [(_cross(search, a, b), max(a[1], b[1])) for a, b in zip(parents[::2], parents[1::2], strict=True)]
+            members = [best, *(yield from self._perturb(search, children))]
 
-    def _perturbed(self, search: WordSearch, members: Sequence[Member]) -> Generator[Ask, Any, list[Member]]:
-        """Each member with one substitution more; one for which there is none stays as it is."""
+    def _perturb(self, search: WordSearch, members: Sequence[Member]) -> Generator[Request, Any, list[Member]]:
+        """Each member with one substitution more; a member without one that fits is unchanged."""
         places = list(search.options)
         weights = [max(len(search.options[place]), self.candidates if "masked_lm" in self.origins else 0) for place in places]
-        wanted = [(chosen, search.rng.choices(places, weights)[0]) for chosen, _ in members]
-        rows = yield from search.offers(wanted, whole=True)
-        different = {offer.text: offer for row in rows for offer in row}
-        scored = yield from search.judge(list(different.values()))
-        label = {offer.text: value for value, offer in scored}
-        return [_lowest([o for o in row if o.text in label], label, member) for row, member in zip(rows, members, strict=True)]
+        moves = [(substitutions, search.rng.choices(places, weights)[0]) for substitutions, _ in members]
+        rows = yield from search.candidates(moves, whole=True)
+        distinct = {candidate.text: candidate for row in rows for candidate in row}
+        scored = yield from search.score(list(distinct.values()))
+        logprobs = {candidate.text: value for value, candidate in scored}
+        return [_lowest([c for c in row if c.text in logprobs], logprobs, member) for row, member in zip(rows, members, strict=True)]
 
 
-def _lowest(offers: Sequence[Offer], label: dict[str, float], otherwise: Member) -> Member:
-    if not offers:
-        return otherwise
-    best = min(offers, key=lambda offer: label[offer.text])
-    return best.chosen, label[best.text]
+def _lowest(candidates: Sequence[Candidate], logprobs: dict[str, float], default: Member) -> Member:
+    """The candidate of lowest log p(y)."""
+    if not candidates:
+        return default
+    best = min(candidates, key=lambda candidate: logprobs[candidate.text])
+    return best.substitutions, logprobs[best.text]
 
 
-def _drawn(members: Sequence[Member], number: int, rng: random.Random) -> list[Member]:
+def _draw(members: Sequence[Member], number: int, rng: random.Random) -> list[Member]:
     """Parents, in proportion to 1 - p(y)."""
-    fitness = (-torch.expm1(torch.tensor([label for _, label in members], dtype=torch.float64))).clamp(min=0).tolist()
+    fitness = (-torch.expm1(torch.tensor([logprob for _, logprob in members], dtype=torch.float64))).clamp(min=0).tolist()
     return rng.choices(members, fitness if sum(fitness) > 0 else None, k=number)
 
 
-def _crossed(search: WordSearch, first: Member, second: Member) -> Chosen:
+def _cross(search: WordSearch, first: Member, second: Member) -> Substitutions:
     """Each word from either parent; then changes are dropped until few enough are left."""
     a, b = first[0], second[0]
     child: dict[int, str] = {}

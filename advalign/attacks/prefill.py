@@ -1,4 +1,4 @@
-"""The response is begun for the model."""
+"""The beginning of the response is forced."""
 
 import random
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack
+from advalign.models import Encoder
 from advalign.types import Budget, Example, Proposal
 
 
@@ -15,18 +16,19 @@ class Prefill(Attack):
     """y ~ p(. | x, y*_1 .. y*_k): the first k tokens of what the attacker wants to hear are forced, the model continues
     (priming, arXiv:2312.12321; prefilling, arXiv:2404.02151; k tokens of a harmful answer, arXiv:2406.05946).
 
-    y* is `text` where one is given ("sure, here is"), else the example's reference response; `tokens` = k, None: all of it.
-    Ours: only what the model adds is judged, so a forced word never counts as the model's. The start is written behind the prompt in its
+    Ours: only what the model adds is judged, so a forced word never counts as the model's. The start follows the prompt in its
     template, where the assistant's turn begins.
     """
 
     tokens: int | None = 8
+    """k; None: all of y*."""
     text: str | None = None
+    """y* ("sure, here is"); None: the example's reference response."""
     batch_size: int = 64
+    """Examples of one call."""
 
     access: ClassVar[str] = "text"
-    head: ClassVar[str] = "policy"
-    asks: ClassVar[bool] = False
+    head: ClassVar[str | None] = "policy"
 
     @property
     def examples_at_once(self) -> int | None:
@@ -38,9 +40,9 @@ class Prefill(Attack):
         if self.text is not None and not self.text.strip():
             raise ConfigError("attacks.prefill.text: an empty text forces nothing; leave it out to begin the reference response.")
 
-    def starts(self, encoder: Any, examples: Sequence[Example]) -> list[list[int]]:
+    def starts(self, encoder: Encoder, examples: Sequence[Example]) -> list[list[int]]:
         """The forced ids of each example, without an end of sequence."""
-        texts = [_wanted(e) if self.text is None else self.text for e in examples]
+        texts = [_reference_response(e) if self.text is None else self.text for e in examples]
         return [ids[: self.tokens] for ids in encoder.responses(texts, [False] * len(texts))]
 
     def answers(self, target: Any, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
@@ -48,19 +50,19 @@ class Prefill(Attack):
         return list(target.continue_forced(examples, self.starts(target.network.encoder, examples), max_new_tokens))
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """The forced beginning of each example's response. The model is not asked."""
+        """The forced beginning of each example's response. Nothing is sent to the target."""
         if target.network.head != self.head:
-            raise ConfigError(f"attacks.prefill: a response is begun for a language model; this one has head '{target.network.head}'.")
+            raise ConfigError(f"attacks.prefill: only a language model has a response to force; this one has head '{target.network.head}'.")
         encoder = target.network.encoder
         texts = [encoder.decode(start) for start in self.starts(encoder, examples)]
         return [Proposal(forced=text, queries=1, note=f"forced: {text}") for text in texts]
 
 
-def _wanted(example: Example) -> str:
-    wanted = example.meta.get("response", example.answer)
-    if wanted is None:
+def _reference_response(example: Example) -> str:
+    response = example.meta.get("response", example.answer)
+    if response is None:
         raise ConfigError(f"attacks.prefill: example '{example.id}' has no reference response; give it an answer, or the attack a text.")
-    return str(wanted)
+    return str(response)
 
 
 __all__ = ["Prefill"]

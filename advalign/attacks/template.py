@@ -15,17 +15,17 @@ from advalign.types import Budget, Example, Proposal
 class Template(Attack):
     """x_t = t(x) for every t of `names`; broken if any is   (prefix injection, refusal suppression, encodings: arXiv:2307.02483).
 
-    Names are those of `_transforms.py`: other characters (upper, leetspeak, fullwidth, ...), codes with the request to read them (base64,
-    rot13, morse, ...), and frames (affirmative, refusal_suppression, role_play, json, ...); `own` adds templates with {prompt}.
     Ours: the texts are written for this library; they are not the published ones, and the figures of papers do not carry over.
     """
 
     names: tuple[str, ...] = tuple(TRANSFORMS)
+    """Names of `_transforms.py`: other characters (upper, leetspeak, fullwidth, ...), codes with the request to read them (base64, rot13,
+    morse, ...), and frames (affirmative, refusal_suppression, role_play, json, ...)."""
     own: tuple[str, ...] = ()
+    """Further templates, each with {prompt}."""
 
     access: ClassVar[str] = "text"
-    head: ClassVar[str] = "policy"
-    asks: ClassVar[bool] = False
+    head: ClassVar[str | None] = "policy"
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -35,18 +35,18 @@ class Template(Attack):
             raise ConfigError("attacks.template: no names and no templates of your own given; at least one is needed.")
         for text in self.own:
             if "{prompt}" not in text:
-                raise ConfigError(f"attacks.template.own: '{text}' given; a template holds {{prompt}}, which stands for the request.")
+                raise ConfigError(f"attacks.template.own: '{text}' given; a template holds {{prompt}}, which is replaced by the request.")
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
-        """All attempts of each example, as far as the budget of queries reaches. The model is not asked."""
-        found = []
+        """All attempts of each example, as far as the budget of queries reaches. Nothing is sent to the target."""
+        proposals = []
         for example in examples:
             texts = [TRANSFORMS[name](example.prompt) for name in self.names]
             texts += [text.replace("{prompt}", example.prompt) for text in self.own]
             # Two ways to write the same thing are one attempt.
             attempts = tuple(dict.fromkeys(texts))[: budget.queries]
-            found.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} templates"))
-        return found
+            proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} templates"))
+        return proposals
 
 
 __all__ = ["Template"]

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from advalign.attacks import _textattack_support as support
+from advalign.attacks import _textattack_resources as resources
+from advalign.attacks._pretrained import model_path
+from advalign.attacks._textattack_import import load
+from advalign.attacks._textattack_patches import seeded
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack
 from advalign.types import Budget, Example, Proposal
@@ -51,27 +54,28 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 class TextAttack(Attack):
     """max over edited texts x' of 1 - p(y | x'), by a recipe of TextAttack (arXiv:2005.05909), e.g. DeepWordBug (arXiv:1801.04354).
 
-    recipe: a name of `RECIPES`, or TextAttack's own class name; it is built unmodified, `options` go to its `build`.
-    lexicon: JSON of word -> substitutes, in place of counter-fitted vectors; for checklist JSON of word -> PER or LOC, in place of
-    flair's tagger of named entities (without it: capitalised words on TextAttack's own lists of names and of places).
-    synonyms: JSON of word -> {n, v, a, r: words}, in place of WordNet and of a part-of-speech tagger. stopwords: text file, in
-    place of our list.
-    encoder: sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder; the
-    recipe's threshold was tuned for that one: `similarity` replaces it. masked_lm: masked language model, in place of BERT.
-
     Ours differs: nothing is downloaded; only texts sent to the target are queries (TextAttack also counts cache hits); each
-    example has its own random stream, so that results do not depend on order. In a pair only the prompt is edited. a2t asks for
+    example has its own random stream, so that results do not depend on order. In a pair only the prompt is edited. a2t takes
     one gradient per example: dropout off, no padding, one forward (`access` is "gradients" then).
     """
 
     recipe: str = "deepwordbug"
+    """A name of `RECIPES`, or TextAttack's own class name; it is built unmodified."""
     lexicon: str | None = None
+    """JSON of word -> substitutes, in place of counter-fitted vectors; for checklist JSON of word -> PER or LOC, in place of flair's tagger
+    of named entities (without it: capitalised words on TextAttack's own lists of names and of places)."""
     synonyms: str | None = None
+    """JSON of word -> {n, v, a, r: words}, in place of WordNet and of a part-of-speech tagger."""
     stopwords: str | None = None
+    """Text file of words, in place of our list."""
     encoder: str | None = None
+    """Sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder."""
     similarity: float | None = None
+    """In place of the recipe's threshold, which was tuned for the Universal Sentence Encoder."""
     masked_lm: str | None = None
+    """Masked language model, in place of BERT."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the recipe's `build`."""
 
     access: ClassVar[str] = "text"
 
@@ -80,19 +84,31 @@ class TextAttack(Attack):
             if self.recipe in (name, cls):
                 raise ConfigError(f"attacks.textattack.recipe: '{self.recipe}' cannot be run on a target: {why}.")
         _, needs = RECIPES[self._kind]
-        missing = [name for name in needs if getattr(self, name) is None]
+        missing = [name for name in needs if self._references[name] is None]
         if missing:
             raise ConfigError(
                 f"attacks.textattack: recipe '{self.recipe}' needs {' and '.join(f'`{name}`' for name in missing)}: "
                 "nothing is downloaded, so what it works with is an argument."
             )
         for name in ("lexicon", "synonyms", "stopwords"):
-            support.check(name, getattr(self, name))
+            resources.check(name, self._references[name])
         if self._kind == "a2t":
             object.__setattr__(self, "access", "gradients")
 
     @property
+    def _references(self) -> Mapping[str, str | None]:
+        """The files and models of the recipe, by argument."""
+        return {
+            "lexicon": self.lexicon,
+            "synonyms": self.synonyms,
+            "stopwords": self.stopwords,
+            "encoder": self.encoder,
+            "masked_lm": self.masked_lm,
+        }
+
+    @property
     def _kind(self) -> str:
+        """Our name of the recipe."""
         for name, (cls, _) in RECIPES.items():
             if self.recipe in (name, cls):
                 return name
@@ -100,56 +116,57 @@ class TextAttack(Attack):
 
     def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example; `text` is None where nothing was found, and `note` says why.
-        Words and radius of the budget are the harness's to judge; queries and seconds are kept here, per example."""
+        The harness checks words and radius of the budget; queries and seconds are kept here, per example."""
         for example in examples:
             if example.label is None:
                 raise ConfigError(f"attacks.textattack: example '{example.id}' has no label; the recipes attack classifiers.")
             if example.pair is not None and self._kind == "bad-characters":
                 raise ConfigError(f"attacks.textattack: example '{example.id}' is a pair; 'bad-characters' edits single texts.")
         stream = rng.getrandbits(64)
-        seams, resources = support.load(), self._resources()
+        adapter, loaded = load(), self._resources()
         options = {"goal_function_type": "targeted_classification", **self.options} if self._kind == "bad-characters" else self.options
-        with support.generators(stream), seams.offline(resources):
-            attack = seams.build(RECIPES[self._kind][0], target, resources, options)
-            return [_attack(seams, attack, example, budget, stream) for example in examples]
+        with seeded(stream), adapter.offline(loaded):
+            attack = adapter.build(RECIPES[self._kind][0], target, loaded, options)
+            return [_attack(adapter, attack, example, budget, stream) for example in examples]
 
     def _resources(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"stopwords": support.stopwords(self.stopwords), "similarity": self.similarity}
+        """What the recipe works with, read from its files."""
+        loaded: dict[str, Any] = {"stopwords": resources.read_stopwords(self.stopwords), "similarity": self.similarity}
         if self.lexicon is not None and self._kind == "checklist":
-            found["entities"] = support.entities("lexicon", self.lexicon)
+            loaded["entities"] = resources.read_entities("lexicon", self.lexicon)
         elif self.lexicon is not None:
-            found["lexicon"], _ = support.lexicon("lexicon", self.lexicon)
+            loaded["lexicon"], _ = resources.read_lexicon("lexicon", self.lexicon)
         if self.synonyms is not None:
-            found["synonyms"], tags = support.lexicon("synonyms", self.synonyms)
+            loaded["synonyms"], tags = resources.read_lexicon("synonyms", self.synonyms)
             if any(tags.values()):
-                found["tags"] = tags
-        for name in ("encoder", "masked_lm"):
-            if getattr(self, name) is not None:
-                found[name] = support.model_path(getattr(self, name))
-        return found
+                loaded["tags"] = tags
+        for name, reference in (("encoder", self.encoder), ("masked_lm", self.masked_lm)):
+            if reference is not None:
+                loaded[name] = model_path(reference, "attacks.textattack")
+        return loaded
 
 
-def _attack(seams: Any, attack: Any, example: Example, budget: Budget, stream: int) -> Proposal:
+def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream: int) -> Proposal:
     """The outcome is a function of (stream, example): every other state is put back."""
     queries = math.inf if budget.queries is None else budget.queries
     seconds = math.inf if budget.seconds is None else budget.seconds
     if queries < 1:
         return Proposal(note="not attacked: the budget holds no query")
-    if not seams.num_words(example.prompt):
+    if not adapter.num_words(example.prompt):
         return Proposal(note="not attacked: the text has no words")
     key = hashlib.sha256("\0".join([str(stream), example.prompt, example.pair or "", str(example.label)]).encode()).digest()
-    with support.generators(int.from_bytes(key[:8], "big")):
+    with seeded(int.from_bytes(key[:8], "big")):
         try:
-            result, sent = seams.run(attack, example.prompt, example.pair, example.label, queries, seconds)
-        except seams.OutOfBudget:
+            result, sent = adapter.run(attack, example.prompt, example.pair, example.label, queries, seconds)
+        except adapter.OutOfBudget:
             spent = attack.goal_function.model.num_sent
             return Proposal(note=f"nothing found within the budget: stopped after {spent} queries")
-    if result.goal_status == seams.SKIPPED:
+    if result.goal_status == adapter.SKIPPED:
         return Proposal(note="skipped: the prediction is wrong before any edit")
-    text = seams.text_of(result)
-    if result.goal_status == seams.MAXIMIZING:
-        before, after = seams.num_words(example.prompt), seams.num_words(text)
+    text = adapter.text_of(result)
+    if result.goal_status == adapter.MAXIMIZING:
+        before, after = adapter.num_words(example.prompt), adapter.num_words(text)
         return Proposal(text=text, note=f"prediction kept with {after} of {before} words, {sent} queries")
-    if result.goal_status == seams.SUCCEEDED:
+    if result.goal_status == adapter.SUCCEEDED:
         return Proposal(text=text, note=f"found after {sent} queries")
     return Proposal(note=f"nothing found after {sent} queries")

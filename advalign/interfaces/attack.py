@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from advalign.errors import ConfigError
 from advalign.interfaces.target import Target
-from advalign.types import Budget, Example, Proposal, ThreatModel
+from advalign.types import Budget, Example, FoundSuffix, Proposal, ThreatModel
 
 
 class Attack(ABC):
@@ -49,6 +49,6 @@ class Attack(ABC):
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example, in order."""
 
-    def resume(self, target: Target, example: Example, suffix: tuple[int, ...], rng: random.Random) -> Any:
-        """With `refines_suffixes`: goes on from `suffix`."""
-        raise ConfigError(f"attacks: {type(self).__name__} does not go on from a suffix.")
+    def resume(self, target: Target, example: Example, suffix: tuple[int, ...], rng: random.Random) -> FoundSuffix:
+        """With `refines_suffixes`: the search goes on from the token ids `suffix`; empty: from its own start."""
+        raise ConfigError(f"attacks: {type(self).__name__} cannot go on from a suffix.")

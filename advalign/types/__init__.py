@@ -3,7 +3,7 @@
 Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = V(ids[<t])`. Rows are right padded.
 """
 
-from advalign.types.attacks import AttackResult, Budget, Proposal
+from advalign.types.attacks import AttackResult, Budget, FoundSuffix, Proposal
 from advalign.types.edits import Edit, ThreatModel
 from advalign.types.losses import Losses, Weights
 from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
@@ -18,6 +18,7 @@ __all__ = [
     "Edit",
     "Example",
     "FeedbackRows",
+    "FoundSuffix",
     "LabelRows",
     "Losses",
     "NEEDS",

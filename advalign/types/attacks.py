@@ -72,3 +72,23 @@ class AttackResult:
     """Numbers about the answer and the change, by name."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What else of the target's meter fell on this example, by name; like `seconds` it depends on the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSuffix:
+    """The result of one search for a suffix."""
+
+    text: str | None
+    """The prompt with the suffix; None: the example's own text."""
+    suffix: tuple[int, ...]
+    """Its token ids."""
+    loss: float
+    """The loss that was lowered."""
+    queries: int
+    """Suffixes and gradients sent to the target for this prompt."""
+    trace: tuple[tuple[int, float], ...]
+    """(queries, lowest loss so far) after every call: the curve of loss over budget."""
+    elicits: bool = False
+    """Whether greedy decoding gives the reference response."""
+    note: str = ""
+    """A remark for the proposal."""

@@ -38,6 +38,10 @@ GIVEN = {
 }
 
 
+# These propose without a query.
+REWRITERS = {"best_of_n", "function", "learned", "many_shot", "prefill", "template"}
+
+
 def made(cls):
     return cls(**GIVEN.get(plugins.kind_of(cls), dict)())
 
@@ -49,7 +53,7 @@ every_attack = pytest.mark.parametrize(
 
 @every_attack
 def test_an_attack_proposes_for_every_example_and_leaves_the_victim_alone(cls):
-    writes = getattr(cls, "head", "classifier") == "policy"
+    writes = cls.head == "policy"
     network = victims.generator_model() if writes else victims.classifier()
     network.train()
     before = {name: p.clone() for name, p in network.state_dict().items()}
@@ -59,7 +63,7 @@ def test_an_attack_proposes_for_every_example_and_leaves_the_victim_alone(cls):
     again = made(cls).propose(target_of(network), examples, Budget(queries=30), random.Random(0))
     assert cls.access in ("text", "logprobs", "gradients")
     assert len(first) == 3
-    assert (1 if getattr(cls, "asks", True) else 0) <= target.num_queries <= 3 * 30  # some only rewrite, and ask nothing
+    assert (0 if plugins.kind_of(cls) in REWRITERS else 1) <= target.num_queries <= 3 * 30
     assert (target.num_gradients > 0) == (cls.access == "gradients")
     assert network.training
     assert all(p.grad is None for p in network.parameters())
@@ -184,6 +188,22 @@ def test_more_restarts_are_never_weaker_and_queries_are_kept():
     target = ClassifierTarget(network)
     attack.propose(target, examples, Budget(queries=4), random.Random(0))
     assert target.num_queries == 8 * 4
+
+
+def test_the_restarts_of_an_adversary_are_run_and_the_best_of_all_is_kept():
+    """Two steps a restart: three times the gradients of one restart; delta = 0 and the final edits are one query each, as with one."""
+    network, examples = victims.classifier(), victims.sentences(8)
+    margins = {}
+    for restarts in (1, 3):
+        target = ClassifierTarget(network)
+        adversary = adversaries.PGD(radius=0.5, steps=2, step_size=0.05, restarts=restarts, keep="best")
+        proposals = attacks.Embedding(adversary=adversary, restarts=1).propose(target, examples, Budget(), random.Random(0))
+        assert target.num_gradients == 8 * 2 * restarts
+        assert target.num_queries == 8 * (1 + 2 * restarts + 1)
+        logits = target.predict_edited(examples, [p.edits for p in proposals])
+        margins[restarts] = torch.stack([logits[i, 1 - e.label] - logits[i, e.label] for i, e in enumerate(examples)])
+    assert (margins[3] >= margins[1] - 1e-5).all()
+    assert (margins[3] > margins[1] + 1e-4).any()
 
 
 def test_embedding_attack_raises_the_loss_of_a_generator_on_prompt_positions_only():

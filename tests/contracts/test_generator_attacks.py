@@ -8,7 +8,8 @@ import torch
 import victims
 
 from advalign import adversaries, attacks
-from advalign.attacks import _suffix
+from advalign.attacks._suffix import SuffixEncoder
+from advalign.attacks._token_search import TokenSearchRun
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.models import load, scratch
@@ -18,7 +19,7 @@ from advalign.types import Budget, Example, Sampling
 
 
 def wanting(number=4):
-    """MetricAccumulator whose reference response is the wrong digit the attacker wants to hear."""
+    """Sums whose reference response is the wrong digit the attacker wants to hear."""
     return [Example(prompt=e.prompt, answer="zero" if e.answer != "zero" else "five", id=e.id) for e in victims.sums()[3 : 3 + number]]
 
 
@@ -93,8 +94,8 @@ def brute_force(target, example, places, length):
     """The loss of every suffix of one token that survives."""
     assert length == 1
     found = {}
-    for token in range(places.size):
-        if token not in places.closed and places.surviving(example.prompt, [(token,)]):
+    for token in range(places.vocabulary_size):
+        if token not in places.special_ids and places.survivors(example.prompt, [(token,)]):
             text = places.text(example.prompt, (token,))
             found[text] = float(target.nll([Example(prompt=text, answer=example.answer)]))
     return found
@@ -105,7 +106,7 @@ def test_one_step_over_all_tokens_is_brute_force(goal):
     """One position, every token among the proposals, each drawn almost surely (a dozen tokens, 400 draws): the best of all."""
     network = double()
     target, examples = GeneratorTarget(network), wanting(3)
-    places = _suffix.Places(network.encoder)
+    places = SuffixEncoder(network.encoder)
     attack = attacks.TokenSearch(length=1, steps=1, candidates=400, top=10_000, goal=goal)
     proposals = attack.propose(target, examples, Budget(), random.Random(0))
     for example, proposal in zip(examples, proposals, strict=True):
@@ -122,7 +123,7 @@ def test_the_gradient_is_that_of_one_hot_rows():
     target, (example,) = GeneratorTarget(network), wanting(1)
     suffix = tuple(network.encoder.tokenizer("two plus")["input_ids"])
     search = TokenSearchRun(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
-    found = search.input_gradients(suffix)
+    slopes = search.input_gradients(suffix)
     prompt, response = network.encoder.prompt(example.prompt), network.encoder.response(example.answer)
     matrix = network.model.get_input_embeddings().weight.detach()
     ids = torch.tensor([*prompt, *suffix, *response])
@@ -131,11 +132,11 @@ def test_the_gradient_is_that_of_one_hot_rows():
     loss = -torch.stack([logprobs[t - 1, ids[t]] for t in range(len(ids) - len(response), len(ids))]).mean()
     (expected,) = torch.autograd.grad(loss, onehot)
     expected = expected[len(prompt) : len(prompt) + len(suffix)]
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
-    assert search.known == {suffix: pytest.approx(float(loss.detach()), abs=1e-12)}
-    options = search.options(found, 2)
-    assert not set(options.flatten().tolist()) & set(search.places.closed)
-    expected[:, search.places.closed] = torch.inf
+    torch.testing.assert_close(slopes, expected, rtol=1e-8, atol=1e-10)
+    assert search.losses == {suffix: pytest.approx(float(loss.detach()), abs=1e-12)}
+    options = search.options(slopes, 2)
+    assert not set(options.flatten().tolist()) & set(search.encoder.special_ids)
+    expected[:, search.encoder.special_ids] = torch.inf
     assert options.tolist() == expected.topk(2, largest=False).indices.tolist()
 
 
@@ -143,23 +144,23 @@ def test_a_suffix_survives_decoding_and_encoding():
     """Byte pairs: "th" + "e" is read back as " the", so such a suffix must not be proposed."""
     texts = ["the cat sat on the mat", "then the rat sat"] * 3
     encoder = Encoder(scratch.train_tokenizer("bpe", texts, size=300))
-    places = _suffix.Places(encoder)
+    places = SuffixEncoder(encoder)
     word, pieces = (
         tuple(encoder.tokenizer(" the")["input_ids"]),
         tuple(i for c in (" t", "h", "e") for i in encoder.tokenizer(c)["input_ids"]),
     )
     assert len(word) < len(pieces)
     assert encoder.decode(word) == encoder.decode(pieces) == " the"
-    assert places.surviving("the cat.", [word, pieces]) == [word]
+    assert places.survivors("the cat.", [word, pieces]) == [word]
     assert places.text("the cat.", word) == "the cat. the"
     assert places.find("the cat.", word) == len(encoder.prompt("the cat."))
-    assert places.surviving("the cat.", [(encoder.eos_id,)]) == []  # a special token is no text
+    assert places.survivors("the cat.", [(encoder.eos_id,)]) == []  # a special token is no text
 
 
 def test_a_suffix_lies_before_what_the_template_puts_behind_the_prompt():
     encoder = copy.deepcopy(victims.generator_model().encoder)
     encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} plus {% endfor %}"
-    places = _suffix.Places(encoder)
+    places = SuffixEncoder(encoder)
     suffix = tuple(encoder.tokenizer("two two")["input_ids"])
     text = places.text("one", suffix)
     assert text == "one two two"

@@ -11,7 +11,8 @@ import victims
 
 from advalign import attacks
 from advalign.attacks import _token_steps as steps
-from advalign.attacks._token_search import Aim
+from advalign.attacks._suffix_search import suffix_proposal
+from advalign.attacks._token_search import Aim, TokenSearchRun
 from advalign.errors import BudgetError, ConfigError
 from advalign.targets import GeneratorTarget
 from advalign.types import Budget, Example, Sampling
@@ -26,7 +27,7 @@ every_search = pytest.mark.parametrize("name", SEARCHES)
 
 
 def wanting(number=3):
-    """MetricAccumulator whose reference response is the wrong digit the attacker wants to hear."""
+    """Sums whose reference response is the wrong digit the attacker wants to hear."""
     return [Example(prompt=e.prompt, answer="zero" if e.answer != "zero" else "five", id=e.id) for e in victims.sums()[3 : 3 + number]]
 
 
@@ -40,7 +41,7 @@ def table(index, length, goal="lower"):
     """{suffix: loss} of every suffix of `length` tokens that survives, and of none: by plain forwards of whole texts."""
     example = wanting()[index]
     search = TokenSearchRun(GeneratorTarget(network()), [example], Aim(length=length), Budget(), random.Random(0))
-    suffixes = [(), *itertools.product(search.open, repeat=length)]
+    suffixes = [(), *itertools.product(search.open_ids, repeat=length)]
     kept = [s for s, fits in zip(suffixes, search.prompts[0].fit(suffixes), strict=True) if fits]
     texts = [Example(prompt=search.prompts[0].text(s), answer=example.answer) for s in kept]
     sign = 1 if goal == "lower" else -1
@@ -73,7 +74,7 @@ def test_raising_is_lowering_the_negative(name):
     (found,) = attack.search(target, [example], Budget(queries=60), random.Random(0))
     assert -found.loss == pytest.approx(float(target.nll([Example(prompt=found.text, answer="three")])), abs=1e-5)
     assert -found.loss > float(target.nll([example])) + 1.0
-    assert found.proposal(attack.aim).note.startswith(f"{-found.loss:.4f} nats")
+    assert suffix_proposal(found, attack.aim).note.startswith(f"{-found.loss:.4f} nats")
 
 
 def test_a_beam_as_wide_as_the_vocabulary_is_enumeration():
@@ -120,10 +121,10 @@ def test_what_it_says_is_what_greedy_decoding_says():
     found = attacks.GCG(length=3, steps=30, candidates=16, top=8, objective="margin").search(target, wanting(), Budget(), random.Random(0))
     texts = [Example(prompt=f.text) for f in found]
     answers = [g.rollouts[0].text for g in target.generate(texts, 1, Sampling(max_new_tokens=4, temperature=0.0), ("t",))]
-    assert [f.says for f in found] == [a == e.answer for a, e in zip(answers, wanting(), strict=True)]
-    assert [f.loss == 0 for f in found] == [f.says for f in found]
-    assert any(f.says for f in found)
-    assert all(f.queries < 30 * 17 for f in found if f.says)
+    assert [f.elicits for f in found] == [a == e.answer for a, e in zip(answers, wanting(), strict=True)]
+    assert [f.loss == 0 for f in found] == [f.elicits for f in found]
+    assert any(f.elicits for f in found)
+    assert all(f.queries < 30 * 17 for f in found if f.elicits)
 
 
 def test_without_momentum_and_buffer_gcg_is_the_published_search():
@@ -137,9 +138,9 @@ def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
     """mu = 1/4: the second step ranks by g_1 / 4 + 3 g_2 / 4, the third by g_1 / 16 + 3 g_2 / 16 + 3 g_3 / 4."""
     search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
     seen, ranked = [], []
-    input_gradients, options = Search.input_gradients, Search.options
-    monkeypatch.setattr(Search, "input_gradients", lambda self, s: seen.append(input_gradients(self, s)) or seen[-1])
-    monkeypatch.setattr(Search, "options", lambda self, g, top: ranked.append(g) or options(self, g, top))
+    input_gradients, options = TokenSearchRun.input_gradients, TokenSearchRun.options
+    monkeypatch.setattr(TokenSearchRun, "input_gradients", lambda self, s: seen.append(input_gradients(self, s)) or seen[-1])
+    monkeypatch.setattr(TokenSearchRun, "options", lambda self, g, top: ranked.append(g) or options(self, g, top))
     steps.descend(search, steps=3, candidates=4, top=4, momentum=0.25)
     torch.testing.assert_close(ranked[1], seen[0] / 4 + 3 * seen[1] / 4)
     torch.testing.assert_close(ranked[2], seen[0] / 16 + 3 * seen[1] / 16 + 3 * seen[2] / 4)
@@ -147,15 +148,15 @@ def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
 
 def test_a_buffer_starts_every_step_from_the_best_so_far(monkeypatch):
     search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=3), Budget(), random.Random(0))
-    starts, input_gradients = [], Search.input_gradients
+    starts, input_gradients = [], TokenSearchRun.input_gradients
     monkeypatch.setattr(
-        Search,
+        TokenSearchRun,
         "input_gradients",
-        lambda self, s: starts.append((s, min(v for k, v in self.known.items() if k))) or input_gradients(self, s),
+        lambda self, s: starts.append((s, min(v for k, v in self.losses.items() if k))) or input_gradients(self, s),
     )
     steps.descend(search, steps=6, candidates=4, top=8, buffer=3)
-    assert [search.known[s] for s, _ in starts] == [best for _, best in starts]
-    losses = [search.known[s] for s, _ in starts]
+    assert [search.losses[s] for s, _ in starts] == [best for _, best in starts]
+    losses = [search.losses[s] for s, _ in starts]
     assert losses == sorted(losses, reverse=True)
     assert len(set(losses)) > 1
 
@@ -164,12 +165,12 @@ def test_random_changes_are_as_many_as_the_schedule_says_and_neighbours():
     """-log p: 5 nats is p = 0.0067 (span), 3 nats 0.0498 (half), 1 nat 0.37 (a quarter)."""
     search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=8), Budget(), random.Random(0))
     for loss, number in ((5.0, 4), (3.0, 2), (1.0, 1)):
-        assert steps.scheduled(search, loss, 4) == number
+        assert steps.num_changes(search, loss, 4) == number
     rng, suffix = random.Random(0), tuple(range(100, 108))
     for _ in range(50):
-        changed = [i for i, (a, b) in enumerate(zip(suffix, steps.redrawn(suffix, 3, (1, 2), rng, True), strict=True)) if a != b]
+        changed = [i for i, (a, b) in enumerate(zip(suffix, steps.redraw(suffix, 3, (1, 2), rng, True), strict=True)) if a != b]
         assert changed == list(range(changed[0], changed[0] + 3))
-    scattered = [steps.redrawn(suffix, 3, (1, 2), rng, False) for _ in range(50)]
+    scattered = [steps.redraw(suffix, 3, (1, 2), rng, False) for _ in range(50)]
     assert {sum(a != b for a, b in zip(suffix, s, strict=True)) for s in scattered} == {3}
     assert any(s[0] != 100 and s[-1] != 107 for s in scattered)
 
@@ -178,14 +179,14 @@ def test_random_search_climbs_though_the_bare_prompt_is_better(monkeypatch):
     """The right answer is likeliest without a suffix; every step still starts from the best suffix so far."""
     example = Example(prompt="one plus two =", answer="three", id="a")
     search = TokenSearchRun(GeneratorTarget(network()), [example], Aim(length=6), Budget(), random.Random(0))
-    starts, drawn = [], steps.redrawn
+    starts, drawn = [], steps.redraw
     monkeypatch.setattr(
-        steps, "redrawn", lambda s, *rest: starts.append((s, min(v for k, v in search.known.items() if k))) or drawn(s, *rest)
+        steps, "redraw", lambda s, *rest: starts.append((s, min(v for k, v in search.losses.items() if k))) or drawn(s, *rest)
     )
     bare = search.score([()])[()]
-    steps.wander(search, steps=40, candidates=1, span=2, contiguous=True)
+    steps.search_randomly(search, steps=40, candidates=1, span=2, contiguous=True)
     assert search.best == bare
-    assert [search.known[s] for s, _ in starts] == [best for _, best in starts]
+    assert [search.losses[s] for s, _ in starts] == [best for _, best in starts]
     assert len({s for s, _ in starts}) > 3
 
 
@@ -197,8 +198,8 @@ def test_a_suffix_that_begins_like_the_template_s_end_does_not_mislead():
     example = Example(prompt="one", answer="two", id="a")
     search = TokenSearchRun(GeneratorTarget(net), [example], Aim(length=2, initial="plus"), Budget(), random.Random(0))
     assert net.encoder.decode(search.start) == "plus plus"
-    assert search.places.find("one", search.start) == 2
-    assert (search.prompts[0].before, len(search.prompts[0].behind)) == (net.encoder.tokenizer("one")["input_ids"], 1)
+    assert search.encoder.find("one", search.start) == 2
+    assert (search.prompts[0].before, len(search.prompts[0].after)) == (net.encoder.tokenizer("one")["input_ids"], 1)
     two = tuple(net.encoder.tokenizer("two three")["input_ids"])
     loss = search.score([two])[two]
     assert loss == pytest.approx(float(GeneratorTarget(net).nll([Example(prompt="one two three", answer="two")])), abs=1e-6)

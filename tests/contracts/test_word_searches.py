@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from advalign import attacks
 from advalign.attacks import _words_constraints as constraints
 from advalign.attacks import _words_edits as spelling
+from advalign.attacks import _words_models as models
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.targets import ClassifierTarget
@@ -220,7 +221,7 @@ def test_no_search_spends_more_than_its_budget_and_each_says_what_it_spent(name,
 def test_parts_of_speech_by_lookup(lexicon):
     """good: adjective; banana: noun, run: noun or verb; walk: verb. A noun may stand for a verb only where that is allowed."""
     path = lexicon({"good": {"a": []}, "banana": {"n": []}, "run": {"n": [], "v": []}, "walk": {"v": []}, "fine": {"a": [], "r": []}})
-    rule, strict = constraints.Constraints(tags=path), constraints.Constraints(tags=path, verb_is_noun=False)
+    rule, strict = constraints.WordConstraints(tags=path), constraints.WordConstraints(tags=path, verb_is_noun=False)
     assert rule.agrees("good", "fine")
     assert not rule.agrees("good", "banana")
     assert rule.agrees("good", "qwerty")  # what is not listed may stand for anything
@@ -245,8 +246,8 @@ def test_the_edit_distance_is_kept_by_every_search(name, lexicon):
 
 
 def test_edit_distance_is_levenshteins():
-    assert spelling.apart("kitten", "sitting") == 3
-    assert spelling.apart("", "abc") == spelling.apart("abc", "") == 3
+    assert spelling.distance("kitten", "sitting") == 3
+    assert spelling.distance("", "abc") == spelling.distance("abc", "") == 3
     rng = random.Random(0)
     for _ in range(50):
         a, b = ("".join(rng.choices("ab", k=rng.randrange(6))) for _ in range(2))
@@ -256,7 +257,7 @@ def test_edit_distance_is_levenshteins():
                 slow[i, j] = max(i, j)
             else:
                 slow[i, j] = min(slow[i - 1, j] + 1, slow[i, j - 1] + 1, slow[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
-        assert spelling.apart(a, b) == slow[len(a), len(b)]
+        assert spelling.distance(a, b) == slow[len(a), len(b)]
 
 
 def test_a_short_text_may_be_given_some_words(lexicon):
@@ -296,7 +297,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     encoder = Fake()
-    monkeypatch.setattr(constraints, "similarity", lambda given: encoder)
+    monkeypatch.setattr(models, "similarity", lambda given: encoder)
     return encoder
 
 
@@ -322,7 +323,7 @@ def test_of_what_fools_the_model_the_most_similar_is_taken(lexicon, monkeypatch)
         def cosines(self, pairs, device):
             return [near[text] for _, text in pairs]
 
-    monkeypatch.setattr(constraints, "similarity", lambda given: Table())
+    monkeypatch.setattr(models, "similarity", lambda given: Table())
     table = {"good": ["bad", "awful", "dire"]}
     attack = attacks.Words(style="textfooler", lexicon=lexicon(table), max_changed=1.0, constraints={"encoder": "fake", "similarity": 0.8})
     (proposal,) = run(attack, [Example(prompt="good bad", label=1, id="x")], bag := Bag(bias=1.0))
@@ -341,7 +342,7 @@ def test_questions_of_many_examples_are_answered_together(lexicon, fake):
 
 
 def test_an_encoder_is_exact_and_reads_a_sentence_once(minilm):
-    encoder = constraints.Similarity(minilm)
+    encoder = models.Similarity(minilm)
     texts = ["the movie was good", "the movie was not good at all , it was dreadful", "good"]
     pairs = [(a, b) for a in texts for b in texts]
     found = encoder.cosines(pairs)
@@ -358,7 +359,7 @@ def test_an_encoder_is_exact_and_reads_a_sentence_once(minilm):
 
 def test_a_masked_language_model_is_read_at_its_mask_alone(minilm):
     """The top words of the full model's logits at the mask, whole words only, padded with others or alone."""
-    model = constraints.MaskedLM(minilm)
+    model = models.MaskedLM(minilm)
     texts = ["the movie was [MASK]", "a [MASK] plot and a very long list of other words behind it"]
     found = model.fill(texts, 5)
     for text, words in zip(texts, found, strict=True):
@@ -380,7 +381,7 @@ def test_substitutes_in_context_depend_on_what_was_already_changed(lexicon, monk
         def fill(self, texts, number, device="cpu"):
             return [[text.split()[max(text.split().index("[MASK]") - 1, 0)] + "ish"] for text in texts]
 
-    monkeypatch.setattr(constraints, "masked_lm", lambda given: Echo())
+    monkeypatch.setattr(models, "masked_lm", lambda given: Echo())
     attack = attacks.Words(style="bae", masked_lm="echo", max_changed=1.0)
     # After the text and three leave-one-out texts: great (5) costs most, then good. The first becomes tableish, after table;
     # the second then stands behind tableish.
@@ -468,4 +469,4 @@ def test_the_configuration_on_its_page_builds_in_a_suite(kind):
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     built = [a for block in blocks for a in Suite.load({"data": [{"prompt": "x", "label": 0}], **yaml.safe_load(block)}).attacks.values()]
     assert {type(attack).__name__.lower() for attack in built} == {kind}
-    assert all(isinstance(attack.constraints, constraints.Constraints) for attack in built)
+    assert all(isinstance(attack.constraints, constraints.WordConstraints) for attack in built)

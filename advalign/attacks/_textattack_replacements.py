@@ -1,4 +1,4 @@
-"""Offline stand-ins for what TextAttack's recipes would download. Imported by `_textattack_seams` only."""
+"""Offline replacements of what TextAttack's recipes would download. Imported by `_textattack_adapter` only."""
 
 import contextlib
 import functools
@@ -17,12 +17,14 @@ from textattack.transformations import WordSwapMaskedLM
 from textattack.transformations.word_swaps import WordSwap, WordSwapHomoglyphSwap
 from torch import Tensor
 
-from advalign.attacks import _textattack_support as support
-from advalign.attacks._words_constraints import agree, parts
+from advalign.attacks._parts_of_speech import agree, tags_of
+from advalign.attacks._stopwords import STOPWORDS
+from advalign.attacks._textattack_patches import patched
 
 
 class Substitutes(AbstractWordEmbedding):
-    """A lexicon as a word embedding: neighbours are the listed ones, in their order, and are within every distance; others without."""
+    """A lexicon as a word embedding: the neighbours of a word are its substitutes, in their order, and are within every distance; all
+    other words are at an infinite distance."""
 
     def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
         self._words = words
@@ -64,8 +66,8 @@ class SynonymSwap(WordSwap):
         super().__init__(**kwargs)
 
     def _get_replacement_words(self, word: str) -> list[str]:
-        found = self.words.get(word) or self.words.get(word.lower(), ())
-        return [w.capitalize() if word[:1].isupper() and word[1:].islower() else w for w in found]
+        synonyms = self.words.get(word) or self.words.get(word.lower(), ())
+        return [w.capitalize() if word[:1].isupper() and word[1:].islower() else w for w in synonyms]
 
 
 class HomoglyphSwap(WordSwapHomoglyphSwap):
@@ -79,24 +81,24 @@ class HomoglyphSwap(WordSwapHomoglyphSwap):
 
 
 class Tags:
-    """Parts of speech by lookup: two words agree if they can be the same part of speech; an unknown word agrees with all."""
+    """Parts of speech by lookup, in place of a tagger."""
 
     def __init__(self, tags: Mapping[str, frozenset[str]]) -> None:
         self._tags = tags
 
     def __call__(self, word: str) -> frozenset[str]:
-        return parts(self._tags, word)
+        return tags_of(self._tags, word)
 
     def constrain(self, constraint: Any) -> None:
-        """`constraint` (a PartOfSpeech) asks this table instead of a tagger."""
+        """`constraint` (a PartOfSpeech) reads this table instead of a tagger."""
         constraint._get_pos = lambda before, word, after: self(word)
         constraint._can_replace_pos = functools.partial(agree, verb_is_noun=constraint.allow_verb_noun_swap)
 
-    def of_index(self, text: Any, index: int) -> str:
-        """One tag, as flair's tagger would say it (CLARE merges by it)."""
+    def tag_at(self, text: Any, index: int) -> str:
+        """One tag, in the words of flair's tagger (CLARE merges by it)."""
         names = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}
-        found = self(text.words[index])
-        return next((name for letter, name in names.items() if letter in found), "X")
+        tags = self(text.words[index])
+        return next((name for letter, name in names.items() if letter in tags), "X")
 
 
 @functools.lru_cache(maxsize=2)
@@ -106,22 +108,24 @@ def _encoder(path: str) -> tuple[Any, Any]:
 
 
 class SentenceEncoderAdapter(SentenceEncoder):
-    """Mean of a transformer's last hidden states, in place of the Universal Sentence SentenceEncoderAdapter and of SBERT.
+    """Mean of a transformer's last hidden states, in place of the Universal Sentence Encoder and of SBERT.
 
     A sentence is encoded once per example: TextAttack sends the reference again with every candidate. Where texts shorter than
     the window pass anyway, none is encoded: TextAttack encodes them and throws the number away.
     """
 
     path = ""
+    """Where the transformer is loaded from."""
     similarity: float | None = None
+    """In place of the recipe's threshold; None: the recipe's."""
 
     def __init__(self, threshold: float = 0.8, large: bool = False, metric: str = "angular", model_name: str = "", **kwargs: Any) -> None:
         super().__init__(threshold=threshold if self.similarity is None else self.similarity, metric=metric, **kwargs)
-        self.known: dict[str, Tensor] = {}
+        self.vectors: dict[str, Tensor] = {}
         self.num_encoded = 0
 
     def clear_cache(self) -> None:
-        self.known.clear()
+        self.vectors.clear()
 
     def _check_constraint_many(self, transformed_texts: Sequence[Any], reference_text: Any) -> Any:
         if self.skip_text_shorter_than_window and all(len(text.words) < self.window_size for text in transformed_texts):
@@ -133,44 +137,44 @@ class SentenceEncoderAdapter(SentenceEncoder):
     @torch.no_grad()
     def encode(self, sentences: Sequence[str]) -> Float[Tensor, "B D"]:
         tokenizer, model = _encoder(self.path)
-        new = sorted((s for s in dict.fromkeys(sentences) if s not in self.known), key=len)
+        new = sorted((s for s in dict.fromkeys(sentences) if s not in self.vectors), key=len)
         self.num_encoded += len(new)
         for start in range(0, len(new), 32):
             part = new[start : start + 32]
             batch = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(model.device)
             mask = batch["attention_mask"].unsqueeze(-1)
             means = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            self.known.update(zip(part, means, strict=True))
-        return torch.stack([self.known[sentence] for sentence in sentences])
+            self.vectors.update(zip(part, means, strict=True))
+        return torch.stack([self.vectors[sentence] for sentence in sentences])
 
 
 class Entities:
-    """Named entities by lookup, in the tags of flair: S-PER alone, B-, I-, E- in a run of one type, O for no entity.
+    """Named entities by lookup, in the tags of flair: S-PER alone, B-, I-, E- in a run of one type, O for no entity."""
 
-    `types`: word -> PER, LOC, ...; without it a capitalised word is what TextAttack's own lists of names and of places say.
-    """
-
-    def __init__(self, types_of: Mapping[str, str] | None) -> None:
-        self._types = types_of
+    def __init__(self, table: Mapping[str, str] | None) -> None:
+        """`table`: word -> PER, LOC, ...; without it a capitalised word is looked up in TextAttack's own lists of names and of places."""
+        self._types = table
 
     def type_of(self, word: str) -> str:
+        """PER, LOC, ..., or "" where the word is not an entity."""
         if self._types is not None:
             return self._types.get(word) or self._types.get(word.lower(), "")
-        if not word[:1].isupper() or word.lower() in support.STOPWORDS:
+        if not word[:1].isupper() or word.lower() in STOPWORDS:
             return ""
         # Places first: many are names as well.
-        known = (("LOC", NAMED_ENTITIES, ("country", "nationality", "city")), ("PER", PERSON_NAMES, ("first", "last")))
+        tables = (("LOC", NAMED_ENTITIES, ("country", "nationality", "city")), ("PER", PERSON_NAMES, ("first", "last")))
         name = word if word[1:].islower() else word.capitalize()
-        return next((kind for kind, table, lists in known if any(name in _listed(tuple(table[x])) for x in lists)), "")
+        return next((kind for kind, table, lists in tables if any(name in _listed(tuple(table[x])) for x in lists)), "")
 
-    def of_index(self, text: Any, index: int, model_name: str = "ner") -> Any:
-        here = self.type_of(text.words[index])
-        if not here:
+    def tag_at(self, text: Any, index: int, model_name: str = "ner") -> Any:
+        """The tag of one word, as flair's tagger returns it."""
+        kind = self.type_of(text.words[index])
+        if not kind:
             return types.SimpleNamespace(value="O", score=1.0)
-        before = index > 0 and self.type_of(text.words[index - 1]) == here
-        after = index + 1 < len(text.words) and self.type_of(text.words[index + 1]) == here
+        before = index > 0 and self.type_of(text.words[index - 1]) == kind
+        after = index + 1 < len(text.words) and self.type_of(text.words[index + 1]) == kind
         place = {(False, False): "S", (False, True): "B", (True, True): "I", (True, False): "E"}[before, after]
-        return types.SimpleNamespace(value=f"{place}-{here}", score=1.0)
+        return types.SimpleNamespace(value=f"{place}-{kind}", score=1.0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -180,11 +184,11 @@ def _listed(names: tuple[str, ...]) -> frozenset[str]:
 
 @contextlib.contextmanager
 def tagged(tags: Mapping[str, frozenset[str]] | None, entities: Mapping[str, str] | None) -> Iterator[None]:
-    """Inside, TextAttack's texts look parts of speech and named entities up instead of asking flair."""
-    named: dict[str, Any] = {"ner_of_word_index": Entities(entities).of_index}
+    """Inside, TextAttack's texts look parts of speech and named entities up instead of calling flair."""
+    methods: dict[str, Any] = {"ner_of_word_index": Entities(entities).tag_at}
     if tags is not None:
-        named["pos_of_word_index"] = Tags(tags).of_index
-    with support.patched(AttackedText, **{name: _method(look_up) for name, look_up in named.items()}):
+        methods["pos_of_word_index"] = Tags(tags).tag_at
+    with patched(AttackedText, **{name: _method(look_up) for name, look_up in methods.items()}):
         yield
 
 
@@ -193,6 +197,7 @@ def _method(look_up: Any) -> Any:
 
 
 def masked_swap(path: str, **kwargs: Any) -> Any:
+    """TextAttack's swap by a masked language model, with the model at `path`."""
     return WordSwapMaskedLM(**{"masked_language_model": path, **kwargs})
 
 

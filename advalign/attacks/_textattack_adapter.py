@@ -1,7 +1,7 @@
-"""The seams of TextAttack 0.3.11: our victim, and how a recipe is built and run on it.
+"""The adapter to TextAttack 0.3.11: our target as its model, and how a recipe is built and run on it.
 
-Imported by `_textattack_support.load` only, which makes the import of textattack clean. A recipe is built unmodified, by its own
-`build`; while it is built, the names of its module that would download something are replaced by those of `_textattack_stand_ins`.
+Imported by `_textattack_import.load` only, which leaves no trace of the import. A recipe is built unmodified, by its own
+`build`; while it is built, the names of its module that would download something are replaced by those of `_textattack_replacements`.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from textattack.models.wrappers import ModelWrapper
 from textattack.shared import AttackedText, WordEmbedding
 from torch import Tensor
 
-from advalign.attacks import _textattack_support as support
 from advalign.attacks._gradients import embedding_gradients
-from advalign.attacks._textattack_stand_ins import (
+from advalign.attacks._textattack_patches import nltk_stopwords, patched
+from advalign.attacks._textattack_replacements import (
     HomoglyphSwap,
     SentenceEncoderAdapter,
     Substitutes,
@@ -48,22 +48,22 @@ SKIPPED = GoalFunctionResultStatus.SKIPPED
 
 
 class OutOfBudget(Exception):
-    """The search asked for more than the budget holds."""
+    """The search wants more queries or time than the budget holds."""
 
 
-def settle() -> None:
-    """TextAttack's cache is where it would have been, and its warnings are silent."""
+def restore_settings() -> None:
+    """TextAttack's cache is where it would have been without our import, and its warnings are silent."""
     install = sys.modules["textattack.shared.utils.install"]
     vars(install)["TEXTATTACK_CACHE_DIR"] = os.environ.get("TA_CACHE_DIR", os.path.expanduser("~/.cache/textattack"))
     textattack.shared.logger.setLevel(logging.ERROR)
 
 
 class VictimWrapper(ModelWrapper):
-    """A target as TextAttack's model: texts in, probabilities out. Padding and batching are the target's matter."""
+    """A target as TextAttack's model: texts in, probabilities out. The target pads and batches."""
 
     def __init__(self, target: Any) -> None:
         self.model, self.num_sent, self.deadline, self.queries = target, 0, math.inf, math.inf
-        # A2T asks how many words the model can read.
+        # A2T reads how many words the model can take.
         self.max_length = target.max_length or 512
 
     def __call__(self, text_input_list: Sequence[Any]) -> Float[Tensor, "B C"]:
@@ -101,46 +101,48 @@ def build(recipe: str, target: Any, resources: Mapping[str, Any], options: Mappi
     cls = getattr(textattack.attack_recipes, recipe)
     module = sys.modules[cls.__module__]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(support.nltk_words(resources["stopwords"]))
+        stack.enter_context(nltk_stopwords(resources["stopwords"]))
         if "lexicon" in resources:
             embedding = Substitutes(resources["lexicon"])
-            stack.enter_context(support.patched(WordEmbedding, counterfitted_GLOVE_embedding=staticmethod(lambda: embedding)))
-        names = {name: value for name, value in _stand_ins(resources).items() if name in vars(module)}
-        stack.enter_context(support.patched(module, **names))
+            stack.enter_context(patched(WordEmbedding, counterfitted_GLOVE_embedding=staticmethod(lambda: embedding)))
+        names = {name: value for name, value in _replacements(resources).items() if name in vars(module)}
+        stack.enter_context(patched(module, **names))
         attack = cls.build(VictimWrapper(target), **options)
     unpad(attack.transformation)
     attack.pre_transformation_constraints.append(InputColumnModification(["text", "pair"], {"pair"}))
     for constraint in attack.constraints:
         if isinstance(constraint, PartOfSpeech):
-            _give_tags(constraint, resources.get("tags"))
+            _use_tags(constraint, resources.get("tags"))
     return attack
 
 
-def _stand_ins(resources: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"WordSwapHomoglyphSwap": HomoglyphSwap, "TargetedClassification": _untargeted}
+def _replacements(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """{name in the recipe's module: what replaces it}"""
+    replacements: dict[str, Any] = {"WordSwapHomoglyphSwap": HomoglyphSwap, "TargetedClassification": _untargeted}
     if "synonyms" in resources:
-        found["WordSwapWordNet"] = type("SynonymSwap", (SynonymSwap,), {"words": resources["synonyms"]})
+        replacements["WordSwapWordNet"] = type("SynonymSwap", (SynonymSwap,), {"words": resources["synonyms"]})
     if "encoder" in resources:
-        named = {"path": resources["encoder"], "similarity": resources["similarity"]}
-        found["UniversalSentenceEncoder"] = found["SBERT"] = type("SentenceEncoderAdapter", (SentenceEncoderAdapter,), named)
+        settings = {"path": resources["encoder"], "similarity": resources["similarity"]}
+        encoder = type("SentenceEncoderAdapter", (SentenceEncoderAdapter,), settings)
+        replacements["UniversalSentenceEncoder"] = replacements["SBERT"] = encoder
     if "masked_lm" in resources:
         path = resources["masked_lm"]
         model = transformers.AutoModelForMaskedLM
         # CLARE loads its masked language model through AutoModelForCausalLM, under a name of its own.
-        found["transformers"] = types.SimpleNamespace(
+        replacements["transformers"] = types.SimpleNamespace(
             AutoModelForCausalLM=types.SimpleNamespace(from_pretrained=lambda name: model.from_pretrained(path)),
             AutoTokenizer=types.SimpleNamespace(from_pretrained=lambda name: transformers.AutoTokenizer.from_pretrained(path)),
         )
-        found["WordSwapMaskedLM"] = functools.partial(masked_swap, path)
-    return found
+        replacements["WordSwapMaskedLM"] = functools.partial(masked_swap, path)
+    return replacements
 
 
 def _untargeted(victim: Any, allow_skip: bool = True, target_class: int | None = None) -> Any:
-    """Bad Characters attacks towards one class; the harness asks for any wrong class, so the goal is untargeted here."""
+    """Bad Characters attacks towards one class; here any wrong class counts, so the goal is untargeted."""
     return UntargetedClassification(victim, allow_skip=True)
 
 
-def _give_tags(constraint: Any, tags: Mapping[str, frozenset[str]] | None) -> None:
+def _use_tags(constraint: Any, tags: Mapping[str, frozenset[str]] | None) -> None:
     if tags is not None:
         return Tags(tags).constrain(constraint)
     import nltk
@@ -160,21 +162,23 @@ def offline(resources: Mapping[str, Any]) -> contextlib.AbstractContextManager[N
 
 
 def run(attack: Any, text: str, pair: str | None, label: int, queries: float, seconds: float) -> tuple[Any, int]:
-    """(the best result of the search, texts sent). TextAttack counts what it finds in its cache as queries: only what the target
-    was sent counts here. Raises OutOfBudget when the search wants more than is left."""
+    """(the best result of the search, texts sent). TextAttack counts hits of its cache as queries; here only what the target was sent
+    counts. Raises OutOfBudget when the search wants more than is left."""
     goal, victim = attack.goal_function, attack.goal_function.model
     attack.clear_cache()
     victim.num_sent, victim.deadline, victim.queries = 0, time.monotonic() + seconds, queries
     goal.query_budget = queries
-    attack.search_method.get_goal_results = _counted(goal, victim, queries)
-    given = AttackedText(text if pair is None else OrderedDict(text=text, pair=pair))
-    first, _ = goal.init_attack_example(given, label)
+    attack.search_method.get_goal_results = _count_sent(goal, victim, queries)
+    attacked = AttackedText(text if pair is None else OrderedDict(text=text, pair=pair))
+    first, _ = goal.init_attack_example(attacked, label)
     if first.goal_status == SKIPPED:
         return first, victim.num_sent
     return attack.search_method(first), victim.num_sent
 
 
-def _counted(goal: Any, victim: VictimWrapper, queries: float) -> Callable[..., tuple[list[Any], bool]]:
+def _count_sent(goal: Any, victim: VictimWrapper, queries: float) -> Callable[..., tuple[list[Any], bool]]:
+    """TextAttack's `get_results`, with the texts sent to the target as its number of queries."""
+
     def get_results(texts: Sequence[Any], check_skip: bool = False) -> tuple[list[Any], bool]:
         if texts and victim.num_sent >= queries:
             raise OutOfBudget
@@ -186,9 +190,11 @@ def _counted(goal: Any, victim: VictimWrapper, queries: float) -> Callable[..., 
 
 
 def text_of(result: Any) -> str:
+    """The edited text of a result (of a pair: its first text)."""
     columns = result.attacked_text.tokenizer_input
     return columns if isinstance(columns, str) else columns[0]
 
 
 def num_words(text: str) -> int:
+    """Words as TextAttack counts them."""
     return len(AttackedText(text).words)
