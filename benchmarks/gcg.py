@@ -104,7 +104,8 @@ def searched(attack: Any, network: Network, case: Example, seed: int) -> dict[st
     target = GeneratorTarget(network)
     (found,) = attack.search(target, [case], Budget(queries=FORWARDS), random.Random(seed))
     again = float(target.nll([Example(prompt=found.text, answer=case.answer)]))
-    return {"loss": found.loss, "retyped": again, "forwards": found.queries, "says": found.elicits, "note": found.note, "trace": found.trace}
+    spent = {"forwards": found.queries, "note": found.note, "trace": found.trace}
+    return {"loss": found.loss, "retyped": again, "says": found.elicits, **spent}
 
 
 def nano(network: Network, case: Example, seed: int) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class WordReader:
         return tuple(dict.fromkeys(new for key in keys if (new := self.written[key]) is not None))
 
     def content(self, ids: Sequence[int], end: int) -> tuple[int, int]:
-        """(start, stop) of the text in a prompt of `end` tokens; the rest is the chat template. (0, 0) where the two cannot be separated."""
+        """(start, stop) of the text in a prompt of `end` tokens; the rest is the chat template. (0, 0): they cannot be separated."""
         before, after = self.template
         stop = end - len(after)
         if tuple(ids[: len(before)]) != before or tuple(ids[max(stop, 0) : end]) != after or stop < len(before):

@@ -39,7 +39,7 @@ class PGD(Adversary[_State]):
     steps: int = 3
     """Gradient steps of one restart."""
     step_size: float | None = None
-    """η, a fraction of the radius. None: 2.5 / steps ("2.5 ε / 100" for 100 steps in section 5), which reaches the boundary from anywhere."""
+    """η, a fraction of the radius. None: 2.5 / steps ("2.5 ε / 100" for 100 steps in section 5), which reaches the boundary."""
     random_start: bool = True
     """Whether δ_0 is drawn uniformly; False: it is zero."""
     warm: bool = False

@@ -164,7 +164,7 @@ class _Runtime(SourceRuntime[Example]):
                 best = self.config.attack.resume(target, example, tuple(entry["suffix"]), rng)
                 searches.append(
                     {
-                        "prompt": best.text,
+                        "prompt": pair.prompt if best.text is None else best.text,
                         "suffix": list(best.suffix),
                         "first_loss": best.trace[0][1],
                         "loss": best.loss,

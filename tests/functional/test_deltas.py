@@ -30,7 +30,7 @@ def test_a_uniform_start_is_inside_the_ball_of_the_context(scope):
 
 
 def test_a_step_is_along_the_gradient_and_projected():
-    """From 0.4 along a gradient (3, 4), of direction (0.6, 0.8), by 0.1: (0.06, 0.08). By 2 it ends on the sphere of radius 0.5: (0.3, 0.4).
+    """From 0.4 along a gradient (3, 4), of direction (0.6, 0.8), by 0.1: (0.06, 0.08). By 2 it ends on the sphere: (0.3, 0.4).
     A closed position does not move, though its gradient is nan."""
     where, threat = context(), ThreatModel(radius=1.0)
     gradient = torch.full((2, 3, 2), float("nan"), dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_select_takes_all_sites_of_a_delta_together():
 
 @pytest.mark.parametrize(("ball", "power"), [("L2", 0.5), ("Linf", 0.0), ("L1", 1.0)])
 def test_a_cube_of_half_side_one_over_its_size_is_inscribed_in_the_unit_ball(ball, power):
-    """Rows of 2 and 1 allowed tokens of 2 numbers: M = 4 and 2 per row, 2 per token. The corner of the cube has norm M^(1/p) / M^(1/p) = 1."""
+    """Rows of 2 and 1 allowed tokens of 2 numbers: M = 4 and 2 per row, 2 per token. Its corner has norm M^(1/p) / M^(1/p) = 1."""
     where = context()
     rows = deltas.cube_size(where, ThreatModel(radius=1.0, ball=ball, scope="row"), "embedding")
     assert rows.flatten().tolist() == pytest.approx([4**power, 2**power])
