@@ -1,7 +1,6 @@
 """Gradients of a classifier's loss with respect to its input embeddings, for attacks that rank words by them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.types import Edit, Example, Outputs, Tokens
 
 
-def embedding_gradients(target: Any, examples: Sequence[Example], path: str) -> tuple[Float[Tensor, "N T D"], Tokens]:
+def embedding_gradients(target: Target, examples: Sequence[Example], path: str) -> tuple[Float[Tensor, "N T D"], Tokens]:
     """Gradient of the cross-entropy of each example's label (without one: of the predicted class), and the tokens of its rows.
 
     One forward and one backward for all of them: a row depends on itself alone, so the gradient of the sum is that of each.

@@ -8,12 +8,12 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign import plugins
 from advalign.attacks._token_search import GOALS, OBJECTIVES, Aim, TokenSearchRun
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, FoundSuffix, Proposal
 
 NOTHING = FoundSuffix(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
@@ -42,7 +42,7 @@ class SuffixSearch(Attack):
     def drive(self, run: TokenSearchRun) -> None:
         """Moves until the steps or the budget are used up."""
 
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
+    def search(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
         """What was found and what it cost, example by example. The bare prompt is scored first and is a candidate like any other."""
         self.refuse_other_heads(target)
         stream, results = rng.getrandbits(63), []
@@ -55,7 +55,7 @@ class SuffixSearch(Attack):
             results.append(run.result() if run.queries else NOTHING)
         return results
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One text per example, as far as the budget reaches."""
         return [suffix_proposal(found, self.aim) for found in self.search(target, examples, budget, rng)]
 
@@ -69,11 +69,11 @@ class SuffixSearch(Attack):
             if value not in allowed:
                 raise unknown(f"{path}.{name}", name, value, allowed)
 
-    def refuse_other_heads(self, target: Any) -> None:
+    def refuse_other_heads(self, target: Target) -> None:
         """Refuses what is not a language model."""
-        if target.network.head != self.head:
+        if target.head != self.head:
             kind = plugins.kind_of(type(self))
-            raise ConfigError(f"attacks.{kind}: a suffix is sought for a language model; this one has head '{target.network.head}'.")
+            raise ConfigError(f"attacks.{kind}: a suffix is sought for a language model; this one has head '{target.head}'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class RefinedSuffixSearch(SuffixSearch):
     def aim(self) -> Aim:
         return replace(super().aim, initial=self.initial)
 
-    def resume(self, target: Any, example: Example, suffix: tuple[int, ...], rng: random.Random) -> FoundSuffix:
+    def resume(self, target: Target, example: Example, suffix: tuple[int, ...], rng: random.Random) -> FoundSuffix:
         """The search goes on from `suffix`, which is scored anew: the weights may have changed since it was found. Empty: from `initial`.
         The bare prompt is not a candidate here."""
         self.refuse_other_heads(target)

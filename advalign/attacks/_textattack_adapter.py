@@ -41,6 +41,7 @@ from advalign.attacks._textattack_replacements import (
     unpad,
 )
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.types import Example
 
 SUCCEEDED, MAXIMIZING = GoalFunctionResultStatus.SUCCEEDED, GoalFunctionResultStatus.MAXIMIZING
@@ -61,7 +62,7 @@ def restore_settings() -> None:
 class VictimWrapper(ModelWrapper):
     """A target as TextAttack's model: texts in, probabilities out. The target pads and batches."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Target) -> None:
         self.model, self.num_sent, self.deadline, self.queries = target, 0, math.inf, math.inf
         # A2T reads how many words the model can take.
         self.max_length = target.max_length or 512
@@ -96,7 +97,7 @@ class VictimWrapper(ModelWrapper):
 # ------------------------------------------------------------------------------------- building and running
 
 
-def build(recipe: str, target: Any, resources: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def build(recipe: str, target: Target, resources: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """The recipe's own attack on `target`, with the offline `resources` in place of what it would download."""
     cls = getattr(textattack.attack_recipes, recipe)
     module = sys.modules[cls.__module__]

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +17,7 @@ from torch import Tensor
 from advalign.attacks._suffix import Suffix, SuffixEncoder
 from advalign.errors import BudgetError, ConfigError
 from advalign.functional import targeted
+from advalign.interfaces import Target
 from advalign.types import Budget, Example, FoundSuffix
 
 OBJECTIVES = ("nll", "first", "mellowmax", "margin")
@@ -49,7 +49,7 @@ class Aim:
 class Prompt:
     """The row of one example: ids before a suffix, after it, and the response."""
 
-    def __init__(self, target: Any, encoder: SuffixEncoder, example: Example, start: int, length: int) -> None:
+    def __init__(self, target: Target, encoder: SuffixEncoder, example: Example, start: int, length: int) -> None:
         ids, limit = encoder.encoder.prompt(example.prompt), encoder.encoder.max_length
         self.example, self.encoder = example, encoder
         self.before, self.after = ids[:start], ids[start:]
@@ -60,7 +60,7 @@ class Prompt:
                 f"max_length {limit}; raise max_length or shorten them."
             )
         self.response = encoder.encoder.response(reference_response(example))[:free]
-        self.ids = torch.tensor(self.response, device=target.network.device)
+        self.ids = torch.tensor(self.response, device=target.device)
         self.prefix, self.queries = target.prefix(self.before), 0
 
     def fit(self, suffixes: Sequence[Suffix]) -> list[bool]:
@@ -80,7 +80,7 @@ class Prompt:
 class TokenSearchRun:
     """Losses of suffixes, the mean over `prompts` (one, except for universal suffixes)."""
 
-    def __init__(self, target: Any, examples: Sequence[Example], aim: Aim, budget: Budget, rng: random.Random) -> None:
+    def __init__(self, target: Target, examples: Sequence[Example], aim: Aim, budget: Budget, rng: random.Random) -> None:
         self.aim, self.rng, self.encoder = aim, rng, SuffixEncoder(target.network.encoder)
         self.start: Suffix = self.encoder.initial(examples[0].prompt, aim.initial, aim.length, rng)
         self.prompts = [Prompt(target, self.encoder, e, self.encoder.anchor(e.prompt, self.start), aim.length) for e in examples]

@@ -12,7 +12,7 @@ from advalign.attacks._words_constraints import WordConstraints
 from advalign.attacks._words_driver import run
 from advalign.attacks._words_search import Search, TextScore, WordSearch
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.plugins import kind_of
 from advalign.types import Budget, Example, Proposal
 
@@ -94,7 +94,7 @@ class WordAttack(Attack):
     def search(self, search: WordSearch, clean: TextScore) -> Search:
         """The order in which substitutions are tried; ends when one succeeds or none is left."""
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example; `text` is None where nothing was found, and `note` says why."""
         for example in examples:
             if example.label is None:

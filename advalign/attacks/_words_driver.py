@@ -17,10 +17,11 @@ from torch import Tensor
 from advalign.attacks import _words_models as models
 from advalign.attacks._gradients import embedding_gradients
 from advalign.attacks._words_search import SearchStrategy, TextScore, WordSearch
+from advalign.interfaces import Target
 from advalign.types import Budget, Example, Proposal
 
 
-def run(attack: SearchStrategy, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+def run(attack: SearchStrategy, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
     """Every example has its own stream, a function of the attack's and of its text: nothing depends on order or company."""
     stream = rng.getrandbits(64)
     searches = [WordSearch(attack, example, _stream(stream, example), budget) for example in examples]
@@ -32,7 +33,7 @@ def run(attack: SearchStrategy, target: Any, examples: Sequence[Example], budget
     return [search.proposal() for search in searches]
 
 
-def _answer_models(attack: SearchStrategy, target: Any, live: Sequence[WordSearch]) -> None:
+def _answer_models(attack: SearchStrategy, target: Target, live: Sequence[WordSearch]) -> None:
     """Requests to language model and encoder, until all that are left wait for the target."""
     device = target.device
     while waiting := [s for s in live if not s.finished and s.request.kind in ("fill", "similar")]:
@@ -55,7 +56,7 @@ def _answer_models(attack: SearchStrategy, target: Any, live: Sequence[WordSearc
                 search.tell(part)
 
 
-def _answer_scores(target: Any, searches: Sequence[WordSearch]) -> None:
+def _answer_scores(target: Target, searches: Sequence[WordSearch]) -> None:
     rows = [(search, text) for search in searches for text in search.unsent()]
     if rows:
         paired = any(search.example.pair is not None for search in searches)
@@ -70,7 +71,7 @@ def _answer_scores(target: Any, searches: Sequence[WordSearch]) -> None:
         search.tell(search.answers())
 
 
-def _answer_gradients(target: Any, searches: Sequence[WordSearch]) -> None:
+def _answer_gradients(target: Target, searches: Sequence[WordSearch]) -> None:
     """Per word: the L1 norm of the mean, over its tokens, of the gradient of the loss (A2T, section 3.1)."""
     if not searches:
         return

@@ -3,10 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
 
 
@@ -45,7 +45,7 @@ class BestOfN(Attack):
         if not (self.scramble or self.capitals or self.noise):
             raise ConfigError("attacks.best_of_n: scramble, capitals and noise are all off; every attempt would be the request itself.")
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """All attempts of each example, as far as the budget of queries reaches. Nothing is sent to the target."""
         stream, proposals = rng.getrandbits(63), []
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)

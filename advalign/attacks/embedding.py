@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from advalign import plugins
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Adversary, Attack, PerturbationContext, maximise
+from advalign.interfaces import Adversary, Attack, PerturbationContext, Target, maximise
 from advalign.types import Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
 
 LOSSES = ("margin", "cross_entropy", "targeted")
@@ -70,16 +70,16 @@ class Embedding(Attack):
 
     @property
     def gradient_steps(self) -> int:
-        return self.adversary.steps
+        return self.adversary.passes
 
     def at_radius(self, radius: float) -> Self:
         return replace(self, adversary=replace(self.adversary, radius=radius))
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One edit per example; at most `budget.queries` evaluations of each."""
         seed = rng.getrandbits(63)
         threat = self.threat if budget.radius is None else replace(self.threat, radius=min(self.threat.radius, budget.radius))
-        tokens = target.tokens(examples).to(target.network.device)
+        tokens = target.tokens(examples).to(target.device)
         ascent = _Ascent(self, target, tokens, examples, budget.queries)
         for restart in range(self.restarts):
             ascent.run(target.perturbation_context(threat, tokens, examples, (seed, restart)))
@@ -104,7 +104,7 @@ class Embedding(Attack):
 class _Ascent:
     """One run over some examples: the best delta of each so far, and the evaluations left."""
 
-    def __init__(self, attack: Embedding, target: Any, tokens: Tokens, examples: Sequence[Example], queries: int | None) -> None:
+    def __init__(self, attack: Embedding, target: Target, tokens: Tokens, examples: Sequence[Example], queries: int | None) -> None:
         self.attack, self.target, self.tokens, self.examples = attack, target, tokens, examples
         self.queries_left = float("inf") if queries is None else queries
         self.best: dict[str, Tensor] = {}

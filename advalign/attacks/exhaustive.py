@@ -4,12 +4,12 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from advalign.attacks import _words_edits as spelling
 from advalign.attacks._words_base import WordAttack
 from advalign.attacks._words_search import Search, TextScore, WordSearch
 from advalign.errors import ConfigError
+from advalign.interfaces import Target
 from advalign.types import Budget, Example, Proposal
 
 __all__ = ["Exhaustive"]
@@ -52,7 +52,7 @@ class Exhaustive(WordAttack):
                 if search.success is not None:
                     return
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example; where there are more texts than allowed nothing is sent, and the proposal says so."""
         numbers = [self.count(example) for example in examples]
         allowed = [e for e, number in zip(examples, numbers, strict=True) if number <= self.texts]

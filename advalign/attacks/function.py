@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from advalign import plugins
 from advalign.errors import ConfigError
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
 
 
@@ -36,12 +36,12 @@ class FunctionAttack(Attack):
         if self.attempts < 1:
             raise ConfigError(f"attacks.function.attempts: {self.attempts} given; at least 1.")
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """What the function yields, example by example, each with its own random stream."""
         call, stream = plugins.function(self.fn, "attacks.function.fn"), rng.getrandbits(63)
         return [self._one(call, target, e, budget, random.Random(f"{stream}/{e.id}/{e.prompt}")) for e in examples]
 
-    def _one(self, call: Callable[..., Any], target: Any, example: Example, budget: Budget, rng: random.Random) -> Proposal:
+    def _one(self, call: Callable[..., Any], target: Target, example: Example, budget: Budget, rng: random.Random) -> Proposal:
         before, texts = target.num_queries, []
         for text in islice(_texts(call(target, example.prompt, rng, **self.options)), self.attempts):
             if not isinstance(text, str):

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.models import Network, load
 from advalign.models.perturb import without_dropout
 from advalign.types import Budget, Example, Proposal
@@ -60,9 +60,9 @@ class Learned(Attack):
                 "counts are at least 1, a temperature is above 0."
             )
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """Up to `attempts` texts of each example. Nothing is sent to the target; the attacker's own forwards are not counted."""
-        attacker, stream = _attacker(str(self.model), str(target.network.device), _modified(str(self.model))), rng.getrandbits(63)
+        attacker, stream = _attacker(str(self.model), str(target.device), _modified(str(self.model))), rng.getrandbits(63)
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
         proposals = []
         for example in examples:

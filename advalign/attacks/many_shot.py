@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import ConfigError
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
 from advalign.types import Budget, Example, Proposal
 
@@ -41,7 +41,7 @@ class ManyShot(Attack):
         if not self.numbers or min(self.numbers) < 1 or self.reserve < 1:
             raise ConfigError(f"attacks.many_shot: numbers {self.numbers}, reserve {self.reserve} given; all at least 1.")
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One attempt per number of dialogues, as far as the budget of queries reaches. Nothing is sent to the target."""
         encoder, pairs, stream = target.network.encoder, self.pairs(), rng.getrandbits(63)
         proposals = []

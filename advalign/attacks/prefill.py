@@ -3,10 +3,10 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
 from advalign.types import Budget, Example, Proposal
 
@@ -45,14 +45,14 @@ class Prefill(Attack):
         texts = [_reference_response(e) if self.text is None else self.text for e in examples]
         return [ids[: self.tokens] for ids in encoder.responses(texts, [False] * len(texts))]
 
-    def answers(self, target: Any, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+    def answers(self, target: Target, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """What the model adds greedily to each forced start."""
         return list(target.continue_forced(examples, self.starts(target.network.encoder, examples), max_new_tokens))
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """The forced beginning of each example's response. Nothing is sent to the target."""
-        if target.network.head != self.head:
-            raise ConfigError(f"attacks.prefill: only a language model has a response to force; this one has head '{target.network.head}'.")
+        if target.head != self.head:
+            raise ConfigError(f"attacks.prefill: only a language model has a response to force; this one has head '{target.head}'.")
         encoder = target.network.encoder
         texts = [encoder.decode(start) for start in self.starts(encoder, examples)]
         return [Proposal(forced=text, queries=1, note=f"forced: {text}") for text in texts]

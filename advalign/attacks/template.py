@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.attacks._transforms import TRANSFORMS
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
 
 
@@ -37,7 +37,7 @@ class Template(Attack):
             if "{prompt}" not in text:
                 raise ConfigError(f"attacks.template.own: '{text}' given; a template holds {{prompt}}, which is replaced by the request.")
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """All attempts of each example, as far as the budget of queries reaches. Nothing is sent to the target."""
         proposals = []
         for example in examples:

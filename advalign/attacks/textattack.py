@@ -12,7 +12,7 @@ from advalign.attacks._pretrained import model_path
 from advalign.attacks._textattack_import import load
 from advalign.attacks._textattack_patches import seeded
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Attack
+from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
 
 __all__ = ["TextAttack"]
@@ -114,7 +114,7 @@ class TextAttack(Attack):
                 return name
         raise unknown("attacks.textattack.recipe", "recipe", self.recipe, [*RECIPES, *REFUSED])
 
-    def propose(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
+    def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One proposal per example; `text` is None where nothing was found, and `note` says why.
         The harness checks words and radius of the budget; queries and seconds are kept here, per example."""
         for example in examples:

@@ -3,11 +3,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend_jointly
+from advalign.interfaces import Target
 from advalign.types import Budget, Example, FoundSuffix
 
 
@@ -40,7 +41,7 @@ class UniversalSuffix(RefinedSuffixSearch):
     def __post_init__(self) -> None:
         self.check(steps=self.steps, candidates=self.candidates, top=self.top, batch_size=self.batch_size)
 
-    def search(self, target: Any, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
+    def search(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
         """The same suffix behind every example; losses are the mean over the prompts that joined."""
         self.refuse_other_heads(target)
         run = TokenSearchRun(target, examples, self.aim, budget, random.Random(rng.getrandbits(63)))

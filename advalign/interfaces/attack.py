@@ -1,4 +1,4 @@
-"""What searches for inputs that break a model. It proposes; the harness judges."""
+"""What searches for inputs that break a model: it proposes, the harness judges."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from advalign.types import Budget, Example, FoundSuffix, Proposal, ThreatModel
 
 
 class Attack(ABC):
-    """Abstract base: proposes, and never decides its own success."""
+    """Abstract base of every attack. It proposes, and never decides its own success."""
 
     access: ClassVar[str] = "text"
     """What it needs of a target: text (answers of any kind), logprobs or gradients."""
     head: ClassVar[str | None] = None
-    """The head of the models it attacks: classifier or policy; None: any."""
+    """Head of the models it attacks: classifier or policy; None: any."""
     draws: ClassVar[bool] = False
-    """Its attempts are independent draws, so success is reported as a function of their number."""
+    """Whether its attempts are independent draws, so that success is reported as a function of their number."""
     samples_answers: ClassVar[bool] = False
-    """Answers to its attempts are sampled, one stream per example, instead of greedy."""
+    """Whether answers to its attempts are sampled, with one stream per example, instead of greedy."""
     refines_suffixes: ClassVar[bool] = False
-    """It can go on from a suffix (`resume`), so that a pool of suffixes can live through training."""
+    """Whether it can go on from a suffix (`resume`), so that a pool of suffixes can live through training."""
 
     @property
     def examples_at_once(self) -> int | None:
-        """How many examples one call takes; its random streams are then keyed by example id. None: one, with a stream per example."""
+        """Examples of one call, whose random streams are then keyed by example id. None: one example, with a stream per example."""
         return None
 
     @property

@@ -18,6 +18,7 @@ from advalign.attacks import _words_edits as spelling
 from advalign.attacks import _words_models as models
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
+from advalign.interfaces import Target
 from advalign.targets import ClassifierTarget
 from advalign.types import Budget, Example
 
@@ -25,7 +26,7 @@ WEIGHTS = {"good": 3.0, "great": 5.0, "fine": 1.5, "superb": 4.0, "lovely": 2.0,
 ISH = {word: [f"{word}ish", "plain"] for word in WEIGHTS}
 
 
-class Bag:
+class Bag(Target):
     """Logits (0, bias + sum of the words' weights + weights of pairs of words that stand together)."""
 
     def __init__(self, weights=WEIGHTS, bias=0.1, pairs=None):
