@@ -13,6 +13,7 @@ from advalign.types import Example, RolloutGroup, Sampling
 
 if TYPE_CHECKING:
     from advalign.interfaces.source import Source, SourceRuntime
+    from advalign.interfaces.target import Target
     from advalign.models.encode import Encoder
 
 
@@ -65,5 +66,5 @@ class Context(Protocol):
     def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """log p(text | prompt) under a policy, summed over tokens, without gradient."""
 
-    def target(self, learner: str) -> AbstractContextManager[Any]:
+    def target(self, learner: str) -> AbstractContextManager[Target]:
         """A learner's network as an attack sees it (`Target`), with gradients of its inputs and a meter; valid inside the `with`."""

@@ -1,4 +1,4 @@
-"""How many different things a policy says, and what that costs: the curve of quality against diversity over temperature.
+"""Diversity of a policy's responses, and the curve of quality against diversity over temperature.
 
 Diversity is never reported alone: every policy is diverse at a high temperature. Two policies are compared by their curves, at matched
 temperature or matched quality ("Language GANs Falling Short", arXiv:1811.02549).
@@ -92,7 +92,7 @@ def group_diversity(groups: Sequence[RolloutGroup], *, references: Sequence[str]
 
 
 def quality_diversity(
-    network: Network | None,
+    network: Network,
     examples: Sequence[Example],
     temperatures: Sequence[float] = TEMPERATURES,
     samples: int = 8,

@@ -71,8 +71,8 @@ class CachedPrefix(PrefixScorer):
         start, stop = shift + places.start, shift + places.stop
         leaf = embeddings[:, start:stop].detach().clone().requires_grad_()
         with torch.enable_grad():
-            whole = torch.cat([embeddings[:, :start], leaf, embeddings[:, stop:]], 1)
-            value = loss(self._logits(rows, number, whole)).squeeze(0)
+            embeddings = torch.cat([embeddings[:, :start], leaf, embeddings[:, stop:]], 1)
+            value = loss(self._logits(rows, number, embeddings)).squeeze(0)
             (gradient,) = torch.autograd.grad(value, leaf)
         matrix = module.weight.detach()
         return float(value.detach()), (gradient[0] @ matrix.T).to(torch.promote_types(matrix.dtype, torch.float32)).cpu()
@@ -116,7 +116,7 @@ class CachedPrefix(PrefixScorer):
 
     @torch.no_grad()
     def _verify(self, rows: Int[Tensor, "1 T"], number: int) -> None:
-        """The first row both ways; the cache goes where they differ."""
+        """Computes the first row both ways; the cache is dropped where they differ."""
         self.trusted = True
         cache, short = self.cache, None
         if cache is None:

@@ -11,7 +11,7 @@ from helpers.runs import DATA, SHORT, game, imitation
 
 from advalign import Evaluation, Sampling, cli, data
 from advalign.errors import ConfigError
-from advalign.evaluation import Report
+from advalign.evaluation import Report, Suite
 from advalign.evaluation.reports.quality_diversity import add_curves, parse_temperatures, suite_report
 from advalign.interfaces import RolloutEngine
 from advalign.metrics import diversity
@@ -153,7 +153,7 @@ def test_a_curve_runs_from_the_mode_to_the_uniform():
     # "right" has logit 2, nine wrong texts 0. Cold: always right, all the same. Hot: right with 1/10.
     examples = [Example(prompt=str(i), answer="right", verify=lambda text: float(text == "right")) for i in range(40)]
     engine = one_of(("right", 2.0), *((f"wrong {i}", 0.0) for i in range(9)))
-    rows = diversity.quality_diversity(None, examples, [0.0, 0.5, 1.0, 1000.0], 8, engine=engine)
+    rows = diversity.quality_diversity(network(), examples, [0.0, 0.5, 1.0, 1000.0], 8, engine=engine)
     assert [r["temperature"] for r in rows] == [0.0, 0.5, 1.0, 1000.0]
     assert (rows[0]["quality"], rows[0]["unique"]) == (1.0, 1 / 8)
     for row in rows[1:]:
@@ -171,10 +171,10 @@ def test_a_judge_of_its_own_and_abstentions():
     def judge(groups):
         return [math.nan if r.text == "short" else 3.0 for g in groups for r in g.rollouts]
 
-    (row,) = diversity.quality_diversity(None, [Example(prompt="?")], [1.0], 16, engine=engine, quality=judge)
+    (row,) = diversity.quality_diversity(network(), [Example(prompt="?")], [1.0], 16, engine=engine, quality=judge)
     assert row["quality"] == 3.0
     # Nobody can judge: no quality, and the row says so.
-    (row,) = diversity.quality_diversity(None, [Example(prompt="?")], [1.0], 4, engine=engine)
+    (row,) = diversity.quality_diversity(network(), [Example(prompt="?")], [1.0], 4, engine=engine)
     assert math.isnan(row["quality"])
 
 
@@ -220,10 +220,10 @@ def test_temperatures_are_numbers_and_a_scorer_has_none():
     with pytest.raises(ConfigError, match=r"temperatures: 'a,1' is not a list of numbers"):
         parse_temperatures("a,1")
     with pytest.raises(ConfigError, match="a score samples nothing"):
-        suite_report(None, network("score"), [1.0])
+        suite_report(Suite(data=[], attacks={}), network("score"), [1.0])
 
 
 @pytest.mark.parametrize(("temperatures", "samples"), [([], 4), ([-1.0], 4), ([1.0], 1)])
 def test_refused(temperatures, samples):
     with pytest.raises(ConfigError, match="give at least 2, and none below 0"):
-        diversity.quality_diversity(None, [], temperatures, samples)
+        diversity.quality_diversity(network(), [], temperatures, samples)

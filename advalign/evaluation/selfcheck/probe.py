@@ -135,8 +135,8 @@ class AttackProbe:
                     unit = {site: self._steepest(u) for site, u in directions.items()}
                     (up, high), (down, low) = step(centre, unit, 0.5), step(centre, unit, -0.5)
                     best, scores = _better(*_better(best, scores, up, high), down, low)
-                    slope = (high - low).to(context.dtype)[:, None, None]
-                    total = {site: old + slope * unit[site] for site, old in total.items()}
+                    difference = (high - low).to(context.dtype)[:, None, None]
+                    total = {site: old + difference * unit[site] for site, old in total.items()}
                 centre, centre_scores = step(centre, {site: self._steepest(g) for site, g in total.items()}, 0.5)
                 best, scores = _better(best, scores, centre, centre_scores)
                 total = {site: 0.9 * old for site, old in total.items()}

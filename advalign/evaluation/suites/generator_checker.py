@@ -71,7 +71,7 @@ class GeneratorChecker(AnswerChecker):
         if clean["degenerate"] >= GIBBERISH:
             failures.append(
                 f"**Gibberish**: {clean['degenerate']:.0%} of the clean answers are empty, without words or the same few words again and "
-                "again; a model that says nothing violates nothing, and that is no robustness."
+                "again; a model that says nothing violates nothing, and that is not robustness."
             )
         return clean | means, failures
 

@@ -46,7 +46,9 @@ class Case:
     """One attack on one example."""
 
     arm: Arm
+    """The attack."""
     example: Example
+    """The example."""
     before: Judgement
     """Of the clean answer."""
 
@@ -99,8 +101,11 @@ class Harness:
     """What every attack of a suite runs with."""
 
     model: Network | BlackBoxModel
+    """The model under attack; every call gets a fresh target of it."""
     checker: AnswerChecker
+    """Judges answers before and after."""
     attacks: Mapping[str, Attack]
+    """By name."""
     budget: Budget
     """Of every attack, per example."""
     seed: int

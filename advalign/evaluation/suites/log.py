@@ -69,8 +69,8 @@ class ResultLog:
             result = AttackResult(**json.loads(line), seconds=cost["seconds"], spent=cost.get("spent", {}))
             assert (result.attack, result.example) == name
             self.results.append(result)
-        for file, whole in (("results", lines), ("timings", times)):
-            (folder / f"{file}.jsonl").write_text("".join(line + "\n" for line in whole[:number]), encoding="utf-8")
+        for file, content in (("results", lines), ("timings", times)):
+            (folder / f"{file}.jsonl").write_text("".join(line + "\n" for line in content[:number]), encoding="utf-8")
 
 
 def suite_fingerprint(suite: Suite, model: Network | BlackBoxModel, examples: Sequence[Example]) -> str:

@@ -16,7 +16,7 @@ from advalign import data as loading
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
 from advalign.evaluation.suites.benign import Benign, OverRefusal, over_refusal
-from advalign.evaluation.suites.certified import CertificateMethod
+from advalign.evaluation.suites.certified import Certificate, CertificateMethod
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement
 from advalign.evaluation.suites.classifier_checker import ClassifierChecker
 from advalign.evaluation.suites.data import Data, read_examples
@@ -31,15 +31,19 @@ from advalign.models import Network
 from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.targets.black_box import check_access
 from advalign.targets.examples import with_label_indices
-from advalign.types import Budget, Example, Sampling
+from advalign.types import AttackResult, Budget, Example, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class _CleanUtility:
     """What is measured before any attack."""
 
+    head: str
+    """Of the model."""
+    examples: Sequence[Example]
+    """All of them."""
     judgements: Sequence[Judgement]
-    """Of all examples."""
+    """One per example."""
     numbers: Mapping[str, float]
     """By name."""
     failures: Sequence[str]
@@ -119,8 +123,7 @@ class Suite:
         classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot be run.
         """
         check_access(self.attacks, target_of(model))
-        examples = self.examples_for(model)
-        checker = self._checker(model)
+        examples, checker = self.examples_for(model), self._checker(model)
         clean = self._clean_utility(model, checker, examples)
         chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
         attacked, before = [examples[i] for i in chosen], [clean.judgements[i] for i in chosen]
@@ -133,20 +136,7 @@ class Suite:
         rest = work[log.num_chunks :]
         for results in track(run_chunks(harness, rest, workers), total=len(rest), description="attacks", disable=not progress):
             log.append(results)
-        result = SuiteResult(
-            head=model.head,
-            arms=self.arms,
-            clean=clean.numbers,
-            num_clean=len(examples),
-            failures=clean.failures,
-            before={e.id: judgement for e, judgement in zip(attacked, before, strict=True)},
-            prompts={e.id: e.prompt for e in attacked},
-            results=log.results,
-            certified=[row for name, rows in certified.items() for row in certificates.rates(name, self.certified[name], rows)],
-            benign=clean.benign,
-            seen=tuple(self.seen),
-            judge=self.judge,
-        )
+        result = self._result(clean, attacked, log.results, certified)
         if output_dir is not None:
             result.save(Path(output_dir))
         return result
@@ -178,7 +168,30 @@ class Suite:
         if self.samples and isinstance(model, Network) and model.head == "policy":
             numbers |= sampled_utility(model, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
         failures = [*failures, *([] if benign is None else benign.failures)]
-        return _CleanUtility(judgements=judgements, numbers=numbers, failures=failures, benign=benign)
+        return _CleanUtility(head=model.head, examples=examples, judgements=judgements, numbers=numbers, failures=failures, benign=benign)
+
+    def _result(
+        self,
+        clean: _CleanUtility,
+        attacked: Sequence[Example],
+        results: Sequence[AttackResult],
+        certified: Mapping[str, Sequence[Certificate]],
+    ) -> SuiteResult:
+        before = dict(zip((e.id for e in clean.examples), clean.judgements, strict=True))
+        return SuiteResult(
+            head=clean.head,
+            arms=self.arms,
+            clean=clean.numbers,
+            num_clean=len(clean.judgements),
+            failures=clean.failures,
+            before={e.id: before[e.id] for e in attacked},
+            prompts={e.id: e.prompt for e in attacked},
+            results=results,
+            certified=[row for name, rows in certified.items() for row in certificates.rates(name, self.certified[name], rows)],
+            benign=clean.benign,
+            seen=tuple(self.seen),
+            judge=self.judge,
+        )
 
     def _work(self, examples: Sequence[Example], before: Sequence[Judgement]) -> list[Chunk]:
         """Every arm on all examples, as many at once as its attack takes."""
