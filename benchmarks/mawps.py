@@ -64,7 +64,7 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
 
     folder = train(arm, seed)
     result = Suite.load(SUITE).run(load(str(folder / "policy")), output_dir=folder / "suite")
-    right = {name: float(verdict.correct) for name, verdict in result.before.items()}
+    right = {name: float(judgement.correct) for name, judgement in result.before.items()}
     return {
         "arm": arm,
         "seed": seed,

@@ -17,13 +17,13 @@ def sentences(number: int = 60, seed: int = 0) -> list[Example]:
     """Sentences of filler with two words of one sentiment."""
     g = torch.Generator().manual_seed(seed)
     pick = lambda words: words[int(torch.randint(len(words), (), generator=g))]  # noqa: E731
-    found: dict[str, int] = {}
-    while len(found) < number:
-        label = len(found) % 2
-        words = [pick(FILLER) for _ in range(2 + len(found) % 5)] + [pick((BAD, GOOD)[label]) for _ in range(2)]
+    label_of: dict[str, int] = {}
+    while len(label_of) < number:
+        label = len(label_of) % 2
+        words = [pick(FILLER) for _ in range(2 + len(label_of) % 5)] + [pick((BAD, GOOD)[label]) for _ in range(2)]
         order = torch.randperm(len(words), generator=g).tolist()
-        found[" ".join(words[i] for i in order)] = label
-    return [Example(prompt=text, label=label, id=f"s{i}") for i, (text, label) in enumerate(found.items())]
+        label_of[" ".join(words[i] for i in order)] = label
+    return [Example(prompt=text, label=label, id=f"s{i}") for i, (text, label) in enumerate(label_of.items())]
 
 
 def sums() -> list[Example]:

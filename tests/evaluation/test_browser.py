@@ -14,7 +14,7 @@ from advalign.evaluation import Suite
 from advalign.evaluation.suites.benign import Benign
 from advalign.types import Example
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+BROWSER = next((measured for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (measured := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 # Runs in the page: what went wrong, what was fetched, what a click on the second header does, how wide the page is.
@@ -25,10 +25,10 @@ window.addEventListener("load", () => setTimeout(() => {
   const number = [...head].findIndex(th => th.textContent.includes("accuracy under attack"));
   const column = () => [...table.tBodies[0].rows].map(r => r.cells[number].textContent);
   const before = column(); head[number].click(); const up = column(); head[number].click();
-  const found = {before, up, down: column(), wrong, fetched: performance.getEntriesByType("resource").length,
+  const measured = {before, up, down: column(), wrong, fetched: performance.getEntriesByType("resource").length,
     page: document.documentElement.scrollWidth, window: window.innerWidth, figures: document.querySelectorAll("figure svg").length};
   const target = parent === window ? window : parent;
-  const out = target.document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+  const out = target.document.createElement("pre"); out.id = "measured"; out.textContent = JSON.stringify(measured);
   target.document.body.append(out);
 }, 50));
 </script>"""
@@ -41,8 +41,8 @@ def browse(path):
         f"--user-data-dir={path.parent / 'profile'}",
     ]  # fmt: skip
     done = subprocess.run([BROWSER, *flags, "--dump-dom", f"file://{path}"], capture_output=True, text=True, timeout=120, check=True)
-    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.S)
-    return json.loads(html.unescape(found)), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    (measured,) = re.findall(r'<pre id="measured">(.*?)</pre>', done.stdout, flags=re.S)
+    return json.loads(html.unescape(measured)), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +56,22 @@ def page(tmp_path_factory):
 def test_it_runs_nothing_from_outside_and_sorts_by_number(page, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(page.replace("<head>", f"<head>{HEAD}").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    found, console = browse(path)
-    assert (found["wrong"], found["fetched"], console) == ([], 0, [])
-    assert found["figures"] >= 1
+    measured, console = browse(path)
+    assert (measured["wrong"], measured["fetched"], console) == ([], 0, [])
+    assert measured["figures"] >= 1
     # Nobody harmed; one class broken; both.
-    assert found["before"] == ["1.000", "0.500", "0"]
-    assert found["up"] == ["0", "0.500", "1.000"]
-    assert found["down"] == ["1.000", "0.500", "0"]
+    assert measured["before"] == ["1.000", "0.500", "0"]
+    assert measured["up"] == ["0", "0.500", "1.000"]
+    assert measured["down"] == ["1.000", "0.500", "0"]
 
 
 def test_it_fits_the_width_of_a_telephone(page, tmp_path):
     inside = page.replace("<head>", f"<head>{HEAD}").replace("</body>", f"{PROBE}</body>")
     path = tmp_path / "phone.html"
     path.write_text(f'<body><iframe width="390" height="800" srcdoc="{html.escape(inside)}"></iframe></body>', encoding="utf-8")
-    found, _ = browse(path)
-    assert found["window"] == 390
-    assert found["page"] <= 390
+    measured, _ = browse(path)
+    assert measured["window"] == 390
+    assert measured["page"] <= 390
 
 
 def test_twins_are_on_the_page():

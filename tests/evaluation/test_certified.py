@@ -77,9 +77,9 @@ def test_the_radius_of_a_linear_classifier_is_its_distance_and_does_not_depend_o
     net = toy()
     (example,) = examples(("a a o b", 1))  # m = 2 + 2 + 0.5 - 3 = 1.5
     exact = 1.5 / (math.sqrt(4) * math.sqrt(14))
-    found = Smoothing(sigma=sigma, relative_to="absolute", n0=500, n=10_000, alpha=0.001).certify(net, "s", example, 0)
-    assert found.correct
-    assert 0.8 * exact < found.size <= exact
+    certificate = Smoothing(sigma=sigma, relative_to="absolute", n0=500, n=10_000, alpha=0.001).certify(net, "s", example, 0)
+    assert certificate.correct
+    assert 0.8 * exact < certificate.size <= exact
     # And the certificate cannot be larger: the shortest edit of that length and a little more turns the base classifier round.
     direction = net.w.expand(4, 3) / (2 * net.w.norm())
     for size, answer in ((0.999, 1), (1.001, 0)):
@@ -89,9 +89,9 @@ def test_the_radius_of_a_linear_classifier_is_its_distance_and_does_not_depend_o
 
 def test_the_radius_is_capped_where_all_copies_agree():
     (example,) = examples(("a a a", 1))
-    found = Smoothing(sigma=1e-3, relative_to="absolute", n=500, alpha=0.01).certify(toy(), "s", example, 0)
-    assert found.size == pytest.approx(1e-3 * NormalDist().inv_cdf(0.01 ** (1 / 500)), rel=1e-9)
-    assert found.probability == pytest.approx(0.01 ** (1 / 500))
+    certificate = Smoothing(sigma=1e-3, relative_to="absolute", n=500, alpha=0.01).certify(toy(), "s", example, 0)
+    assert certificate.size == pytest.approx(1e-3 * NormalDist().inv_cdf(0.01 ** (1 / 500)), rel=1e-9)
+    assert certificate.probability == pytest.approx(0.01 ** (1 / 500))
 
 
 def test_relative_sigma_is_the_same_noise_in_another_unit():
@@ -120,9 +120,9 @@ def test_a_bound_exceeds_the_truth_as_often_as_alpha_allows():
 def test_a_coin_is_abstained_from():
     """bias 0 and words of value 0: every copy is a fair coin, so nothing is certified, and abstaining is not being right."""
     net = Toy({"a": 0.0})
-    found = Smoothing(sigma=1.0, relative_to="absolute", n=400).certify(net, "s", examples(("a a", 1))[0], 0)
-    assert (found.predicted, found.correct, found.size) == (None, False, 0.0)
-    assert 0.35 < found.probability <= 0.5
+    certificate = Smoothing(sigma=1.0, relative_to="absolute", n=400).certify(net, "s", examples(("a a", 1))[0], 0)
+    assert (certificate.predicted, certificate.correct, certificate.size) == (None, False, 0.0)
+    assert 0.35 < certificate.probability <= 0.5
 
 
 def test_streams_are_the_example_s_own(monkeypatch):
@@ -163,15 +163,15 @@ def test_exact_votes_are_those_of_every_mask_and_no_substitution_within_the_cert
     cache = {t: vote_of(net, " ".join(t), 1) for t in product(WORDS, repeat=4)}
     certain = fragile = 0
     for text in product("abo", repeat=4):
-        found = config.certify(net, "m", Example(prompt=" ".join(text), label=1, id="e"), 0)
+        certificate = config.certify(net, "m", Example(prompt=" ".join(text), label=1, id="e"), 0)
         top, share = cache[text]
-        assert (found.predicted, found.probability) == ((top, share) if share > 0.5 else (None, found.probability))
-        assert found.copies == 4
+        assert (certificate.predicted, certificate.probability) == ((top, share) if share > 0.5 else (None, certificate.probability))
+        assert certificate.copies == 4
         others = [cache[(*text[:i], w, *text[i + 1 :])] for i in range(4) for w in WORDS]
         changed = any(other[0] != top or other[1] <= 0.5 for other in others)
-        certain += found.size >= 1
+        certain += certificate.size >= 1
         fragile += changed
-        assert not (found.size >= 1 and changed), text
+        assert not (certificate.size >= 1 and changed), text
     assert certain > 0
     assert fragile > 0
 
@@ -181,12 +181,12 @@ def test_sampled_votes_have_the_bound_of_their_counts():
     net = toy()
     text = "a b a o a b a o a b a o"
     config = Masking(rate=0.7, n0=50, n=200, alpha=0.01)
-    found = config.certify(net, "m", Example(prompt=text, label=1, id="e"), 0)
+    certificate = config.certify(net, "m", Example(prompt=text, label=1, id="e"), 0)
     top, share = vote_of(net, text, 4)
-    assert found.predicted == top == 1
-    assert share - 0.2 < found.probability < share
-    assert found.size == certify.ranmask_words(found.probability, words=12, num_kept=4)
-    assert found == config.certify(net, "m", Example(prompt=text, label=1, id="e"), 0)
+    assert certificate.predicted == top == 1
+    assert share - 0.2 < certificate.probability < share
+    assert certificate.size == certify.ranmask_words(certificate.probability, words=12, num_kept=4)
+    assert certificate == config.certify(net, "m", Example(prompt=text, label=1, id="e"), 0)
 
 
 def test_what_stands_for_a_masked_word_does_not_tell_how_long_it_was():
@@ -201,11 +201,11 @@ def test_what_stands_for_a_masked_word_does_not_tell_how_long_it_was():
 
 
 def test_rates_count_right_and_certified_examples():
-    found = [
+    certificates = [
         certified.Certificate(certificate="m", example=str(i), predicted=p, correct=p == 1, size=s, probability=0.9, copies=10)
         for i, (p, s) in enumerate([(1, 3), (1, 1), (1, 0), (0, 5), (None, 0)])
     ]
-    rows = certified.rates("m", Masking(words=(1, 2)), found)
+    rows = certified.rates("m", Masking(words=(1, 2)), certificates)
     # Right: three. Within one word: the first two; within two: the first. The wrong one is certified to be wrong: it does not count.
     assert [(r["within"], r["certified accuracy"], r["abstained"], r["n"]) for r in rows] == [
         (0, 0.6, 0.2, 5), (1, 0.4, 0.2, 5), (2, 0.2, 0.2, 5),
@@ -248,7 +248,7 @@ def test_a_suite_certifies_and_reports_beside_its_attacks_and_resumes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("config", "sentence"),
     [
         ({"smoothin": {"sigma": 1}}, "no kind of certificate 'smoothin'.*Did you mean 'smoothing'"),
         ({"smoothing": {}}, "suite.certified.smoothing: Smoothing needs sigma"),
@@ -264,9 +264,9 @@ def test_a_suite_certifies_and_reports_beside_its_attacks_and_resumes(tmp_path):
         ("smoothing", "suite.certified: 'smoothing' given; a mapping"),
     ],
 )
-def test_refused(given, sentence):
+def test_refused(config, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        Suite.load({"data": [], "attacks": {}, "certified": given})
+        Suite.load({"data": [], "attacks": {}, "certified": config})
 
 
 def test_refused_for_what_cannot_be_certified():
@@ -386,8 +386,8 @@ def test_a_folder_of_results_tells_ensembles_of_the_same_weights_apart():
     suite, net = Suite(data=[], attacks={}), victims.classifier()
     unknown = {"replace": "unknown"}
     ensembles = [net, RanMask(net, 0.5, 10, **unknown), RanMask(net, 0.7, 10, **unknown), RanMask(net, 0.5, 11, **unknown)]
-    marks = {suite_fingerprint(suite, e, []) for e in [*ensembles, Smoothed(net, sigma=0.5), Smoothed(net, sigma=0.6)]}
-    assert len(marks) == 6
+    fingerprints = {suite_fingerprint(suite, e, []) for e in [*ensembles, Smoothed(net, sigma=0.5), Smoothed(net, sigma=0.6)]}
+    assert len(fingerprints) == 6
 
 
 def test_an_ensemble_is_attacked_and_certified_as_it_is_deployed():

@@ -27,8 +27,8 @@ def test_rows_by_hand():
     against 4/5, one each way. Worst case: first ff then broken (2/6); second: 0 broken by b, 1-3 right, 4 known for a alone and right
     there, so left out, 5 broken by a: of the five paired ones 2/5 against 3/5.
     """
-    found = compare.results(run(a="ffsssw", b="ffffsw"), run(a="fffffs", b="sfffuf"))
-    a, b, worst, clean = (found.row(name) for name in ("a", "b", "worst case", "clean"))
+    comparison = compare.results(run(a="ffsssw", b="ffffsw"), run(a="fffffs", b="sfffuf"))
+    a, b, worst, clean = (comparison.row(name) for name in ("a", "b", "worst case", "clean"))
     assert (a["first"], a["second"], a["n"]) == (pytest.approx(2 / 6), pytest.approx(5 / 6), 6)
     assert (a["only first"], a["only second"]) == (0, 3)
     assert a["p"] == pytest.approx(scipy.stats.binomtest(0, 3).pvalue)
@@ -74,7 +74,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         compare.results(run(a="f"), run(b="f"))
 
 
-def made(tmp_path):
+def result_of(tmp_path):
     def answer(prompts):
         return ["secret" if "!" in p and p[4] in "13" else f"ok {p}" for p in prompts]
 
@@ -84,7 +84,7 @@ def made(tmp_path):
 
 
 def test_garak_lines_count_what_the_results_count(tmp_path):
-    lines = [json.loads(line) for line in export.write(made(tmp_path), "garak", tmp_path / "g.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in export.write(result_of(tmp_path), "garak", tmp_path / "g.jsonl").read_text().splitlines()]
     kinds = [line["entry_type"] for line in lines]
     assert kinds == ["start_run setup", "init", *["attempt"] * 4, "eval", "completion"]
     hits = [line["detector_results"]["advalign.Judge"] for line in lines if line["entry_type"] == "attempt"]
@@ -96,7 +96,7 @@ def test_garak_lines_count_what_the_results_count(tmp_path):
 
 
 def test_inspect_lines_are_samples(tmp_path):
-    samples = [json.loads(line) for line in export.write(made(tmp_path), "inspect", tmp_path / "i.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in export.write(result_of(tmp_path), "inspect", tmp_path / "i.jsonl").read_text().splitlines()]
     assert [s["scores"]["robust"]["value"] for s in samples] == ["C", "I", "C", "I"]
     assert [s["output"]["completion"] for s in samples] == ["ok say 0!", "secret", "ok say 2!", "secret"]
     assert {(s["id"], s["epoch"]) for s in samples} == {(str(i), 1) for i in range(4)}

@@ -1,4 +1,4 @@
-"""What is judged, by whom, and what is made of it: attempts, forced beginnings, judges that fail or err, seen and unseen attacks, twins."""
+"""Judgements and what they count as: attempts, forced beginnings, judges that fail or err, seen and unseen attacks, twins."""
 
 import json
 import math
@@ -333,10 +333,10 @@ def test_classes_in_another_order_are_noticed():
 
 def test_answers_alone_can_be_attacked_with_text_and_are_within_the_budget():
     network = victims.classifier()
-    asked = []
+    sent = []
 
     def classify(texts):
-        asked.extend(texts)
+        sent.extend(texts)
         return ClassifierTarget(network).predict(texts)
 
     suite = Suite(data=victims.sentences(12), attacks={"bugs": words(4)}, examples=12)
@@ -430,10 +430,10 @@ def test_attempts_that_want_draws_are_answered_by_draws_of_their_own():
         sampling = Sampling(max_new_tokens=3, temperature=3.0)
         suite = Suite(data=data, attacks={"a": Again(samples_answers=sampled)}, judge=judges.FunctionJudge(fn=read), sampling=sampling)
         suite.run(victims.generator_model())
-        found = {}
+        responses = {}
         for name, response in heard[len(data) :]:
-            found.setdefault(name, []).append(response)
-        return found
+            responses.setdefault(name, []).append(response)
+        return responses
 
     examples = victims.sums()[:4]
     greedy, drawn = said(False, examples), said(True, examples)

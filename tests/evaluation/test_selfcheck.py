@@ -90,20 +90,20 @@ def checked(name):
 
 
 def test_a_healthy_classifier_passes_everything():
-    found = checked("healthy")
-    assert list(found) == [
+    checks = checked("healthy")
+    assert list(checks) == [
         "randomised", "constant", "logits", "gradients", "first_order", "ordering", "gradient_free", "converged", "dropout", "radius",
         "unbounded", "loss",
     ]  # fmt: skip
-    assert within("pass", found) == set(found)
+    assert within("pass", checks) == set(checks)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_masked_model_is_caught_by_the_check_meant_for_it(name):
     fails, passes = CASES[name]
-    found = checked(name)
-    assert fails <= within("fail", found)
-    assert passes <= within("pass", found)
+    checks = checked(name)
+    assert fails <= within("fail", checks)
+    assert passes <= within("pass", checks)
 
 
 def test_the_figures_say_what_was_wrong():
@@ -120,10 +120,10 @@ def test_the_figures_say_what_was_wrong():
 
 def test_a_cut_graph_is_a_failure_and_not_a_crash():
     cut = wrapped(lambda model, h, clean: model((h / 0.02).long() * 0.02))
-    found = run(cut, **SMALL)
-    assert found["gradients"].status == "fail"
-    assert "No gradient reaches" in found["gradients"].meaning
-    assert set(found) == {"gradients", "randomised", "constant"}
+    checks = run(cut, **SMALL)
+    assert checks["gradients"].status == "fail"
+    assert "No gradient reaches" in checks["gradients"].meaning
+    assert set(checks) == {"gradients", "randomised", "constant"}
 
 
 def test_dropout_left_on_is_said_and_the_modes_are_left_alone():
@@ -143,9 +143,9 @@ def test_dropout_left_on_is_said_and_the_modes_are_left_alone():
     first.train()
     modes = [m.training for m in network.modules()]
     state = torch.random.get_rng_state()
-    found = run(network, **SMALL, only=("randomised", "dropout"))
-    assert found["randomised"].status == "warn"
-    assert found["randomised"].figures["largest relative difference"] == 0.0
+    checks = run(network, **SMALL, only=("randomised", "dropout"))
+    assert checks["randomised"].status == "warn"
+    assert checks["randomised"].figures["largest relative difference"] == 0.0
     assert [m.training for m in network.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in network.parameters())
@@ -161,15 +161,15 @@ def test_a_mask_that_is_on_in_evaluation_only_is_seen_through_from_training_mode
             return Outputs(class_logits=self.model(**self._inputs(tokens, hidden)).logits)
 
     masked = Masked(base.model, base.encoder, "classifier", pooling=base.pooling).eval()
-    found = run(masked, **SMALL, only=("dropout",))
-    assert found["dropout"].status == "fail"
-    assert found["dropout"].figures["gain, training mode"] > 10 * found["dropout"].figures["gain, evaluation mode"]
+    checks = run(masked, **SMALL, only=("dropout",))
+    assert checks["dropout"].status == "fail"
+    assert checks["dropout"].figures["gain, training mode"] > 10 * checks["dropout"].figures["gain, evaluation mode"]
 
 
 def test_too_little_effort_is_not_converged():
-    found = run(victims.classifier(), **SMALL | {"steps": 1}, only=("converged",))
-    assert found["converged"].status == "fail"
-    assert found["converged"].figures["4 x steps"] > found["converged"].figures["base"]
+    checks = run(victims.classifier(), **SMALL | {"steps": 1}, only=("converged",))
+    assert checks["converged"].status == "fail"
+    assert checks["converged"].figures["4 x steps"] > checks["converged"].figures["base"]
 
 
 class Linear(Network):
@@ -203,20 +203,20 @@ def test_a_linear_model_in_closed_form(ball, dual):
     examples = labelled(network)
     target = ClassifierTarget(network)
     radius, unit = 0.2, network.mean_embedding_norm()
-    found = run(target, examples, threat=ThreatModel(radius=radius, ball=ball), queries=44, number=12, only=LINEAR)
+    checks = run(target, examples, threat=ThreatModel(radius=radius, ball=ball), queries=44, number=12, only=LINEAR)
     reach = radius * unit * network.w.detach().norm(p=dual).item()
-    ordering, first = found["ordering"].figures, found["first_order"].figures
+    ordering, first = checks["ordering"].figures, checks["first_order"].figures
     assert ordering["one step"] == pytest.approx(reach, rel=1e-6)
     assert 0.97 * reach < ordering["pgd"] < reach * (1 + 1e-6)
     assert ordering["best of as much noise"] < 0.9 * reach
     assert first["median ratio at 0.01 radius"] == pytest.approx(1, abs=1e-6)
-    assert 0.1 * reach < found["gradient_free"].figures["gain"] < reach
+    assert 0.1 * reach < checks["gradient_free"].figures["gain"] < reach
     scores = target.predict([e.prompt for e in examples])[:, 1].abs()
     for factor in (0.25, 1.0, 4.0):
         expected = (factor * reach > scores).double().mean().item()
-        assert found["radius"].figures[f"broken at {factor:g} x"] == pytest.approx(expected)
-    assert found["unbounded"].status == "pass"
-    assert within("fail", found) == set()
+        assert checks["radius"].figures[f"broken at {factor:g} x"] == pytest.approx(expected)
+    assert checks["unbounded"].status == "pass"
+    assert within("fail", checks) == set()
 
 
 def test_every_query_is_counted_and_two_runs_agree():
@@ -235,12 +235,12 @@ def test_every_query_is_counted_and_two_runs_agree():
 
 def test_edits_from_an_honest_model_beat_those_of_a_masked_one_and_not_the_reverse():
     masked = wrapped(MASKS["quantised"])
-    found = run(masked, **SMALL, only=("randomised",), transfer=[healthy()])
-    assert found["transfer"].status == "fail"
-    found = run(healthy(), **SMALL, only=("randomised",), transfer=[masked, healthy()])
+    checks = run(masked, **SMALL, only=("randomised",), transfer=[healthy()])
+    assert checks["transfer"].status == "fail"
+    checks = run(healthy(), **SMALL, only=("randomised",), transfer=[masked, healthy()])
     # From itself: the same edits, so never beaten.
-    assert (found["transfer 0"].status, found["transfer 1"].status) == ("pass", "pass")
-    assert found["transfer 1"].figures["gain"] == pytest.approx(found["transfer 1"].figures["gain of pgd"])
+    assert (checks["transfer 0"].status, checks["transfer 1"].status) == ("pass", "pass")
+    assert checks["transfer 1"].figures["gain"] == pytest.approx(checks["transfer 1"].figures["gain of pgd"])
     other = load("scratch:encoder-tiny?hidden_size=32", head="classifier", tokenizer={"kind": "words"}, texts=["a b"], max_length=32)
     with pytest.raises(ConfigError, match="transfer model 0 has another head, tokenizer or hidden size"):
         run(healthy(), **SMALL, only=("randomised",), transfer=[other])
@@ -268,10 +268,10 @@ def with_head(scale, favourite=None):
 
 def test_a_healthy_generator_fails_nothing_and_answers_are_looked_at():
     target = GeneratorTarget(victims.generator_model(60))
-    found = run(target, victims.sums(), **GENERATOR)
-    assert within("fail", found) == set()
-    assert {"gradients", "ordering", "gradient_free", "radius", "unbounded", "outputs"} <= within("pass", found)
-    assert not {"constant", "loss"} & set(found)
+    checks = run(target, victims.sums(), **GENERATOR)
+    assert within("fail", checks) == set()
+    assert {"gradients", "ordering", "gradient_free", "radius", "unbounded", "outputs"} <= within("pass", checks)
+    assert not {"constant", "loss"} & set(checks)
 
 
 def test_a_generator_that_is_saturated_or_says_one_thing_is_caught():
@@ -349,12 +349,12 @@ def test_a_suite_is_checked_in_the_threat_model_of_its_own_attack(monkeypatch):
 
 
 def test_the_command_puts_the_checks_into_the_report_and_the_summary(monkeypatch, tmp_path, capsys):
-    def given(suite, network, *, transfer, folder):
+    def of_suite(suite, network, *, transfer, folder):
         assert (suite.seed, network.head, [n.head for n in transfer], folder) == (3, "classifier", ["classifier"], tmp_path / "run")
         broken = selfcheck.Check(name="radius", status="fail", figures={"broken at 1 x": 0.25, "x": float("inf")}, meaning="Mind this.")
         return [broken, selfcheck.Check(name="loss", status="pass", figures={}, meaning="Fine.", queries=7)]
 
-    monkeypatch.setattr(selfcheck, "of_suite", given)
+    monkeypatch.setattr(selfcheck, "of_suite", of_suite)
     healthy().save_pretrained(tmp_path / "run" / "policy")
     (tmp_path / "run" / "log.jsonl").write_text("")
     rows = [{"prompt": e.prompt, "label": e.label} for e in victims.sentences(4)]

@@ -29,7 +29,7 @@ class Flipper(Attack):
     access: ClassVar[str] = "text"
 
     def propose(self, target, examples, budget, rng):
-        found = []
+        proposals = []
         for example in examples:
             for _ in range(self.queries):
                 target.predict([example.prompt])
@@ -37,8 +37,8 @@ class Flipper(Attack):
             for word in example.prompt.split():
                 words.append(FLIP[word] if word in FLIP and left else word)
                 left -= word in FLIP and left > 0
-            found.append(Proposal(text=" ".join(words)))
-        return found
+            proposals.append(Proposal(text=" ".join(words)))
+        return proposals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class Liar(Attack):
     def propose(self, target, examples, budget, rng):
         if self.way == "crash":
             raise RuntimeError("no such word")
-        found = []
+        proposals = []
         for example in examples:
             length = int(target.tokens([example]).lengths[0])
             add = torch.zeros(length + (self.way == "long"), target.network.width("embedding"))
             add[0, 0] = 50.0 if self.way == "far" else 0.01
-            found.append(Proposal(edits={"layer:0" if self.way == "elsewhere" else "embedding": add}))
-        return found
+            proposals.append(Proposal(edits={"layer:0" if self.way == "elsewhere" else "embedding": add}))
+        return proposals
 
 
 def suite(attack_map, **more):
@@ -137,8 +137,8 @@ def test_radii_make_curves_that_start_clean_and_fall():
 
 def test_a_killed_run_ends_with_the_same_files(tmp_path):
     attack = attacks.Embedding(adversary=adversaries.PGD(radius=0.5, steps=2), restarts=1, batch_size=6)
-    made = suite({"pgd": attack, "flip": Flipper()})
-    made.run(victims.classifier(), tmp_path / "whole")
+    attack_suite = suite({"pgd": attack, "flip": Flipper()})
+    attack_suite.run(victims.classifier(), tmp_path / "whole")
     whole = (tmp_path / "whole" / "results.jsonl").read_bytes()
     lines = whole.split(b"\n")
     # Killed in the middle of a line, in the middle of a chunk of six, after everything, and before anything.
@@ -153,13 +153,13 @@ def test_a_killed_run_ends_with_the_same_files(tmp_path):
         for file in ("suite.json", "timings.jsonl"):
             (folder / file).write_bytes((tmp_path / "whole" / file).read_bytes())
         (folder / "results.jsonl").write_bytes(part)
-        result = made.run(victims.classifier(), folder)
+        result = attack_suite.run(victims.classifier(), folder)
         assert (folder / "results.jsonl").read_bytes() == whole
         assert len(result.results) == 40
         assert len((folder / "timings.jsonl").read_text().splitlines()) == 40
     assert json.loads((tmp_path / "line" / "summary.json").read_text())["attacks"]["flip"]["accuracy under attack"] == 0.0
     with pytest.raises(ConfigError, match="another suite, model or data"):
-        made.run(victims.classifier(dtype="float64"), tmp_path / "whole")
+        attack_suite.run(victims.classifier(dtype="float64"), tmp_path / "whole")
 
 
 def test_results_do_not_depend_on_which_other_examples_are_attacked():
@@ -177,8 +177,8 @@ def test_results_do_not_depend_on_which_other_examples_are_attacked():
 def test_generator_loss_and_verified_accuracy_under_attack():
     sampling = Sampling(max_new_tokens=4)
     attack = attacks.Embedding(adversary=adversaries.PGD(radius=1.0, where="prompt", steps=4), restarts=1)
-    made = Suite(data=victims.sums(), attacks={"pgd": attack}, examples=10, radii=(0.01, 2.0), samples=3, sampling=sampling)
-    result = made.run(victims.generator_model())
+    attack_suite = Suite(data=victims.sums(), attacks={"pgd": attack}, examples=10, radii=(0.01, 2.0), samples=3, sampling=sampling)
+    result = attack_suite.run(victims.generator_model())
     assert result.clean["accuracy"] == 1.0
     assert result.clean["nll"] < 0.1
     assert result.clean["pass@1"] <= result.clean["pass@3"] <= 1.0

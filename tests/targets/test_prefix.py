@@ -20,21 +20,21 @@ FAMILIES = ["llama", "gpt2", "moe", "window"]
 def network(family, dtype="float32", **options):
     """Two layers, random weights scaled up so that no two rows agree by accident."""
     presets = {"llama": "scratch:tiny", "gpt2": "scratch:tiny-gpt2", "moe": "scratch:tiny-moe"}
-    made = load(presets.get(family, "scratch:tiny"), head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64, dtype=dtype)
+    network = load(presets.get(family, "scratch:tiny"), head="policy", tokenizer={"kind": "words"}, texts=WORDS, max_length=64, dtype=dtype)
     if family in ("window", "state"):
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(made.encoder.tokenizer), "pad_token_id": 0}
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(network.encoder.tokenizer), "pad_token_id": 0}
         kind = {"window": "mistral", "state": "mamba"}[family]
         heads = (
             {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6} if family == "window" else {}
         )
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
-        made = Network(model.to(next(made.parameters()).dtype), made.encoder, "policy")
+        network = Network(model.to(next(network.parameters()).dtype), network.encoder, "policy")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in network.parameters():
             if p.ndim == 2:
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) * p.shape[1] ** -0.5)
-    return made.eval()
+    return network.eval()
 
 
 def rows(net, number=5, length=4):
@@ -52,11 +52,11 @@ def nll_of(response):
 
 def whole(net, prefix, tails, response):
     """Every row by itself, by transformers' own forward."""
-    found = []
+    losses = []
     for tail in tails:
         logits = net.model(input_ids=torch.tensor([[*prefix, *tail]])).logits[0].log_softmax(-1)
-        found.append(-sum(logits[t - 1 - len(response), y] for t, y in enumerate(response, len(prefix) + len(tail))) / len(response))
-    return torch.stack(found)
+        losses.append(-sum(logits[t - 1 - len(response), y] for t, y in enumerate(response, len(prefix) + len(tail))) / len(response))
+    return torch.stack(losses)
 
 
 # In a float64 model transformers keeps RMSNorm and rotations in float32, and has no grouped product for experts.
@@ -81,12 +81,12 @@ def test_losses_are_those_of_whole_rows(family, dtype, error):
 def test_gradients_are_those_of_whole_rows(family):
     net = network(family, "float64")
     prefix, tails, response = rows(net, number=1)
-    found = [
+    results = [
         CachedPrefix(GeneratorTarget(net), prefix, cached=c).input_gradients(tails[0], slice(1, 3), 3, nll_of(response))
         for c in (True, False)
     ]
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6 if family != "gpt2" else 1e-10)
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6 if family != "gpt2" else 1e-10)
     # The slope towards a word is what one-hot rows have: linear in the embedding, so differences are those of directional derivatives.
     matrix = net.model.get_input_embeddings().weight.detach()
     ids, step = torch.tensor([[*prefix, *tails[0]]]), 1e-4
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_whole_rows(family):
             logits = net.model(inputs_embeds=embeddings).logits[:, -4:-1]
         losses.append(float(nll_of(response)(logits.double())))
     tolerance = 1e-6 if family == "gpt2" else 0.02
-    assert float(found[0][1][0, word]) == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=tolerance, abs=tolerance)
+    assert float(results[0][1][0, word]) == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.skipif(transformers.__version__ < "5", reason="Mamba takes no position ids before transformers 5")
@@ -150,6 +150,6 @@ def test_losses_are_the_target_s_own_and_dropout_is_off():
     examples = victims.sums()[:4]
     for example in examples:
         prompt, response = net.encoder.prompt(example.prompt), net.encoder.response(example.answer)
-        found = target.prefix(prompt).read([response], len(response), nll_of(response))
-        torch.testing.assert_close(found, target.nll([Example(prompt=example.prompt, answer=example.answer)]), rtol=0, atol=1e-5)
+        loss = target.prefix(prompt).read([response], len(response), nll_of(response))
+        torch.testing.assert_close(loss, target.nll([Example(prompt=example.prompt, answer=example.answer)]), rtol=0, atol=1e-5)
     assert net.training

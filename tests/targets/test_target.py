@@ -4,19 +4,21 @@ import pytest
 import torch
 import victims
 
-from advalign.errors import BudgetError
-from advalign.targets import ClassifierTarget, GeneratorTarget
+from advalign import evaluation, targets
+from advalign.errors import BudgetError, ConfigError
+from advalign.interfaces import ABILITIES
+from advalign.targets import AnsweringClassifier, AnsweringGenerator, ClassifierTarget, GeneratorTarget, network_target, target_of
 from advalign.types import Edit, Sampling
 
 
 def test_predict_is_the_one_by_one_answer_in_any_batching_and_counts_distinct_texts():
     network = victims.classifier()
     texts = [e.prompt for e in victims.sentences(9)]
-    asked = [texts[0], *texts, texts[3]]
-    alone = torch.cat([network(network.encoder.classify([t]), {"class_logits"}).class_logits for t in asked]).detach()
+    texts_with_repeats = [texts[0], *texts, texts[3]]
+    alone = torch.cat([network(network.encoder.classify([t]), {"class_logits"}).class_logits for t in texts_with_repeats]).detach()
     for batch_tokens in (1, 40, 10_000):
         target = ClassifierTarget(network, batch_tokens=batch_tokens)
-        torch.testing.assert_close(target.predict(asked), alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(target.predict(texts_with_repeats), alone, rtol=1e-4, atol=1e-5)
         assert target.num_queries == 9
         assert target.num_tokens == sum(len(network.encoder.classify([t]).ids[0]) for t in texts)
     assert target.num_forwards == 1
@@ -53,8 +55,8 @@ def test_edited_rows_keep_their_own_edit():
 
 def test_nll_is_minus_the_mean_logprob_of_the_response():
     network, examples = victims.generator_model(), victims.sums()[:4]
-    found = GeneratorTarget(network).nll(examples)
-    for e, loss in zip(examples, found, strict=True):
+    nll = GeneratorTarget(network).nll(examples)
+    for e, loss in zip(examples, nll, strict=True):
         # By hand: ids of prompt, response and end; log-softmax of the plain transformers model, mean over the response and its end.
         ids = [*network.encoder.prompt(e.prompt), *network.encoder.response(e.answer)]
         logits = network.model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -72,3 +74,28 @@ def test_greedy_answers_under_a_zero_edit_are_those_of_the_sampler():
     assert len(set(expected)) > 1
     moved = [{"embedding": z["embedding"] + 3.0} for z in zero]
     assert target.continue_edited(examples, moved, 5) != expected
+
+
+def test_every_target_declares_its_abilities_and_refuses_what_is_outside_them():
+    generator = target_of(AnsweringGenerator(lambda prompts: prompts, name="fn"))
+    classifier = target_of(AnsweringClassifier(lambda texts: [[0.0, 1.0]] * len(texts), name="fn"))
+    assert (generator.abilities, classifier.abilities) == ({"text"}, {"labels", "scores"})
+    for target in (generator, classifier, network_target(victims.classifier()), network_target(victims.generator_model())):
+        assert target.abilities <= set(ABILITIES)
+        assert target.meter()["queries"] == 0
+    assert generator.answer(victims.sums()[:1], 4) == [victims.sums()[0].prompt]
+    assert classifier.predict(["a"]).tolist() == [[0.0, 1.0]]
+    with pytest.raises(ConfigError, match=r"target: 'prefix' is not available for 'fn'; its abilities: text\."):
+        generator.prefix([1])
+    with pytest.raises(ConfigError, match=r"'network' is not available for 'fn'; its abilities: labels, scores\."):
+        _ = classifier.network
+    with pytest.raises(ConfigError, match="'answer' is not available for a network with head 'classifier'"):
+        network_target(victims.classifier()).answer([], 1)
+
+
+@pytest.mark.parametrize("package", [targets, evaluation])
+def test_public_names_are_imported_when_they_are_used(package):
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = package.Nothing

@@ -33,14 +33,14 @@ def bleu(words, references, order):
     0 without a common word."""
     total = 0.0
     for n in range(1, order + 1):
-        mine = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+        own = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
         most = Counter()
         for reference in references:
             most |= Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
-        hits = sum(min(c, most[g]) for g, c in mine.items())
+        hits = sum(min(c, most[g]) for g, c in own.items())
         if n == 1 and not hits:
             return 0.0
-        total += math.log((hits or 0.1) / sum(mine.values())) / order
+        total += math.log((hits or 0.1) / sum(own.values())) / order
     nearest = min((abs(len(r) - len(words)), len(r)) for r in references)[1]
     return math.exp(total) * (1.0 if len(words) > nearest else math.exp(1 - nearest / len(words)))
 
@@ -122,9 +122,9 @@ def test_an_evaluation_logs_them():
     examples = data.examples(DATA, split="test", limit=3, seed=0)
     groups = trainer.rollout_engine.generate(trainer.model, examples, 4, SHORT, torch.Generator().manual_seed(0))
     shown = data.demonstrations(DATA, split="test", limit=3, seed=0)
-    wanted = diversity.group_diversity(groups, references=[e.meta["response"] for e in shown], order=3)
-    assert {"unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu"} == set(wanted)
-    assert {name: logs[f"held/{name}"] for name in wanted} == wanted
+    expected = diversity.group_diversity(groups, references=[e.meta["response"] for e in shown], order=3)
+    assert {"unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu"} == set(expected)
+    assert {name: logs[f"held/{name}"] for name in expected} == expected
 
 
 # ------------------------------------------------------------------------------------- quality against diversity
