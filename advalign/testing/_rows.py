@@ -88,14 +88,14 @@ BUILDERS: dict[type[Rows], Callable[[Tokens], Any]] = {
 
 
 def with_annotations(rows: Any, declared: frozenset[str]) -> Any:
-    """The rows without the annotations that nobody declared."""
+    """The rows without the annotations that are not declared."""
     names = {f.name for f in dataclasses.fields(rows)}
     return dataclasses.replace(rows, **{name: None for name in ANNOTATIONS if name in names and name not in declared})
 
 
-def on(known: Bool[Tensor, "B T"], x: Tensor) -> Tensor:
+def defined_on(where: Bool[Tensor, "B T"], x: Tensor) -> Tensor:
     """`x` where it is defined, nan elsewhere."""
-    return torch.where(known.reshape(*known.shape, *[1] * (x.ndim - 2)), x, torch.nan)
+    return torch.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, torch.nan)
 
 
 def widened(rows: Any, columns: int) -> Any:
@@ -107,7 +107,7 @@ def widened(rows: Any, columns: int) -> Any:
         if isinstance(x, Tokens):
             wide[f.name] = x.fit(x.ids.shape[1] + columns)
         elif isinstance(x, Tensor) and x.shape == t.ids.shape:
-            wide[f.name] = fit(on(t.target, x) if x.is_floating_point() else x, t.ids.shape[1] + columns)
+            wide[f.name] = fit(defined_on(t.target, x) if x.is_floating_point() else x, t.ids.shape[1] + columns)
     return dataclasses.replace(rows, **wide)
 
 
@@ -128,7 +128,7 @@ class DeclaredOutputs(Outputs):
             raise BrokenRule(f"it reads the output '{name}', which `reads` does not declare for this view.")
         return value
 
-    def _each(self, f: Callable[[Tensor], Tensor]) -> Any:
+    def map_tensors(self, f: Callable[[Tensor], Tensor]) -> Any:
         columns = {name: object.__getattribute__(self, name) for name in NEEDS}
         changed = Outputs(**columns).map_tensors(f)
         return DeclaredOutputs(**{name: getattr(changed, name) for name in NEEDS})
@@ -136,14 +136,14 @@ class DeclaredOutputs(Outputs):
 
 def leaves(objective: Objective, width: tuple[int, int]) -> Leaves:
     """One random leaf for every output that the objective declares, with gradient."""
-    found: Leaves = {}
+    tensors: Leaves = {}
     for i, (view, names) in enumerate(sorted(objective.reads.items())):
         for j, name in enumerate(sorted(names)):
             wide = name in ("distribution", "score_gradients") or name.startswith("hidden:")
             shape = (*width, D) if wide else {"scores": width[:1], "class_logits": (width[0], V), "reader": (D,)}.get(name, width)
             x = normal(*shape, seed=30 + 10 * i + j)
-            found[view, name] = (-x.abs() if name == "logprobs" else x).requires_grad_()
-    return found
+            tensors[view, name] = (-x.abs() if name == "logprobs" else x).requires_grad_()
+    return tensors
 
 
 def views(tensors: Mapping[tuple[str, str], Tensor]) -> dict[str, Outputs]:

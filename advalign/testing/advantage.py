@@ -119,8 +119,8 @@ def _flags(case: _Case) -> None:
     full, want = rollout_rows(), case()[0]
     for flag, column in READ_WHERE_DECLARED:
         if getattr(case.advantage, flag):
-            other: dict[str, Any] = {column: _moved(getattr(full, column), full)}
-            moved = replace(case.rows, **other)
+            column_moved: dict[str, Any] = {column: _moved(getattr(full, column), full)}
+            moved = replace(case.rows, **column_moved)
             case.require(not torch.equal(case(moved)[0], want), f"it declares {flag} but does not read rows.{column}.")
         else:
             extra = replace(case.rows, **{column: getattr(full, column)})

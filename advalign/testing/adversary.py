@@ -100,23 +100,23 @@ class _Case:
 
     def run(self, context: PerturbationContext, loss_of: LossOf) -> tuple[Edits, list[Edits]]:
         """One update: ask, losses, gradients, tell, and the last ask. Returns the final edits, and those of every pass."""
-        adversary, asked = self.adversary, []
+        adversary, passes = self.adversary, []
         with explained(adversary, "its loop raised (start, ask, tell, end_update)"):
             state = adversary.start(context)
             for _ in range(adversary.passes):
-                edits = self.asked(state)
-                asked.append(edits)
+                edits = self.edits_of(state)
+                passes.append(edits)
                 leaves = {site: e.add.detach().requires_grad_() for site, e in edits.items() if e.add is not None}
                 losses = loss_of({site: replace(edit, add=leaves.get(site)) for site, edit in edits.items()})
-                found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True) if leaves else ()
-                gradients = {s: torch.zeros_like(x) if g is None else g for (s, x), g in zip(leaves.items(), found, strict=True)}
+                by_leaf = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True) if leaves else ()
+                gradients = {s: torch.zeros_like(x) if g is None else g for (s, x), g in zip(leaves.items(), by_leaf, strict=True)}
                 state = adversary.tell(state, losses.detach(), gradients)
             if adversary.memory_scope == "global":  # it moves when the update ends
                 adversary.end_update(context.memory, lambda x: x)
                 state = adversary.start(context)
-            return self.asked(state), asked
+            return self.edits_of(state), passes
 
-    def asked(self, state: Any) -> Edits:
+    def edits_of(self, state: Any) -> Edits:
         """The edits of the next pass, at sites that the adversary declares."""
         adversary = self.adversary
         edits = dict(adversary.ask(state))
@@ -128,8 +128,8 @@ class _Case:
 
     def climb(self, rows: tuple[int, ...] = (0, 1, 2), **options: Any) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         """The same on the linear model, as deltas."""
-        final, asked = self.run(self.context(rows, **options), self.loss(rows))
-        return _deltas(self.adversary, final), [_deltas(self.adversary, edits) for edits in asked]
+        final, passes = self.run(self.context(rows, **options), self.loss(rows))
+        return _deltas(self.adversary, final), [_deltas(self.adversary, edits) for edits in passes]
 
 
 def _deltas(adversary: Adversary[Any], edits: Edits) -> dict[str, Tensor]:
@@ -165,8 +165,8 @@ def _reproducible(case: _Case) -> None:
 
 def _stays_inside(case: _Case) -> None:
     adversary, context = case.adversary, case.context()
-    final, asked = case.climb()
-    for deltas in (*asked, final):
+    final, passes = case.climb()
+    for deltas in (*passes, final):
         for site, delta in deltas.items():
             shape, want = tuple(delta.shape), (3, *context.shapes[site])
             require(shape == want, adversary, f"the delta at '{site}' has shape {shape}, not (N, T, D) = {want}.")
@@ -227,8 +227,8 @@ def _numerics(case: _Case) -> None:
         require(delta.dtype == torch.float32, adversary, f"for a bfloat16 model the delta at '{site}' is {delta.dtype}, not float32.")
     if adversary.passes == 0:
         return
-    whole = case.loss()
-    scaled, _ = case.run(case.context(), lambda edits: whole(edits) / 4096)
+    loss_of = case.loss()
+    scaled, _ = case.run(case.context(), lambda edits: loss_of(edits) / 4096)
     for site, delta in case.climb()[0].items():
         close = torch.allclose(_deltas(adversary, scaled)[site], delta, rtol=1e-9, atol=1e-9)
         sentence = "deltas depend on the scale of the loss, a mean over the whole update; normalise gradients (functional.balls.steepest)."

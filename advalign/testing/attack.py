@@ -45,12 +45,12 @@ def check_attack(
 class _Case:
     attack: Attack
     network: Network
-    given: Sequence[Example] | None
+    own_examples: Sequence[Example] | None
 
     @property
     def examples(self) -> list[Example]:
-        if self.given is not None:
-            return list(self.given)
+        if self.own_examples is not None:
+            return list(self.own_examples)
         if self.network.head != "classifier":
             return _networks.questions()[7:10]
         target = target_of(self.network)
@@ -66,17 +66,23 @@ class _Case:
         for start in range(0, len(examples), size):
             chunk, target = examples[start : start + size], target_of(self.network)
             with explained(self.attack, "propose raised; an attack that finds nothing proposes Proposal()"):
-                found = self.attack.propose(target, chunk, budget, random.Random(f"{seed}/{start}"))
-            self._proposals(found, chunk)
-            proposals += found
+                new = self.attack.propose(target, chunk, budget, random.Random(f"{seed}/{start}"))
+            self._check_proposals(new, chunk)
+            proposals += new
             targets.append(target)
         return proposals, targets
 
-    def _proposals(self, found: Any, chunk: Sequence[Example]) -> None:
+    def _check_proposals(self, proposals: Any, chunk: Sequence[Example]) -> None:
         plugin = self.attack
-        require(isinstance(found, list), plugin, f"propose returns a {type(found).__name__}; return a list with one Proposal per example.")
-        require(len(found) == len(chunk), plugin, f"propose returns {len(found)} proposals for {len(chunk)} examples; one per example.")
-        for proposal in found:
+        require(
+            isinstance(proposals, list),
+            plugin,
+            f"propose returns a {type(proposals).__name__}; return a list with one Proposal per example.",
+        )
+        require(
+            len(proposals) == len(chunk), plugin, f"propose returns {len(proposals)} proposals for {len(chunk)} examples; one per example."
+        )
+        for proposal in proposals:
             kind = type(proposal).__name__
             sentence = f"propose returns a {kind} where a Proposal belongs; an attack proposes, and the harness decides what succeeded."
             require(type(proposal) is Proposal, plugin, sentence)
@@ -99,12 +105,12 @@ def _leaves_the_model_alone(case: _Case) -> None:
 
 
 def _reproducible(case: _Case) -> None:
-    examples, found = case.examples, []
+    examples, runs = case.examples, []
     before = snapshot(examples)
     for seed in (0, 1):
         seed_global_generators(seed)
-        found.append([_content(p) for p in case.propose(Budget(queries=QUERIES), examples)[0]])
-    require(same(found[0], found[1]), case.attack, "equal generators give other proposals; draw from the rng handed in, from nothing else.")
+        runs.append([_content(p) for p in case.propose(Budget(queries=QUERIES), examples)[0]])
+    require(same(runs[0], runs[1]), case.attack, "equal generators give other proposals; draw from the rng handed in, from nothing else.")
     require(same(before, examples), case.attack, "it changes its examples.")
 
 
@@ -157,12 +163,12 @@ def _close(first: Any, second: Any) -> bool:
 
 def _radius(case: _Case) -> None:
     plugin = case.attack
-    other = plugin.at_radius(0.5)
+    moved = plugin.at_radius(0.5)
     if plugin.threat is None:
         return
-    require(other is not None, plugin, "it has a threat model and at_radius gives None; return the attack with another radius.")
-    assert other is not None
-    right = other.threat is not None and abs(other.threat.radius - 0.5) < 1e-12
+    require(moved is not None, plugin, "it has a threat model and at_radius gives None; return the attack with another radius.")
+    assert moved is not None
+    right = moved.threat is not None and abs(moved.threat.radius - 0.5) < 1e-12
     require(right, plugin, "at_radius(0.5) gives an attack whose threat model has another radius.")
 
 

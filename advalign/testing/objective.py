@@ -78,8 +78,8 @@ class _Case:
         return self.weights.values[numbers[:: self.rows_per_loss] // self.rows_per_loss]
 
     def gradients(self, total: Tensor, tensors: _rows.Leaves) -> dict[tuple[str, str], Tensor]:
-        found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
-        return {key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(tensors.items(), found, strict=True)}
+        by_leaf = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
+        return {key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(tensors.items(), by_leaf, strict=True)}
 
 
 def _near(first: Tensor, second: Tensor) -> bool:
@@ -94,8 +94,8 @@ def _declarations(objective: Objective) -> None:
         require(bool(names), objective, f"`reads` names no output of view '{view}'; leave the view out, or name what it reads there.")
         require(not wrong, objective, f"`reads` names '{(wrong or [''])[0]}'; outputs are {', '.join(NEEDS)}.")
     for name in objective.columns:
-        known = name in _rows.ANNOTATIONS
-        require(known, objective, f"`annotations` names '{name}'; annotations are {', '.join(_rows.ANNOTATIONS)}.")
+        is_annotation = name in _rows.ANNOTATIONS
+        require(is_annotation, objective, f"`annotations` names '{name}'; annotations are {', '.join(_rows.ANNOTATIONS)}.")
     require(objective.bundle in ("row", "group"), objective, f"bundle is '{objective.bundle}'; it is 'row' or 'group'.")
 
 
@@ -165,17 +165,17 @@ def _changes_nothing(case: _Case) -> None:
 
 def _off_target(case: _Case) -> None:
     """Outputs and annotations off target are undefined: nan there, and three more columns of it, change nothing."""
-    t, more = case.rows.tokens, 3
+    t, extra = case.rows.tokens, 3
     want = case.gradients(case.total(), case.leaves)
     moved: _rows.Leaves = {}
     for key, leaf in case.leaves.items():
         x = leaf.detach()
         if x.shape[:2] == t.ids.shape:
             # A block has an output at every real token, and a score an input gradient.
-            known = t.mask if key[1].startswith("hidden:") or key[1] in ("score_gradients", "token_scores") else t.target
-            x = torch.cat([_rows.on(known, x), torch.full((len(x), more, *x.shape[2:]), torch.nan, dtype=x.dtype)], 1)
+            where = t.mask if key[1].startswith("hidden:") or key[1] in ("score_gradients", "token_scores") else t.target
+            x = torch.cat([_rows.defined_on(where, x), torch.full((len(x), extra, *x.shape[2:]), torch.nan, dtype=x.dtype)], 1)
         moved[key] = x.requires_grad_()
-    rows = _rows.widened(case.rows, more)
+    rows = _rows.widened(case.rows, extra)
     weights = case.objective.weights(rows)
     total, views = case.total(), _rows.views(moved)
     got = case.total(rows, views, weights)
@@ -185,7 +185,7 @@ def _off_target(case: _Case) -> None:
     )
     require(_near(got, total), case.objective, sentence.format("the loss changes"))
     for key, g in case.gradients(got, moved).items():
-        inside = g[:, : t.ids.shape[1]] if g.ndim >= 2 and g.shape[1] == t.ids.shape[1] + more else g
+        inside = g[:, : t.ids.shape[1]] if g.ndim >= 2 and g.shape[1] == t.ids.shape[1] + extra else g
         close = _near(inside, want[key]) and bool(g.isfinite().all())
         require(close, case.objective, sentence.format("the gradient changes"))
     for name, (values, by) in case.losses(rows, views).metrics.items():
@@ -202,14 +202,14 @@ def _units(case: _Case) -> list[list[int]]:
 
 
 def _split(case: _Case) -> None:
-    whole, units = case.losses(), _units(case)
+    update, units = case.losses(), _units(case)
     want = case.gradients(case.total(), case.leaves)
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(0)).tolist()
-    total, sums = torch.zeros((), dtype=torch.float64), dict.fromkeys(whole.metrics, 0.0)
-    seen = _rows.views(case.leaves)
+    total, sums = torch.zeros((), dtype=torch.float64), dict.fromkeys(update.metrics, 0.0)
+    views = _rows.views(case.leaves)
     for part in (order[:1], order[1:]):
         numbers = torch.tensor(sorted(i for unit in part for i in units[unit]))
-        losses = case.losses(case.rows.index(numbers), {view: outputs.index(numbers) for view, outputs in seen.items()})
+        losses = case.losses(case.rows.index(numbers), {view: outputs.index(numbers) for view, outputs in views.items()})
         total = total + (case.cut(numbers) / case.weights.count * losses.values).sum()
         for name, (values, by) in losses.metrics.items():
             sums[name] = sums.get(name, 0.0) + float((values * by).sum())
@@ -221,7 +221,7 @@ def _split(case: _Case) -> None:
     require(close, case.objective, sentence.format("the loss"))
     for key, g in case.gradients(total, case.leaves).items():
         require(_near(g, want[key]), case.objective, sentence.format("the gradient"))
-    for name, (values, by) in whole.metrics.items():
+    for name, (values, by) in update.metrics.items():
         close = abs(sums[name] - float((values * by).sum())) < 1e-9
         require(close, case.objective, f"metric '{name}' of an update differs from the sum over its micro-batches.")
 
@@ -234,13 +234,13 @@ def _empty_rows(case: _Case) -> None:
     per = case.size // weights.values.shape[0]
     weightless = float(weights.values[torch.tensor(gone)[::per] // per].abs().sum()) == 0.0
     require(weightless, case.objective, "rows without a target token have weight; they weigh 0 and do not count.")
-    others = torch.tensor([i for i in range(case.size) if i not in gone])
-    alone = case.objective.weights(rows.index(others))
-    sentence = "rows without a target token change the loss of the others; they do not count."
+    remaining = torch.tensor([i for i in range(case.size) if i not in gone])
+    alone = case.objective.weights(rows.index(remaining))
+    sentence = "rows without a target token change the loss of the remaining; they do not count."
     require(_near(weights.count.double(), alone.count.double()), case.objective, sentence)
     got = case.total(rows, None, weights)
-    views = {view: outputs.index(others) for view, outputs in _rows.views(case.leaves).items()}
-    require(_near(got, case.total(rows.index(others), views, alone)), case.objective, sentence)
+    views = {view: outputs.index(remaining) for view, outputs in _rows.views(case.leaves).items()}
+    require(_near(got, case.total(rows.index(remaining), views, alone)), case.objective, sentence)
     for g in case.gradients(got, case.leaves).values():
         clean = bool(g.isfinite().all()) and (g.ndim < 1 or g.shape[0] != case.size or float(g[list(gone)].abs().sum()) == 0.0)
         require(clean, case.objective, "rows without a target token get a gradient.")

@@ -92,9 +92,9 @@ def _random(case: _Case) -> None:
     require(greedy == _ids(case.generate(1, GREEDY, seed=1)), engine, "temperature 0 is not greedy: it depends on the generator.")
     generator = torch.Generator().manual_seed(0)
     if engine.skip(generator, 3 * 2, SAMPLED):
-        rest = engine.generate(case.network, case.examples[2:], 3, SAMPLED, generator)
+        second = engine.generate(case.network, case.examples[2:], 3, SAMPLED, generator)
         require(
-            same(_ids(rest), first[2:]),
+            same(_ids(second), first[2:]),
             engine,
             "skip(generator, 6) leaves out other draws than 6 responses take; return False if it cannot.",
         )

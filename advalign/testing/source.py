@@ -153,8 +153,8 @@ def _function_of_seed_and_step(case: _Case, draws: Sequence[Any], depends_on_see
     repeated = [again.draw(step) for step in range(len(draws))]
     sentence = "two runs with the same seed draw different rows; draw from context.random(...), context.generator(...) and its own state."
     require(same(list(draws), repeated), case.source, sentence)
-    other = case.start(seed=1)
-    differs = not same(list(draws), [other.draw(step) for step in range(len(draws))])
+    second = case.start(seed=1)
+    differs = not same(list(draws), [second.draw(step) for step in range(len(draws))])
     sentence = (
         "runs with other seeds draw the same rows; key its choices by context.random(name, step, ...), or give depends_on_seed=False."
     )
