@@ -38,12 +38,12 @@ def test_one_table_in_four_formats(tmp_path):
 def test_limit_is_a_seeded_sample_and_no_limit_keeps_the_order(numbered):
     everything = [row["text"] for row in data.rows(numbered)]
     assert everything == [f"t{i}" for i in range(100)]
-    some = [row["text"] for row in data.rows(numbered, limit=10)]
-    assert len(set(some)) == 10
-    assert set(some) <= set(everything)
-    assert some != everything[:10]
-    assert some == [e.prompt for e in data.examples(numbered, limit=10)]
-    assert some != [row["text"] for row in data.rows(numbered, limit=10, seed=1)]
+    sampled = [row["text"] for row in data.rows(numbered, limit=10)]
+    assert len(set(sampled)) == 10
+    assert set(sampled) <= set(everything)
+    assert sampled != everything[:10]
+    assert sampled == [e.prompt for e in data.examples(numbered, limit=10)]
+    assert sampled != [row["text"] for row in data.rows(numbered, limit=10, seed=1)]
     assert len(data.rows(numbered, limit=1000)) == 100
     assert len(data.rows({"path": numbered, "number": 7}, limit=9)) == 7
 
@@ -115,8 +115,8 @@ def test_chat_turns_become_prompt_and_response(tmp_path):
     other = [turns[0], {"role": "assistant", "content": "go away"}]
     pair = data.examples(write(tmp_path / "b.jsonl", {"chosen": turns, "rejected": other}))[0]
     assert (pair.prompt, pair.meta["chosen"], pair.meta["rejected"]) == ("hi", "hello", "go away")
-    asked = data.examples(write(tmp_path / "c.jsonl", {"messages": turns[:1], "chosen": "hello", "rejected": "no"}))[0]
-    assert (asked.prompt, asked.meta["chosen"], "response" in asked.meta) == ("hi", "hello", False)
+    requests = data.examples(write(tmp_path / "c.jsonl", {"messages": turns[:1], "chosen": "hello", "rejected": "no"}))[0]
+    assert (requests.prompt, requests.meta["chosen"], "response" in requests.meta) == ("hi", "hello", False)
 
 
 def test_a_mapping_goes_before_the_usual_names(tmp_path):
@@ -136,8 +136,8 @@ def test_a_mapping_goes_before_the_usual_names(tmp_path):
 
 
 def test_tasks_are_examples_with_verifiers():
-    found = data.examples("task:constraints", split="test")
-    assert len(found) == 90
+    examples = data.examples("task:constraints", split="test")
+    assert len(examples) == 90
     ref = {"task": {"kind": "constraints", "words": 12, "held_out": 5}, "split": "test", "number": 60}
     assert len(data.examples(ref)) == 5, "the split in the reference goes before the argument"
     assert [e.prompt for e in data.examples("task:arithmetic", limit=5)] == [e.prompt for e in data.examples("task:arithmetic", limit=5)]
@@ -189,16 +189,16 @@ def hub(monkeypatch):
     """Stands in for the network: records what is asked, knows one data set."""
     import datasets
 
-    asked = []
+    requests = []
 
     def load_dataset(path, name=None, *, split=None, revision=None):
-        asked.append((path, name, split, revision))
+        requests.append((path, name, split, revision))
         if path != "org/known":
             raise FileNotFoundError(f"no data set {path}\nlong details")
         return datasets.Dataset.from_list([{"question": f"q{i}", "answer": str(i)} for i in range(5)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
+    return requests
 
 
 def test_the_hub_by_name(hub):
@@ -240,12 +240,12 @@ def test_rows_at_hand_are_a_reference_too():
     import datasets
 
     rows = [{"prompt": "2 + 3 =", "answer": "5", "source": "a"}, {"prompt": "1 + 1 =", "answer": "2", "source": "b"}]
-    for given in (rows, tuple(rows), datasets.Dataset.from_list(rows)):
-        found = data.examples(given)
-        assert [(e.prompt, e.answer, e.meta) for e in found] == [("2 + 3 =", "5", {"source": "a"}), ("1 + 1 =", "2", {"source": "b"})]
-        assert [e.meta["response"] for e in data.demonstrations(given)] == ["5", "2"]
-        assert data.texts(given) == ["2 + 3 =", "5", "1 + 1 =", "2"]
-        assert data.task_of(given) is None
+    for reference in (rows, tuple(rows), datasets.Dataset.from_list(rows)):
+        examples = data.examples(reference)
+        assert [(e.prompt, e.answer, e.meta) for e in examples] == [("2 + 3 =", "5", {"source": "a"}), ("1 + 1 =", "2", {"source": "b"})]
+        assert [e.meta["response"] for e in data.demonstrations(reference)] == ["5", "2"]
+        assert data.texts(reference) == ["2 + 3 =", "5", "1 + 1 =", "2"]
+        assert data.task_of(reference) is None
     assert len(data.examples(rows, limit=1, seed=3)) == 1
 
 

@@ -118,7 +118,7 @@ def quality_diversity(
     for temperature in temperatures:
         generator = torch.Generator().manual_seed(seed)
         options = replace(sampling or Sampling(), temperature=float(temperature))
-        groups = (engine or HF()).generate(network, examples, samples, options, generator)
+        groups = (engine or HF()).generate(network, examples, samples, options, generator)  # type: ignore[arg-type]  # None: an engine of texts
         scores = [s for s in map(float, score(groups)) if not math.isnan(s)]
         lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
         rows.append(

@@ -84,22 +84,22 @@ def test_an_edit_or_a_look_inside_runs_the_blocks_as_they_are(fast, plain, monke
 def test_an_update_under_attack_is_the_same(checkpointing):
     """GRPO and adversarial SFT in one step, an inner loop included; and with non-reentrant checkpoints, whose recomputation comes after
     the forward is over."""
-    found = []
+    gradients = []
     for compile in (True, False):
         net = network(model=MODEL, options={"compile": compile, "gradient_checkpointing": checkpointing})
-        terms = {"rl": GRPO(source="w"), "robust": SFT(source="d", view="pgd")}
+        objectives = {"rl": GRPO(source="w"), "robust": SFT(source="d", view="pgd")}
         rows = {"w": rollouts(net), "d": demos(net)}
-        found.append(update(learner(net), terms, rows, {"pgd": PGD(radius=0.1, steps=2, random_start=False)})[0])
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+        gradients.append(update(learner(net), objectives, rows, {"pgd": PGD(radius=0.1, steps=2, random_start=False)})[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-9)
 
 
 def test_an_encoder_and_a_second_derivative(plain):
-    found = []
+    gradients = []
     for compile in (True, False):
         net = network("classifier", options={"num_labels": 2, "compile": compile})
-        terms = {"clean": Classify(source="l"), "robust": Classify(source="l", view="pgd")}
-        found.append(update(learner(net), terms, {"l": labels(net)}, {"pgd": PGD(radius=0.1, steps=2, random_start=False)})[0])
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+        objectives = {"clean": Classify(source="l"), "robust": Classify(source="l", view="pgd")}
+        gradients.append(update(learner(net), objectives, {"l": labels(net)}, {"pgd": PGD(radius=0.1, steps=2, random_start=False)})[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-9)
     input_gradients = []
     for compile in (True, False):
         net = network("score", model="scratch:encoder-tiny?hidden_size=32", options={"compile": compile})
@@ -128,14 +128,14 @@ def test_a_frozen_copy_compiles_its_own_blocks(fast):
 
 def test_adapters_on_one_base():
     """The adapter trains, its frozen twin on the same base keeps what it was, and neither sees the other's weights."""
-    found = []
+    results = []
     for compile in (True, False):
         net = network(model=MODEL, options={"compile": compile, "lora": {"r": 2, "target_modules": "all-linear"}})
         with torch.no_grad():
             for i, p in enumerate(p for name, p in net.named_parameters() if "lora_B" in name):
                 p.add_(torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (i + 1) * 0.1)
-        twin, tokens = frozen_copy(net), demos(net).tokens
-        before = twin(tokens, {"logprobs"}).logprobs
+        reference, tokens = frozen_copy(net), demos(net).tokens
+        before = reference(tokens, {"logprobs"}).logprobs
         outputs, slope = values_and_slopes(net, tokens)
         with torch.no_grad():
             for name, p in net.named_parameters():
@@ -143,9 +143,9 @@ def test_adapters_on_one_base():
                     p.mul_(2)
         after = net(tokens, {"logprobs"}).logprobs
         assert not torch.allclose(after, outputs.logprobs)
-        torch.testing.assert_close(twin(tokens, {"logprobs"}).logprobs, before, rtol=0, atol=0)
-        found.append((outputs.logprobs, slope, after))
-    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(reference(tokens, {"logprobs"}).logprobs, before, rtol=0, atol=0)
+        results.append((outputs.logprobs, slope, after))
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
@@ -192,13 +192,13 @@ def test_sampling_compiled_gives_the_same_responses_and_does_not_compile_at_ever
     sampling = Sampling(max_new_tokens=12, temperature=temperature)
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
-    before, found = graphs["unique_graphs"], []
+    before, responses = graphs["unique_graphs"], []
     for engine in (HF(), HF(compile=True)):
         groups = engine.generate(fast, examples, 3, sampling, torch.Generator().manual_seed(0))
-        found.append([(r.response_ids, r.finished, torch.tensor(r.sampler_logprobs)) for g in groups for r in g.rollouts])
-    for (ids, end, scores), (want, wanted_end, wanted) in zip(*found, strict=True):
-        assert (ids, end) == (want, wanted_end)
-        torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-6)
+        responses.append([(r.response_ids, r.finished, torch.tensor(r.sampler_logprobs)) for g in groups for r in g.rollouts])
+    for (ids, end, scores), (wanted_ids, wanted_end, wanted_scores) in zip(*responses, strict=True):
+        assert (ids, end) == (wanted_ids, wanted_end)
+        torch.testing.assert_close(scores, wanted_scores, rtol=0, atol=1e-6)
     assert 0 < graphs["unique_graphs"] - before <= 8
     assert all(block._compiled_call_impl is None for block in fast.model.base_model.h)
 

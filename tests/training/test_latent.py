@@ -66,41 +66,41 @@ def drawn(trainer):
 
 def states(network, tokens):
     """Hidden states after the last block, of one row at a time, without padding."""
-    found = []
+    hidden_states = []
     for row in range(tokens.ids.shape[0]):
         ids = tokens.ids[row : row + 1, : int(tokens.lengths[row])]
-        with torch.no_grad(), captured(network.backbone, [SITE]) as kept:
+        with torch.no_grad(), captured(network.backbone, [SITE]) as captured_states:
             network.model(input_ids=ids)
-        found.append(kept[SITE])
-    return found
+        hidden_states.append(captured_states[SITE])
+    return hidden_states
 
 
-def slowly(reading, hidden):
+def slowly(critic, hidden):
     """The score of one row's hidden states: projection, encoder, mean, head."""
-    inside = reading.backbone(inputs_embeds=reading.project(hidden), attention_mask=torch.ones(hidden.shape[:2], dtype=torch.long))
-    return reading.scalar(inside.last_hidden_state.mean(1)).squeeze()
+    inside = critic.backbone(inputs_embeds=critic.project(hidden), attention_mask=torch.ones(hidden.shape[:2], dtype=torch.long))
+    return critic.scalar(inside.last_hidden_state.mean(1)).squeeze()
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_losses_are_those_of_a_loop_over_pairs_row_by_row(side):
     trainer = shaken(ganpo(sides=(side,), preference=False))
     rows = drawn(trainer)
-    reading, own = trainer.learners[f"reader_{side}"].network.eval(), ("chosen", "rejected").index(side)
-    now = states(trainer.learners["policy"].network, rows.tokens)
-    before = states(trainer.frozen["reference"], rows.tokens)
+    critic, side_index = trainer.learners[f"reader_{side}"].network.eval(), ("chosen", "rejected").index(side)
+    current = states(trainer.learners["policy"].network, rows.tokens)
+    reference = states(trainer.frozen["reference"], rows.tokens)
     ranked, near = [], []
     for pair in range(rows.tokens.ids.shape[0] // 2):
-        mine, other = 2 * pair + own, 2 * pair + 1 - own
-        a, b, c = slowly(reading, before[mine]), slowly(reading, now[mine]), slowly(reading, before[other])
+        row, other_row = 2 * pair + side_index, 2 * pair + 1 - side_index
+        a, b, c = slowly(critic, reference[row]), slowly(critic, current[row]), slowly(critic, reference[other_row])
         ranked.append((-torch.log(torch.sigmoid(a - b)) - torch.log(torch.sigmoid(b - c))).detach() / 2)
         near.append(-torch.log(torch.sigmoid(b - a)).detach())
-    for name, term, slow in ((f"reader_{side}", side, ranked), ("policy", f"near_{side}", near)):
+    for name, objective, expected in ((f"reader_{side}", side, ranked), ("policy", f"near_{side}", near)):
         logs = trainer.learners[name].update(
             trainer.step_plan().plans[name], {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update", name)
         )
-        assert logs[f"{term}/loss"] == pytest.approx(float(torch.stack(slow).mean()), abs=1e-10)
-    each = [(now[2 * i + own] - before[2 * i + own]).norm(dim=-1).mean() for i in range(len(near))]
-    assert logs[f"near_{side}/distance"] == pytest.approx(float(torch.stack(each).mean()), abs=1e-10)
+        assert logs[f"{objective}/loss"] == pytest.approx(float(torch.stack(expected).mean()), abs=1e-10)
+    distances = [(current[2 * i + side_index] - reference[2 * i + side_index]).norm(dim=-1).mean() for i in range(len(near))]
+    assert logs[f"near_{side}/distance"] == pytest.approx(float(torch.stack(distances).mean()), abs=1e-10)
 
 
 def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_autograd():
@@ -109,20 +109,20 @@ def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_auto
     plan = trainer.step_plan().plans["policy"]
     runtime.optimizer.param_groups[0]["lr"] = 0.0
     runtime.update(plan, {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update"))
-    found = {n: p.grad.clone() for n, p in runtime.network.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in runtime.network.named_parameters() if p.grad is not None}
     critic, reference = trainer.frozen["critic_chosen"], trainer.frozen["reference"]
     tokens = rows.tokens.index(torch.arange(0, rows.tokens.ids.shape[0], 2))
     runtime.optimizer.zero_grad()
-    now = runtime.network(tokens, {f"hidden:{SITE}"}).hidden[SITE]
+    current = runtime.network(tokens, {f"hidden:{SITE}"}).hidden[SITE]
     real = reference(tokens, {f"hidden:{SITE}"}).hidden[SITE].detach()
-    lead = critic._score(now, tokens.mask) - critic._score(real, tokens.mask).detach()
-    loss = softplus(-lead).mean()
-    parameters = {n: p for n, p in runtime.network.named_parameters() if n in found}
+    margin = critic._score(current, tokens.mask) - critic._score(real, tokens.mask).detach()
+    loss = softplus(-margin).mean()
+    parameters = {n: p for n, p in runtime.network.named_parameters() if n in gradients}
     expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     norm = torch.sqrt(sum((g.square().sum() for g in expected if g is not None), torch.zeros((), dtype=torch.float64)))
     factor = min(1.0, runtime.config.max_grad_norm / (float(norm) + 1e-6))
     assert float(norm) > 1e-6
-    for (name, gradient), wanted in zip(found.items(), expected, strict=True):
+    for (name, gradient), wanted in zip(gradients.items(), expected, strict=True):
         wanted = torch.zeros_like(gradient) if wanted is None else wanted * factor
         assert torch.allclose(gradient, wanted, atol=1e-10), name
 
@@ -173,9 +173,9 @@ def test_nothing_depends_on_micro_batches_or_padding():
         trainer = shaken(ganpo(args=TrainingArguments(max_steps=2, token_budget=budget)))
         trainer.train(progress=False)
         runs.append({name: weights(runtime.network) for name, runtime in trainer.learners.items()})
-    for name, found in runs[0].items():
-        for place, value in found.items():
-            assert torch.allclose(value, runs[1][name][place], atol=1e-10), (name, place)
+    for name, parameters in runs[0].items():
+        for parameter, value in parameters.items():
+            assert torch.allclose(value, runs[1][name][parameter], atol=1e-10), (name, parameter)
 
 
 def test_a_discriminator_learns_who_computed_the_states_and_the_policy_to_be_taken_for_the_other():
@@ -188,8 +188,8 @@ def test_a_discriminator_learns_who_computed_the_states_and_the_policy_to_be_tak
 
 
 def test_a_game_resumes_to_the_bit(tmp_path):
-    whole = ganpo(steps=4, args=TrainingArguments(max_steps=4, output_dir=str(tmp_path / "whole")))
-    whole.train(progress=False)
+    uninterrupted = ganpo(steps=4, args=TrainingArguments(max_steps=4, output_dir=str(tmp_path / "whole")))
+    uninterrupted.train(progress=False)
     args = TrainingArguments(max_steps=4, output_dir=str(tmp_path / "cut"), save_steps=2)
     cut = ganpo(args=args)
     cut.start()
@@ -198,7 +198,7 @@ def test_a_game_resumes_to_the_bit(tmp_path):
     cut.save_checkpoint(tmp_path / "cut")
     again = ganpo(args=args)
     again.train(resume=True, progress=False)
-    for name, runtime in whole.learners.items():
+    for name, runtime in uninterrupted.learners.items():
         assert_equal(weights(again.learners[name].network), weights(runtime.network))
 
 
@@ -217,13 +217,13 @@ def test_a_discriminator_is_saved_and_loaded(tmp_path):
 def test_what_it_costs_is_known_before_the_run():
     from advalign.training.forecast import forecast
 
-    (found,) = forecast(ganpo())
-    assert "guessed" not in "\n".join(found.lines())
+    (predicted,) = forecast(ganpo())
+    assert "guessed" not in "\n".join(predicted.lines())
     # A discriminator's update runs two copies of the policy: it costs more where the policy is larger, though nothing of it is trained.
     stages, costs = [Stage(steps=1, objectives=("chosen",))], []
     for model in ("scratch:tiny-gpt2?n_embd=32", "scratch:tiny-gpt2?n_embd=64"):
-        (found,) = forecast(ganpo(stages=stages, model=model))
-        costs.append(found.operations["update"])
+        (predicted,) = forecast(ganpo(stages=stages, model=model))
+        costs.append(predicted.operations["update"])
     assert costs[1] > 2 * costs[0] > 0
 
 

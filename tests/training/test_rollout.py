@@ -34,10 +34,10 @@ def generate(net, prompts, n, sampling, seed=0, **fields):
 
 def trainer_logprobs(net, groups, temperature):
     tokens = net.encoder.rollouts(groups)
-    heat = torch.full((tokens.ids.shape[0],), temperature, dtype=net.dtype)
+    temperatures = torch.full((tokens.ids.shape[0],), temperature, dtype=net.dtype)
     with torch.no_grad():
-        found = net(tokens, {"logprobs"}, None, heat).logprobs
-    return [row[target].tolist() for row, target in zip(found, tokens.target, strict=True)]
+        results = net(tokens, {"logprobs"}, None, temperatures).logprobs
+    return [row[target].tolist() for row, target in zip(results, tokens.target, strict=True)]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -242,10 +242,10 @@ def test_whole_responses_follow_the_model_by_chi_square():
     assert sum(chances.values()) == pytest.approx(1.0)
     assert len(chances) == 1 + (size - 1) * (1 + (size - 1) * size)
     groups = generate(net, ["a a"] * 3, 2000, Sampling(max_new_tokens=3), max_rows=900)
-    found = Counter(tuple(r.response_ids) for g in groups for r in g.rollouts)
-    assert set(found) <= set(chances)
+    results = Counter(tuple(r.response_ids) for g in groups for r in g.rollouts)
+    assert set(results) <= set(chances)
     often = [response for response, p in chances.items() if 6000 * p >= 5]
-    observed = [found[response] for response in often]
+    observed = [results[response] for response in often]
     wanted = [6000 * chances[response] for response in often]
     observed, wanted = [*observed, 6000 - sum(observed)], [*wanted, 6000 - sum(wanted)]
     assert len(often) > 30

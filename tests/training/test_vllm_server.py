@@ -61,11 +61,11 @@ class Handler(BaseHTTPRequestHandler):
         group = RolloutGroup(example=Example(prompt=""), prompt_ids=body["prompt"], rollouts=[])
         options = Options(max_new_tokens=body["max_tokens"], temperature=body["temperature"], top_p=body["top_p"])
         HF().extend(self.server.network, [group], body["n"], options, torch.Generator().manual_seed(body["seed"]))
-        found = [
+        choices = [
             {"index": i, "token_ids": r.response_ids, "logprobs": {"token_logprobs": r.sampler_logprobs}}
             for i, r in enumerate(group.rollouts)
         ]
-        return found[::-1]  # in no particular order
+        return choices[::-1]  # in no particular order
 
     def _answer(self, content, status=200):
         data = json.dumps(content).encode()
@@ -76,13 +76,13 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.seen, made.network, made.deaf, made.busy = [], network(), False, False
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{made.server_address[1]}"
-    yield made
-    made.shutdown()
-    made.server_close()
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.seen, http_server.network, http_server.deaf, http_server.busy = [], network(), False, False
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    http_server.url = f"http://127.0.0.1:{http_server.server_address[1]}"
+    yield http_server
+    http_server.shutdown()
+    http_server.server_close()
 
 
 def generate(engine, net, sampling=SHORT, n=3, seed=0, prompts=PROMPTS):
@@ -98,10 +98,10 @@ def test_ids_go_out_and_ids_come_back(server, tmp_path):
     engine.sync(net, 0)
     groups = generate(engine, net)
     assert ids(groups) == ids(generate(engine, net)) != ids(generate(engine, net, seed=1))
-    asked = [body for path, body in server.seen if path == "/v1/completions"][:3]
-    assert sorted(body["prompt"] for body in asked) == sorted(net.encoder.prompts(PROMPTS))
-    assert len({body["seed"] for body in asked}) == 3
-    assert {(body["temperature"], body["top_p"], body["n"], body["max_tokens"]) for body in asked} == {(0.7, 0.9, 3, 6)}
+    requests = [body for path, body in server.seen if path == "/v1/completions"][:3]
+    assert sorted(body["prompt"] for body in requests) == sorted(net.encoder.prompts(PROMPTS))
+    assert len({body["seed"] for body in requests}) == 3
+    assert {(body["temperature"], body["top_p"], body["n"], body["max_tokens"]) for body in requests} == {(0.7, 0.9, 3, 6)}
     for group in groups:
         for r in group.rollouts:
             assert r.finished == (r.response_ids[-1] == net.encoder.eos_id)

@@ -34,14 +34,14 @@ def ids(groups):
 def trainer_logprobs(network, groups, temperature):
     tokens = network.encoder.rollouts(groups)
     with torch.no_grad():
-        found = network(tokens, {"logprobs"}, None, torch.full((len(tokens.ids),), temperature)).logprobs
-    return [row[target].tolist() for row, target in zip(found, tokens.target, strict=True)]
+        logprobs = network(tokens, {"logprobs"}, None, torch.full((len(tokens.ids),), temperature)).logprobs
+    return [row[target].tolist() for row, target in zip(logprobs, tokens.target, strict=True)]
 
 
 def transformers_greedy(network, prompt):
     ends = {"pad_token_id": network.encoder.pad_id, "eos_token_id": network.encoder.eos_id}
-    given = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
-    return network.model.generate(**given, max_new_tokens=8, do_sample=False, **ends)[0].tolist()[len(prompt) :]
+    inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
+    return network.model.generate(**inputs, max_new_tokens=8, do_sample=False, **ends)[0].tolist()[len(prompt) :]
 
 
 def test_greedy_is_transformers_own(running):
@@ -79,8 +79,8 @@ def test_frequencies_are_those_of_the_model(running, sampling):
     often = expected >= 5
     assert int(often.sum()) > 2
     observed, wanted = (torch.cat([x[often], x[~often].sum()[None]]) for x in (counts, expected))
-    kept = wanted > 0
-    assert stats.chisquare(observed[kept].numpy(), wanted[kept].numpy()).pvalue > 1e-4
+    possible = wanted > 0
+    assert stats.chisquare(observed[possible].numpy(), wanted[possible].numpy()).pvalue > 1e-4
 
 
 def test_samples_are_a_function_of_the_generator(running):
@@ -93,10 +93,10 @@ def test_samples_are_a_function_of_the_generator(running):
 
 def test_sync_moves_the_weights_and_only_sync_does(running):
     network, _ = running
-    here = next(VERSIONS)
-    before = ids(generate(running, GREEDY, version=here))
-    move(network, seed=here)
-    assert ids(generate(running, GREEDY, version=here)) == before  # it holds weights of its own, and the version has not moved
+    version = next(VERSIONS)
+    before = ids(generate(running, GREEDY, version=version))
+    move(network, seed=version)
+    assert ids(generate(running, GREEDY, version=version)) == before  # it holds weights of its own, and the version has not moved
     after = generate(running, GREEDY)
     assert ids(after) != before
     assert ids(after) == [[transformers_greedy(network, g.prompt_ids)] for g in after]

@@ -78,9 +78,9 @@ def check(network, groups, temperature):
     """The trainer's own log-probabilities; and the ids are the sampler's."""
     tokens = network.encoder.rollouts(groups)
     with torch.no_grad():
-        found = network(tokens, {"logprobs"}, None, torch.full((len(tokens.ids),), temperature)).logprobs
+        logprobs = network(tokens, {"logprobs"}, None, torch.full((len(tokens.ids),), temperature)).logprobs
     rollouts = [r for g in groups for r in g.rollouts]
-    for rollout, row, target in zip(rollouts, found, tokens.target, strict=True):
+    for rollout, row, target in zip(rollouts, logprobs, tokens.target, strict=True):
         assert rollout.sampler_logprobs == pytest.approx(row[target].tolist(), abs=1e-4)
         assert rollout.text == network.encoder.decode(rollout.response_ids)
         assert rollout.finished == (rollout.response_ids[-1] == network.encoder.eos_id)
