@@ -68,7 +68,7 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def attention_dropout(backbone: Any) -> float:
-    """The dropout rate inside attention, which is no module."""
+    """The dropout rate inside attention, which is not a module."""
     return getattr(backbone.config, "attention_dropout", 0.0) or 0.0
 
 

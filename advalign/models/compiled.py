@@ -44,7 +44,7 @@ class Compiled:
             yield
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
-            raise ConfigError(f"model.options.compile: torch.compile failed here: {reason} Set it to false.") from error
+            raise ConfigError(f"model.options.compile: torch.compile failed: {reason} Set it to false.") from error
         finally:
             for block in stack:
                 block._compiled_call_impl = None

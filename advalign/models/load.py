@@ -93,7 +93,7 @@ def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
 
 @contextlib.contextmanager
 def _sentences(model: str, folder: Path | None) -> Iterator[None]:
-    """What transformers raises where there is no model, in a sentence. Other errors pass."""
+    """Turns the errors of transformers for a missing model into one sentence. Other errors pass."""
     try:
         yield
     except ConfigError:

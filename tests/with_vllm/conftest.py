@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="the package vllm is not installed: make test-vllm runs these in an environment of its own")
 
-from vllm_models import KINDS, OPTIONS
+from helpers.vllm_models import KINDS, OPTIONS
 
 from advalign.rollout.vllm import VLLM
 

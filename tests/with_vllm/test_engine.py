@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("vllm", reason="the package vllm is not installed: make test-vllm runs these in an environment of its own")
 
+from helpers.vllm_models import OPTIONS, move, qwen
 from scipy import stats
-from vllm_models import OPTIONS, move, qwen
 
 from advalign.errors import BudgetError, ConfigError, RolloutError
 from advalign.models import load

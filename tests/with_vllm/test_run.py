@@ -8,7 +8,7 @@ import yaml
 
 pytest.importorskip("vllm", reason="the package vllm is not installed: make test-vllm runs these in an environment of its own")
 
-from vllm_models import OPTIONS
+from helpers.vllm_models import OPTIONS
 
 from advalign import cli
 

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("vllm", reason="the package vllm is not installed: make test-vllm runs these in an environment of its own")
 
-from vllm_models import OPTIONS, lora_over, move, qwen
+from helpers.vllm_models import OPTIONS, lora_over, move, qwen
 
 from advalign import plugins
 from advalign.errors import RolloutError
