@@ -109,13 +109,13 @@ def test_a_name_that_is_not_there_is_found_out(run):
     assert unknown([*wrong, "rl/clip_fraction", "heldout/pass@16"], names) == sorted(wrong)
 
 
-@pytest.mark.parametrize("term", TABLE, ids=str)
-def test_every_metric_of_every_objective_is_in_the_glossary_or_on_its_page(term):
-    rows, (views, _) = build(term), outputs(term)
-    kind = plugins.kind_of(type(term))
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_every_metric_of_every_objective_is_in_the_glossary_or_on_its_page(objective):
+    rows, (views, _) = build(objective), outputs(objective)
+    kind = plugins.kind_of(type(objective))
     page = ROOT / "docs" / "algorithms" / f"{kind}.md"
-    told = set(re.findall(r"^\| `([^`]+)`", page.read_text(encoding="utf-8"), re.MULTILINE)) if page.is_file() else set()
-    metrics = [name for name in term.losses(rows, views).metrics if name not in told]
+    on_page = set(re.findall(r"^\| `([^`]+)`", page.read_text(encoding="utf-8"), re.MULTILINE)) if page.is_file() else set()
+    metrics = [name for name in objective.losses(rows, views).metrics if name not in on_page]
     assert unknown([f"here/{name}" for name in metrics], dict.fromkeys(SLOTS, ()) | {"objective": ["here"]}) == []
 
 

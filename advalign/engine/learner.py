@@ -117,16 +117,7 @@ class LearnerRuntime:
         metrics = MetricAccumulator()
         self.network.train()
         self._seed_dropout(key)
-        context = UpdateContext(
-            network=self.autocast_network,
-            plan=plan,
-            frozen=frozen,
-            weights=_weights(plan, rows),
-            num_rows={s: r.tokens.ids.shape[0] for s, r in rows.items()},
-            key=key,
-            metrics=metrics,
-            memory=self.memory,
-        )
+        context = self._context(plan, rows, frozen, key, metrics)
         gradients = ObjectiveGradients(self.network, self.processes.all_reduce) if measure else None
         self._note_row_memory(plan)
         self.optimizer.zero_grad(set_to_none=True)
@@ -142,6 +133,25 @@ class LearnerRuntime:
         return logs | {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     # ---------------------------------------------------------------------------------------- parts of an update
+
+    def _context(
+        self,
+        plan: Plan,
+        rows: Mapping[str, TokenRows],
+        frozen: Mapping[str, Network],
+        key: tuple[object, ...],
+        metrics: MetricAccumulator,
+    ) -> UpdateContext:
+        return UpdateContext(
+            network=self.autocast_network,
+            plan=plan,
+            frozen=frozen,
+            weights=_weights(plan, rows),
+            num_rows={s: r.tokens.ids.shape[0] for s, r in rows.items()},
+            key=key,
+            metrics=metrics,
+            memory=self.memory,
+        )
 
     def _seed_dropout(self, key: tuple[object, ...]) -> None:
         """Dropout draws from the global state: keyed by the update, so that a resumed run draws the same masks."""

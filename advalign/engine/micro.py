@@ -24,6 +24,7 @@ class _Bundle:
     """Rows that stay together."""
 
     source: str
+    """Their source."""
     rows: list[int]
     """Row numbers."""
     length: int

@@ -174,7 +174,7 @@ def formula(plans: Iterable[Plan], updates: Mapping[str, int]) -> str:
         lines.append(f"{p.learner} loss = {' + '.join(summands) or '0'}{times}")
         for name, adversary in p.adversaries.items():
             lines.append(f"  {name}  {describe(adversary)}")
-        parts = " + ".join(f"{n} {what}" for what, n in p.forwards().items() if n)
+        parts = " + ".join(f"{number} {pass_kind}" for pass_kind, number in p.forwards().items() if number)
         lines.append(f"  forwards per micro-batch: {parts or '0'}      (run separately: {p.separate_forwards()})")
     return "\n".join(lines)
 

@@ -94,9 +94,9 @@ def check_same(path: Path, saved: Mapping[str, str], current: Mapping[str, str])
     """Refuses to continue a run of another description: the result would be neither of the two."""
     for name in sorted({*saved, *current}):
         if saved.get(name) != current.get(name):
-            what = "is new" if name not in saved else "is gone" if name not in current else "has changed"
+            change = "is new" if name not in saved else "is gone" if name not in current else "has changed"
             raise ConfigError(
-                f"resume: {name} {what} since {path.name} was written; resume with the same configuration, or give a new args.output_dir."
+                f"resume: {name} {change} since {path.name} was written; resume with the same configuration, or give a new args.output_dir."
             )
 
 

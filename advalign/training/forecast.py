@@ -47,7 +47,7 @@ class Forecast:
     operations: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("sampling", "annotation", "ascent", "update"), 0.0))
     """{part of a step: FLOPs}"""
     memory: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("weights", "gradients", "optimizer", "copies", "working"), 0.0))
-    """{what: bytes} at the peak."""
+    """{part of memory: bytes} at the peak."""
     moved: float = 0.0
     """Bytes read and written."""
     sampled: float = 0.0
@@ -60,8 +60,8 @@ class Forecast:
     def lines(self) -> list[str]:
         """As text."""
         total = sum(self.operations.values())
-        parts = ", ".join(f"{what} {value / total:.0%}" for what, value in self.operations.items() if value) if total else ""
-        memory = ", ".join(f"{what} {_bytes(value)}" for what, value in self.memory.items() if value)
+        parts = ", ".join(f"{part} {value / total:.0%}" for part, value in self.operations.items() if value) if total else ""
+        memory = ", ".join(f"{part} {_bytes(value)}" for part, value in self.memory.items() if value)
         name = f"a step of {self.stage}" if self.stage else "a step"
         lines = [
             f"{name}: {_flops(total)} ({parts}); {self.sampled:,.0f} tokens sampled at most, {self.trained:,.0f} trained on",
@@ -204,20 +204,20 @@ class _StageForecast:
         """Adds the updates of a learner; returns the bytes of activations that its micro-batches store."""
         cost, spec, result = self.costs[plan.learner], self.plan.config["learners"][plan.learner], self.result
         copies = {n: self.costs[copy.learner] for n, copy in self.spec.frozen.items() if copy.learner != plan.learner}
-        own = replace(cost, trained=num_trained(spec.options, cost))
+        cost = replace(cost, trained=num_trained(spec.options, cost))
         times = spec.updates * spec.epochs
-        for what, value in count_operations(plan, own, self.sizes, copies).items():
-            result.operations[what] += times * value
+        for part, value in count_operations(plan, cost, self.sizes, copies).items():
+            result.operations[part] += times * value
         tokens = sum(self.sizes[s].tokens for s in plan.sources)
         result.trained += times * tokens
         micro = min(float(self.budget), tokens / spec.minibatches)
-        stored: float = own.activation_bytes
+        stored: float = cost.activation_bytes
         if spec.options.get("gradient_checkpointing"):
-            stored = own.activation_bytes / own.layers + own.bytes * own.layers * own.width
+            stored = cost.activation_bytes / cost.layers + cost.bytes * cost.layers * cost.width
         passes = sum(plan.forwards().values())
         number = max(tokens / self.budget, spec.minibatches) * times
-        result.moved += number * passes * PASSES["weights"] * own.parameters * own.bytes + 2 * times * passes * tokens * stored
-        result.moved += times * spec.minibatches * PASSES["optimizer"] * own.trained * own.bytes
+        result.moved += number * passes * PASSES["weights"] * cost.parameters * cost.bytes + 2 * times * passes * tokens * stored
+        result.moved += times * spec.minibatches * PASSES["optimizer"] * cost.trained * cost.bytes
         return micro * stored * num_live_views(plan)
 
     def _add_weights(self, name: str) -> None:

@@ -44,18 +44,18 @@ def forward(net):
     return counter.get_total_flops()
 
 
-def cost(net, terms, adversaries=None, copies=()):
+def cost(net, objectives, adversaries=None, copies=()):
     """Operations of one update, in forwards."""
     runtime = learner(net)
     teachers = {name: frozen_copy(net) for name in copies}
-    chosen = plan("policy", terms, adversaries or {}, teachers)
+    chosen = plan("policy", objectives, adversaries or {}, teachers)
     with FlopCounterMode(display=False) as counter:
         runtime.update(chosen, rows(net), teachers, budget=10_000, key=("update",))
     return counter.get_total_flops() / forward(net)
 
 
 @pytest.mark.parametrize(
-    ("name", "terms", "adversaries", "units"),
+    ("name", "objectives", "adversaries", "units"),
     [
         ("plain", CLEAN, {}, 3),
         ("NEFTune: noise costs nothing", ROBUST, {"adv": Noise(radius=0.1)}, 3),
@@ -67,13 +67,13 @@ def cost(net, terms, adversaries=None, copies=()):
         ("SMART without its teacher", CLEAN | AGREE, {"adv": PGD(radius=0.1, steps=1)}, 3 + 2 + 3),
     ],
 )
-def test_a_step_costs(name, terms, adversaries, units):
-    assert cost(classifier(), terms, adversaries) == pytest.approx(units, rel=0.03), name
+def test_a_step_costs(name, objectives, adversaries, units):
+    assert cost(classifier(), objectives, adversaries) == pytest.approx(units, rel=0.03), name
 
 
 def test_the_bregman_term_of_smart_is_one_forward_of_the_teacher():
-    terms = CLEAN | AGREE | {"near": Consistency(source="s", view="clean", against="teacher")}
-    assert cost(classifier(), terms, {"adv": PGD(radius=0.1, steps=1)}, ["teacher"]) == pytest.approx(3 + 2 + 3 + 1, rel=0.03)
+    objectives = CLEAN | AGREE | {"near": Consistency(source="s", view="clean", against="teacher")}
+    assert cost(classifier(), objectives, {"adv": PGD(radius=0.1, steps=1)}, ["teacher"]) == pytest.approx(3 + 2 + 3 + 1, rel=0.03)
 
 
 def test_ascent_above_the_first_perturbed_block_skips_what_lies_below():
@@ -104,12 +104,12 @@ def test_a_language_model_costs_the_same():
     net = load("scratch:tiny?hidden_size=128&intermediate_size=512", head="policy", tokenizer={"kind": "words"}, texts=TEXTS, max_length=32)
     demos = DemoRows(tokens=net.encoder.demos(["a b c", "d e f"], ["g h i", "j k a"]))
 
-    def units(terms, adversaries):
+    def units(objectives, adversaries):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(demos.tokens, {"logprobs"})
         one = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
-            update(learner(net), terms, {"s": demos}, adversaries)
+            update(learner(net), objectives, {"s": demos}, adversaries)
         return counter.get_total_flops() / one
 
     assert units({"a": SFT(source="s")}, {}) == pytest.approx(3, rel=0.05)

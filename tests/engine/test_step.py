@@ -53,8 +53,8 @@ def test_the_mixed_gradient_is_the_sum_of_separate_gradients_at_fixed_delta():
     rows = mixed_rows(net)
     together, _ = update(learner(net), MIX, rows, ADVERSARIES)
     apart = torch.zeros_like(together)
-    for name, term in MIX.items():
-        apart += update(learner(net), {name: term}, {term.source: rows[term.source]}, ADVERSARIES)[0]
+    for name, objective in MIX.items():
+        apart += update(learner(net), {name: objective}, {objective.source: rows[objective.source]}, ADVERSARIES)[0]
     assert close(together, apart)
     assert not close(together, apart - update(learner(net), {"policy": MIX["policy"]}, rows, {})[0])  # each term matters
 
@@ -63,23 +63,23 @@ def test_the_mixed_gradient_is_the_sum_of_separate_gradients_at_fixed_delta():
 def test_every_split_gives_the_same_gradient_and_the_same_deltas(budget):
     net = network()
     rows = mixed_rows(net)
-    whole, parts = Recorder(ADVERSARIES["pgd"]), Recorder(ADVERSARIES["pgd"])
-    one, logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": whole})
-    two, split_logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": parts}, budget=budget)
+    unsplit, split = Recorder(ADVERSARIES["pgd"]), Recorder(ADVERSARIES["pgd"])
+    one, logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": unsplit})
+    two, split_logs = update(learner(net), MIX, rows, ADVERSARIES | {"pgd": split}, budget=budget)
     assert close(two, one)
-    assert whole.deltas.keys() == parts.deltas.keys()
-    assert max(float((whole.deltas[k] - parts.deltas[k]).abs().max()) for k in whole.deltas) <= EXACT
+    assert unsplit.deltas.keys() == split.deltas.keys()
+    assert max(float((unsplit.deltas[k] - split.deltas[k]).abs().max()) for k in unsplit.deltas) <= EXACT
     for name, value in logs.items():  # metrics are sums over the update, too
         assert math.isclose(split_logs[name], value, rel_tol=1e-9, abs_tol=1e-12), name
 
 
 def test_forwards_are_what_the_plan_predicts():
     net = network()
-    terms = {k: MIX[k] for k in ("policy", "imitate", "robust")}
-    predicted = plan("policy", terms, ADVERSARIES, [])
+    objectives = {k: MIX[k] for k in ("policy", "imitate", "robust")}
+    predicted = plan("policy", objectives, ADVERSARIES, [])
     rows = mixed_rows(net)
     before = net.num_forwards
-    update(learner(net), terms, rows, ADVERSARIES)
+    update(learner(net), objectives, rows, ADVERSARIES)
     assert net.num_forwards - before == sum(predicted.forwards().values()) == 1 + 3 + 1
     assert predicted.separate_forwards() == 1 + 1 + (3 + 1)
 
@@ -99,14 +99,14 @@ def test_zero_radius_is_clean():
 def test_non_reentrant_checkpointing_changes_nothing(site):
     # Trap 1: an edit removed before the recomputation gives wrong gradients with no error.
     adversaries = {"pgd": PGD(radius=0.3, steps=2, sites=(site,), relative_to="absolute")}
-    found = []
+    both_gradients = []
     for checkpointing in (False, True):
         net = network(options={"gradient_checkpointing": checkpointing})
         assert net.model.is_gradient_checkpointing is checkpointing
-        found.append(update(learner(net), {"a": SFT(source="chat", view="pgd")}, {"chat": demos(net)}, adversaries)[0])
-    assert close(found[1], found[0])
+        both_gradients.append(update(learner(net), {"a": SFT(source="chat", view="pgd")}, {"chat": demos(net)}, adversaries)[0])
+    assert close(both_gradients[1], both_gradients[0])
     clean, _ = update(learner(net), {"a": SFT(source="chat")}, {"chat": demos(net)})
-    assert not close(found[0], clean, 1e-3)  # and the attack did something
+    assert not close(both_gradients[0], clean, 1e-3)  # and the attack did something
 
 
 def test_the_inner_loop_leaves_grad_mode_and_random_state_alone():
@@ -148,40 +148,40 @@ def test_grpo_dapo_and_plain_policy_gradient_agree_at_ratio_one_and_differ_after
 
 def test_one_delta_per_group_is_shared_by_its_rollouts():
     net = network()
-    seen = Recorder(PGD(radius=0.3, steps=2, where="prompt", share="group"))
-    terms = {"p": GRPO(source="m", view="pgd")}
-    whole, _ = update(learner(net), terms, {"m": rollouts(net)}, {"pgd": seen})
-    assert len(seen.deltas) == 2  # two prompts, six rollouts
+    recorder = Recorder(PGD(radius=0.3, steps=2, where="prompt", share="group"))
+    objectives = {"p": GRPO(source="m", view="pgd")}
+    unsplit, _ = update(learner(net), objectives, {"m": rollouts(net)}, {"pgd": recorder})
+    assert len(recorder.deltas) == 2  # two prompts, six rollouts
     split, _ = update(
-        learner(net), terms, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30
+        learner(net), objectives, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30
     )
-    assert close(split, whole)
+    assert close(split, unsplit)
 
 
 def test_dropout_policies():
     # "sync": ascent and final pass draw the same masks, so the gain is never negative for tiny steps; "off": no masks at all.
     net = network("classifier", options={"dropout": 0.5})
     rows = {"s": labels(net)}
-    terms = {"c": Classify(source="s", view="pgd")}
+    objectives = {"c": Classify(source="s", view="pgd")}
 
     def gains(policy, steps=1):
         adversary = PGD(radius=1e-4, steps=1, step_size=1.0, random_start=False, dropout=policy)
-        return [update(learner(net), terms, rows, {"pgd": adversary}, key=("k", i))[1]["pgd/gain"] for i in range(8)]
+        return [update(learner(net), objectives, rows, {"pgd": adversary}, key=("k", i))[1]["pgd/gain"] for i in range(8)]
 
     assert all(gain > 0 for gain in gains("off"))
     assert all(gain > 0 for gain in gains("sync"))
     assert max(gains("sync")) < 1e-2 < max(map(abs, gains("fresh")))  # fresh masks move the loss far more than the attack
-    off, again = (update(learner(net), terms, rows, {"pgd": PGD(dropout="off")}, key=("same",))[0] for _ in range(2))
+    off, again = (update(learner(net), objectives, rows, {"pgd": PGD(dropout="off")}, key=("same",))[0] for _ in range(2))
     assert torch.equal(off, again)
 
 
 def test_a_consistency_term_is_zero_and_flat_at_zero_radius_for_a_classifier():
     net = network("classifier")
-    terms = {"c": Consistency(source="s", view="pgd")}
-    gradient, logs = update(learner(net), terms, {"s": labels(net)}, {"pgd": PGD(radius=0.0)})
+    objectives = {"c": Consistency(source="s", view="pgd")}
+    gradient, logs = update(learner(net), objectives, {"s": labels(net)}, {"pgd": PGD(radius=0.0)})
     assert logs["c/loss"] == pytest.approx(0, abs=EXACT)
     assert gradient.abs().max() <= EXACT
-    moved, logs = update(learner(net), terms, {"s": labels(net)}, {"pgd": PGD(radius=0.5)})
+    moved, logs = update(learner(net), objectives, {"s": labels(net)}, {"pgd": PGD(radius=0.5)})
     assert logs["c/loss"] > 1e-6
     assert moved.abs().max() > 1e-6
 
@@ -205,9 +205,9 @@ def test_gradient_norms_per_term_are_those_of_the_terms_alone():
 
 
 def test_an_adversary_with_nothing_to_ascend_is_refused():
-    terms = {"c": Consistency(source="s", view="noise", against="pgd")}
+    objectives = {"c": Consistency(source="s", view="noise", against="pgd")}
     with pytest.raises(ConfigError, match=r"adversaries\.pgd: no objective is evaluated on its view"):
-        plan("policy", terms, ADVERSARIES, [])
+        plan("policy", objectives, ADVERSARIES, [])
     zero = {"pgd": PGD(random_start=False)}
     with pytest.raises(ConfigError, match="the gradient of a divergence is zero at delta = 0"):
         plan("policy", {"c": Consistency(source="s", view="pgd")}, zero, [])
@@ -233,14 +233,14 @@ class Drift(Objective):
 def test_a_divergence_of_ones_own_needs_a_random_start_too():
     net, rows = network(), {"s": demos(network())}
     zero, random = PGD(radius=0.3, steps=2, random_start=False), PGD(radius=0.3, steps=2, random_start=True)
-    own = {"own": Drift(source="s", view="pgd")}
+    objectives = {"own": Drift(source="s", view="pgd")}
     # The reason: at delta = 0 the loss is 0 and flat, so two steps later it is still 0 but for rounding; from a random start it grows.
-    still = Plan(learner="policy", objectives=own, adversaries={"pgd": zero}, frozen=frozenset(), components=(("clean", "pgd"),))
+    still = Plan(learner="policy", objectives=objectives, adversaries={"pgd": zero}, frozen=frozenset(), components=(("clean", "pgd"),))
     logs = learner(net).update(still, rows, {}, budget=10_000, key=("update",))
     assert logs["pgd/loss_end"] == pytest.approx(0, abs=EXACT)
-    assert update(learner(net), own, rows, {"pgd": random})[1]["pgd/gain"] > 1e-6
+    assert update(learner(net), objectives, rows, {"pgd": random})[1]["pgd/gain"] > 1e-6
     with pytest.raises(ConfigError, match=r"^objectives\.own: the gradient of a divergence is zero at delta = 0, so adversary 'pgd'"):
-        plan("policy", own, {"pgd": zero}, [])
+        plan("policy", objectives, {"pgd": zero}, [])
 
 
 def test_a_divergence_that_an_adversary_ascends_itself_needs_a_random_start_too():

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # both ranks wait until one fresh interpreter has
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """The folder into which both ranks wrote."""
     return gloo.start(run, tmp_path_factory.mktemp("ranks"), ["advalign.engine.learner"])
 
@@ -31,23 +31,23 @@ def test_the_cases_are_what_their_names_say():
 def test_a_mean_of_local_means_would_be_wrong():
     # Counts differ between the halves: each alone, averaged, is far from the update. So the next test says something.
     case = replace(CASES["one micro-batch each"], measure=False)
-    whole = update(case)[0]
+    gradient = update(case)[0]
     local = sum(update(case, rank)[0] for rank in range(WORLD)) / WORLD
-    assert float((local - whole).abs().max() / whole.abs().max()) > 1e-2
+    assert float((local - gradient).abs().max() / gradient.abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_have_the_gradient_of_one(found, name):
+def test_two_ranks_have_the_gradient_of_one(folder, name):
     want, _ = update(replace(CASES[name], budget=10_000))
     for rank in range(WORLD):
-        gradient = load_file(found / f"{name}-{rank}.safetensors")["gradient"]
+        gradient = load_file(folder / f"{name}-{rank}.safetensors")["gradient"]
         torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
     assert float(want.abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_log_what_one_does(found, name):
+def test_two_ranks_log_what_one_does(folder, name):
     _, want = update(replace(CASES[name], budget=10_000))
     for rank in range(WORLD):
-        logs = json.loads((found / f"{name}-{rank}.json").read_text())
+        logs = json.loads((folder / f"{name}-{rank}.json").read_text())
         assert logs == pytest.approx(want, rel=1e-9, abs=1e-12)

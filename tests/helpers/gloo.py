@@ -32,8 +32,8 @@ def meet(rank: int, folder: str) -> bool:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     try:
-        where = {"init_method": f"file://{folder}/meet", "rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=600)}
-        torch.distributed.init_process_group("gloo", **where)
+        options = {"init_method": f"file://{folder}/meet", "rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=600)}
+        torch.distributed.init_process_group("gloo", **options)
         torch.distributed.barrier()
     except (RuntimeError, ValueError) as error:
         Path(folder, "reason").write_text(str(error))

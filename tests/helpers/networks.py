@@ -49,14 +49,14 @@ def rollouts(net, old=True):
         return torch.randn(tokens.ids.shape, generator=generator, dtype=torch.float64) * scale * tokens.target
 
     # A policy that has moved a little: some ratios inside every clip range, some outside.
-    now = net(tokens, {"logprobs"}).logprobs.detach()
+    logprobs = net(tokens, {"logprobs"}).logprobs.detach()
     return RolloutRows(
         tokens=tokens,
         rewards=torch.zeros(6, 1),
         advantages=column(1.0),
         sampler_logprobs=column(0.1) - 2,
         finished=torch.ones(6, dtype=torch.bool),
-        old_logprobs=now + column(0.3) if old else None,
+        old_logprobs=logprobs + column(0.3) if old else None,
         ref_logprobs=column(0.2) - 2.3 * tokens.target,
         values=column(0.3),
         returns=column(0.5),
@@ -72,9 +72,9 @@ def gradients(net):
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in net.parameters()])
 
 
-def update(runtime, terms, rows, adversaries=None, *, budget=10_000, key=("update",)):
+def update(runtime, objectives, rows, adversaries=None, *, budget=10_000, key=("update",)):
     """One update with a learning rate of zero: what is left is the gradient, unclipped."""
-    frozen_plan = plan("policy", terms, adversaries or {}, [])
+    frozen_plan = plan("policy", objectives, adversaries or {}, [])
     logs = runtime.update(frozen_plan, rows, {}, budget=budget, key=key)
     return gradients(runtime.network), logs
 

@@ -34,8 +34,14 @@ def chat(**fields):
 
 
 def write(**fields):
-    given = {"data": DATA, "batch_size": 4, "group_size": 3, "sampling": SHORT, "rewards": [DiscriminatorReward(learner="discriminator")]}
-    return Prompts(**{**given, "advantage": Group(scale="none"), **fields})
+    defaults = {
+        "data": DATA,
+        "batch_size": 4,
+        "group_size": 3,
+        "sampling": SHORT,
+        "rewards": [DiscriminatorReward(learner="discriminator")],
+    }
+    return Prompts(**{**defaults, "advantage": Group(scale="none"), **fields})
 
 
 def game(**sections):

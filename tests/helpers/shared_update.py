@@ -25,7 +25,7 @@ PGDS = {"pgd": PGD(radius=0.3, steps=2), "pgd2": PGD(radius=0.2, steps=1)}
 class Case:
     """A budget in tokens splits the rows of every rank into micro-batches. `demos`: so many demonstrations and no rollouts."""
 
-    terms: dict
+    objectives: dict
     budget: int
     measure: bool = False
     demos: int | None = None
@@ -57,7 +57,7 @@ def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str,
     torch.manual_seed(0)
     net = network()
     runtime = learner(net)
-    planned = plan("policy", case.terms, PGDS, [])
+    planned = plan("policy", case.objectives, PGDS, [])
     logs = runtime.update(planned, local_rows(net, case, rank), {}, budget=case.budget, key=("update",), measure=case.measure)
     return gradients(net), logs
 

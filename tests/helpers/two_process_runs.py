@@ -44,7 +44,7 @@ KINDS = ("ddp", "fsdp")
 ROWS = {"all": slice(None), "few": slice(0, 2)}
 
 
-class Seen(Callback):
+class SampledTexts(Callback):
     """Every text that was sampled, step by step."""
 
     def __init__(self):
@@ -57,7 +57,7 @@ class Seen(Callback):
 
 def mixed(**sections):
     """GRPO on a discriminator that trains, SFT under attack, a reference, an average; a draw in two updates."""
-    given = {
+    defaults = {
         "learners": {"policy": policy(minibatches=2), "discriminator": discriminator(updates=2)},
         "objectives": {
             "policy": GRPO(source="write"),
@@ -69,13 +69,13 @@ def mixed(**sections):
         "frozen": {"reference": Frozen(), "mean": Frozen(ema=0.9)},
         "evaluations": {"heldout": Evaluation(data=DATA, number=3, sampling=SHORT)},
     }
-    return game(**{**given, **sections})
+    return game(**{**defaults, **sections})
 
 
 def critics(**sections):
     """PPO with a critic, a curriculum, refills and replay; one demonstration, so that one process has none; deltas that are kept."""
     rewards = [ExactAnswer(), Length(target=4)]
-    given = {
+    defaults = {
         "learners": {"policy": policy(epochs=2), "critic": policy(head="value")},
         "sources": {
             "chat": chat(batch_size=1),
@@ -92,7 +92,7 @@ def critics(**sections):
         },
         "adversaries": {"universal": Universal(radius=0.2), "warm": PGD(radius=0.2, steps=1, warm=True)},
     }
-    return game(**{**given, **sections})
+    return game(**{**defaults, **sections})
 
 
 def low(**sections):
@@ -103,13 +103,13 @@ def low(**sections):
 RUNS = {"mixed": mixed, "critics": critics}
 
 
-def trained(name, folder, *, steps=3, resume=False, **more):
+def trained(name, folder, *, steps=3, resume=False, **arguments):
     """(trainer, log, texts) of a run that saves every step."""
-    seen = Seen()
-    given = {"max_steps": steps, "token_budget": 120, "save_steps": 1, "eval_steps": 3, "output_dir": str(folder)}
-    trainer = {**RUNS, "low": low}[name](args=TrainingArguments(**{**given, **more}), callbacks=[seen])
+    noted = SampledTexts()
+    defaults = {"max_steps": steps, "token_budget": 120, "save_steps": 1, "eval_steps": 3, "output_dir": str(folder)}
+    trainer = {**RUNS, "low": low}[name](args=TrainingArguments(**{**defaults, **arguments}), callbacks=[noted])
     history = trainer.train(resume=resume, progress=False)
-    return trainer, history, seen.texts
+    return trainer, history, noted.texts
 
 
 def weights(trainer):
@@ -145,11 +145,12 @@ UPDATES = {
 
 def updated(name, folder, rows=slice(None), mesh=None, **options):
     """(weights, logs) after three updates of one network. With two rows of long deltas one process may have none."""
-    terms, adversary = UPDATES[name]
+    objectives, adversary = UPDATES[name]
     torch.manual_seed(0)
     net = network(options=options)
-    found = {"chat": demos(net), "math": rollouts(net), "pairs": pairs(net)}
-    some = {s: r.index(torch.arange(len(r.tokens.ids))[rows]) for s, r in found.items() if any(t.source == s for t in terms.values())}
+    rows_of = {"chat": demos(net), "math": rollouts(net), "pairs": pairs(net)}
+    read = {objective.source for objective in objectives.values()}
+    subset = {s: r.index(torch.arange(len(r.tokens.ids))[rows]) for s, r in rows_of.items() if s in read}
     if isinstance(adversary, adv.RefusalDirection):
         for side in ("harmful", "harmless"):
             texts = {"harmful": ("a b c", "d e", "f a"), "harmless": ("g h", "i", "j k b")}[side]
@@ -157,9 +158,9 @@ def updated(name, folder, rows=slice(None), mesh=None, **options):
         adversary = replace(adversary, harmful=str(folder / "harmful.jsonl"), harmless=str(folder / "harmless.jsonl"))
     shards = None if mesh is None else Sharding(mesh=mesh)
     runtime = LearnerRuntime("policy", Learner(model="given", learning_rate=1e-2), net, Accelerator(), 10, shards)
-    planned = plan("policy", terms, {"it": adversary}, [])
+    planned = plan("policy", objectives, {"it": adversary}, [])
     for step in range(3):
-        logs = runtime.update(planned, some, {}, budget=70, key=(0, "update", "policy", step, 0, 0, 0))
+        logs = runtime.update(planned, subset, {}, budget=70, key=(0, "update", "policy", step, 0, 0, 0))
     return {k: full_tensor(p.detach()).clone() for k, p in net.named_parameters()}, logs
 
 
@@ -173,23 +174,23 @@ def run(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     for kind in KINDS:
         for name in RUNS:
-            here = Path(folder, kind, name)
-            note(here / "found", f"whole-{rank}", *trained(name, here / "whole", distributed=kind))
+            run_folder = Path(folder, kind, name)
+            note(run_folder / "found", f"whole-{rank}", *trained(name, run_folder / "whole", distributed=kind))
             if rank == 0:  # the second checkpoint, to go on from with two processes and with one
                 for copy in ("again", "alone"):
-                    shutil.copytree(here / "whole" / "checkpoint-2", here / copy / "checkpoint-2")
+                    shutil.copytree(run_folder / "whole" / "checkpoint-2", run_folder / copy / "checkpoint-2")
             torch.distributed.barrier()
-            note(here / "found", f"again-{rank}", *trained(name, here / "again", resume=True, distributed=kind))
+            note(run_folder / "found", f"again-{rank}", *trained(name, run_folder / "again", resume=True, distributed=kind))
         if rank == 0:
             Path(folder, "inner").mkdir(exist_ok=True)
         torch.distributed.barrier()
         mesh = init_device_mesh("cpu", (WORLD,)) if kind == "fsdp" else None
         for name in UPDATES:
-            for rows, some in ROWS.items():
-                at = Path(folder, "inner", f"{kind}-{rank}-{rows}")
+            for label, subset in ROWS.items():
+                at = Path(folder, "inner", f"{kind}-{rank}-{label}")
                 at.mkdir(exist_ok=True)
-                found, logs = updated(name, at, some, mesh)
-                save_file(found, at / f"{name}.safetensors")
+                tensors, logs = updated(name, at, subset, mesh)
+                save_file(tensors, at / f"{name}.safetensors")
                 (at / f"{name}.json").write_text(json.dumps(logs))
         AcceleratorState._reset_state()
         short = trained("low", Path(folder, kind, "low"), steps=2, distributed=kind, mixed_precision="bf16")

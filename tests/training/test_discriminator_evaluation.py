@@ -54,8 +54,8 @@ def test_every_number_by_hand():
 
 def test_more_samples_of_the_same_change_nothing_but_counts_of_rows():
     again = torch.tensor([*range(8), *range(4, 8)])
-    first, more = (discrimination_metrics(SCORES[i], KINDS[i], EXAMPLES[i], bins=3) for i in (torch.arange(8), again))
-    assert {k: v for k, v in more.items() if k != "saturation"} == pytest.approx({k: v for k, v in first.items() if k != "saturation"})
+    first, larger = (discrimination_metrics(SCORES[i], KINDS[i], EXAMPLES[i], bins=3) for i in (torch.arange(8), again))
+    assert {k: v for k, v in larger.items() if k != "saturation"} == pytest.approx({k: v for k, v in first.items() if k != "saturation"})
 
 
 def test_order_changes_nothing_and_a_shift_only_what_has_a_threshold():
@@ -93,8 +93,8 @@ def another(example, i):
 
 
 def whole(**fields):
-    given = {"data": DATA, "number": 12, "perturb": Constraints(), "sampler": "policy", "samples": 3, "sampling": SHORT}
-    return DiscriminatorEvaluation(**{**given, **fields})
+    defaults = {"data": DATA, "number": 12, "perturb": Constraints(), "sampler": "policy", "samples": 3, "sampling": SHORT}
+    return DiscriminatorEvaluation(**{**defaults, **fields})
 
 
 def evaluated(evaluation, rollout=None, **sections):
@@ -203,10 +203,10 @@ def test_an_evaluation_leaves_the_run_as_it_was():
     assert torch.equal(state, torch.get_rng_state())
     assert all(n.training for n in networks)
     kinds = ("", "/perturbed", "/generated")
-    wanted = {f"held/{a}{b}" for a, b in itertools.product(("accuracy", "auc", "pair_accuracy"), kinds)}
-    wanted |= {f"held/{n}" for n in ("accuracy/real", "ece", "margin", "saturation", "probe/accuracy", "probe/train_accuracy")}
-    assert wanted <= set(first)
-    assert set(first) - wanted <= {"held/corr_length", "held/corr_length/generated"}
+    expected = {f"held/{a}{b}" for a, b in itertools.product(("accuracy", "auc", "pair_accuracy"), kinds)}
+    expected |= {f"held/{n}" for n in ("accuracy/real", "ece", "margin", "saturation", "probe/accuracy", "probe/train_accuracy")}
+    assert expected <= set(first)
+    assert set(first) - expected <= {"held/corr_length", "held/corr_length/generated"}
 
 
 # ------------------------------------------------------------------------------------------- configured, and refused

@@ -201,12 +201,12 @@ def test_entropy_and_its_curve_against_a_slow_loop():
     ]
     by_token = []
     for g, response in zip(groups, ids, strict=True):
-        whole = torch.tensor([[*g.prompt_ids, *response]])
+        sequence = torch.tensor([[*g.prompt_ids, *response]])
         with torch.no_grad():
-            p = network.model.eval()(input_ids=whole).logits[0].softmax(-1)
-        found = -(p * p.log()).sum(-1)
+            p = network.model.eval()(input_ids=sequence).logits[0].softmax(-1)
+        entropies = -(p * p.log()).sum(-1)
         # Token t is predicted at position t - 1.
-        by_token.append(found[len(g.prompt_ids) - 1 : -1].tolist())
+        by_token.append(entropies[len(g.prompt_ids) - 1 : -1].tolist())
     assert [len(row) for row in by_token] == [2, 7, 3]
     logs = evaluate.entropy(network, groups, 8192)
     # 2, 3, 7 tokens: half of the responses reach 3, so positions 1 and 2 are reported, 4 is not.
@@ -239,11 +239,11 @@ def test_the_reference_likelihood_is_that_of_the_demonstrations_and_falls_when_t
 
 
 def test_in_and_out_of_distribution_are_two_entries():
-    kept = {"number": 6, "samples": 2, "sampling": Sampling(max_new_tokens=3)}
+    fields = {"number": 6, "samples": 2, "sampling": Sampling(max_new_tokens=3)}
     task = {"task": {"kind": "arithmetic", "digits": 1}}
-    evaluations = {name: Evaluation(data=task, split=split, **kept) for name, split in (("heldout", "test"), ("ood", "ood"))}
+    evaluations = {name: Evaluation(data=task, split=split, **fields) for name, split in (("heldout", "test"), ("ood", "ood"))}
     model = policy(tokenizer={"kind": "characters", "data": "task:arithmetic"})
-    seen = {}
+    prompts = {}
 
     def answer(example, i):
         """What one digit can hold: right in distribution, and wrong where two digits are added."""
@@ -251,16 +251,16 @@ def test_in_and_out_of_distribution_are_two_entries():
 
     class Noting(TextEngine):
         def generate(self, network, examples, n, sampling, generator):
-            seen[examples[0].meta["split"]] = [e.prompt for e in examples]
+            prompts[examples[0].meta["split"]] = [e.prompt for e in examples]
             return super().generate(network, examples, n, sampling, generator)
 
     logs = imitation(model=model, evaluations=evaluations, rollout=Noting(answer)).evaluate()
     assert (logs["heldout/accuracy"], logs["heldout/pass@2"]) == (1, 1)
     assert (logs["ood/accuracy"], logs["ood/pass@2"]) == (0, 0)
-    assert len(seen["test"]) == len(seen["ood"]) == 6
-    assert not set(seen["test"]) & set(seen["ood"])
-    assert {len(p.split()[0]) for p in seen["test"]} == {1}
-    assert {len(p.split()[0]) for p in seen["ood"]} == {2}
+    assert len(prompts["test"]) == len(prompts["ood"]) == 6
+    assert not set(prompts["test"]) & set(prompts["ood"])
+    assert {len(p.split()[0]) for p in prompts["test"]} == {1}
+    assert {len(p.split()[0]) for p in prompts["ood"]} == {2}
     assert {n.partition("/")[2] for n in logs if n.startswith("ood/")} == {n.partition("/")[2] for n in logs if n.startswith("heldout/")}
 
 

@@ -50,8 +50,8 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_the_operations_of_a_step_are_those_counted(name):
     """Prompts are counted in every row of an update, though a group's is run once (`models/packed.py`): what is sampled for is less."""
-    objectives, more = RUNS[name]
-    run = trainer(objectives, **more)
+    objectives, sections = RUNS[name]
+    run = trainer(objectives, **sections)
     run.start()
     run.model._packs = False
     for copy in run.frozen.values():
@@ -59,16 +59,16 @@ def test_the_operations_of_a_step_are_those_counted(name):
     run.model.encoder.eos_id = None  # every response is as long as it may be
     with FlopCounterMode(display=False) as counter:
         run.training_step()
-    assert sum(forecast(trainer(objectives, **more))[0].operations.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert sum(forecast(trainer(objectives, **sections))[0].operations.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_packed_rows_cost_less_than_was_said():
-    objectives, more = RUNS["mixed"]
-    run = trainer(objectives, **more)
+    objectives, sections = RUNS["mixed"]
+    run = trainer(objectives, **sections)
     run.start()
     with FlopCounterMode(display=False) as counter:
         run.training_step()
-    assert counter.get_total_flops() < sum(forecast(trainer(objectives, **more))[0].operations.values())
+    assert counter.get_total_flops() < sum(forecast(trainer(objectives, **sections))[0].operations.values())
 
 
 @pytest.mark.parametrize("model", [MODEL, "scratch:tiny-gpt2?n_embd=128&n_layer=3&n_head=4"])
@@ -79,31 +79,31 @@ def test_what_a_token_keeps_for_the_way_back(model):
     mask = torch.ones_like(ids, dtype=torch.bool)
     few = mask & (torch.arange(40) == 39)  # logits at one token of each row: the head keeps almost nothing
     tokens = Tokens(ids=ids, mask=mask, target=few, group=torch.arange(8), key=torch.arange(8))
-    kept = {}
-    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    saved = {}
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
 
     def keep(x):
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own and x.is_floating_point():
-            kept[storage.data_ptr()] = (storage.nbytes(), x)  # held, so that an address is not given twice
+        if storage.data_ptr() not in weights and x.is_floating_point():
+            saved[storage.data_ptr()] = (storage.nbytes(), x)  # held, so that an address is not given twice
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         net(tokens, {"logprobs"}).logprobs.sum()
-    said = model_cost(net.model, head="policy", dtype=torch.float32).activation_bytes * ids.numel()
-    assert sum(size for size, _ in kept.values()) == pytest.approx(said, rel=0.3)
+    forecast_bytes = model_cost(net.model, head="policy", dtype=torch.float32).activation_bytes * ids.numel()
+    assert sum(size for size, _ in saved.values()) == pytest.approx(forecast_bytes, rel=0.3)
 
 
 def test_what_stands_in_memory_is_counted_exactly():
     """Weights, gradients, two moments and one frozen copy, 4 bytes each."""
-    objectives, more = RUNS["mixed"]
-    run = trainer(objectives, **more)
+    objectives, sections = RUNS["mixed"]
+    run = trainer(objectives, **sections)
     run.start()
     run.training_step()
     parameters = sum(p.numel() for p in run.model.parameters())
-    made = forecast(trainer(objectives, **more))[0]
-    assert made.memory["weights"] == made.memory["gradients"] == made.memory["copies"] == 4 * parameters
-    assert made.memory["optimizer"] == 8 * parameters
+    cost = forecast(trainer(objectives, **sections))[0]
+    assert cost.memory["weights"] == cost.memory["gradients"] == cost.memory["copies"] == 4 * parameters
+    assert cost.memory["optimizer"] == 8 * parameters
     moments = sum(x.numel() * 4 for s in run.learners["policy"].optimizer.state.values() for k, x in s.items() if k != "step")
     assert moments == 8 * parameters
 
@@ -134,28 +134,29 @@ def test_the_meter_counts_what_a_step_did(tmp_path):
     run.model._packs = False
     with run.meter.step(), FlopCounterMode(display=False) as counter:
         logs = run.training_step()
-    found = run.meter.steps[0]
-    assert found["sampled_tokens"] == round(logs["write/completions/mean_length"] * 16)
-    assert found["trained_tokens"] == found["sampled_tokens"] + 16 * 20 + 16 * (20 + 20 + 1)  # prompts, and demonstrations with their end
+    numbers = run.meter.steps[0]
+    assert numbers["sampled_tokens"] == round(logs["write/completions/mean_length"] * 16)
+    # Prompts, and demonstrations with their end.
+    assert numbers["trained_tokens"] == numbers["sampled_tokens"] + 16 * 20 + 16 * (20 + 20 + 1)
     # One pass of the reference over the rollouts, which belongs to the draw and to no update, is left out.
-    assert found["operations"] == pytest.approx(counter.get_total_flops(), rel=0.15)
-    assert found["tokens_per_second"] == pytest.approx((found["sampled_tokens"] + found["trained_tokens"]) / found["seconds"])
-    assert 0 < found["mfu"] < 3
+    assert numbers["operations"] == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert numbers["tokens_per_second"] == pytest.approx((numbers["sampled_tokens"] + numbers["trained_tokens"]) / numbers["seconds"])
+    assert 0 < numbers["mfu"] < 3
 
 
 def test_speed_is_logged_apart_and_goes_on_after_a_resume(tmp_path):
-    objectives, more = RUNS["imitation"]
+    objectives, sections = RUNS["imitation"]
 
     def run(steps):
-        made = trainer(objectives, **more)
+        resumed = trainer(objectives, **sections)
         args = TrainingArguments(max_steps=steps, output_dir=str(tmp_path), save_steps=1)
-        return Trainer(**made.config, args=args)
+        return Trainer(**resumed.config, args=args)
 
     run(2).train(progress=False)
-    made = run(3)
-    made.train(resume=True, progress=False)
+    resumed = run(3)
+    resumed.train(resume=True, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["trained_tokens"] == 16 * 41 for line in lines)
     assert "speed" not in (tmp_path / "log.jsonl").read_text()
-    assert "a step took" in made.meter.summary()
+    assert "a step took" in resumed.meter.summary()

@@ -60,15 +60,15 @@ def test_a_learner_that_skips_an_update_reads_and_does_not_move():
         gates={"discriminator": Gate(metric="discriminator/accuracy", above=-1.0, max_skips=2)}, args=TrainingArguments(max_steps=4)
     )
     trainer.start()
-    seen = []
+    steps = []
     for _ in range(4):
         before = weights(trainer.learners["discriminator"].network)
         logs = trainer.training_step()
         trainer.timeline.observe(trainer.step, logs)
         moved = not same(before, weights(trainer.learners["discriminator"].network))
-        seen.append((logs["discriminator/skipped"], moved, "discriminator/accuracy" in logs))
+        steps.append((logs["discriminator/skipped"], moved, "discriminator/accuracy" in logs))
     # The first step knows nothing; then two updates are skipped, and one is forced.
-    assert seen == [(0.0, True, True), (1.0, False, True), (1.0, False, True), (0.0, True, True)]
+    assert steps == [(0.0, True, True), (1.0, False, True), (1.0, False, True), (0.0, True, True)]
     assert trainer.learners["discriminator"].version == 2
 
 
@@ -124,9 +124,9 @@ def test_an_averaged_discriminator_gives_the_reward():
     texts = [r.text for r in groups[0].rollouts]
     prompts, done = [groups[0].example.prompt] * 2, [r.finished for r in groups[0].rollouts]
     rows = list(zip(prompts, texts, done, strict=True))
-    found, version = trainer.context.score("slow", prompts, texts, done)
-    assert found == score_texts(slow, rows, 8192)
-    assert found != score_texts(trainer.learners["discriminator"].network, rows, 8192)
+    scores, version = trainer.context.score("slow", prompts, texts, done)
+    assert scores == score_texts(slow, rows, 8192)
+    assert scores != score_texts(trainer.learners["discriminator"].network, rows, 8192)
     assert version == 1
     # w_slow = (w_0 + w_1) / 2 after one step of the discriminator.
     again = game(sources=trainer.config["sources"], frozen={"slow": Frozen(learner="discriminator", ema=0.5)})
@@ -192,7 +192,8 @@ def test_logprobs_are_those_of_the_sampler():
     encoder = trainer.context.encoder("policy")
     drawn = trainer.context.generate("policy", examples, 16, SHORT, ("here",))[0].rollouts
     # An untrained policy also writes special tokens, which are no text.
-    kept = [r for r in drawn if encoder.responses([r.text], [r.finished])[0] == r.response_ids]
-    assert len(kept) > 2
-    found = trainer.context.logprobs("policy", [examples[0].prompt] * len(kept), [r.text for r in kept], [r.finished for r in kept])
-    assert found == pytest.approx([sum(r.sampler_logprobs) for r in kept], abs=1e-9)
+    textual = [r for r in drawn if encoder.responses([r.text], [r.finished])[0] == r.response_ids]
+    assert len(textual) > 2
+    prompts, texts, finished = [examples[0].prompt] * len(textual), [r.text for r in textual], [r.finished for r in textual]
+    logprobs = trainer.context.logprobs("policy", prompts, texts, finished)
+    assert logprobs == pytest.approx([sum(r.sampler_logprobs) for r in textual], abs=1e-9)

@@ -33,8 +33,8 @@ def test_stages_run_their_objectives_and_settings_in_order():
 
 def scripted(values):
     """A reward that says one number per draw."""
-    said = iter(values)
-    return Function(fn=lambda completions: [next(said)] * len(completions))
+    numbers = iter(values)
+    return Function(fn=lambda completions: [next(numbers)] * len(completions))
 
 
 def test_until_ends_a_stage_on_a_running_mean():
@@ -123,10 +123,10 @@ def test_a_radius_follows_what_the_attack_gains(tmp_path):
     assert rising == sorted(rising)
     assert rising[-1] > 1.0 > 0.02 > falling[-1]
     assert falling == sorted(falling, reverse=True)
-    whole = run(0.01, folder=str(tmp_path / "whole"))
+    uninterrupted = run(0.01, folder=str(tmp_path / "whole"))
     first = run(0.01, steps=3, folder=str(tmp_path / "cut"))
-    rest = run(0.01, folder=str(tmp_path / "cut"), resume=True)
-    assert first + rest == whole
+    remaining = run(0.01, folder=str(tmp_path / "cut"), resume=True)
+    assert first + remaining == uninterrupted
 
 
 def test_follow_from_yaml_and_its_refusals():
@@ -171,7 +171,7 @@ def test_an_average_follows_its_learner():
     average = weights(trainer.model)
     for _ in range(3):
         trainer.training_step()
-        now = weights(trainer.model)
-        average = {name: 0.75 * average[name] + 0.25 * now[name] for name in now}  # w <- ema w + (1 - ema) w_learner
+        current = weights(trainer.model)
+        average = {name: 0.75 * average[name] + 0.25 * current[name] for name in current}  # w <- ema w + (1 - ema) w_learner
     for name, value in weights(trainer.frozen["mean"]).items():
         assert torch.allclose(value, average[name], rtol=0, atol=1e-12), name

@@ -55,7 +55,7 @@ class Draws(Callback):
         self.seen.append((demos, groups, contrast))
 
 
-def trained(folder, seen):
+def trained(folder, draws):
     policy, discriminator = (
         Learner(model=str(folder / name), head=head, max_length=32, learning_rate=RATE, dtype="float64") for name, head in HEADS
     )
@@ -81,7 +81,7 @@ def trained(folder, seen):
         },
         # A small budget: the oracle sees whole batches, the engine several micro-batches.
         args=TrainingArguments(max_steps=STEPS, token_budget=60),
-        callbacks=[seen],
+        callbacks=[draws],
     )
     return trainer, trainer.train(progress=False)
 
@@ -114,8 +114,8 @@ def test_three_steps_end_at_the_oracles_parameters(tmp_path, double, model, tole
     for spec, (name, head) in zip((model, "scratch:encoder-tiny?hidden_size=32"), HEADS, strict=True):
         network = load(spec, head=head, tokenizer=WORDS, texts=Constraints().vocabulary(), max_length=32, dtype="float64")
         network.save_pretrained(tmp_path / name)
-    seen = Draws()
-    trainer, history = trained(tmp_path, seen)
+    noted = Draws()
+    trainer, history = trained(tmp_path, noted)
 
     module = oracle()
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float64)
@@ -128,19 +128,19 @@ def test_three_steps_end_at_the_oracles_parameters(tmp_path, double, model, tole
         torch.optim.AdamW([*discriminator.parameters(), *head.parameters()], lr=RATE, weight_decay=0.0),
     ]
     start = {n: p.detach().clone() for n, p in policy.named_parameters()}
-    for draws, logs in zip(seen.seen, history, strict=True):
+    for draws, logs in zip(noted.seen, history, strict=True):
         logged = module.step(policy, discriminator, head, optimizers, batch(module, words, *draws))
         assert logs["write/rewards/discriminator/mean"] == pytest.approx(logged["reward"], rel=tolerance, abs=tolerance)
         assert logs["discriminator/loss"] == pytest.approx(logged["discriminator"], rel=tolerance)
 
-    mine = {"policy": policy, "discriminator": discriminator, "head": head}
-    theirs = {
+    expected = {"policy": policy, "discriminator": discriminator, "head": head}
+    trained_modules = {
         "policy": trainer.learners["policy"].network.model,
         "discriminator": trainer.learners["discriminator"].network.model,
         "head": trainer.learners["discriminator"].network.scalar,
     }
-    for name in mine:
-        for (parameter, a), b in zip(mine[name].named_parameters(), theirs[name].parameters(), strict=True):
+    for name in expected:
+        for (parameter, a), b in zip(expected[name].named_parameters(), trained_modules[name].parameters(), strict=True):
             assert float((a - b).detach().abs().max()) <= tolerance * float(a.detach().abs().max().clamp(min=RATE)), f"{name}.{parameter}"
     moved = max(float((p.detach() - start[n]).abs().max()) for n, p in policy.named_parameters())
     assert moved > RATE  # three AdamW steps of 1e-3

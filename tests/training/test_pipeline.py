@@ -81,7 +81,7 @@ def test_the_recipe_runs_with_smoke(tmp_path):
 
 
 def test_a_run_killed_in_every_stage_continues_bit_for_bit(tmp_path):
-    whole = run(tmp_path / "whole")
+    uninterrupted = run(tmp_path / "whole")
     broken = tmp_path / "broken"
     # The second step of the first stage, and the last, the first and the third of the others: before, at and after a checkpoint.
     for number, step in enumerate((2, 2 * STEPS, 2 * STEPS + 1, 3 * STEPS + 3)):
@@ -94,7 +94,7 @@ def test_a_run_killed_in_every_stage_continues_bit_for_bit(tmp_path):
     log = read(tmp_path / "whole")
     assert [entry["stage"] for entry in log] == [s["name"] for s in SHOWN["stages"] for _ in range(STEPS)]
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
-    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+    for (name, a), b in zip(uninterrupted.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
     a, b = (checkpoint.read_state(folder / f"checkpoint-{4 * STEPS}") for folder in (tmp_path / "whole", broken))
     assert json.dumps(a["sources"]) == json.dumps(b["sources"])

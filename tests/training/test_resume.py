@@ -34,7 +34,8 @@ learners:
 sources:
   chat:     {kind: demos, data: "task:constraints", limit: 20, batch_size: 4}
   write:    {kind: prompts, data: "task:constraints", batch_size: 4, group_size: 3, sampling: {max_new_tokens: 6},
-             rewards: [{kind: discriminator, learner: discriminator}, {kind: function, fn: hold.nothing}], advantage: {kind: group, scale: none}}
+             rewards: [{kind: discriminator, learner: discriminator}, {kind: function, fn: hold.nothing}],
+             advantage: {kind: group, scale: none}}
   contrast: {kind: contrast, real: chat, sampled: write, perturb: constraints, batch_size: 6, replay: 0.5}
 adversaries:
   pgd: {kind: pgd, radius: 0.1, steps: 2}
@@ -93,34 +94,34 @@ def wait_for(condition, process, seconds=900):
         time.sleep(0.02)
 
 
-def assert_equal(a, b, where="state"):
+def assert_equal(a, b, path="state"):
     """Nested plain values and tensors, bit for bit."""
-    assert type(a) is type(b), where
+    assert type(a) is type(b), path
     if isinstance(a, dict):
-        assert list(a) == list(b), where
+        assert list(a) == list(b), path
         for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
+            assert_equal(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
+        assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
+            assert_equal(x, y, f"{path}.{i}")
     elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
+        assert a.dtype == b.dtype, path
+        assert torch.equal(a, b), path
     else:
-        assert a == b, where
+        assert a == b, path
 
 
 @pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     (tmp_path / "game.yaml").write_text(GAME)
     (tmp_path / "hold.py").write_text(HOLD)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    uninterrupted, broken = tmp_path / "whole", tmp_path / "broken"
 
     first = start(tmp_path, HOLD="1")
     monkeypatch.syspath_prepend(tmp_path)
     # Meanwhile, in this process and with another hash seed: the run that nobody touches.
-    configuration.trainer(configuration.read(tmp_path / "game.yaml", [f"args.output_dir={whole}"])).train(progress=False)
+    configuration.trainer(configuration.read(tmp_path / "game.yaml", [f"args.output_dir={uninterrupted}"])).train(progress=False)
     # Four steps beyond the last complete checkpoint, sources have moved, and checkpoint 8 is half on the disk.
     wait_for(lambda: (broken / ".partial-8" / "learner.policy.safetensors").exists(), first)
     first.send_signal(signal.SIGKILL)
@@ -130,11 +131,11 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
 
     assert start(tmp_path, "--resume").wait(timeout=900) == 0, (tmp_path / "errors.txt").read_text()
 
-    log = read(whole)
+    log = read(uninterrupted)
     assert [e["stage"] for e in log] == ["warm"] * 3 + ["mix"] * (ALL - 3)
     assert {e["policy/ratio"] for e in log[3:]} != {1.0}  # several updates per draw: clipping is at work
-    assert (whole / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
-    a, b = whole / f"checkpoint-{ALL}", broken / f"checkpoint-{ALL}"
+    assert (uninterrupted / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
+    a, b = uninterrupted / f"checkpoint-{ALL}", broken / f"checkpoint-{ALL}"
     weights = ["frozen.mean", "frozen.reference", "learner.discriminator", "learner.policy"]
     assert sorted(p.stem for p in a.glob("*.safetensors")) == weights
     for name in weights:
@@ -142,7 +143,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     # Optimizer moments, schedulers, versions, positions of the streams, the replay pool, the generator.
     assert_equal(checkpoint.read_state(a), checkpoint.read_state(b))
     assert not (broken / ".partial-8").exists()
-    assert (whole / "policy/model.safetensors").read_bytes() == (broken / "policy/model.safetensors").read_bytes()
+    assert (uninterrupted / "policy/model.safetensors").read_bytes() == (broken / "policy/model.safetensors").read_bytes()
     # And the copies are what they are called: the reference stood still, the average and the policy did not.
     frozen = [(a / f"{name}.safetensors").read_bytes() for name in ("frozen.reference", "frozen.mean", "learner.policy")]
     assert len(set(frozen)) == 3

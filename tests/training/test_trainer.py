@@ -1,4 +1,4 @@
-"""The walk of one step: who is updated when, on which rows, judged by whom, rewarded with what."""
+"""One training step: which learner is updated when, on which rows, scored by which discriminator, with which rewards."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from advalign.types import RolloutRows
 
 
 @pytest.mark.parametrize("order", [("policy", "discriminator"), ("discriminator", "policy")])
-def test_a_reward_comes_from_the_judge_before_its_update(order):
+def test_a_reward_comes_from_the_discriminator_before_its_update(order):
     learners = {"policy": policy(minibatches=2, epochs=2), "discriminator": discriminator(updates=3)}
     trainer = game(learners={name: learners[name] for name in order})
     trainer.start()
@@ -42,10 +42,11 @@ def test_a_reward_comes_from_the_judge_before_its_update(order):
         assert {tuple(r.reward_versions) for r in rollouts} == {(3 * step,)}
         prompts = [g.example.prompt for g in groups for _ in g.rollouts]
         rows = [(prompt, r.text, r.finished) for prompt, r in zip(prompts, rollouts, strict=True)]
-        given = torch.tensor([r.rewards[0] for r in rollouts], dtype=torch.float64)
-        then, now = (torch.tensor(score_texts(n, rows, 8192)).double() for n in (before, trainer.learners["discriminator"].network))
-        assert torch.allclose(given, then, rtol=0, atol=1e-6)
-        assert not torch.allclose(given, now, rtol=0, atol=1e-4)
+        rewards = torch.tensor([r.rewards[0] for r in rollouts], dtype=torch.float64)
+        networks = (before, trainer.learners["discriminator"].network)
+        scored_before, scored_after = (torch.tensor(score_texts(n, rows, 8192)).double() for n in networks)
+        assert torch.allclose(rewards, scored_before, rtol=0, atol=1e-6)
+        assert not torch.allclose(rewards, scored_after, rtol=0, atol=1e-4)
     assert [trainer.learners[name].version for name in ("policy", "discriminator")] == [8, 6]
 
 
@@ -57,28 +58,28 @@ def test_an_update_moves_one_learner_and_leaves_the_others_weights_and_gradients
         same_grad = all((a[n][1] is None) == (b[n][1] is None) and (a[n][1] is None or torch.equal(a[n][1], b[n][1])) for n in a)
         return all(torch.equal(a[n][0], b[n][0]) for n in a) and same_grad
 
-    seen, kept = [], {}
+    moved, states = [], {}
 
     def before(runtime, rows):
-        kept.update({name: state(r.network) for name, r in trainer.learners.items()})
+        states.update({name: state(r.network) for name, r in trainer.learners.items()})
 
     def after(runtime, rows):
-        seen.append((runtime.name, [name for name, r in trainer.learners.items() if not equal(kept[name], state(r.network))]))
+        moved.append((runtime.name, [name for name, r in trainer.learners.items() if not equal(states[name], state(r.network))]))
 
     trainer = game()
     trainer.start()
     spy(monkeypatch, before, after)
     trainer.training_step()
     trainer.training_step()
-    assert seen == [("policy", ["policy"]), ("discriminator", ["discriminator"])] * 2
+    assert moved == [("policy", ["policy"]), ("discriminator", ["discriminator"])] * 2
 
 
-def test_the_judge_reads_real_perturbed_and_generated_rows(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["contrast"]) if "contrast" in rows else None)
+def test_the_discriminator_reads_real_perturbed_and_generated_rows(monkeypatch):
+    draws = []
+    spy(monkeypatch, before=lambda runtime, rows: draws.append(rows["contrast"]) if "contrast" in rows else None)
     trainer = game()
     trainer.train(progress=False)
-    for rows in seen:
+    for rows in draws:
         assert torch.bincount(rows.kind, minlength=3).tolist() == [4, 4, 4]
         assert torch.equal(rows.labels, (rows.kind == 0).long())
 
@@ -109,8 +110,8 @@ def test_a_critic_in_front_does_not_take_the_policys_old_logprobs_away():
 
 
 def test_minibatches_keep_groups_and_pairs_whole_and_cover_the_draw(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows) if runtime.name == "policy" else None)
+    minibatches = []
+    spy(monkeypatch, before=lambda runtime, rows: minibatches.append(rows) if runtime.name == "policy" else None)
     trainer = Trainer(
         learners={"policy": policy(minibatches=3, epochs=2), "discriminator": discriminator()},
         sources={"write": write(batch_size=4), "taste": Pairs(data="task:constraints", limit=8, batch_size=5)},
@@ -119,8 +120,8 @@ def test_minibatches_keep_groups_and_pairs_whole_and_cover_the_draw(monkeypatch)
         args=TrainingArguments(max_steps=1),
     )
     trainer.train(progress=False)
-    assert len(seen) == 3 * 2
-    for epoch in (seen[:3], seen[3:]):
+    assert len(minibatches) == 3 * 2
+    for epoch in (minibatches[:3], minibatches[3:]):
         for source, size, number in (("write", 3, 4), ("taste", 2, 5)):
             groups = [rows[source].tokens.group for rows in epoch]
             assert all(set(torch.bincount(g)[g.unique()].tolist()) == {size} for g in groups)
@@ -131,8 +132,8 @@ def test_minibatches_keep_groups_and_pairs_whole_and_cover_the_draw(monkeypatch)
 
 
 def test_gae_with_a_critic(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append((runtime.name, rows["write"])))
+    updates = []
+    spy(monkeypatch, before=lambda runtime, rows: updates.append((runtime.name, rows["write"])))
     reward = Function(fn=lambda completions: [float(len(c.split())) for c in completions])
     trainer = game(
         learners={"policy": policy(), "critic": policy(head="value", learning_rate=1e-2)},
@@ -141,12 +142,12 @@ def test_gae_with_a_critic(monkeypatch):
         args=TrainingArguments(max_steps=8),
     )
     history = trainer.train(progress=False)
-    for _, rows in seen:
+    for _, rows in updates:
         # With lambda = gamma = 1, A_t + V_t = sum of the rewards from t on = the response's reward, at every target token.
         expected = rows.rewards.sum(1, keepdim=True).double() * rows.tokens.target
         assert torch.allclose(rows.returns.double(), expected, atol=1e-5)
         assert torch.allclose((rows.advantages + rows.values).double() * rows.tokens.target, expected, atol=1e-5)
-    assert [name for name, _ in seen[:2]] == ["policy", "critic"]
+    assert [name for name, _ in updates[:2]] == ["policy", "critic"]
     assert history[-1]["value/error"] < 0.7 * history[0]["value/error"]  # the critic learns the mean reward
 
 
@@ -173,18 +174,18 @@ def test_a_strong_kl_holds_the_policy_near_the_reference():
         objectives = {"policy": GRPO(source="write"), "near": KL(source="write", coef=coef)}
         sources = {"write": write(rewards=[Function(fn=lambda completions: [float(c.count("red")) for c in completions])])}
         learners = {"policy": policy(learning_rate=3e-3)}
-        more = {"frozen": {"reference": Frozen()}, "args": TrainingArguments(max_steps=8)}
-        return game(learners=learners, sources=sources, objectives=objectives, **more).train(progress=False)[-1]["near/k3"]
+        sections = {"frozen": {"reference": Frozen()}, "args": TrainingArguments(max_steps=8)}
+        return game(learners=learners, sources=sources, objectives=objectives, **sections).train(progress=False)[-1]["near/k3"]
 
     assert distance(10.0) < 0.7 * distance(1e-6)
 
 
-# --------------------------------------------------------------------------------------------- rewards that cannot discriminator
+# --------------------------------------------------------------------------------------------- rewards that abstain
 
 
 def test_an_abstaining_reward_removes_the_row_and_is_counted(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["write"]))
+    draws = []
+    spy(monkeypatch, before=lambda runtime, rows: draws.append(rows["write"]))
     calls = []
 
     def reward(completions):
@@ -195,7 +196,7 @@ def test_an_abstaining_reward_removes_the_row_and_is_counted(monkeypatch):
     history = trainer.train(progress=False)
     assert calls == [12, 12]
     assert [entry["write/abstained"] for entry in history] == [4.0, 4.0]
-    for rows in seen:
+    for rows in draws:
         assert isinstance(rows, RolloutRows)
         assert rows.rewards[:, 0].tolist() == [3, 5, 6, 7, 8, 9, 10, 11]
         assert torch.bincount(rows.tokens.group).tolist() == [2, 3, 3]
@@ -205,13 +206,13 @@ def test_an_abstaining_reward_removes_the_row_and_is_counted(monkeypatch):
 
 
 def test_several_rewards_are_summed_by_weight(monkeypatch):
-    seen = []
-    spy(monkeypatch, before=lambda runtime, rows: seen.append(rows["write"]))
+    draws = []
+    spy(monkeypatch, before=lambda runtime, rows: draws.append(rows["write"]))
     one, two = ([float(i) for i in range(12)], [float(i % 3) for i in range(12)])
     rewards = [Function(fn=lambda completions: one), Function(fn=lambda completions: two, weight=-2.0)]
     sources = {"write": write(rewards=rewards, advantage=Group(scale="none"))}
     game(sources=sources, objectives={"policy": GRPO(source="write")}, args=TrainingArguments(max_steps=1)).train(progress=False)
-    rows = seen[0]
+    rows = draws[0]
     assert rows.rewards.tolist() == [[a, -2 * b] for a, b in zip(one, two, strict=True)]
     # In every group the sums are (a, a + 1 - 2, a + 2 - 4): centred 1, 0, -1.
     means = rows.advantages.sum(1) / rows.tokens.target.sum(1)
@@ -239,8 +240,8 @@ def test_evaluations_callbacks_and_gradient_measures(tmp_path):
     held = Evaluation(data="task:constraints", number=3, samples=2, sampling=Sampling(max_new_tokens=4))
     args = TrainingArguments(max_steps=3, eval_steps=2, save_steps=2, measure_every=2, output_dir=str(tmp_path))
     objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
-    more = {"objectives": objectives, "adversaries": {"pgd": PGD(steps=1)}, "evaluations": {"held": held}}
-    history = imitation(**more, args=args, callbacks=[watch]).train(progress=False)
+    sections = {"objectives": objectives, "adversaries": {"pgd": PGD(steps=1)}, "evaluations": {"held": held}}
+    history = imitation(**sections, args=args, callbacks=[watch]).train(progress=False)
     per_length = [f"held/completions/{name}" for name in ("clipped_ratio", "max_length", "mean_length", "min_length")]
     curve = [f"held/entropy/token_{k}" for k in (1, 2, 4)]  # nearly every response of an untrained model takes all four tokens
     others = ("accuracy", "coverage", "distinct_1", "distinct_2", "entropy", "maj@2", "nll", "pass@1", "pass@2", "unique", "unique/overall")

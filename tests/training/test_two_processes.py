@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers import gloo
+from helpers.runs import write
 from helpers.two_process_runs import KINDS, ROWS, RUNS, UPDATES, WORLD, run, trained, updated, weights
 from safetensors.torch import load_file
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-10  # float64; AdamW divides by the root of a second moment, whic
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """The folder into which both processes wrote."""
     return gloo.start(run, tmp_path_factory.mktemp("processes"), ["advalign.training.trainer"])
 
@@ -35,29 +35,29 @@ def alone(tmp_path_factory) -> dict:
     return {name: trained(name, folder / name) for name in RUNS}
 
 
-def assert_close(found: dict, want: dict, tolerance: float = TOLERANCE) -> None:
-    assert found.keys() == want.keys()
+def assert_close(tensors: dict, want: dict, tolerance: float = TOLERANCE) -> None:
+    assert tensors.keys() == want.keys()
     for name, x in want.items():
-        assert float((found[name] - x).abs().max()) <= tolerance, name
+        assert float((tensors[name] - x).abs().max()) <= tolerance, name
 
 
-def told(found: Path, kind: str, name: str, what: str) -> tuple[dict, dict]:
+def read_notes(folder: Path, kind: str, name: str, run_name: str) -> tuple[dict, dict]:
     """(weights, log and texts) of one process."""
-    at = found / kind / name / "found"
-    return load_file(at / f"{what}.safetensors"), json.loads((at / f"{what}.json").read_text())
+    at = folder / kind / name / "found"
+    return load_file(at / f"{run_name}.safetensors"), json.loads((at / f"{run_name}.json").read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_end_where_one_does(found, alone, kind, name):
+def test_two_processes_end_where_one_does(folder, alone, kind, name):
     trainer, history, texts = alone[name]
     for rank in range(WORLD):
-        ended, notes = told(found, kind, name, f"whole-{rank}")
+        ended, notes = read_notes(folder, kind, name, f"whole-{rank}")
         assert_close(ended, weights(trainer))
         assert notes["texts"] == texts  # sampled by both, each prompt by one
-        for mine, theirs in zip(history, notes["log"], strict=True):
-            assert theirs.pop("stage") == mine["stage"]
-            assert theirs == pytest.approx({k: v for k, v in mine.items() if k != "stage"}, rel=1e-6, abs=1e-9)
+        for single, logged in zip(history, notes["log"], strict=True):
+            assert logged.pop("stage") == single["stage"]
+            assert logged == pytest.approx({k: v for k, v in single.items() if k != "stage"}, rel=1e-6, abs=1e-9)
     start = dict(trained_start(name))
     moved = max(float((x - start[k]).abs().max()) for k, x in weights(trainer).items())
     assert moved > 1e-3  # it was a run
@@ -71,59 +71,59 @@ def trained_start(name):
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_ends_with_the_same_bits(found, kind, name):
+def test_a_resumed_run_ends_with_the_same_bits(folder, kind, name):
     for rank in range(WORLD):
-        whole, again = (told(found, kind, name, f"{what}-{rank}")[0] for what in ("whole", "again"))
-        assert all(torch.equal(whole[k], again[k]) for k in whole)
-    log, resumed = ((found / kind / name / what / "log.jsonl").read_text().splitlines() for what in ("whole", "again"))
+        uninterrupted, again = (read_notes(folder, kind, name, f"{run_name}-{rank}")[0] for run_name in ("whole", "again"))
+        assert all(torch.equal(uninterrupted[k], again[k]) for k in uninterrupted)
+    log, resumed = ((folder / kind / name / run_name / "log.jsonl").read_text().splitlines() for run_name in ("whole", "again"))
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3]  # one process writes
     assert resumed == log[2:]
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_process_goes_on_from_what_two_have_saved(found, alone, kind, name):
-    trainer, _, _ = trained(name, found / kind / name / "alone", resume=True)
+def test_one_process_goes_on_from_what_two_have_saved(folder, alone, kind, name):
+    trainer, _, _ = trained(name, folder / kind / name / "alone", resume=True)
     assert trainer.step == 3
     assert_close(weights(trainer), weights(alone[name][0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_saved_model_is_whole(found, alone, kind):
-    network = load(str(found / kind / "mixed" / "whole" / "policy"), dtype="float64")
-    mine = {f"policy.{k}": p.detach() for k, p in network.named_parameters()}
-    assert_close(mine, {k: x for k, x in weights(alone["mixed"][0]).items() if k.startswith("policy.")})
+def test_the_saved_model_is_whole(folder, alone, kind):
+    network = load(str(folder / kind / "mixed" / "whole" / "policy"), dtype="float64")
+    single = {f"policy.{k}": p.detach() for k, p in network.named_parameters()}
+    assert_close(single, {k: x for k, x in weights(alone["mixed"][0]).items() if k.startswith("policy.")})
 
 
-def test_a_sharded_checkpoint_holds_every_row_once(found, alone):
-    folder = found / "fsdp" / "mixed" / "whole" / "checkpoint-3"
-    parts = [load_file(folder / f"learner.policy.{rank:05d}-of-00002.safetensors") for rank in range(WORLD)]
+def test_a_sharded_checkpoint_holds_every_row_once(folder, alone):
+    saved = folder / "fsdp" / "mixed" / "whole" / "checkpoint-3"
+    parts = [load_file(saved / f"learner.policy.{rank:05d}-of-00002.safetensors") for rank in range(WORLD)]
     want = alone["mixed"][0].learners["policy"]
     for name, p in want.network.named_parameters():
         for key, x in {"weight": p.detach(), **want.optimizer.optimizer.state[p]}.items():
             if x.ndim:
                 torch.testing.assert_close(torch.cat([part[f"{key}/{name}"] for part in parts]), x, rtol=0, atol=TOLERANCE)
-    assert not list(folder.glob("*.metadata"))
-    assert not (folder / "learner.policy.safetensors").exists()
+    assert not list(saved.glob("*.metadata"))
+    assert not (saved / "learner.policy.safetensors").exists()
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", UPDATES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_inner_loops_do_not_know_how_many_they_are(found, tmp_path, kind, name, rows):
+def test_inner_loops_do_not_know_how_many_they_are(folder, tmp_path, kind, name, rows):
     want, logs = updated(name, tmp_path, ROWS[rows])
     for rank in range(WORLD):
-        at = found / "inner" / f"{kind}-{rank}-{rows}"
+        at = folder / "inner" / f"{kind}-{rank}-{rows}"
         assert_close(load_file(at / f"{name}.safetensors"), want)
         assert json.loads((at / f"{name}.json").read_text()) == pytest.approx(logs, rel=1e-7, abs=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_low_precision_runs(found, kind):
-    ended, notes = told(found, kind, "mixed", "low-0")
+def test_low_precision_runs(folder, kind):
+    ended, notes = read_notes(folder, kind, "mixed", "low-0")
     assert all(bool(x.isfinite().all()) for x in ended.values())
     assert len(notes["log"]) == 2
-    other, _ = told(found, kind, "mixed", "low-1")
+    other, _ = read_notes(folder, kind, "mixed", "low-1")
     assert all(torch.equal(ended[k], other[k]) for k in ended)
 
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_spread_is_refused():
     with pytest.raises(ConfigError, match=r"args\.distributed: .*'fdsp'.*Did you mean 'fsdp'"):
         TrainingArguments(distributed="fdsp")
     with pytest.raises(ConfigError, match=r"objectives\.slope: GradientPenalty differentiates twice"):
-        distributed.refuse(2, True, {}, {"slope": GradientPenalty(source="contrast")})
-    distributed.refuse(2, False, {}, {"slope": GradientPenalty(source="contrast")})
+        distributed.check(2, True, {}, {"slope": GradientPenalty(source="contrast")})
+    distributed.check(2, False, {}, {"slope": GradientPenalty(source="contrast")})
     with pytest.raises(ConfigError, match=r"sources\.write\.ahead: 1 given, and 2 processes"):
-        distributed.refuse(2, False, {"write": SimpleNamespace(ahead=1)}, {})
+        distributed.check(2, False, {"write": write(ahead=1)}, {})
     assert distributed.sharding(Accelerator(), TrainingArguments(distributed="fsdp")) is None  # one process holds everything
