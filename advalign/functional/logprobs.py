@@ -49,7 +49,7 @@ def linear(
     at two million numbers on a processor (its cache) and 67 million on an accelerator.
 
     Both outputs are differentiable once (for gradient penalties use `from_head`); half-precision inputs are summed in
-    float32. Where only upstream inputs are asked for (autograd.grad), the gradient of W is not computed.
+    float32. Where only gradients of upstream inputs are needed (autograd.grad), that of W is not computed.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):

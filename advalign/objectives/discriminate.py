@@ -3,7 +3,7 @@
 bce:            -(1 - e) log D - e log(1 - D) if real, -log(1 - D) if not    (arXiv:1406.2661, eq. 1; e: arXiv:1606.03498, section 3.4)
 hinge:          max(0, 1 - s) if real, max(0, 1 + s) if not                  (arXiv:1705.02894)
 least_squares:  (s - 1)^2 / 2 if real, (s + 1)^2 / 2 if not                  (arXiv:1611.04076, eq. 2)
-wasserstein:    -s if real, s if not; bound its slope (gradient_penalty)     (arXiv:1701.07875, eq. 3)
+wasserstein:    -s if real, s if not; bound its gradient (gradient_penalty)  (arXiv:1701.07875, eq. 3)
 bradley_terry:  -log sigmoid(s_real - s_other), every pair in one group      (GAD, arXiv:2511.10643)
 relativistic:   -log sigmoid of the lead over the mean of the other side    (RaGAN, arXiv:1807.00734)
 
