@@ -86,12 +86,12 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_deepwordbug_breaks_what_can_be_broken_and_says_why_not() -> None:
-    (found, unbreakable, wrong), target = propose(TextAttack(), [POSITIVE, NEGATIVE, WRONG])
-    assert found.text is not None
-    assert predicted(found.text) == 0
+    (proposal, unbreakable, wrong), target = propose(TextAttack(), [POSITIVE, NEGATIVE, WRONG])
+    assert proposal.text is not None
+    assert predicted(proposal.text) == 0
     # Its edits are of characters inside words: the words stay as many, and stop words (that, was, and) stay as they are.
-    assert len(found.text.split()) == 8
-    assert {"that", "was", "and"} <= set(found.text.split())
+    assert len(proposal.text.split()) == 8
+    assert {"that", "was", "and"} <= set(proposal.text.split())
     assert unbreakable.text is None
     assert unbreakable.note.startswith("nothing found after")
     assert wrong == Proposal(note="skipped: the prediction is wrong before any edit")
@@ -295,7 +295,7 @@ def test_every_recipe_of_the_installed_version_is_run_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("fields", "message"),
     [
         ({"recipe": "deepwordbg"}, r"no recipe 'deepwordbg'\. Known: .*Did you mean 'deepwordbug'\?"),
         ({"recipe": "a2t"}, "needs `lexicon` and `encoder`"),
@@ -307,9 +307,9 @@ def test_every_recipe_of_the_installed_version_is_run_or_refused() -> None:
         ({"stopwords": "no/such.txt"}, "stopwords: there is no file no/such.txt"),
     ],
 )
-def test_refusals_name_the_argument(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        TextAttack(**given)
+def test_refusals_name_the_argument(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TextAttack(**fields)
 
 
 def test_an_example_without_label_or_a_pair_for_bad_characters_is_refused() -> None:

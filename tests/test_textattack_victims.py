@@ -38,15 +38,15 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     good, bad = list(victims.GOOD), list(victims.BAD)
     swaps = {a: [b] for a, b in (*zip(good, bad, strict=True), *zip(bad, good, strict=True))}
     (folder / "near.json").write_text(json.dumps(swaps))
-    (folder / "synonyms.json").write_text(json.dumps({word: {"a": found} for word, found in swaps.items()}))
+    (folder / "synonyms.json").write_text(json.dumps({word: {"a": synonyms} for word, synonyms in swaps.items()}))
     return {"lexicon": str(folder / "near.json"), "synonyms": str(folder / "synonyms.json")}
 
 
-def recipe(name: str, tables: dict[str, str], minilm: str, **more: Any) -> TextAttack:
-    given = {**tables, "encoder": minilm, "masked_lm": minilm, "similarity": -1.0}
+def recipe(name: str, tables: dict[str, str], minilm: str, **changes: Any) -> TextAttack:
+    fields = {**tables, "encoder": minilm, "masked_lm": minilm, "similarity": -1.0}
     if name == "checklist":
-        del given["lexicon"]
-    return TextAttack(recipe=name, **{**given, **more})
+        del fields["lexicon"]
+    return TextAttack(recipe=name, **{**fields, **changes})
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,9 +62,9 @@ def test_every_recipe_runs_on_a_trained_network_and_counts_what_it_sends(name: s
     assert target.num_gradients == (3 if name == "a2t" else 0) - (sum("skipped" in p.note for p in proposals) if name == "a2t" else 0)
     if name in ("deepwordbug", "pwws", "textfooler", "leap"):
         logits = target.predict([p.text or e.prompt for p, e in zip(proposals, examples, strict=True)])
-        found = [i for i, p in enumerate(proposals) if p.text is not None]
-        assert found
-        assert all(int(logits[i].argmax()) != examples[i].label for i in found)
+        successes = [i for i, p in enumerate(proposals) if p.text is not None]
+        assert successes
+        assert all(int(logits[i].argmax()) != examples[i].label for i in successes)
 
 
 # ------------------------------------------------------------------------------------ one fault, one test
@@ -199,10 +199,10 @@ def test_order_and_company_do_not_matter(name: str, tables: dict[str, str], mini
     """Fault 8: TextAttack draws from the global generators, so its outcome depends on what ran before."""
     examples, attack = victims.sentences(3), recipe(name, tables, minilm)
 
-    def found(given: list[Example]) -> dict[str, Any]:
+    def found(examples: list[Example]) -> dict[str, Any]:
         target = ClassifierTarget(victims.classifier())
-        proposals = attack.propose(target, given, Budget(queries=60), random.Random(0))
-        return {e.id: (p.text, p.note) for e, p in zip(given, proposals, strict=True)}
+        proposals = attack.propose(target, examples, Budget(queries=60), random.Random(0))
+        return {e.id: (p.text, p.note) for e, p in zip(examples, proposals, strict=True)}
 
     together = found(examples)
     assert found(examples[::-1]) == together
@@ -221,13 +221,13 @@ def test_a_sentence_is_encoded_once_and_short_ones_not_at_all(adapter: Any, mini
     reference = AttackedText(" ".join(words))
     candidates = [reference.replace_word_at_index(3, word) for word in ("cat", "wolf", "table")]
     whole = kind(threshold=-1.0, metric="cosine")
-    kept = whole._check_constraint_many(candidates, reference)
-    assert len(kept) == 3
+    passed = whole._check_constraint_many(candidates, reference)
+    assert len(passed) == 3
     assert whole.num_encoded == 4  # three candidates and one reference; TextAttack encodes six
     again = kind(threshold=-1.0, metric="cosine")
     vectors = again.encode([t.text for t in (reference, *candidates)])
     expected = F.cosine_similarity(vectors[:1].expand(3, -1), vectors[1:]).tolist()
-    assert [t.attack_attrs["similarity_score"] for t in kept] == pytest.approx(expected, abs=1e-6)
+    assert [t.attack_attrs["similarity_score"] for t in passed] == pytest.approx(expected, abs=1e-6)
     short = kind(threshold=0.99, window_size=50, skip_text_shorter_than_window=True)
     assert len(short._check_constraint_many(candidates, reference)) == 3
     assert short.num_encoded == 0

@@ -51,30 +51,30 @@ def perturbation_context(allowed, radius, keys, dim=3, dtype=torch.float64, memo
     )
 
 
-def climb(adversary, where, loss_of):
+def climb(adversary, context, loss_of):
     """One micro-batch of the engine's loop: ask, losses, gradients, tell. Returns the state and every delta that was asked."""
-    state, asked = adversary.start(where), []
+    state, iterates = adversary.start(context), []
     for _ in range(adversary.passes):
         delta = adversary.ask(state)[SITE].add.detach().requires_grad_()
         losses = loss_of(delta)
         (gradient,) = torch.autograd.grad(losses.sum(), delta)
-        asked.append(delta.detach())
+        iterates.append(delta.detach())
         state = adversary.tell(state, losses.detach(), {SITE: gradient})
-    return state, asked
+    return state, iterates
 
 
 def end_update(adversary, memory):
     adversary.end_update(memory, lambda x: x)
 
 
-def run(adversary, where, loss_of):
+def run(adversary, context, loss_of):
     """One update and its last ask. Returns the final delta and the first one; one vector moves at the end of the update."""
-    first = adversary.ask(adversary.start(where))[SITE].add
-    for key, generator in zip(where.tokens.key.tolist(), where.generators, strict=True):
+    first = adversary.ask(adversary.start(context))[SITE].add
+    for key, generator in zip(context.tokens.key.tolist(), context.generators, strict=True):
         generator.manual_seed(key)
-    state, _ = climb(adversary, where, loss_of)
-    end_update(adversary, where.memory)
-    return adversary.ask(adversary.start(where) if isinstance(adversary, ONE_VECTOR) else state)[SITE].add, first
+    state, _ = climb(adversary, context, loss_of)
+    end_update(adversary, context.memory)
+    return adversary.ask(adversary.start(context) if isinstance(adversary, ONE_VECTOR) else state)[SITE].add, first
 
 
 @pytest.fixture
@@ -99,11 +99,11 @@ def linear():
 def test_stays_in_its_ball_and_off_what_is_not_allowed(cls, ball, scope, linear):
     adversary = cls(radius=0.4, ball=ball, scope=scope, **FEW.get(cls, {}))
     assert isinstance(adversary, Adversary)
-    state, asked = climb(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
+    state, iterates = climb(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
     delta, _ = run(adversary, perturbation_context(linear["allowed"], 0.4, range(3)), linear["loss"])
-    for each in (*asked, adversary.ask(state)[SITE].add, delta):
-        assert balls.norm(each, ball=ball, scope=scope).max() <= 0.4 * (1 + 1e-12)
-        assert torch.equal(each[~linear["allowed"]], torch.zeros_like(each[~linear["allowed"]]))
+    for iterate in (*iterates, adversary.ask(state)[SITE].add, delta):
+        assert balls.norm(iterate, ball=ball, scope=scope).max() <= 0.4 * (1 + 1e-12)
+        assert torch.equal(iterate[~linear["allowed"]], torch.zeros_like(iterate[~linear["allowed"]]))
     assert delta.abs().max() > 0
     zero, _ = run(adversary, perturbation_context(linear["allowed"], 0.0, range(3)), linear["loss"])
     assert torch.equal(zero, torch.zeros_like(zero))
@@ -150,8 +150,8 @@ def test_two_updates_do_not_depend_on_the_split_and_keep_what_a_checkpoint_holds
         memory, last = {}, torch.zeros(3, 4, 3, dtype=torch.float64)
         for epoch in range(2):
             for rows in parts:
-                where = perturbation_context(linear["allowed"][rows], 0.4, range(3)[rows], memory=memory, epoch=epoch)
-                state, _ = climb(adversary, where, lambda d, rows=rows: linear["loss"](d, rows))
+                context = perturbation_context(linear["allowed"][rows], 0.4, range(3)[rows], memory=memory, epoch=epoch)
+                state, _ = climb(adversary, context, lambda d, rows=rows: linear["loss"](d, rows))
                 last[rows] = adversary.ask(state)[SITE].add
             end_update(adversary, memory)
             file = io.BytesIO()
@@ -163,21 +163,21 @@ def test_two_updates_do_not_depend_on_the_split_and_keep_what_a_checkpoint_holds
 
 @every_adversary
 def test_a_bfloat16_model_gets_float32_deltas(cls, linear):
-    where = perturbation_context(linear["allowed"], 1e-5, range(3), dtype=torch.bfloat16)
+    context = perturbation_context(linear["allowed"], 1e-5, range(3), dtype=torch.bfloat16)
     adversary = cls(radius=1e-5)
-    assert adversary.ask(adversary.start(where))[SITE].add.dtype == torch.float32
+    assert adversary.ask(adversary.start(context))[SITE].add.dtype == torch.float32
 
 
 @every_adversary
 def test_zero_or_masked_gradients_never_make_nan(cls, linear):
     adversary = cls(radius=0.4)
-    where = perturbation_context(linear["allowed"], 0.4, range(3))
-    state = adversary.start(where)
+    context = perturbation_context(linear["allowed"], 0.4, range(3))
+    state = adversary.start(context)
     before = adversary.ask(state)[SITE].add
     gradient = torch.zeros_like(before)
     gradient[~linear["allowed"]] = float("nan")
     state = adversary.tell(state, torch.zeros(3, dtype=torch.float64), {SITE: gradient})
-    end_update(adversary, where.memory)
+    end_update(adversary, context.memory)
     after = adversary.ask(state)[SITE].add
     grown = 1 / adversary.xi if cls is adversaries.VAT else 1.0  # which is at a small part of its radius until its last ask
     torch.testing.assert_close(after, before * grown, rtol=0, atol=1e-15)
@@ -231,26 +231,26 @@ def test_pgd_keep_best_is_per_delta():
     """Two deltas, losses told: first (1, 5), then (3, 2): the first keeps its second iterate, the second its first."""
     adversary = adversaries.PGD(radius=1.0, steps=2, keep="best")
     state = adversary.start(perturbation_context(torch.ones(2, 1, dtype=torch.bool), 1.0, range(2)))
-    asked = []
+    iterates = []
     for losses in ([1.0, 5.0], [3.0, 2.0]):
-        asked.append(adversary.ask(state)[SITE].add)
-        gradient = torch.ones_like(asked[-1])
+        iterates.append(adversary.ask(state)[SITE].add)
+        gradient = torch.ones_like(iterates[-1])
         state = adversary.tell(state, torch.tensor(losses, dtype=torch.float64), {SITE: gradient})
     final = adversary.ask(state)[SITE].add
-    assert torch.equal(final[0], asked[1][0])
-    assert torch.equal(final[1], asked[0][1])
-    assert not torch.equal(asked[0], asked[1])
+    assert torch.equal(final[0], iterates[1][0])
+    assert torch.equal(final[1], iterates[0][1])
+    assert not torch.equal(iterates[0], iterates[1])
 
 
 def test_pgd_from_zero_says_so_and_does_not_move_a_divergence():
     """VAT by hand: KL near zero is d'Hd/2, whose gradient vanishes at 0; from a random start it climbs to r² λ_max / 2."""
     hessian = torch.diag(torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64))
     loss = lambda delta: ((delta[:, 0] @ hessian) * delta[:, 0]).sum(1) / 2  # noqa: E731
-    where = perturbation_context(torch.ones(1, 1, dtype=torch.bool), 0.1, [0])
+    context = perturbation_context(torch.ones(1, 1, dtype=torch.bool), 0.1, [0])
     still, moving = (adversaries.PGD(radius=0.1, steps=100, step_size=0.5, random_start=start) for start in (False, True))
     assert (still.starts_at_zero, moving.starts_at_zero) == (True, False)
-    assert torch.equal(run(still, where, loss)[0], torch.zeros(1, 1, 3, dtype=torch.float64))
-    assert loss(run(moving, where, loss)[0]).item() == pytest.approx(0.1**2 * 5.0 / 2, rel=1e-9)
+    assert torch.equal(run(still, context, loss)[0], torch.zeros(1, 1, 3, dtype=torch.float64))
+    assert loss(run(moving, context, loss)[0]).item() == pytest.approx(0.1**2 * 5.0 / 2, rel=1e-9)
 
 
 def test_noise_cube_is_neftune():
@@ -280,17 +280,17 @@ def test_every_noise_stays_in_its_ball(distribution, ball, scope):
 def test_pgd_restarts_keep_the_best_of_all(linear):
     """Asked 2 x 3 times; the second run starts anew; what is returned is the asked iterate of the highest loss, per row."""
     adversary = adversaries.PGD(radius=0.4, steps=3, restarts=2, keep="best")
-    where = perturbation_context(linear["allowed"], 0.4, range(3))
+    context = perturbation_context(linear["allowed"], 0.4, range(3))
     wavy = lambda d: torch.sin(8 * d).sum((1, 2))  # noqa: E731
-    state, asked = climb(adversary, where, wavy)
-    assert len(asked) == 6
-    losses = torch.stack([wavy(d) for d in asked])
+    state, iterates = climb(adversary, context, wavy)
+    assert len(iterates) == 6
+    losses = torch.stack([wavy(d) for d in iterates])
     assert (losses.argmax(0) >= 3).any()  # else the second run was of no use to anybody
     assert (losses.argmax(0) < 3).any()
-    expected = torch.stack([asked[k][row] for row, k in enumerate(losses.argmax(0).tolist())])
+    expected = torch.stack([iterates[k][row] for row, k in enumerate(losses.argmax(0).tolist())])
     assert torch.equal(adversary.ask(state)[SITE].add, expected)
     alone, _ = climb(adversaries.PGD(radius=0.4, steps=3, keep="best"), perturbation_context(linear["allowed"], 0.4, range(3)), wavy)
-    assert torch.equal(asked[0], adversaries.PGD(radius=0.4).start(perturbation_context(linear["allowed"], 0.4, range(3))).delta[SITE])
+    assert torch.equal(iterates[0], adversaries.PGD(radius=0.4).start(perturbation_context(linear["allowed"], 0.4, range(3))).delta[SITE])
     assert torch.equal(alone.best[SITE][losses.argmax(0) < 3], expected[losses.argmax(0) < 3])
 
 
@@ -320,8 +320,8 @@ def test_the_longest_unseen_row_leaves_first():
         climb(adversary, perturbation_context(allowed, 0.4, [key], memory=memory), lambda d: d.sum((1, 2)))
         end_update(adversary, memory)
     fresh = {key: adversary.start(perturbation_context(allowed, 0.4, [key])).delta[SITE] for key in (1, 2, 3)}
-    kept = {key: adversary.start(perturbation_context(allowed, 0.4, [key], memory=memory)).delta[SITE] for key in (1, 2, 3)}
-    assert [torch.equal(kept[key], fresh[key]) for key in (1, 2, 3)] == [False, True, False]
+    starts = {key: adversary.start(perturbation_context(allowed, 0.4, [key], memory=memory)).delta[SITE] for key in (1, 2, 3)}
+    assert [torch.equal(starts[key], fresh[key]) for key in (1, 2, 3)] == [False, True, False]
     assert len(memory["warm"]) == 2
 
 
@@ -330,9 +330,9 @@ def test_a_group_is_known_by_what_its_rows_share():
     adversary = adversaries.PGD(radius=0.4, steps=1, warm=True, share="group", where="prompt")
     allowed = torch.tensor([[True, True, False, False]])
     memory = {}
-    where = perturbation_context(allowed, 0.4, [5], memory=memory)
+    context = perturbation_context(allowed, 0.4, [5], memory=memory)
     full = torch.ones_like(allowed)
-    first = dataclasses.replace(where, tokens=dataclasses.replace(where.tokens, mask=full))
+    first = dataclasses.replace(context, tokens=dataclasses.replace(context.tokens, mask=full))
     state, _ = climb(adversary, first, lambda d: d.sum((1, 2)))
     end_update(adversary, memory)
     other = dataclasses.replace(first, tokens=dataclasses.replace(first.tokens, ids=torch.tensor([[6, 7, 90, 91]])))
@@ -379,8 +379,8 @@ def test_a_pass_that_trains_has_no_inner_objective(kind):
 
 @every_adversary
 def test_its_page_names_its_source_and_shows_a_configuration_that_builds(cls):
-    own = PAGES / f"{plugins.kind_of(cls)}_adversary.md"  # where an objective has the same name
-    text = (own if own.is_file() else PAGES / f"{plugins.kind_of(cls)}.md").read_text(encoding="utf-8")
+    page = PAGES / f"{plugins.kind_of(cls)}_adversary.md"  # where an objective has the same name
+    text = (page if page.is_file() else PAGES / f"{plugins.kind_of(cls)}.md").read_text(encoding="utf-8")
     assert "**Source.**" in text
     assert "**Deviations.**" in text
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

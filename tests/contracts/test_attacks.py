@@ -159,8 +159,8 @@ def test_margin_sees_through_saturated_logits_and_cross_entropy_does_not():
         target = ClassifierTarget(network)
         attack = attacks.Embedding(adversary=adversaries.PGD(radius=1.0, steps=10), restarts=1, loss=loss)
         proposals = attack.propose(target, examples, Budget(), random.Random(0))
-        found = target.predict_edited(examples, [p.edits for p in proposals]).argmax(1)
-        broken[name] = (found != torch.tensor([e.label for e in examples])).double().mean().item()
+        predicted = target.predict_edited(examples, [p.edits for p in proposals]).argmax(1)
+        broken[name] = (predicted != torch.tensor([e.label for e in examples])).double().mean().item()
     assert broken["margin"] == broken["plain"] > 0.9
     assert broken["ce"] < 0.1
 
@@ -226,10 +226,10 @@ def test_hidden_layers_can_be_attacked_too():
     adversary = adversaries.PGD(radius=8.0, relative_to="absolute", sites=("embedding", "layer:0"), steps=3)
     proposals = attacks.Embedding(adversary=adversary, restarts=1).propose(target, examples, Budget(), random.Random(0))
     assert set(proposals[0].edits) == {"embedding", "layer:0"}
-    both = target.predict_edited(examples, [p.edits for p in proposals])
-    one = target.predict_edited(examples, [{"layer:0": p.edits["layer:0"]} for p in proposals])
-    assert (both - one).abs().max() > 1e-3
-    assert (one - target.predict([e.prompt for e in examples])).abs().max() > 1e-3
+    two_sites = target.predict_edited(examples, [p.edits for p in proposals])
+    one_site = target.predict_edited(examples, [{"layer:0": p.edits["layer:0"]} for p in proposals])
+    assert (two_sites - one_site).abs().max() > 1e-3
+    assert (one_site - target.predict([e.prompt for e in examples])).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("bad", [{"loss": "ce"}, {"restarts": 0}, {"batch_size": 0}])
@@ -241,6 +241,6 @@ def test_embedding_refuses_nonsense(bad):
 @pytest.mark.parametrize("kind", ["freelb", "free", "universal", "refusal"])
 def test_adversaries_that_only_make_sense_in_training_are_refused(kind):
     adversary = plugins.resolve("adversaries", kind)
-    given = adversary(harmful=["a"], harmless=["b"]) if kind == "refusal" else adversary()
+    instance = adversary(harmful=["a"], harmless=["b"]) if kind == "refusal" else adversary()
     with pytest.raises(ConfigError, match=rf"embedding\.adversary: '{kind}' is for training alone"):
-        attacks.Embedding(adversary=given)
+        attacks.Embedding(adversary=instance)

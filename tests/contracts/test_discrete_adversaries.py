@@ -72,7 +72,7 @@ def word_pieces():
 
 
 def byte_level():
-    words = [w for key, more in LEXICON.items() for w in (key, *more)]
+    words = [w for key, substitutes in LEXICON.items() for w in (key, *substitutes)]
     return scratch.train_tokenizer("bpe", [*TEXTS, " ".join(words[:9])], size=330)
 
 
@@ -121,16 +121,16 @@ def perturbation_context(net, tokens, allowed=None, seeds=None):
     )
 
 
-def run(adversary, where, losses):
+def run(adversary, context, losses):
     """The engine's loop: the final edit, the losses there, and those of the row as it was."""
 
-    def both(edits):
+    def sum_and_values(edits):
         values = losses(edits["embedding"])
         return values.sum(), values.detach()
 
-    rows = torch.arange(len(where.generators))
-    edits, first = ascent.ascend(adversary, context=where, delta_index=rows, losses=both)
-    return edits["embedding"], both(edits)[1], first
+    rows = torch.arange(len(context.generators))
+    edits, first = ascent.ascend(adversary, context=context, delta_index=rows, losses=sum_and_values)
+    return edits["embedding"], sum_and_values(edits)[1], first
 
 
 def rows_of(edit):
@@ -145,7 +145,7 @@ def texts_of(net, edit):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "found"),
+    ("kind", "text", "expected"),
     [
         # [CLS] the act ##ing is bor ##[UNK]: "boring" is unknown here, so [UNK]; words at 1, (2, 3), 4.
         ("pieces", "The acting is xyz .", [("the", 1, 2), ("acting", 2, 4), ("is", 4, 5)]),
@@ -155,11 +155,11 @@ def texts_of(net, edit):
         ("characters", "a good movie", [("a", 0, 1), ("good", 2, 6), ("movie", 7, 12)]),
     ],
 )
-def test_words_are_runs_of_pieces(kind, text, found):
+def test_words_are_runs_of_pieces(kind, text, expected):
     enc = encoder(kind)
     ids = enc.classify([text]).ids[0].tolist()
     words = words_of.reader_of(enc).words(ids, [True] * len(ids))
-    assert [(w.text, w.start, w.stop) for w in words] == found
+    assert [(w.text, w.start, w.stop) for w in words] == expected
 
 
 def test_byte_level_words_keep_their_space_and_decode_to_themselves():
@@ -198,8 +198,8 @@ def test_the_chat_template_is_not_the_prompt():
     assert reader.content(tokens.ids[0].tolist()[1:], 3) == (0, 0)  # not what the template wrote: hands off
     net = Linear(enc, head="policy")
     adversary = adversaries.Characters(guide="random", steps=0, budget=1.0)
-    here = ascent.allowed_positions("prompt", tokens)
-    (state,) = [adversary.start(perturbation_context(net, tokens, here))]
+    allowed = ascent.allowed_positions("prompt", tokens)
+    (state,) = [adversary.start(perturbation_context(net, tokens, allowed))]
     for row, words in zip(state.rows, (2, 4), strict=True):
         assert row.limit == words
 
@@ -240,9 +240,9 @@ def test_gains_by_a_slow_loop_with_ragged_substitutes(lexicon):
     state = adversary.start(perturbation_context(net, tokens))
     gradient = torch.randn(*tokens.ids.shape, 4, dtype=torch.float64)
     embed = net.model.get_input_embeddings()
-    found = search.rank_moves(state.rows, gradient, embed, "gain")
+    ranking = search.rank_moves(state.rows, gradient, embed, "gain")
     sizes = set()
-    for b, (row, moves) in enumerate(zip(state.rows, found, strict=True)):
+    for b, (row, moves) in enumerate(zip(state.rows, ranking, strict=True)):
         assert len(moves) == sum(len(slot.options) for slot in row.slots)
         assert [m.gain for m in moves] == sorted((m.gain for m in moves), reverse=True)
         for move in moves:
@@ -361,8 +361,8 @@ def test_contract(kind, guide, tokenizer, lexicon):
     allowed[:, 4:6] = False
     adversary = made(kind, lexicon, guide=guide)
     assert isinstance(adversary, Adversary)
-    where = perturbation_context(net, tokens, allowed)
-    edit, loss, first = run(adversary, where, net.losses)
+    context = perturbation_context(net, tokens, allowed)
+    edit, loss, first = run(adversary, context, net.losses)
     assert (loss >= first).all()
     if guide == "gradient" and (kind == "synonyms" or tokenizer in ("characters", "bytes")):  # small vocabularies know few misspellings
         assert (loss > first).any()
@@ -434,11 +434,11 @@ def test_all_substitutes_are_drawn_about_equally_often(tmp_path):
     net.encoder = Encoder(scratch.train_tokenizer("words", ["good movie fine great film"]))
     tokens = net.encoder.classify(["good movie"] * 800)
     adversary = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), guide="random", steps=0, budget=0.5)
-    found = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
+    texts = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
     # Four standard deviations of a count with p = 1/2 over 800 draws: 4 sqrt(200) = 57; p = 1/4: 4 sqrt(150) = 49.
-    assert abs(found.count("good film") - 400) <= 57
-    assert abs(found.count("fine movie") - 200) <= 49
-    assert set(found) == {"good film", "fine movie", "great movie"}
+    assert abs(texts.count("good film") - 400) <= 57
+    assert abs(texts.count("fine movie") - 200) <= 49
+    assert set(texts) == {"good film", "fine movie", "great movie"}
 
 
 def test_rows_never_outgrow_the_model(lexicon):
@@ -448,11 +448,11 @@ def test_rows_never_outgrow_the_model(lexicon):
     sizes = {}
     for length in (6, 7, 8):
         net.encoder.max_length = length
-        found = []
+        lengths = []
         for seed in range(30):
             adversary = made("synonyms", lexicon, guide="random", steps=0, budget=1.0)
-            found.append(len(rows_of(adversary.ask(adversary.start(perturbation_context(net, tokens, seeds=[seed])))["embedding"])[0]))
-        sizes[length] = max(found)
+            lengths.append(len(rows_of(adversary.ask(adversary.start(perturbation_context(net, tokens, seeds=[seed])))["embedding"])[0]))
+        sizes[length] = max(lengths)
     assert sizes == {6: 6, 7: 7, 8: 8}
 
 
@@ -512,12 +512,12 @@ def test_outputs_of_changed_rows_come_back_to_their_original_positions(tmp_path)
 def test_targets_of_a_policy_stay_wherever_the_threat_points(letters):
     net = network()
     rows = demos(net)
-    for where in ("all", "response"):
-        adversary = adversaries.Synonyms(lexicon=letters, guide="random", steps=0, budget=1.0, where=where)
+    for place in ("all", "response"):
+        adversary = adversaries.Synonyms(lexicon=letters, guide="random", steps=0, budget=1.0, where=place)
         edit = adversary.ask(adversary.start(on(net, adversary, rows.tokens)))["embedding"]
         changed = edit.tokens.ids != rows.tokens.ids
         assert not (changed & rows.tokens.target).any()
-        assert bool(changed.any()) == (where == "all")
+        assert bool(changed.any()) == (place == "all")
 
 
 def test_a_step_on_words_raises_the_loss_and_training_lowers_it(letters):
@@ -597,8 +597,8 @@ def test_mixed_is_its_halves_at_the_ends(letters):
     words = update(learner(net), terms, rows, {"v": halves.discrete})
     always = update(learner(net), terms, rows, {"v": mixed(letters, 1.0, radius=0.0)})
     torch.testing.assert_close(always[0], words[0], rtol=0, atol=1e-14)
-    both = update(learner(net), terms, rows, {"v": mixed(letters, 1.0, keep="best", random_start=False)})
-    assert both[1]["a/loss"] > max(words[1]["a/loss"], alone[1]["a/loss"])
+    together = update(learner(net), terms, rows, {"v": mixed(letters, 1.0, keep="best", random_start=False)})
+    assert together[1]["a/loss"] > max(words[1]["a/loss"], alone[1]["a/loss"])
     assert halves.steps == 6
 
 
@@ -621,12 +621,12 @@ def test_mixed_around_masked_words():
     adversary = adversaries.Mixed(
         discrete=masked, continuous=adversaries.PGD(radius=0.3, steps=3, where="prompt"), discrete_probability=1.0
     )
-    where = on(net, adversary, rows["chat"].tokens)
-    streams = [torch.Generator().manual_seed(_derived_seed(g.initial_seed())) for g in where.generators]
+    context = on(net, adversary, rows["chat"].tokens)
+    streams = [torch.Generator().manual_seed(_derived_seed(g.initial_seed())) for g in context.generators]
     for stream in streams:
         torch.rand((), generator=stream)  # the coin
-    want = masked.start(replace(where, generators=streams)).tokens.ids
-    got = adversary.ask(adversary.start(where))["embedding"]
+    want = masked.start(replace(context, generators=streams)).tokens.ids
+    got = adversary.ask(adversary.start(context))["embedding"]
     assert torch.equal(got.tokens.ids, want)
     assert (want != rows["chat"].tokens.ids).any()
     assert got.add.abs().sum() > 0  # the random start of PGD
@@ -641,8 +641,8 @@ def test_around_a_changed_row_the_delta_may_move_its_words_only(tmp_path):
     words = adversaries.Synonyms(lexicon=str(tmp_path / "l.json"), guide="random", steps=0, budget=1.0, where="prompt")
     allowed = torch.zeros_like(tokens.mask)
     allowed[0, [0, 1, 3]] = True  # a, b and c
-    where = replace(on(net, words, tokens), allowed=allowed)
-    edit = words.ask(words.start(where))["embedding"]
+    context = replace(on(net, words, tokens), allowed=allowed)
+    edit = words.ask(words.start(context))["embedding"]
     assert net.encoder.decode(rows_of(edit)[0]) == "hij cd :fgh"
     assert move_allowed(allowed, edit)[0].nonzero().squeeze(1).tolist() == [0, 1, 2, 4]
     assert edit.origin[0, :4].tolist() == [0, 1, 3, 4]
@@ -653,14 +653,14 @@ def test_the_coin_is_a_row_s_own(letters):
     tokens = net.encoder.demos(["a b c :"] * 400, ["d"] * 400)
     words = adversaries.Synonyms(lexicon=letters, guide="random", steps=0, budget=1.0, where="prompt")
     adversary = adversaries.Mixed(discrete=words, continuous=adversaries.PGD(radius=0.1, steps=1, where="prompt"), discrete_probability=0.3)
-    where = on(net, adversary, tokens)
-    ids = adversary.ask(adversary.start(where))["embedding"].tokens.ids
+    context = on(net, adversary, tokens)
+    ids = adversary.ask(adversary.start(context))["embedding"].tokens.ids
     changed = (ids != tokens.ids).any(1)
     # 400 coins with p = 0.3: mean 120, standard deviation 9.2; four of them.
     assert 83 <= int(changed.sum()) <= 157
-    some = torch.arange(0, 400, 7)
-    part = replace(on(net, adversary, tokens.index(some)))
-    assert torch.equal(adversary.ask(adversary.start(part))["embedding"].tokens.ids, ids[some])
+    subset = torch.arange(0, 400, 7)
+    part = replace(on(net, adversary, tokens.index(subset)))
+    assert torch.equal(adversary.ask(adversary.start(part))["embedding"].tokens.ids, ids[subset])
 
 
 # --------------------------------------------------------------------------------------------------- refusal direction
@@ -687,15 +687,15 @@ def test_the_direction_is_the_difference_of_means_at_the_last_prompt_token(contr
         means.append({site: torch.stack([e[site] for e in ends]).mean(0) for site in ends[0]})
     want = {site: means[0][site] - means[1][site] for site in means[0]}
     modes = [m.training for m in net.modules()]
-    own = adversaries.RefusalDirection(**contrast, last=1.0)
+    adversary = adversaries.RefusalDirection(**contrast, last=1.0)
     tokens = demos(net).tokens
-    found = own.ask(own.start(on(net, own, tokens)))
-    assert set(found) == {"layer:0", "layer:1"}
-    for site, edit in found.items():
+    edits = adversary.ask(adversary.start(on(net, adversary, tokens)))
+    assert set(edits) == {"layer:0", "layer:1"}
+    for site, edit in edits.items():
         torch.testing.assert_close(edit.ablate, want[site] / want[site].norm(), rtol=0, atol=1e-12)
     one = adversaries.RefusalDirection(**contrast, layer=1, last=1.0)
     shared = one.ask(one.start(on(net, one, tokens)))
-    assert all(torch.equal(edit.ablate, found["layer:1"].ablate) for edit in shared.values())
+    assert all(torch.equal(edit.ablate, edits["layer:1"].ablate) for edit in shared.values())
     assert set(adversaries.RefusalDirection(**contrast, last=0.5).measure(net, random.Random(0))) == {"layer:1"}
     assert [m.training for m in net.modules()] == modes
     torch.testing.assert_close(
@@ -711,11 +711,11 @@ def test_ablation_takes_the_direction_out_of_the_prompt_and_nothing_else(contras
     with torch.no_grad():
         clean = net(tokens, {"logprobs", "hidden:layer:1"})
         ablated = net(tokens, {"logprobs", "hidden:layer:1"}, edits)
-    r, where = edits["layer:1"].ablate, tokens.mask & ~tokens.target
+    r, prompt = edits["layer:1"].ablate, tokens.mask & ~tokens.target
     before, after = clean.hidden["layer:1"], ablated.hidden["layer:1"]
-    assert float((after @ r)[where].abs().max()) <= 1e-12 < float((before @ r)[where].abs().min())
-    torch.testing.assert_close(after[where], (before - (before @ r)[..., None] * r)[where], rtol=0, atol=1e-12)
-    assert torch.equal(after[~where], before[~where])
+    assert float((after @ r)[prompt].abs().max()) <= 1e-12 < float((before @ r)[prompt].abs().min())
+    torch.testing.assert_close(after[prompt], (before - (before @ r)[..., None] * r)[prompt], rtol=0, atol=1e-12)
+    assert torch.equal(after[~prompt], before[~prompt])
     # Only the first token of a response is predicted from a prompt position of the last block.
     moved = (ablated.logprobs - clean.logprobs).abs() > 1e-9
     assert torch.equal(moved.sum(1), torch.ones(len(moved), dtype=torch.long))
@@ -725,11 +725,11 @@ def test_the_direction_is_measured_again_after_every_so_many_updates(contrast):
     net = network()
     adversary, rows = adversaries.RefusalDirection(**contrast, every=2, probability=1.0), {"chat": demos(net)}
     runtime = learner(net, learning_rate=0.05)
-    seen = []
+    directions = []
     for i in range(5):
         runtime.update(plan("policy", {"a": SFT(source="chat", view="v")}, {"v": adversary}, []), rows, {}, budget=24, key=(i,))
-        seen.append({site: r.clone() for site, r in runtime.memory["v"]["directions"].items()})
-    changed = [not torch.equal(a["layer:1"], b["layer:1"]) for a, b in itertools.pairwise(seen)]
+        directions.append({site: r.clone() for site, r in runtime.memory["v"]["directions"].items()})
+    changed = [not torch.equal(a["layer:1"], b["layer:1"]) for a, b in itertools.pairwise(directions)]
     assert changed == [False, True, False, True]
     assert runtime.memory["v"]["age"] == 1
 
@@ -739,9 +739,9 @@ def test_half_of_the_rows_are_ablated(contrast):
     tokens = net.encoder.demos(["a b c :"] * 400, ["d"] * 400)
     adversary = adversaries.RefusalDirection(**contrast)
     edits = adversary.ask(adversary.start(on(net, adversary, tokens)))
-    where = next(iter(edits.values())).where
-    assert torch.equal(where.any(1), where.all(1))
-    assert abs(int(where.any(1).sum()) - 200) <= 40  # four standard deviations of 400 fair coins
+    mask = next(iter(edits.values())).where
+    assert torch.equal(mask.any(1), mask.all(1))
+    assert abs(int(mask.any(1).sum()) - 200) <= 40  # four standard deviations of 400 fair coins
 
 
 def test_a_training_step_on_the_refusal_view_is_one_forward(contrast):
@@ -764,7 +764,7 @@ def test_a_training_step_on_the_refusal_view_is_one_forward(contrast):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"[1, 2]", "there is a list; it takes a JSON object"),
         (b'{"good": "fine"}', "the entry 'good' is not a list of words"),
@@ -772,10 +772,10 @@ def test_a_training_step_on_the_refusal_view_is_one_forward(contrast):
         (b"good: fine", "cannot be read as JSON"),
     ],
 )
-def test_a_lexicon_of_another_shape_is_refused(content, says, tmp_path):
+def test_a_lexicon_of_another_shape_is_refused(content, message, tmp_path):
     path = tmp_path / "l.json"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=says) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         _lexicon.read(str(path), "synonyms.lexicon")
     assert str(path) in str(error.value)
 
@@ -797,7 +797,7 @@ WORDS = adversaries.Characters()
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: adversaries.Synonyms(lexicon="l", share="group"), r"synonyms\.share: 'group' given; words are replaced row by row"),
         (lambda: adversaries.Synonyms(lexicon="l", steps=1), r"synonyms\.steps: 1 given; at least 2 evaluations"),
@@ -819,8 +819,8 @@ WORDS = adversaries.Characters()
         (lambda: adversaries.RefusalDirection(harmful="a", harmless="b", every=0), r"refusal\.every: 0 given"),
     ],
 )
-def test_refused_in_a_sentence(make, says):
-    with pytest.raises(ConfigError, match=says):
+def test_refused_in_a_sentence(make, message):
+    with pytest.raises(ConfigError, match=message):
         make()
 
 
@@ -856,12 +856,12 @@ def test_they_are_built_from_a_configuration(lexicon, contrast):
 
 def test_show_says_what_they_do():
     words = adversaries.Synonyms(lexicon="l", budget=0.25)
-    both = adversaries.Mixed(discrete=words, continuous=adversaries.PGD(radius=0.1, steps=3))
+    mixed = adversaries.Mixed(discrete=words, continuous=adversaries.PGD(radius=0.1, steps=3))
     assert describe(words) == "synonyms for at most 0.25 of the words, by gradient, all tokens, 4 steps, dropout off"
-    assert describe(both).startswith(
+    assert describe(mixed).startswith(
         "with probability 0.5 synonyms for at most 0.25 of the words, by gradient, around it L2 ball per token"
     )
-    assert "radius 0.1 x mean embedding norm, all tokens, 7 steps" in describe(both)
+    assert "radius 0.1 x mean embedding norm, all tokens, 7 steps" in describe(mixed)
     assert describe(adversaries.RefusalDirection(harmful="a", harmless="b", layer=3)).startswith(
         "layer:3's refusal direction taken out of the last 0.75"
     )
@@ -871,5 +871,5 @@ def test_words_in_keep_stay(lexicon):
     net = Linear(encoder("pieces"))
     tokens = net.encoder.classify(["good movie"] * 30)
     adversary = adversaries.Synonyms(lexicon=lexicon, guide="random", steps=0, budget=1.0, keep=("good",))
-    found = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
-    assert all(text.startswith("good ") and text != "good movie" for text in found)
+    texts = texts_of(net, adversary.ask(adversary.start(perturbation_context(net, tokens)))["embedding"])
+    assert all(text.startswith("good ") and text != "good movie" for text in texts)

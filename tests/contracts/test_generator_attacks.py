@@ -33,8 +33,8 @@ def double():
 def test_a_forced_beginning_is_continued_as_a_slow_loop_continues_it():
     network, target = victims.generator_model(), GeneratorTarget(victims.generator_model())
     examples = [Example(prompt="one plus two =", answer="four plus one", id="a"), Example(prompt="two =", answer="zero three", id="b")]
-    found = attacks.Prefill(tokens=2).answers(target, examples, 5)
-    for example, text in zip(examples, found, strict=True):
+    answers = attacks.Prefill(tokens=2).answers(target, examples, 5)
+    for example, text in zip(examples, answers, strict=True):
         ids = network.encoder.prompt(example.prompt) + network.encoder.response(example.answer)[:2]
         added = []
         for _ in range(5):
@@ -93,12 +93,12 @@ def test_a_chat_template_comes_before_what_is_forced():
 def brute_force(target, example, places, length):
     """The loss of every suffix of one token that survives."""
     assert length == 1
-    found = {}
+    losses = {}
     for token in range(places.vocabulary_size):
         if token not in places.special_ids and places.survivors(example.prompt, [(token,)]):
             text = places.text(example.prompt, (token,))
-            found[text] = float(target.nll([Example(prompt=text, answer=example.answer)]))
-    return found
+            losses[text] = float(target.nll([Example(prompt=text, answer=example.answer)]))
+    return losses
 
 
 @pytest.mark.parametrize("goal", ["lower", "raise"])
@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_one_hot_rows():
     target, (example,) = GeneratorTarget(network), wanting(1)
     suffix = tuple(network.encoder.tokenizer("two plus")["input_ids"])
     search = TokenSearchRun(target, [example], attacks.TokenSearch(length=2).aim, Budget(), random.Random(0))
-    slopes = search.input_gradients(suffix)
+    gradient = search.input_gradients(suffix)
     prompt, response = network.encoder.prompt(example.prompt), network.encoder.response(example.answer)
     matrix = network.model.get_input_embeddings().weight.detach()
     ids = torch.tensor([*prompt, *suffix, *response])
@@ -132,9 +132,9 @@ def test_the_gradient_is_that_of_one_hot_rows():
     loss = -torch.stack([logprobs[t - 1, ids[t]] for t in range(len(ids) - len(response), len(ids))]).mean()
     (expected,) = torch.autograd.grad(loss, onehot)
     expected = expected[len(prompt) : len(prompt) + len(suffix)]
-    torch.testing.assert_close(slopes, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-10)
     assert search.losses == {suffix: pytest.approx(float(loss.detach()), abs=1e-12)}
-    options = search.options(slopes, 2)
+    options = search.options(gradient, 2)
     assert not set(options.flatten().tolist()) & set(search.encoder.special_ids)
     expected[:, search.encoder.special_ids] = torch.inf
     assert options.tolist() == expected.topk(2, largest=False).indices.tolist()
@@ -199,16 +199,16 @@ def test_more_steps_are_never_weaker_and_the_search_finds_something():
 
 def test_an_embedding_attack_can_lower_the_loss_of_what_it_wants_to_hear():
     network, examples = victims.generator_model(), wanting(6)
-    found = {}
+    losses = {}
     for goal in ("lower", "raise"):
         attack = attacks.Embedding(adversary=adversaries.PGD(radius=1.0, steps=8, where="prompt"), restarts=1, goal=goal)
         target = GeneratorTarget(network)
         proposals = attack.propose(target, examples, Budget(), random.Random(0))
-        found[goal] = target.nll(examples, [p.edits for p in proposals])
+        losses[goal] = target.nll(examples, [p.edits for p in proposals])
     clean = GeneratorTarget(network).nll(examples)
-    assert (found["lower"] <= clean + 1e-5).all()
-    assert (clean <= found["raise"] + 1e-5).all()
-    assert found["lower"].mean() < clean.mean() - 1.0
+    assert (losses["lower"] <= clean + 1e-5).all()
+    assert (clean <= losses["raise"] + 1e-5).all()
+    assert losses["lower"].mean() < clean.mean() - 1.0
 
 
 def test_a_targeted_embedding_attack_is_judged_by_what_is_said():

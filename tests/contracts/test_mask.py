@@ -34,7 +34,7 @@ class Tokenised(Network):
         self.encoder = encoder
 
 
-def perturbation_context(given, tokens, keys=None, allowed=None):
+def perturbation_context(reader, tokens, keys=None, allowed=None):
     keys = list(range(tokens.ids.shape[0])) if keys is None else keys
     return PerturbationContext(
         shapes={"embedding": (tokens.ids.shape[1], 3)},
@@ -43,96 +43,96 @@ def perturbation_context(given, tokens, keys=None, allowed=None):
         dtype=torch.float32,
         generators=[torch.Generator().manual_seed(int(k)) for k in keys],
         tokens=tokens,
-        network=Tokenised(given),
+        network=Tokenised(reader),
     )
 
 
-def masked(adversary, where):
-    return adversary.ask(adversary.start(where))["embedding"]
+def masked(adversary, context):
+    return adversary.ask(adversary.start(context))["embedding"]
 
 
-def pieces(given, tokens):
-    return [given.tokenizer.convert_ids_to_tokens(ids[mask].tolist()) for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+def pieces(reader, tokens):
+    return [reader.tokenizer.convert_ids_to_tokens(ids[mask].tolist()) for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
 def test_as_many_words_are_masked_as_the_rate_says_and_the_rest_is_untouched():
-    given = encoder("words")
-    tokens = given.classify(TEXTS)
+    reader = encoder("words")
+    tokens = reader.classify(TEXTS)
     adversary = adversaries.Mask(rate=0.7)
     assert isinstance(adversary, Adversary)
-    edit = masked(adversary, perturbation_context(given, tokens))
+    edit = masked(adversary, perturbation_context(reader, tokens))
     # T - k: 10 - 3, 3 - 1, one word stays, 4 - (4 - round(2.8)).
-    assert [row.count("<mask>") for row in pieces(given, edit.tokens)] == [7, 2, 0, 3]
-    for old, new in zip(pieces(given, tokens), pieces(given, edit.tokens), strict=True):
+    assert [row.count("<mask>") for row in pieces(reader, edit.tokens)] == [7, 2, 0, 3]
+    for old, new in zip(pieces(reader, tokens), pieces(reader, edit.tokens), strict=True):
         assert all(b in (a, "<mask>") for a, b in zip(old, new, strict=True))
         assert (new[0], new[-1]) == ("<cls>", "<sep>")
-    kept = edit.origin >= 0
-    assert torch.equal(edit.tokens.ids.gather(1, edit.origin.clamp(min=0))[kept], tokens.ids[kept])
-    assert torch.equal(kept, tokens.mask & (edit.tokens.ids != given.tokenizer.mask_token_id))
+    shown = edit.origin >= 0
+    assert torch.equal(edit.tokens.ids.gather(1, edit.origin.clamp(min=0))[shown], tokens.ids[shown])
+    assert torch.equal(shown, tokens.mask & (edit.tokens.ids != reader.tokenizer.mask_token_id))
     assert torch.equal(edit.tokens.key, tokens.key)
 
 
 def test_every_set_of_words_is_drawn_equally_often():
     """Four words, two kept: six sets. 1200 rows, 200 each; chi-square with five degrees of freedom: 20.5 is its 0.999 quantile."""
-    given = encoder("words")
-    edit = masked(adversaries.Mask(rate=0.5), perturbation_context(given, given.classify(["a b c d"] * 1200)))
-    sets = Counter(tuple(row) for row in pieces(given, edit.tokens))
+    reader = encoder("words")
+    edit = masked(adversaries.Mask(rate=0.5), perturbation_context(reader, reader.classify(["a b c d"] * 1200)))
+    sets = Counter(tuple(row) for row in pieces(reader, edit.tokens))
     assert len(sets) == 6
     assert sum((n - 200) ** 2 / 200 for n in sets.values()) < 20.5
 
 
 def test_a_word_of_many_pieces_is_one_mask_token():
     """Its length must not show: "unbelievable" and "fun" leave the same row where they are hidden."""
-    given = encoder("bpe", ["it was fun", "unbelievable"], size=265)
-    tokens = given.classify(["it was fun", "it was unbelievable"])
+    reader = encoder("bpe", ["it was fun", "unbelievable"], size=265)
+    tokens = reader.classify(["it was fun", "it was unbelievable"])
     assert tokens.lengths.tolist()[0] < tokens.lengths.tolist()[1]
-    number = word_masking.number_words(given.tokenizer, tokens, tokens.mask)
+    number = word_masking.number_words(reader.tokenizer, tokens, tokens.mask)
     assert number.amax(1).tolist() == [3, 3]
-    hidden, origin = word_masking.mask_words(tokens, number, [[3], [3]], mask_id=given.tokenizer.mask_token_id, pad_id=given.pad_id)
+    hidden, origin = word_masking.mask_words(tokens, number, [[3], [3]], mask_id=reader.tokenizer.mask_token_id, pad_id=reader.pad_id)
     assert torch.equal(hidden.ids[0], hidden.ids[1])
-    assert torch.equal(hidden.ids[0], given.classify(["it was<mask>"]).ids[0])
+    assert torch.equal(hidden.ids[0], reader.classify(["it was<mask>"]).ids[0])
     assert (origin[1] >= 0).sum() == hidden.mask[1].sum() - 1
 
 
 def test_words_of_word_pieces(minilm):
     """Pieces with ## belong to the word before; special tokens to none; punctuation is a word, because white space is forgotten."""
-    given = Encoder(AutoTokenizer.from_pretrained(minilm), bidirectional=True)
-    tokens = given.classify(["Unbelievably, it isn't", "good"])
-    assert pieces(given, tokens)[0] == ["[CLS]", "un", "##bel", "##ie", "##va", "##bly", ",", "it", "isn", "'", "t", "[SEP]"]
-    number = word_masking.number_words(given.tokenizer, tokens, tokens.mask)
+    reader = Encoder(AutoTokenizer.from_pretrained(minilm), bidirectional=True)
+    tokens = reader.classify(["Unbelievably, it isn't", "good"])
+    assert pieces(reader, tokens)[0] == ["[CLS]", "un", "##bel", "##ie", "##va", "##bly", ",", "it", "isn", "'", "t", "[SEP]"]
+    number = word_masking.number_words(reader.tokenizer, tokens, tokens.mask)
     assert number[0].tolist() == [0, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 0]
     assert number[1].tolist() == [0, 1, *[0] * 10]
     edit = word_masking.mask_words(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
-    assert pieces(given, edit) == [["[CLS]", "[MASK]", ",", "it", "[MASK]", "'", "t", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
+    assert pieces(reader, edit) == [["[CLS]", "[MASK]", ",", "it", "[MASK]", "'", "t", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
     # The row is the one a masked text has, which is what the vote sees (evaluation/voting.py).
-    assert pieces(given, given.classify(["[MASK], it [MASK]'t"])) == pieces(given, edit)[:1]
+    assert pieces(reader, reader.classify(["[MASK], it [MASK]'t"])) == pieces(reader, edit)[:1]
 
 
 def test_words_of_characters_are_what_white_space_separates():
-    given = encoder("characters", ["ab cd e"])
-    tokens = given.classify(["ab cd e"])
-    assert word_masking.number_words(given.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
+    reader = encoder("characters", ["ab cd e"])
+    tokens = reader.classify(["ab cd e"])
+    assert word_masking.number_words(reader.tokenizer, tokens, tokens.mask)[0].tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 0]
 
 
 def test_a_word_is_masked_only_where_all_its_pieces_are_allowed():
-    given = encoder("characters", ["ab cd e"])
-    tokens = given.classify(["ab cd e"])
+    reader = encoder("characters", ["ab cd e"])
+    tokens = reader.classify(["ab cd e"])
     allowed = tokens.mask.clone()
     allowed[0, 2] = False  # "b"
-    assert word_masking.number_words(given.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
-    none = masked(adversaries.Mask(rate=0.9), perturbation_context(given, tokens, allowed=torch.zeros_like(tokens.mask)))
+    assert word_masking.number_words(reader.tokenizer, tokens, allowed)[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 2, 0]
+    none = masked(adversaries.Mask(rate=0.9), perturbation_context(reader, tokens, allowed=torch.zeros_like(tokens.mask)))
     assert torch.equal(none.tokens.ids, tokens.ids)
 
 
 def test_does_not_depend_on_padding_order_or_split():
-    given = encoder("words")
-    tokens = given.classify(TEXTS)
+    reader = encoder("words")
+    tokens = reader.classify(TEXTS)
     adversary = adversaries.Mask(rate=0.5)
-    whole = pieces(given, masked(adversary, perturbation_context(given, tokens)).tokens)
-    assert pieces(given, masked(adversary, perturbation_context(given, tokens.fit(20))).tokens) == whole
+    whole = pieces(reader, masked(adversary, perturbation_context(reader, tokens)).tokens)
+    assert pieces(reader, masked(adversary, perturbation_context(reader, tokens.fit(20))).tokens) == whole
     order = torch.tensor([2, 0, 3, 1])
-    assert pieces(given, masked(adversary, perturbation_context(given, tokens.index(order), order)).tokens) == [whole[i] for i in order]
-    assert pieces(given, masked(adversary, perturbation_context(given, tokens.index(order[1:2]), [0])).tokens) == whole[:1]
+    assert pieces(reader, masked(adversary, perturbation_context(reader, tokens.index(order), order)).tokens) == [whole[i] for i in order]
+    assert pieces(reader, masked(adversary, perturbation_context(reader, tokens.index(order[1:2]), [0])).tokens) == whole[:1]
 
 
 def test_training_on_it_is_training_on_masked_texts():
@@ -140,22 +140,22 @@ def test_training_on_it_is_training_on_masked_texts():
     net = networks.network("classifier")
     rows = networks.labels(net)
     terms = {"robust": Classify(source="s", view="mask")}
-    seen = []
+    batches = []
 
     class Watched(adversaries.Mask):
         def ask(self, state):
-            seen.append(state)
+            batches.append(state)
             return super().ask(state)
 
     adversary = Watched(rate=0.5, replace="unknown")
     attacked, _ = networks.update(networks.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 1))
-    (edit,) = seen
+    (edit,) = batches
     assert (edit.tokens.ids == net.encoder.tokenizer.unk_token_id).sum() > 3
     shown = LabelRows(tokens=edit.tokens, labels=rows.labels)
     plain, _ = networks.update(networks.learner(net), {"c": Classify(source="s")}, {"s": shown})
     torch.testing.assert_close(attacked, plain, rtol=0, atol=1e-12)
     networks.update(networks.learner(net), terms, {"s": rows}, {"mask": adversary}, key=(0, "update", 2))
-    assert not torch.equal(seen[1].tokens.ids, edit.tokens.ids)
+    assert not torch.equal(batches[1].tokens.ids, edit.tokens.ids)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_refused(fields, sentence):
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused():
-    given = Encoder(train_tokenizer("words", TEXTS, bidirectional=True), bidirectional=True)
-    where = perturbation_context(given, given.classify(TEXTS))
+    reader = Encoder(train_tokenizer("words", TEXTS, bidirectional=True), bidirectional=True)
+    context = perturbation_context(reader, reader.classify(TEXTS))
     with pytest.raises(ConfigError, match=r"mask.replace: the tokenizer has no mask token to replace a word with; give `replace: unknown`"):
-        adversaries.Mask().start(where)
-    assert [r.count("<unk>") for r in pieces(given, masked(adversaries.Mask(replace="unknown"), where).tokens)] == [7, 2, 0, 3]
+        adversaries.Mask().start(context)
+    assert [r.count("<unk>") for r in pieces(reader, masked(adversaries.Mask(replace="unknown"), context).tokens)] == [7, 2, 0, 3]

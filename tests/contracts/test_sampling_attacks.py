@@ -24,16 +24,16 @@ def propose(attack, examples, budget=None, seed=0, target=None):
     return attack.propose(target or GeneratorTarget(victims.generator_model()), examples, budget or Budget(), random.Random(seed))
 
 
-def one(attack, prompt=PROMPT, **rest):
-    return propose(attack, [Example(prompt=prompt, id="a")], **rest)[0]
+def one(attack, prompt=PROMPT, **arguments):
+    return propose(attack, [Example(prompt=prompt, id="a")], **arguments)[0]
 
 
 # ------------------------------------------------------------------------------------------------ templates
 
 
 def test_codes_can_be_read_back_and_frames_hold_the_request_as_it_is():
-    said = {name: change(PROMPT) for name, change in TRANSFORMS.items()}
-    behind = {name: said[name].split("\n\n", 1)[1] for name in ("base64", "rot13", "hexadecimal", "morse", "reversed")}
+    text = {name: change(PROMPT) for name, change in TRANSFORMS.items()}
+    behind = {name: text[name].split("\n\n", 1)[1] for name in ("base64", "rot13", "hexadecimal", "morse", "reversed")}
     assert base64.b64decode(behind["base64"]).decode() == PROMPT
     assert codecs.decode(behind["rot13"], "rot13") == PROMPT
     assert bytes.fromhex(behind["hexadecimal"]).decode() == PROMPT
@@ -41,10 +41,10 @@ def test_codes_can_be_read_back_and_frames_hold_the_request_as_it_is():
     letters = {code: c for c, code in MORSE.items()}
     words = ["".join(letters[code] for code in word.split()) for word in behind["morse"].split(" / ")]
     assert words == ["how", "do", "i", "bake", "good", "bread"]
-    assert (said["upper"].lower(), said["spaced"][::2]) == (PROMPT.lower(), PROMPT)
-    assert said["alternating"] == "hOw Do I bAkE {gOoD} bReAd?"
-    assert said["leetspeak"] == "H0w d0 1 84k3 {900d} 8r34d?"
-    assert "".join(chr(ord(c) - 0xFEE0) if ord(c) > 0xFF00 else " " for c in said["fullwidth"]) == PROMPT
+    assert (text["upper"].lower(), text["spaced"][::2]) == (PROMPT.lower(), PROMPT)
+    assert text["alternating"] == "hOw Do I bAkE {gOoD} bReAd?"
+    assert text["leetspeak"] == "H0w d0 1 84k3 {900d} 8r34d?"
+    assert "".join(chr(ord(c) - 0xFEE0) if ord(c) > 0xFF00 else " " for c in text["fullwidth"]) == PROMPT
     for name in (
         "affirmative",
         "refusal_suppression",
@@ -57,14 +57,14 @@ def test_codes_can_be_read_back_and_frames_hold_the_request_as_it_is():
         "past_tense",
         "list",
     ):
-        assert PROMPT in said[name], name
-        assert "{prompt}" not in said[name]
+        assert PROMPT in text[name], name
+        assert "{prompt}" not in text[name]
 
 
 def test_every_transform_is_an_attempt_and_own_templates_follow():
     assert one(attacks.Template()).attempts == tuple(dict.fromkeys(change(PROMPT) for change in TRANSFORMS.values()))
-    found = one(attacks.Template(names=("direct", "upper"), own=("{prompt} Please {prompt}!",)), prompt="a {b}")
-    assert found.attempts == ("a {b}", "A {B}", "a {b} Please a {b}!")
+    proposal = one(attacks.Template(names=("direct", "upper"), own=("{prompt} Please {prompt}!",)), prompt="a {b}")
+    assert proposal.attempts == ("a {b}", "A {B}", "a {b} Please a {b}!")
     assert one(attacks.Template(names=("upper", "direct")), prompt="ABC").attempts == ("ABC",)
     assert len(one(attacks.Template(), budget=Budget(queries=3)).attempts) == 3
 
@@ -73,8 +73,8 @@ def test_the_harness_counts_an_example_as_broken_if_one_attempt_breaks_it():
     """A victim of sums: "two plus zero =" said twice over is another prompt, and is answered otherwise or not; the harness decides."""
     network, example = victims.generator_model(), victims.sums()[7]
     templates = ("{prompt}", "five plus {prompt}", "zero {prompt}")
-    said = GeneratorTarget(network).answer([Example(prompt=t.replace("{prompt}", example.prompt)) for t in templates], 4)
-    broken = sum(text != example.answer for text in said)
+    answers = GeneratorTarget(network).answer([Example(prompt=t.replace("{prompt}", example.prompt)) for t in templates], 4)
+    broken = sum(text != example.answer for text in answers)
     suite = Suite(data=[example], attacks={"t": attacks.Template(names=(), own=templates)}, sampling=Sampling(max_new_tokens=4))
     (row,) = suite.run(network).results_of("t")
     assert (row.attempts, row.broken, row.queries) == (3, broken, 3)
@@ -89,20 +89,20 @@ def test_dialogues_are_drawn_without_the_request_and_grow_by_powers_of_two():
     network = victims.generator_model()
     attack = attacks.ManyShot(shots=shots, numbers=(1, 2, 4, 8), reserve=1)
     target = GeneratorTarget(network)
-    found = one(attack, prompt="q3", target=target)
-    assert [text.count("User: ") for text in found.attempts] == [2, 3, 5]  # 8 are not there: 4 others are, an attempt that exists already
-    assert all(text.endswith("User: q3\nAssistant:") for text in found.attempts)
-    assert all(text.count("q3") == 1 for text in found.attempts)
-    pairs = [tuple(turn.splitlines()) for turn in found.attempts[-1].split("\n\n")[:-1]]
+    proposal = one(attack, prompt="q3", target=target)
+    assert [text.count("User: ") for text in proposal.attempts] == [2, 3, 5]  # 8 are not there; 4 others are, a repeated attempt
+    assert all(text.endswith("User: q3\nAssistant:") for text in proposal.attempts)
+    assert all(text.count("q3") == 1 for text in proposal.attempts)
+    pairs = [tuple(turn.splitlines()) for turn in proposal.attempts[-1].split("\n\n")[:-1]]
     assert sorted(pairs) == [(f"User: q{i}", f"Assistant: r{i}") for i in (0, 1, 2, 4)]
-    assert one(attack, prompt="q3", target=target, seed=1).attempts[-1] != found.attempts[-1]
+    assert one(attack, prompt="q3", target=target, seed=1).attempts[-1] != proposal.attempts[-1]
 
 
 def test_what_does_not_fit_is_left_out():
     """Words of one token each, 32 tokens: a dialogue is four (User: q Assistant: r), the request three; 16 are kept for the answer."""
     shots = [Example(prompt=f"q{i}", answer=f"r{i}") for i in range(20)]
-    found = one(attacks.ManyShot(shots=shots, numbers=(1, 2, 4, 8, 16), reserve=16), prompt="one")
-    assert [text.count("User: ") - 1 for text in found.attempts] == [1, 2]  # 3 + 4 n <= 16: three fit, and the halves of 16 are tried
+    proposal = one(attacks.ManyShot(shots=shots, numbers=(1, 2, 4, 8, 16), reserve=16), prompt="one")
+    assert [text.count("User: ") - 1 for text in proposal.attempts] == [1, 2]  # 3 + 4 n <= 16: three fit, and the halves of 16 are tried
     long = one(attacks.ManyShot(shots=shots, reserve=31), prompt="one")
     assert (long.attempts, long.note) == ((), "no dialogue fits")
 
@@ -145,9 +145,9 @@ def test_draws_depend_on_the_example_and_not_on_company():
     examples = [Example(prompt="the very same words", id=str(i)) for i in range(3)]
     together = propose(attacks.BestOfN(attempts=4), examples)
     assert len({p.attempts for p in together}) == 3
-    for example, found in zip(examples, together, strict=True):
-        assert propose(attacks.BestOfN(attempts=4), [example])[0].attempts == found.attempts
-        assert propose(attacks.BestOfN(attempts=2), [example])[0].attempts == found.attempts[:2]
+    for example, proposals in zip(examples, together, strict=True):
+        assert propose(attacks.BestOfN(attempts=4), [example])[0].attempts == proposals.attempts
+        assert propose(attacks.BestOfN(attempts=2), [example])[0].attempts == proposals.attempts[:2]
     assert len(one(attacks.BestOfN(), budget=Budget(queries=7)).attempts) == 7
 
 
@@ -157,8 +157,8 @@ def test_draws_depend_on_the_example_and_not_on_company():
 def digits(target, prompt, rng, *, words=victims.DIGITS):
     """A search of its own: asks the target about a word before the prompt, and yields what made it stumble."""
     for word in rng.sample(words, len(words)):
-        (said,) = target.answer([Example(prompt=f"{word} plus {prompt}")], 4)
-        if said != "three":
+        (answers,) = target.answer([Example(prompt=f"{word} plus {prompt}")], 4)
+        if answers != "three":
             yield f"{word} plus {prompt}"
 
 
@@ -167,15 +167,15 @@ def test_a_function_by_name_asks_the_metered_target_and_the_harness_judges_what_
     example = Example(prompt="one plus two =", answer="three", id="a", verify=lambda t: float(t == "three"))
     network = victims.generator_model()
     target = GeneratorTarget(network)
-    (found,) = propose(attacks.FunctionAttack(fn=f"{__name__}.digits"), [example], target=target)
+    (proposal,) = propose(attacks.FunctionAttack(fn=f"{__name__}.digits"), [example], target=target)
     expected = [
         f"{w} plus {example.prompt}"
         for w in victims.DIGITS
         if target.answer([Example(prompt=f"{w} plus {example.prompt}")], 4) != ["three"]
     ]
-    assert Counter(found.attempts) == Counter(expected)
-    assert found.queries == 6 + len(expected)
-    assert found.note == f"{len(expected)} attempts, 6 queries while searching"
+    assert Counter(proposal.attempts) == Counter(expected)
+    assert proposal.queries == 6 + len(expected)
+    assert proposal.note == f"{len(expected)} attempts, 6 queries while searching"
     (row,) = (
         Suite(data=[example], attacks={"f": attacks.FunctionAttack(fn=digits)}, sampling=Sampling(max_new_tokens=4))
         .run(network)
@@ -194,8 +194,8 @@ def test_a_function_is_stopped_by_attempts_and_by_the_budget():
             target.answer([Example(prompt="one")], 1)
             yield str(i)
 
-    found = one(attacks.FunctionAttack(fn=asking), prompt="one", budget=Budget(queries=6))
-    assert (len(found.attempts), found.queries) == (3, 6)  # each attempt costs a question and being judged
+    proposal = one(attacks.FunctionAttack(fn=asking), prompt="one", budget=Budget(queries=6))
+    assert (len(proposal.attempts), proposal.queries) == (3, 6)  # each attempt costs a question and being judged
     assert one(attacks.FunctionAttack(fn=lambda target, prompt, rng: f"Please: {prompt}"), prompt="x").attempts == ("Please: x",)
 
 
@@ -203,8 +203,8 @@ def test_a_function_works_on_classifiers():
     examples = victims.sentences(2)
     target = ClassifierTarget(victims.classifier())
     attack = attacks.FunctionAttack(fn=lambda target, prompt, rng: sorted([prompt, "dire"], key=lambda t: float(target.predict([t])[0, 0])))
-    found = propose(attack, examples, target=target)
-    assert [sorted(p.attempts) for p in found] == [sorted([e.prompt, "dire"]) for e in examples]
+    proposal = propose(attack, examples, target=target)
+    assert [sorted(p.attempts) for p in proposal] == [sorted([e.prompt, "dire"]) for e in examples]
     assert target.num_queries == 4
 
 
@@ -221,16 +221,17 @@ def attacker(tmp_path_factory):
 
 def test_a_trained_attacker_writes_what_it_has_learned(attacker):
     example = Example(prompt="two plus one =", id="a")
-    found = propose(attacks.Learned(model=attacker, attempts=8, temperature=0.01), [example])[0]
-    assert found.attempts == ("two plus one = three",)  # at temperature 0 all samples are one
+    proposal = propose(attacks.Learned(model=attacker, attempts=8, temperature=0.01), [example])[0]
+    assert proposal.attempts == ("two plus one = three",)  # at temperature 0 all samples are one
     put = {
         p: propose(attacks.Learned(model=attacker, temperature=0.01, placement=p, separator=" | "), [example])[0]
         for p in ("prefix", "rewrite")
     }
     assert (put["prefix"].attempts, put["rewrite"].attempts) == (("three | two plus one =",), ("three",))
     # What the attacker is asked is the template, "one plus one =", and what it writes goes behind the request.
-    asked = propose(attacks.Learned(model=attacker, temperature=0.01, template="{prompt} plus one ="), [Example(prompt="one", id="a")])[0]
-    assert asked.attempts == ("one two",)
+    learned = attacks.Learned(model=attacker, temperature=0.01, template="{prompt} plus one =")
+    requests = propose(learned, [Example(prompt="one", id="a")])[0]
+    assert requests.attempts == ("one two",)
 
 
 def test_samples_are_varied_reproducible_and_independent_of_company(attacker):

@@ -42,10 +42,10 @@ def table(index, length, goal="lower"):
     example = wanting()[index]
     search = TokenSearchRun(GeneratorTarget(network()), [example], Aim(length=length), Budget(), random.Random(0))
     suffixes = [(), *itertools.product(search.open_ids, repeat=length)]
-    kept = [s for s, fits in zip(suffixes, search.prompts[0].fit(suffixes), strict=True) if fits]
-    texts = [Example(prompt=search.prompts[0].text(s), answer=example.answer) for s in kept]
+    survivors = [s for s, fits in zip(suffixes, search.prompts[0].fit(suffixes), strict=True) if fits]
+    texts = [Example(prompt=search.prompts[0].text(s), answer=example.answer) for s in survivors]
     sign = 1 if goal == "lower" else -1
-    return dict(zip(kept, (sign * GeneratorTarget(network()).nll(texts)).tolist(), strict=True))
+    return dict(zip(survivors, (sign * GeneratorTarget(network()).nll(texts)).tolist(), strict=True))
 
 
 @every_search
@@ -57,12 +57,12 @@ def test_no_search_beats_enumeration_and_each_reports_a_loss_that_is_in_the_tabl
     for index, example in enumerate(wanting()):
         losses = table(index, length)
         target = GeneratorTarget(network())
-        (found,) = SEARCHES[name](length=length).search(target, [example], Budget(queries=100), random.Random(7))
-        assert target.num_queries == found.queries <= 100
-        if len(found.suffix) in (0, length):
-            assert found.loss == pytest.approx(losses[found.suffix], abs=1e-6)
-            assert found.loss >= min(losses.values()) - 1e-6
-        closed.append((losses[()] - found.loss) / (losses[()] - min(losses.values())))
+        (result,) = SEARCHES[name](length=length).search(target, [example], Budget(queries=100), random.Random(7))
+        assert target.num_queries == result.queries <= 100
+        if len(result.suffix) in (0, length):
+            assert result.loss == pytest.approx(losses[result.suffix], abs=1e-6)
+            assert result.loss >= min(losses.values()) - 1e-6
+        closed.append((losses[()] - result.loss) / (losses[()] - min(losses.values())))
     assert sum(closed) / len(closed) > 0.75, closed
 
 
@@ -71,20 +71,20 @@ def test_raising_is_lowering_the_negative(name):
     example = Example(prompt="one plus two =", answer="three", id="a")
     target = GeneratorTarget(network())
     attack = SEARCHES[name](length=2, goal="raise")
-    (found,) = attack.search(target, [example], Budget(queries=60), random.Random(0))
-    assert -found.loss == pytest.approx(float(target.nll([Example(prompt=found.text, answer="three")])), abs=1e-5)
-    assert -found.loss > float(target.nll([example])) + 1.0
-    assert suffix_proposal(found, attack.aim).note.startswith(f"{-found.loss:.4f} nats")
+    (result,) = attack.search(target, [example], Budget(queries=60), random.Random(0))
+    assert -result.loss == pytest.approx(float(target.nll([Example(prompt=result.text, answer="three")])), abs=1e-5)
+    assert -result.loss > float(target.nll([example])) + 1.0
+    assert suffix_proposal(result, attack.aim).note.startswith(f"{-result.loss:.4f} nats")
 
 
 def test_a_beam_as_wide_as_the_vocabulary_is_enumeration():
     """Every first token is kept and every second one drawn (eight words, drawn without replacement): the optimum of lengths 0 to 2."""
     for index, example in enumerate(wanting()):
         attack = attacks.Beast(length=2, beams=8, branches=8)
-        (found,) = attack.search(GeneratorTarget(network()), [example], Budget(), random.Random(0))
-        both = table(index, 1) | table(index, 2)
-        best = min(both, key=both.get)
-        assert (found.suffix, found.loss) == (best, pytest.approx(both[best], abs=1e-6))
+        (result,) = attack.search(GeneratorTarget(network()), [example], Budget(), random.Random(0))
+        losses = table(index, 1) | table(index, 2)
+        best = min(losses, key=losses.get)
+        assert (result.suffix, result.loss) == (best, pytest.approx(losses[best], abs=1e-6))
 
 
 def test_gradient_and_random_search_at_equal_forwards():
@@ -104,13 +104,13 @@ def test_traces_fall_company_does_not_matter_and_budgets_hold(name):
     target = GeneratorTarget(network())
     together = attack.search(target, examples, Budget(queries=50), random.Random(0))
     assert target.num_queries == sum(f.queries for f in together) <= 150
-    for example, found in zip(examples, together, strict=True):
+    for example, result in zip(examples, together, strict=True):
         (alone,) = attack.search(GeneratorTarget(network(), batch_tokens=30), [example], Budget(queries=50), random.Random(0))
-        assert (alone.text, alone.queries) == (found.text, found.queries)
-        losses = [loss for _, loss in found.trace]
+        assert (alone.text, alone.queries) == (result.text, result.queries)
+        losses = [loss for _, loss in result.trace]
         assert losses == sorted(losses, reverse=True)
-        assert found.trace[-1] == (found.queries, found.loss)
-        assert [q for q, _ in found.trace] == sorted(q for q, _ in found.trace)
+        assert result.trace[-1] == (result.queries, result.loss)
+        assert [q for q, _ in result.trace] == sorted(q for q, _ in result.trace)
     (nothing,) = attack.propose(GeneratorTarget(network()), examples[:1], Budget(queries=1), random.Random(0))
     assert nothing.text is None
 
@@ -118,13 +118,14 @@ def test_traces_fall_company_does_not_matter_and_budgets_hold(name):
 def test_what_it_says_is_what_greedy_decoding_says():
     """A margin of 0 ends the search; the model then answers with the wanted word, and not before."""
     target = GeneratorTarget(network())
-    found = attacks.GCG(length=3, steps=30, candidates=16, top=8, objective="margin").search(target, wanting(), Budget(), random.Random(0))
-    texts = [Example(prompt=f.text) for f in found]
+    attack = attacks.GCG(length=3, steps=30, candidates=16, top=8, objective="margin")
+    results = attack.search(target, wanting(), Budget(), random.Random(0))
+    texts = [Example(prompt=f.text) for f in results]
     answers = [g.rollouts[0].text for g in target.generate(texts, 1, Sampling(max_new_tokens=4, temperature=0.0), ("t",))]
-    assert [f.elicits for f in found] == [a == e.answer for a, e in zip(answers, wanting(), strict=True)]
-    assert [f.loss == 0 for f in found] == [f.elicits for f in found]
-    assert any(f.elicits for f in found)
-    assert all(f.queries < 30 * 17 for f in found if f.elicits)
+    assert [f.elicits for f in results] == [a == e.answer for a, e in zip(answers, wanting(), strict=True)]
+    assert [f.loss == 0 for f in results] == [f.elicits for f in results]
+    assert any(f.elicits for f in results)
+    assert all(f.queries < 30 * 17 for f in results if f.elicits)
 
 
 def test_without_momentum_and_buffer_gcg_is_the_published_search():
@@ -137,13 +138,13 @@ def test_without_momentum_and_buffer_gcg_is_the_published_search():
 def test_momentum_is_the_running_mean_of_slopes(monkeypatch):
     """mu = 1/4: the second step ranks by g_1 / 4 + 3 g_2 / 4, the third by g_1 / 16 + 3 g_2 / 16 + 3 g_3 / 4."""
     search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
-    seen, ranked = [], []
+    gradients, ranked = [], []
     input_gradients, options = TokenSearchRun.input_gradients, TokenSearchRun.options
-    monkeypatch.setattr(TokenSearchRun, "input_gradients", lambda self, s: seen.append(input_gradients(self, s)) or seen[-1])
+    monkeypatch.setattr(TokenSearchRun, "input_gradients", lambda self, s: gradients.append(input_gradients(self, s)) or gradients[-1])
     monkeypatch.setattr(TokenSearchRun, "options", lambda self, g, top: ranked.append(g) or options(self, g, top))
     steps.descend(search, steps=3, candidates=4, top=4, momentum=0.25)
-    torch.testing.assert_close(ranked[1], seen[0] / 4 + 3 * seen[1] / 4)
-    torch.testing.assert_close(ranked[2], seen[0] / 16 + 3 * seen[1] / 16 + 3 * seen[2] / 4)
+    torch.testing.assert_close(ranked[1], gradients[0] / 4 + 3 * gradients[1] / 4)
+    torch.testing.assert_close(ranked[2], gradients[0] / 16 + 3 * gradients[1] / 16 + 3 * gradients[2] / 4)
 
 
 def test_a_buffer_starts_every_step_from_the_best_so_far(monkeypatch):
@@ -245,18 +246,18 @@ def test_a_universal_suffix_is_the_best_for_all_prompts_together():
     """Length 2: the mean over three prompts of enumerated losses, never beaten, the same suffix behind each; prompts join one by one."""
     target, examples = GeneratorTarget(network()), wanting()
     attack = attacks.UniversalSuffix(length=2, steps=12, candidates=24, top=8)
-    found = attack.search(target, examples, Budget(), random.Random(0))
+    results = attack.search(target, examples, Budget(), random.Random(0))
     tables = [table(i, 2) for i in range(3)]
-    joined = [i for i, f in enumerate(found) if f.queries > 0]
+    joined = [i for i, f in enumerate(results) if f.queries > 0]
     means = {s: sum(tables[i][s] for i in joined) / len(joined) for s in tables[0] if s and all(s in t for t in tables)}
-    assert len({f.suffix for f in found}) == 1
-    assert [f.text.endswith(network().encoder.decode(f.suffix)) for f in found] == [True] * 3
-    assert found[0].loss == pytest.approx(means[found[0].suffix], abs=1e-6)
-    assert found[0].loss >= min(means.values()) - 1e-6
-    assert found[0].loss < sum(means.values()) / len(means) - 0.5
+    assert len({f.suffix for f in results}) == 1
+    assert [f.text.endswith(network().encoder.decode(f.suffix)) for f in results] == [True] * 3
+    assert results[0].loss == pytest.approx(means[results[0].suffix], abs=1e-6)
+    assert results[0].loss >= min(means.values()) - 1e-6
+    assert results[0].loss < sum(means.values()) / len(means) - 0.5
     assert len(joined) > 1
-    assert [f.queries for f in found] == sorted((f.queries for f in found), reverse=True)
-    assert sum(f.queries for f in found) == target.num_queries
+    assert [f.queries for f in results] == sorted((f.queries for f in results), reverse=True)
+    assert sum(f.queries for f in results) == target.num_queries
     target = GeneratorTarget(network())
     attack.search(target, examples, Budget(queries=30), random.Random(0))
     assert target.num_queries <= 90

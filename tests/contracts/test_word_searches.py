@@ -46,12 +46,12 @@ class Bag(Target):
 
 
 def reviews(number=30, words=8, seed=0):
-    rng, bag, found = random.Random(seed), Bag(), []
+    rng, bag, examples = random.Random(seed), Bag(), []
     pool = [*WEIGHTS, "movie", "plot", "ocean", "table", "actor", "music"]
-    while len(found) < number:
+    while len(examples) < number:
         text = " ".join(rng.sample(pool, words))
-        found.append(Example(prompt=text, label=int(bag.score(text) > 0), id=f"r{len(found)}"))
-    return found
+        examples.append(Example(prompt=text, label=int(bag.score(text) > 0), id=f"r{len(examples)}"))
+    return examples
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def by_hand(example, table, edits, bag):
 def test_exhaustive_finds_the_fewest_edits_there_are(lexicon):
     examples, bag = reviews(40), Bag()
     attack = attacks.Exhaustive(lexicon=lexicon(ISH), max_changed=1.0)
-    found = [
+    sizes = [
         None if p.text is None else sum(a != b for a, b in zip(e.prompt.split(), p.text.split(), strict=True))
         for e, p in zip(examples, run(attack, examples, bag), strict=True)
     ]
-    assert found == [by_hand(e, ISH, 2, bag) for e in examples]
-    assert {1, 2, None} == set(found)
+    assert sizes == [by_hand(e, ISH, 2, bag) for e in examples]
+    assert {1, 2, None} == set(sizes)
 
 
 def test_exhaustive_counts_its_texts_and_refuses_too_many(lexicon):
@@ -116,14 +116,14 @@ def test_exhaustive_counts_its_texts_and_refuses_too_many(lexicon):
     assert all(len(text.split()) == 2 for text in bag.sent)
 
 
-def searches(path, **more):
-    given = {"lexicon": path, "max_changed": 0.25, **more}
+def searches(path, **fields):
+    options = {"lexicon": path, "max_changed": 0.25, **fields}
     return {
-        "greedy": attacks.Words(style="textfooler", **given),
-        "gain": attacks.Words(style="textfooler", rank="gain", **given),
-        "pwws": attacks.Words(style="pwws", **given),
-        "beam": attacks.Beam(width=3, **given),
-        "population": attacks.Population(size=20, generations=4, **given),
+        "greedy": attacks.Words(style="textfooler", **options),
+        "gain": attacks.Words(style="textfooler", rank="gain", **options),
+        "pwws": attacks.Words(style="pwws", **options),
+        "beam": attacks.Beam(width=3, **options),
+        "population": attacks.Population(size=20, generations=4, **options),
     }
 
 
@@ -138,9 +138,9 @@ def test_no_search_beats_the_oracle_and_on_a_linear_bag_greedy_is_optimal(lexico
         best = success(run(attacks.Exhaustive(lexicon=path, max_changed=0.25), right, bag))
         rates = {"oracle": sum(best)}
         for name, attack in searches(path).items():
-            found = success(run(attack, right, bag))
-            assert all(b >= f for b, f in zip(best, found, strict=True)), name
-            rates[name] = sum(found)
+            successes = success(run(attack, right, bag))
+            assert all(b >= f for b, f in zip(best, successes, strict=True)), name
+            rates[name] = sum(successes)
         if not bag.pairs:
             assert rates["greedy"] == rates["gain"] == rates["beam"] == rates["oracle"] > 5
         else:
@@ -162,9 +162,9 @@ def test_a_wider_beam_finds_the_pair_that_a_narrow_one_drops(lexicon):
     table = {w: [f"{w}ish"] for w in ("good", "fine", "lovely")}
     example = Example(prompt="good table fine lovely", label=1, id="x")
     bag = Bag(pairs={("fineish", "lovelyish"): -8.0})
-    for width, found in ((1, None), (3, "good table fineish lovelyish")):
+    for width, texts in ((1, None), (3, "good table fineish lovelyish")):
         (proposal,) = run(attacks.Beam(lexicon=lexicon(table), width=width, max_changed=0.5), [example], bag)
-        assert proposal.text == found
+        assert proposal.text == texts
     # Two places of four words: those whose [UNK] costs most are good (3) and lovely (2).
     run(attacks.Beam(lexicon=lexicon(table), width=3, places=2, max_changed=0.5), [example], few := Bag(bias=5.0))
     assert not any("fineish" in text for text in few.sent)
@@ -175,15 +175,15 @@ def test_the_population_recombines_what_it_found(lexicon):
     so that two cannot reach five, and without crossing five would be needed."""
     example = Example(prompt="good great fine superb lovely", label=1, id="x")
     path = lexicon({w: [f"{w}ish"] for w in WEIGHTS})
-    given = {"lexicon": path, "size": 12, "max_changed": 1.0}
-    (late,) = run(attacks.Population(generations=12, **given), [example], bag := Bag(bias=-0.1))
-    (early,) = run(attacks.Population(generations=2, **given), [example], Bag(bias=-0.1))
-    (four,) = run(attacks.Population(generations=4, **given), [example], Bag(bias=-0.1))
+    options = {"lexicon": path, "size": 12, "max_changed": 1.0}
+    (late,) = run(attacks.Population(generations=12, **options), [example], bag := Bag(bias=-0.1))
+    (early,) = run(attacks.Population(generations=2, **options), [example], Bag(bias=-0.1))
+    (four,) = run(attacks.Population(generations=4, **options), [example], Bag(bias=-0.1))
     assert late.text == four.text == "goodish greatish fineish superbish lovelyish"
     assert early.text is None
     assert len(bag.sent) == len(set(bag.sent))
     # Elitism: what has been reached is never lost, so the number of changed words of the best text never falls.
-    limited = attacks.Population(generations=12, **{**given, "max_changed": 0.4})
+    limited = attacks.Population(generations=12, **{**options, "max_changed": 0.4})
     run(limited, [example], bag := Bag(bias=-0.1))
     assert max(sum(w.endswith("ish") for w in text.split()) for text in bag.sent) == 2
 
@@ -191,9 +191,9 @@ def test_the_population_recombines_what_it_found(lexicon):
 ALL = ("greedy", "gain", "pwws", "beam", "population", "exhaustive")
 
 
-def named(name, path, **more):
-    given = {"max_changed": 0.4, **more}
-    return attacks.Exhaustive(lexicon=path, **given) if name == "exhaustive" else searches(path, **given)[name]
+def named(name, path, **fields):
+    options = {"max_changed": 0.4, **fields}
+    return attacks.Exhaustive(lexicon=path, **options) if name == "exhaustive" else searches(path, **options)[name]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -264,11 +264,11 @@ def test_edit_distance_is_levenshteins():
 def test_a_short_text_may_be_given_some_words(lexicon):
     """floor(0.1 * 8) = 0 words; at_least 2 gives two; a budget of edits binds all the same."""
     example = Example(prompt="good great table table movie plot actor music", label=1, id="x")
-    given = {"style": "textfooler", "lexicon": lexicon(ISH), "max_changed": 0.1}
-    assert run(attacks.Words(**given), [example])[0].note.startswith("not attacked: no word may change")
-    (two,) = run(attacks.Words(**given, constraints={"at_least": 2}), [example], Bag(bias=-0.5))
+    options = {"style": "textfooler", "lexicon": lexicon(ISH), "max_changed": 0.1}
+    assert run(attacks.Words(**options), [example])[0].note.startswith("not attacked: no word may change")
+    (two,) = run(attacks.Words(**options, constraints={"at_least": 2}), [example], Bag(bias=-0.5))
     assert sum(a != b for a, b in zip(example.prompt.split(), two.text.split(), strict=True)) == 2
-    assert run(attacks.Words(**given, constraints={"at_least": 2}), [example], Bag(bias=-0.5), Budget(edits=0.1))[0].text is None
+    assert run(attacks.Words(**options, constraints={"at_least": 2}), [example], Bag(bias=-0.5), Budget(edits=0.1))[0].text is None
 
 
 def test_windows_hold_the_word_and_what_stands_between():
@@ -305,14 +305,14 @@ def fake(monkeypatch):
 def test_similarity_is_to_the_original_or_to_the_text_before(lexicon, fake):
     """Of eight words each change costs 1/8: at 0.85 one change is within, two are not; against the text before, any number is."""
     example = Example(prompt="good great fine superb lovely movie plot actor", label=1, id="x")
-    given = {"style": "textfooler", "lexicon": lexicon({w: [f"{w}ish"] for w in WEIGHTS}), "max_changed": 1.0}
+    options = {"style": "textfooler", "lexicon": lexicon({w: [f"{w}ish"] for w in WEIGHTS}), "max_changed": 1.0}
     for against, most in (("original", 1), ("previous", 5)):
-        attack = attacks.Words(**given, constraints={"encoder": "fake", "similarity": 0.85, "against": against})
+        attack = attacks.Words(**options, constraints={"encoder": "fake", "similarity": 0.85, "against": against})
         run(attack, [example], bag := Bag(bias=1.0))
         assert max(sum(w.endswith("ish") for w in text.split()) for text in bag.sent) == most
     # In a window of two words one change costs a half; a text shorter than its window passes unseen.
     for window, most in ((2, 0), (9, 5)):
-        attack = attacks.Words(**given, constraints={"encoder": "fake", "similarity": 0.85, "window": window})
+        attack = attacks.Words(**options, constraints={"encoder": "fake", "similarity": 0.85, "window": window})
         run(attack, [example], bag := Bag(bias=1.0))
         assert max(sum(w.endswith("ish") for w in text.split()) for text in bag.sent) == most
 
@@ -346,14 +346,14 @@ def test_an_encoder_is_exact_and_reads_a_sentence_once(minilm):
     encoder = models.Similarity(minilm)
     texts = ["the movie was good", "the movie was not good at all , it was dreadful", "good"]
     pairs = [(a, b) for a in texts for b in texts]
-    found = encoder.cosines(pairs)
+    cosines = encoder.cosines(pairs)
     slow = {}
     for text in texts:  # one by one, without padding
         batch = encoder.tokenizer(text, return_tensors="pt")
         with torch.no_grad():
             slow[text] = encoder.model(**batch).last_hidden_state[0].mean(0)
     expected = [F.cosine_similarity(slow[a], slow[b], dim=0).item() for a, b in pairs]
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert cosines == pytest.approx(expected, abs=1e-5)
     encoder.cosines(pairs)
     assert encoder.num_encoded == 3
 
@@ -362,15 +362,15 @@ def test_a_masked_language_model_is_read_at_its_mask_alone(minilm):
     """The top words of the full model's logits at the mask, whole words only, padded with others or alone."""
     model = models.MaskedLM(minilm)
     texts = ["the movie was [MASK]", "a [MASK] plot and a very long list of other words behind it"]
-    found = model.fill(texts, 5)
-    for text, words in zip(texts, found, strict=True):
+    filled = model.fill(texts, 5)
+    for text, words in zip(texts, filled, strict=True):
         batch = model.tokenizer(text, return_tensors="pt")
         at = batch["input_ids"][0].tolist().index(model.tokenizer.mask_token_id)
         with torch.no_grad():
             order = model.model(**batch).logits[0, at].argsort(descending=True).tolist()
         names = [name for name in model.tokenizer.convert_ids_to_tokens(order) if name.isalpha()]
         assert words == names[:5]
-    assert model.fill(texts[::-1], 5) == found[::-1]
+    assert model.fill(texts[::-1], 5) == filled[::-1]
 
 
 def test_substitutes_in_context_depend_on_what_was_already_changed(lexicon, monkeypatch):
@@ -424,11 +424,11 @@ def test_ranking_by_gradient_is_one_query_and_one_gradient_for_all_words(lexicon
 def test_gradients_of_several_examples_are_those_of_each_alone(lexicon):
     network, examples = victims.classifier(dtype="float64"), victims.sentences(8)
     attack = attacks.Words(style="a2t", lexicon=lexicon({w: ["the"] for w in (*victims.GOOD, *victims.BAD)}), max_changed=0.5)
-    together = attack.propose(both := ClassifierTarget(network), examples, Budget(), random.Random(0))
+    together = attack.propose(shared := ClassifierTarget(network), examples, Budget(), random.Random(0))
     alone = [attack.propose(ClassifierTarget(network), [e], Budget(), random.Random(0))[0] for e in examples]
     assert [(p.text, p.note) for p in together] == [(p.text, p.note) for p in alone]
     assert any(success(together))
-    assert both.num_gradients == sum("skipped" not in p.note for p in together)
+    assert shared.num_gradients == sum("skipped" not in p.note for p in together)
     (none,) = attack.propose(ClassifierTarget(network), examples[:1], Budget(queries=1), random.Random(0))
     assert none.queries == 1
 
@@ -437,13 +437,13 @@ def test_sixteen_in_flight_need_a_quarter_of_the_forwards():
     """Every character edit of 16 examples, one by one and together: the same texts, the same result."""
     network, examples = victims.classifier(), victims.sentences(16)
     attack = attacks.Words(style="deepwordbug", max_changed=0.5)
-    together = attack.propose(both := ClassifierTarget(network), examples, Budget(), random.Random(0))
+    together = attack.propose(shared := ClassifierTarget(network), examples, Budget(), random.Random(0))
     alone, forwards = [], 0
     for example in examples:
         alone += attack.propose(target := ClassifierTarget(network), [example], Budget(), random.Random(0))
         forwards += target.num_forwards
     assert [p.text for p in together] == [p.text for p in alone]
-    assert both.num_forwards * 4 <= forwards
+    assert shared.num_forwards * 4 <= forwards
 
 
 @pytest.mark.parametrize(

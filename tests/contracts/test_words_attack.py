@@ -42,12 +42,12 @@ def path_of(tmp_path, table, name="lexicon.json.gz"):
 
 def reviews(number=40, words=9, seed=0):
     """Sentences of filler and opinion, labelled by the bag itself, so that each is right before the attack."""
-    rng, bag, found = random.Random(seed), Bag(), []
+    rng, bag, examples = random.Random(seed), Bag(), []
     pool = [*WEIGHTS, "movie", "plot", "ocean", "table", "actor", "music"]
-    while len(found) < number:
+    while len(examples) < number:
         text = " ".join(rng.sample(pool, words))
-        found.append(Example(prompt=text, label=int(bag.score(text) > 0), id=f"r{len(found)}"))
-    return found
+        examples.append(Example(prompt=text, label=int(bag.score(text) > 0), id=f"r{len(examples)}"))
+    return examples
 
 
 def fewest(example, table, limit):
@@ -71,8 +71,8 @@ def test_greedy_is_optimal_on_an_additive_victim(tmp_path, rank):
     examples = reviews()
     proposals = attack.propose(Bag(), examples, Budget(), random.Random(0))
     sizes = [fewest(e, NEUTRAL, limit=4) for e in examples]
-    found = [None if p.text is None else round(changed_words(e.prompt, p.text) * 9) for e, p in zip(examples, proposals, strict=True)]
-    assert found == sizes
+    edits = [None if p.text is None else round(changed_words(e.prompt, p.text) * 9) for e, p in zip(examples, proposals, strict=True)]
+    assert edits == sizes
     assert {1, 2, 3} <= set(sizes)
     assert None in {fewest(e, NEUTRAL, limit=1) for e in examples}
 
@@ -82,10 +82,10 @@ def test_ranking_by_gain_is_optimal_where_importance_misleads(tmp_path):
     3.1, and great -> superb 2.1. One more word fine (1.5) -> dire (-1.5). With bias -4.9: 3.1 + 1.5; one edit, good -> dull, suffices."""
     table = {"great": ["superb"], "good": ["dull"], "fine": ["dire"]}
     example = Example(prompt="great plot good music fine table", label=1, id="a")
-    given = {"style": "textfooler", "lexicon": path_of(tmp_path, table), "max_changed": 0.5}
+    options = {"style": "textfooler", "lexicon": path_of(tmp_path, table), "max_changed": 0.5}
     texts = {}
     for rank in ("leave_one_out", "gain"):
-        (proposal,) = Words(**given, rank=rank).propose(Bag(bias=-4.9), [example], Budget(), random.Random(0))
+        (proposal,) = Words(**options, rank=rank).propose(Bag(bias=-4.9), [example], Budget(), random.Random(0))
         texts[rank] = proposal.text
     assert texts["gain"] == "great plot dull music fine table"
     assert texts["leave_one_out"] == "superb plot dull music fine table"
@@ -117,9 +117,9 @@ def test_saliency_weighs_gain_as_the_paper_does(tmp_path):
     assert orders["leave_one_out"][3:] == ["rest alphb beta rest", "rest alphb betb rest"]
 
 
-def style(name, tmp_path, **more):
+def style(name, tmp_path, **fields):
     lexicon = {} if name == "deepwordbug" else {"lexicon": path_of(tmp_path, NEUTRAL)}
-    return Words(style=name, **lexicon, **more)
+    return Words(style=name, **lexicon, **fields)
 
 
 ALL_STYLES = pytest.mark.parametrize("name", ["textfooler", "textbugger", "pwws", "deepwordbug"])
@@ -143,18 +143,18 @@ def test_company_and_order_do_not_matter_and_the_batch_needs_fewer_calls(name, t
 def test_constraints_are_kept(name, tmp_path):
     """floor(0.3 * 9) = 2 words; stop words and everything between the words stay as they are."""
     examples = [Example(prompt=f"The {e.prompt}, and it was not !", label=e.label, id=e.id) for e in reviews(30)]
-    found = 0
+    successes = 0
     for share, budget in ((0.3, Budget()), (0.9, Budget(edits=0.15))):
         proposals = style(name, tmp_path, max_changed=share).propose(Bag(), examples, budget, random.Random(0))
         for example, proposal in zip(examples, proposals, strict=True):
             if proposal.text is None:
                 continue
-            found += 1
+            successes += 1
             assert changed_words(example.prompt, proposal.text) <= min(share, budget.edits or 1) + 1e-9
             assert proposal.text.startswith("The ")
             assert proposal.text.endswith(", and it was not !")
             assert (Bag().score(proposal.text) > 0) != bool(example.label)
-    assert found >= 10
+    assert successes >= 10
 
 
 @ALL_STYLES
@@ -205,9 +205,9 @@ def test_edits_of_characters_are_what_they_are_called(word):
         alike = _words_edits.homoglyph(word, rng)
         assert sum(a != b for a, b in zip(alike, word, strict=True)) == 1
         assert alike.encode("ascii", "ignore").decode() != alike
-        found = Words(candidates=8).options(word, random.Random(seed))
-        assert word not in found
-        assert len(found) == len(set(found)) <= 8
+        options = Words(candidates=8).options(word, random.Random(seed))
+        assert word not in options
+        assert len(options) == len(set(options)) <= 8
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def test_every_pass_trains_and_moves_the_delta_by_the_gradient_of_the_same_backw
         add = add * rows.tokens.mask[..., None]
     net.zero_grad(set_to_none=True)
     before = net.num_forwards
-    found, logs = update(learner(net), ROBUST, {"chat": rows}, {"adv": Climb(radius=0.3, steps=3)})
+    gradient, logs = update(learner(net), ROBUST, {"chat": rows}, {"adv": Climb(radius=0.3, steps=3)})
     assert net.num_forwards - before == 3  # no clean pass, no final one
-    torch.testing.assert_close(found, total, rtol=0, atol=EXACT)
+    torch.testing.assert_close(gradient, total, rtol=0, atol=EXACT)
     assert logs["adv/gain"] > 0
     assert logs["a/loss"] == pytest.approx((logs["adv/loss_start"] + logs["adv/loss_end"]) / 2, rel=0.2)
 
@@ -138,10 +138,10 @@ class Swap(Noise):
 def test_replaced_rows_run_instead_and_outputs_come_back_to_their_positions():
     net = network()
     rows = demos(net)
-    found, logs = update(learner(net), ROBUST, {"chat": rows}, {"adv": Swap(radius=0.1)})
+    outputs, logs = update(learner(net), ROBUST, {"chat": rows}, {"adv": Swap(radius=0.1)})
     changed = Swap(radius=0.1).ask(type("G", (), {"tokens": rows.tokens, "dtype": torch.float64}))["embedding"].tokens
     by_hand, plain = update(learner(net), {"a": SFT(source="chat")}, {"chat": replace(rows, tokens=changed)})
-    torch.testing.assert_close(found, by_hand, rtol=0, atol=EXACT)
+    torch.testing.assert_close(outputs, by_hand, rtol=0, atol=EXACT)
     assert logs["a/loss"] == pytest.approx(plain["a/loss"], rel=1e-12)
 
 
@@ -162,11 +162,12 @@ def test_hidden_states_are_those_the_next_block_reads(model):
     net = network(model=model)
     net._packs = False  # what a block reads is then laid out as what comes out
     tokens = net.encoder.demos(["a b", "c"], ["d e f", "g"])
-    kept = {}
-    handle = perturb.layer("layer:1", net.backbone).register_forward_pre_hook(lambda m, args, kw: kept.update(x=args[0]), with_kwargs=True)
+    inputs = {}
+    block = perturb.layer("layer:1", net.backbone)
+    handle = block.register_forward_pre_hook(lambda m, args, kw: inputs.update(x=args[0]), with_kwargs=True)
     outputs = net(tokens, {"hidden:layer:0", "hidden:embedding", "logprobs"})
     handle.remove()
-    assert torch.equal(outputs.hidden["layer:0"], kept["x"])
+    assert torch.equal(outputs.hidden["layer:0"], inputs["x"])
     assert torch.equal(outputs.hidden["embedding"], net.model.get_input_embeddings()(tokens.ids))
 
 
@@ -175,16 +176,16 @@ def test_a_removed_direction_is_gone_there_and_its_gradient_is_right(checkpointi
     net = network(options={"gradient_checkpointing": checkpointing}).train()
     rows = demos(net)
     r = torch.nn.functional.normalize(torch.randn(32, dtype=torch.float64), dim=0)
-    where = rows.tokens.mask & ~rows.tokens.target
-    edits = {"layer:0": Edit(ablate=r, where=where)}
+    mask = rows.tokens.mask & ~rows.tokens.target
+    edits = {"layer:0": Edit(ablate=r, where=mask)}
 
     def loss():
         out = net(rows.tokens, {"logprobs", "hidden:layer:0"}, edits)
         return -(out.logprobs * rows.tokens.target).sum(), out.hidden["layer:0"]
 
     total, hidden = loss()
-    assert (hidden[where] @ r).abs().max() <= EXACT
-    assert (hidden[~where] @ r).abs().max() > 1e-3
+    assert (hidden[mask] @ r).abs().max() <= EXACT
+    assert (hidden[~mask] @ r).abs().max() > 1e-3
     net.zero_grad()
     total.backward()
     weight = net.model.transformer.h[0].mlp.c_proj.weight
@@ -247,29 +248,29 @@ def test_rows_are_attacked_with_the_probability_given_whatever_the_split():
 def test_special_tokens_stay_where_they_may_not_move():
     net = network("classifier")
     rows = labels(net)
-    seen = {}
+    moved = {}
 
     class Watch(Noise):
         def start(self, context):
-            seen[self.special] = context.allowed
+            moved[self.special] = context.allowed
             return super().start(context)
 
     for special in (True, False):
         update(learner(net), {"c": Classify(source="s", view="adv")}, {"s": rows}, {"adv": Watch(radius=0.1, special=special)})
-    named = torch.isin(rows.tokens.ids, torch.tensor(sorted(net.encoder.special_ids)))
-    assert torch.equal(seen[True], rows.tokens.mask)
-    assert torch.equal(seen[False], rows.tokens.mask & ~named)
-    assert (rows.tokens.mask & named).any()
+    adversaries = torch.isin(rows.tokens.ids, torch.tensor(sorted(net.encoder.special_ids)))
+    assert torch.equal(moved[True], rows.tokens.mask)
+    assert torch.equal(moved[False], rows.tokens.mask & ~adversaries)
+    assert (rows.tokens.mask & adversaries).any()
 
 
 def test_dropout_that_is_off_stays_off_when_a_checkpoint_recomputes():
     """The backward comes after dropout is on again: without the modes of then, the recomputation would draw masks."""
-    found = []
+    gradients_of = []
     for checkpointing in (False, True):
         net = network("classifier", options={"dropout": 0.5, "gradient_checkpointing": checkpointing})
         terms = {"c": Classify(source="s", view="adv")}
-        found.append(update(learner(net), terms, {"s": labels(net)}, {"adv": PGD(radius=0.3, steps=2, dropout="off")})[0])
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=EXACT)
+        gradients_of.append(update(learner(net), terms, {"s": labels(net)}, {"adv": PGD(radius=0.3, steps=2, dropout="off")})[0])
+    torch.testing.assert_close(gradients_of[1], gradients_of[0], rtol=0, atol=EXACT)
 
 
 def test_the_mean_embedding_norm_follows_the_matrix():

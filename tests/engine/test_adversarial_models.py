@@ -24,11 +24,11 @@ def test_the_matrix_tied_to_the_head_is_not_moved_by_the_attack():
     as the common FGM class does, moves every occurrence and the head with it.)"""
     net = network()
     assert net.model.get_input_embeddings().weight is net.model.get_output_embeddings().weight
-    seen = Recorder(PGD(radius=0.3, steps=2))
+    recorder = Recorder(PGD(radius=0.3, steps=2))
     before = net.model.get_input_embeddings().weight.detach().clone()
     tokens = net.encoder.demos(["a a :"], ["b a"])
-    update(learner(net), ROBUST, {"chat": DemoRows(tokens=tokens)}, {"adv": seen})
-    (delta,) = seen.deltas.values()
+    update(learner(net), ROBUST, {"chat": DemoRows(tokens=tokens)}, {"adv": recorder})
+    (delta,) = recorder.deltas.values()
     twice = [t for t, i in enumerate(tokens.ids[0].tolist()) if i == net.encoder.tokenizer.get_vocab()["a"]]
     assert len(twice) == 3
     assert not torch.allclose(delta[twice[0]], delta[twice[1]])
@@ -42,15 +42,15 @@ def test_radius_one_is_one_mean_embedding_as_the_first_block_sees_it(config, tmp
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config(**SMALL)).save_pretrained(tmp_path)
     net = load(str(tmp_path), tokenizer={"kind": "words"}, texts=TEXTS, max_length=64, dtype="float64").eval()
-    seen = []
-    perturb.layer("layer:0", net.backbone).register_forward_pre_hook(lambda m, args, kw: seen.append(args[0].detach()), with_kwargs=True)
+    inputs = []
+    perturb.layer("layer:0", net.backbone).register_forward_pre_hook(lambda m, args, kw: inputs.append(args[0].detach()), with_kwargs=True)
     every = torch.arange(40)[None]
     tokens = Tokens(ids=every, mask=every >= 0, target=every > 0, group=torch.zeros(1).long(), key=torch.zeros(1).long())
     unit = net.mean_embedding_norm()
     add = torch.nn.functional.normalize(torch.randn(1, 40, 16, dtype=torch.float64), dim=-1) * 0.5 * unit
     net(tokens, {"logprobs"})
     net(tokens, {"logprobs"}, {"embedding": Edit(add)})
-    clean, attacked = seen
+    clean, attacked = inputs
     assert clean.norm(dim=-1).mean().item() == pytest.approx(unit * _later(clean, net, every), rel=1e-9)
     assert (attacked - clean).norm(dim=-1).mean().item() == pytest.approx(0.5 * clean.norm(dim=-1).mean().item(), rel=1e-9)
     raw = net.model.get_input_embeddings().weight.norm(dim=1).mean().item()
@@ -70,9 +70,9 @@ def test_an_adapter_on_a_frozen_matrix_is_attacked_and_trained(dtype, checkpoint
     options = {"lora": {"r": 2, "target_modules": ["c_attn"]}, "gradient_checkpointing": checkpointing}
     net = load("scratch:tiny-gpt2?n_embd=32", tokenizer={"kind": "words"}, texts=TEXTS, max_length=32, dtype=dtype, options=options)
     assert not net.model.get_input_embeddings().weight.requires_grad
-    seen = Recorder(PGD(radius=2.0, steps=3))
-    gradient, logs = update(learner(net), ROBUST, {"chat": demos(net)}, {"adv": seen})
-    assert all(delta.dtype == torch.float32 for delta in seen.deltas.values())
+    recorder = Recorder(PGD(radius=2.0, steps=3))
+    gradient, logs = update(learner(net), ROBUST, {"chat": demos(net)}, {"adv": recorder})
+    assert all(delta.dtype == torch.float32 for delta in recorder.deltas.values())
     assert logs["adv/gain"] > 0
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0

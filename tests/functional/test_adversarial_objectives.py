@@ -316,8 +316,8 @@ def test_the_adversary_of_cat_makes_the_harmful_answer_likelier_and_both_answers
     terms = {"clean": CAT(source="harm", coef=1e-9), "cat": CAT(source="harm", view="pgd")}
     _, logs = update(learner(net), terms, {"harm": pairs(net)}, {"pgd": pgd})
     assert logs["cat/nll/rejected"] < logs["clean/nll/rejected"] - 0.05
-    wanted = replace(pgd, inner=replace(inner, wanted="chosen"))
-    _, other = update(learner(net), terms, {"harm": pairs(net)}, {"pgd": wanted})
+    expected = replace(pgd, inner=replace(inner, wanted="chosen"))
+    _, other = update(learner(net), terms, {"harm": pairs(net)}, {"pgd": expected})
     assert other["cat/nll/chosen"] < min(logs["cat/nll/chosen"], other["clean/nll/chosen"]) - 0.05
 
 
