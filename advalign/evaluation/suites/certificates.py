@@ -80,7 +80,7 @@ class Smoothing(CertificateMethod):
     """Copies that bound its probability (section 4: 100,000, which caps R at 3.8 sigma; 1000 caps it at 2.5 sigma)."""
     alpha: float = 0.001
     """The probability that the bound is wrong (section 4)."""
-    radii: Sequence[float] = ()
+    radii: tuple[float, ...] = ()
     """Reported radii; empty: 0, 0.5, 1, 1.5 and 2 sigma."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Smoothing(CertificateMethod):
 
     @property
     def sizes(self) -> tuple[float, ...]:
-        return tuple(self.radii) or tuple(self.sigma * x for x in (0.0, 0.5, 1.0, 1.5, 2.0))
+        return self.radii or tuple(self.sigma * x for x in (0.0, 0.5, 1.0, 1.5, 2.0))
 
     @property
     def threat(self) -> str:
@@ -125,7 +125,7 @@ class Masking(CertificateMethod):
     """Copies that bound its probability (released code: 5000)."""
     alpha: float = 0.001
     """The probability that the bound is wrong (released code: 0.05)."""
-    words: Sequence[int] = (1, 2, 3, 5)
+    words: tuple[int, ...] = (1, 2, 3, 5)
     """Reported numbers of changed words."""
     beta: str = "one"
     """"one", or "estimate" (the paper's, from the clean text), which certifies nothing."""
