@@ -15,8 +15,8 @@ INTERFACES = {file: source for file, source in SOURCES.items() if file.startswit
 # Files that look up attributes of objects of other libraries: (whose objects, the names, `*` for names held by a variable).
 FOREIGN = {
     "adversaries/_word_reader.py": ("a tokenizer of transformers", "added_tokens_decoder chat_template"),
-    "attacks/_textattack_stand_ins.py": ("a transformation of TextAttack", "transformations _lm_tokenizer"),
-    "attacks/_words_constraints.py": ("a masked language model of transformers", "*"),
+    "attacks/_textattack_replacements.py": ("a transformation of TextAttack", "transformations _lm_tokenizer"),
+    "attacks/_words_models.py": ("a masked language model of transformers", "*"),
     "models/architecture.py": ("modules, configurations and tokenizers of transformers and peft", "*"),
     "plugins.py": ("a module from outside the package", "__all__"),
     "rewards/_symbolic.py": ("the standard library, which has no timers on some systems", "setitimer"),

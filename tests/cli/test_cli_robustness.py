@@ -83,7 +83,7 @@ def test_attack_a_generator_towards_a_target(advalign, tmp_path):
     ("arguments", "sentence"),
     [
         (["eval", "nowhere/at/all", "--suite", "SUITE"], "nowhere/at/all"),
-        (["eval", "EMPTY", "--suite", "SUITE"], "holds no config.json, so it is no model"),
+        (["eval", "EMPTY", "--suite", "SUITE"], "holds no config.json, so it is not a model"),
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garak"], "--export was given without --output"),
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garrak", "--output", "OUT"], "Did you mean 'garak'"),
         (["eval", "VICTIM", "--suite", "SUITE", "--data", "absent.jsonl"], "absent.jsonl"),
