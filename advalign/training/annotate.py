@@ -22,6 +22,7 @@ from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.models import Network
 from advalign.training.columns import columns
+from advalign.training.run_spec import REFERENCE
 from advalign.types import DemoRows, FeedbackRows, PairRows, RolloutRows, TokenRows
 
 
@@ -195,5 +196,5 @@ def annotate_feedback(
 
 def _reference_logprobs(rows: TokenRows, reference: Network | None, budget: int, processes: ProcessGroup) -> Tensor:
     if reference is None:
-        raise ConfigError("frozen: an objective compares with the reference; add frozen: {reference: {learner: policy}}.")
+        raise ConfigError(f"frozen: an objective compares with the reference; add frozen: {{{REFERENCE}: {{learner: policy}}}}.")
     return columns(reference, rows, {"logprobs"}, budget, processes)["logprobs"]

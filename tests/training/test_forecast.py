@@ -49,7 +49,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_operations_of_a_step_are_those_counted(name):
-    """Prompts are counted in every row of an update, though a group's is run once (`models/padding_free.py`): what is sampled for is less."""
+    """Prompts are counted in every row of an update, though that of a group is run once (`models/padding_free.py`)."""
     objectives, sections = RUNS[name]
     run = trainer(objectives, **sections)
     run.start()

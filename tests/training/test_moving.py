@@ -13,6 +13,7 @@ from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
 from advalign.objectives.sft import SFT
 from advalign.rewards.function import Function
+from advalign.training.run_spec import RunSpec
 from advalign.training.schedule import Timeline
 
 
@@ -175,3 +176,29 @@ def test_an_average_follows_its_learner():
         average = {name: 0.75 * average[name] + 0.25 * current[name] for name in current}  # w <- ema w + (1 - ema) w_learner
     for name, value in weights(trainer.frozen["mean"]).items():
         assert torch.allclose(value, average[name], rtol=0, atol=1e-12), name
+
+
+def test_a_step_is_planned_once(monkeypatch):
+    """Every part of a step is handed the same configuration, objectives and plans."""
+    calls = []
+    real = RunSpec.active_config
+
+    def counting(self, stage, step=0, *arguments, **options):
+        calls.append(step)
+        return real(self, stage, step, *arguments, **options)
+
+    trainer = game(schedules={"objectives.robust.coef": Ramp(end=0.5, steps=2)})
+    trainer.start()
+    monkeypatch.setattr(RunSpec, "active_config", counting)
+    for _ in range(3):
+        trainer.training_step()
+    assert calls == [0, 1, 2]
+
+
+def test_the_copy_that_is_the_reference_is_resolved_in_one_place():
+    def spec(**frozen):
+        return imitation(frozen=frozen).run_spec
+
+    assert spec().reference is None
+    assert spec(teacher=Frozen()).reference is None
+    assert spec(reference=Frozen(), teacher=Frozen()).reference == "reference"
