@@ -76,7 +76,7 @@ def test_losses_and_gradients(golden, name):
     if name.startswith("kl_cov"):
         # There the covariance is taken with the log-probabilities of now; ours are the draw's. The choice is made with theirs here.
         penalised = KLCov(**S, fraction=0.2).penalised(rows(golden, old_logprobs=t(golden["inputs"]["new"])))
-        object.__setattr__(CASES[name], "held", lambda _: penalised)
+        object.__setattr__(CASES[name], "penalised", lambda _: penalised)
     total, gradient, _ = loss_and_gradient(golden, CASES[name], r)
     want = golden["policy_losses"][name]
     assert total == pytest.approx(want["loss"], abs=2e-8)
