@@ -8,9 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jaxtyping
+from helpers import runtime_checks
 
 # Before the first import of the package: only modules imported under the hook are checked.
-jaxtyping.install_import_hook("advalign", "runtime_checks.check")
+jaxtyping.install_import_hook("advalign", f"{runtime_checks.__name__}.check")
 
 import importlib.util
 import json

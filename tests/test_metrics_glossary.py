@@ -1,19 +1,13 @@
 """Every number that is logged has its line in docs/metrics.md, and every line is logged by something."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 import yaml
-from contracts.test_objectives import TABLE, build, outputs
+from helpers.glossary import ENTRIES, PAGE, ROOT, SLOTS, unknown
+from helpers.objectives import TABLE, build, outputs
 
 from advalign import config, plugins
-
-ROOT = Path(plugins.__file__).parents[1]
-PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-ENTRIES = re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)
-SLOTS = ("objective", "source", "learner", "adversary", "evaluation")  # names that a configuration gives
 
 # Sources with every option that logs, all kinds of rows, an attacked term and one learner of each head.
 RUN = """
@@ -71,20 +65,6 @@ evaluations:
   probed: {<<: *judged, sampler: policy, sampling: *short, probe: {learning_rate: 1.0e-3, steps: 2}}
 args: {max_steps: 2, eval_steps: 1, measure_every: 1}
 """
-
-
-def pattern(entry: str, names: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
-    """The logged names that an entry stands for, in a run whose configuration has these names."""
-    text = re.escape(entry)
-    for slot in SLOTS:
-        text = text.replace(f"<{slot}>", f"(?:{'|'.join(map(re.escape, names[slot])) or '(?!)'})")
-    text = text.replace("<reward>", f"(?:{'|'.join(plugins.kinds('rewards'))})").replace("<kind>", "(?:real|perturbed|generated|corrupted)")
-    return re.compile(text.replace("<k>", "[0-9]+"))
-
-
-def unknown(logged, names) -> list[str]:
-    patterns = [pattern(entry, names) for entry in ENTRIES]
-    return sorted(name for name in logged if not any(p.fullmatch(name) for p in patterns))
 
 
 @pytest.fixture(scope="module")

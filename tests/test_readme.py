@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers.networks import demos, network
-from victims import sentences
+from helpers.victims import sentences
 
 from advalign import cli, config
 from advalign.types import Outputs

@@ -5,8 +5,8 @@ from typing import Protocol
 import jaxtyping
 import pytest
 import torch
+from helpers.runtime_checks import check
 from jaxtyping import Float, Int
-from runtime_checks import check
 from torch import Tensor
 
 from advalign import types

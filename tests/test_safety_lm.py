@@ -1,17 +1,19 @@
 """benchmarks/prepare_safety_lm.py and adv_safety.py: nothing that is asked in the test was trained on, arms differ in their terms."""
 
 import sys
+from pathlib import Path
 
 import pytest
-from test_results import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import adv_safety
 import prepare_safety_lm as safety
 import tables_adv_safety
 
 from advalign import config as configuration
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_request_that_differs_by_few_words_counts_as_the_same():

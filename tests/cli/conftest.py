@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from victims import classifier
+from helpers.victims import classifier
 
 from advalign import cli
 

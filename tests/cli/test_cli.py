@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from victims import sentences
+from helpers.victims import sentences
 
 from advalign import load, plugins
 from advalign.metrics.run_log import read

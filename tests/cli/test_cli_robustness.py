@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from victims import classifier, generator_model, sentences
+from helpers.victims import classifier, generator_model, sentences
 
 
 def done(result):

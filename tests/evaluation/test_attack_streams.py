@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-import victims
+from helpers import victims
 
 from advalign.evaluation import Suite
 from advalign.interfaces import Attack

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-import victims
-from attackers import Say
+from helpers import victims
+from helpers.attackers import Say
 
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.benign import Benign

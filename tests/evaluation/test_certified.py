@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-import victims
+from helpers import victims
 from omegaconf import OmegaConf
 from torch import nn
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import scipy.stats
-from attackers import Say
+from helpers.attackers import Say
 
 from advalign import judges
 from advalign.errors import ConfigError

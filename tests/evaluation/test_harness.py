@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-import victims
-from attackers import Say
+from helpers import victims
+from helpers.attackers import Say
 
 from advalign import attacks, judges
 from advalign.errors import ConfigError

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-import victims
+from helpers import victims
 
 from advalign.evaluation import Suite
 from advalign.interfaces import Attack

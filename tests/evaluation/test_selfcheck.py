@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-import victims
+from helpers import victims
 from torch import nn
 from torch.nn import functional as F
 

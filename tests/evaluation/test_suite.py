@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-import victims
+from helpers import victims
 
 from advalign import adversaries, attacks
 from advalign.errors import ConfigError

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contracts.test_adversaries import SITE, climb, end_update, perturbation_context, run
 from helpers.networks import demos, gradients, labels, learner, network, update
+from helpers.perturbations import SITE, climb, end_update, perturbation_context, run
 from torch.nn import functional as F
 
 from advalign import adversaries

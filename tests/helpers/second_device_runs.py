@@ -14,10 +14,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import victims
-from contracts import test_objectives as objectives
-from contracts.test_attacks import GIVEN
-from helpers import two_process_runs
+from helpers import objectives, two_process_runs, victims
+from helpers.attacks import REQUIRED
 from helpers.runs import DATA, discriminator, policy, write
 from helpers.second_device import DEVICE, accelerated
 
@@ -178,7 +176,7 @@ def attack(cls):
     against_policy = cls.head == "policy"
     results = []
     for network in both(victims.generator_model() if against_policy else victims.classifier()):
-        search = cls(**GIVEN.get(plugins.kind_of(cls), dict)())
+        search = cls(**REQUIRED.get(plugins.kind_of(cls), dict)())
         examples = victims.sums()[:3] if against_policy else victims.sentences(3)
         proposals = search.propose(target_of(network), examples, Budget(queries=30), random.Random(0))
         results.append([[p.text, p.note, p.attempts, p.forced, edits_on_cpu(p.edits)] for p in proposals])

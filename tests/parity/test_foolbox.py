@@ -8,7 +8,7 @@ import math
 import pytest
 import scipy.stats
 import torch
-from contracts.test_adversaries import SITE, climb, perturbation_context, run
+from helpers.perturbations import SITE, climb, perturbation_context, run
 from torch import nn
 from torch.nn import functional as F
 

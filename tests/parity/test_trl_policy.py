@@ -1,6 +1,6 @@
 """The policy objectives as TRL 1.16 computes them: loss, gradient with respect to the new log-probabilities, metrics.
 
-TRL's own code, run on random ragged draws (`tests/trl_grpo.py`): six groups of four, prompts and responses of different lengths,
+TRL's own code, run on random ragged draws (`tests/helpers/trl_grpo.py`): six groups of four, prompts and responses of different lengths,
 observations inside responses, ratios far beyond every clip. Where the two differ on purpose, the test says so and has the number.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trl_grpo import Trainer, draw
+from helpers.trl_grpo import Trainer, draw
 
 from advalign.functional import mismatch, policy
 from advalign.objectives._policy import Correction

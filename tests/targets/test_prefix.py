@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-import victims
+from helpers import victims
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from advalign.models import Network, load

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import victims
+from helpers import victims
 
 from advalign import evaluation, targets
 from advalign.errors import BudgetError, ConfigError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 import pytest
-from corpus import RANKS, sentences
+from helpers.corpus import RANKS, sentences
 
 from advalign import plugins
 from advalign.errors import unknown

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.equal import assert_equal
 from helpers.runs import DATA, policy, same, weights
 from torch.nn.functional import softplus
-from training.test_resume import assert_equal
 
 from advalign import Frozen, Learner, Stage, Trainer, TrainingArguments
 from advalign import sources as src

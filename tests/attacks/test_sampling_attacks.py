@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import victims
+from helpers import victims
 
 from advalign import attacks
 from advalign.attacks._transforms import MORSE, TRANSFORMS

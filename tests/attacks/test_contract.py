@@ -1,13 +1,12 @@
 """Contract of every attack, by its file; and of the embedding attack: exact on a linear model, never weaker than nothing."""
 
-import functools
 import importlib.util
 import random
-import tempfile
 
 import pytest
 import torch
-import victims
+from helpers import victims
+from helpers.attacks import REQUIRED
 from torch import nn
 
 from advalign import adversaries, attacks, plugins
@@ -21,29 +20,12 @@ HAS_TEXTATTACK = importlib.util.find_spec("textattack") is not None
 OPTIONAL = {"textattack": pytest.mark.skipif(not HAS_TEXTATTACK, reason="the extra 'textattack' is not installed")}
 
 
-@functools.cache
-def attacker():
-    """A small language model in a folder, which stands for a trained attacker."""
-    folder = tempfile.mkdtemp()
-    victims.generator_model().save_pretrained(folder)
-    return folder
-
-
-# What an attack cannot do without.
-GIVEN = {
-    "beast": lambda: {"length": 8},  # the victim reads 32 tokens
-    "function": lambda: {"fn": lambda target, prompt, rng: (f"{prompt} {rng.random()}" for _ in range(3))},
-    "learned": lambda: {"model": attacker()},
-    "many_shot": lambda: {"shots": victims.sums()},
-}
-
-
 # These propose without a query.
 REWRITERS = {"best_of_n", "function", "learned", "many_shot", "prefill", "template"}
 
 
 def made(cls):
-    return cls(**GIVEN.get(plugins.kind_of(cls), dict)())
+    return cls(**REQUIRED.get(plugins.kind_of(cls), dict)())
 
 
 every_attack = pytest.mark.parametrize(

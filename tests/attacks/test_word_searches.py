@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import victims
 import yaml
+from helpers import victims
 from torch.nn import functional as F
 
 from advalign import attacks

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import victims
+from helpers import victims
 from torch.nn import functional as F
 
 from advalign.attacks._gradients import embedding_gradients

@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
+from helpers.equal import assert_equal
 from helpers.runs import DATA, imitation, policy, weights
-from training.test_resume import assert_equal
 
 from advalign import Trainer, TrainingArguments, attacks
 from advalign import sources as src

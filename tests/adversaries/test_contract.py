@@ -10,19 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.perturbations import ONE_VECTOR, SITE, climb, end_update, perturbation_context, run
 from torch.nn import functional as F
 
 from advalign import adversaries, config, plugins
 from advalign.errors import ConfigError
 from advalign.functional import balls
-from advalign.interfaces import Adversary, PerturbationContext
-from advalign.types import Tokens
+from advalign.interfaces import Adversary
 
 PAGES = Path(plugins.__file__).parents[1] / "docs" / "algorithms"
 DUAL = {"L2": 2.0, "Linf": 1.0, "L1": float("inf")}
-SITE = "embedding"
 CONTINUOUS = [cls for cls in plugins.all("adversaries") if cls.family == "continuous"]
-ONE_VECTOR = (adversaries.Universal,)  # one delta for all rows, in a ball per token
 FEW = {adversaries.APGD: {"steps": 25}}  # checkpoints at 6, 10, 14, 17, 20, 21, 23 and 24 moves are enough
 SCOPED = [(cls, scope) for cls in CONTINUOUS for scope in ("token", "row") if scope == "token" or cls not in ONE_VECTOR]
 every_adversary = pytest.mark.parametrize("cls", CONTINUOUS, ids=lambda cls: cls.__name__)
@@ -30,51 +28,6 @@ every_own_delta = pytest.mark.parametrize(("cls", "scope"), [x for x in SCOPED i
 every_allowed_scope = pytest.mark.parametrize(("cls", "scope"), SCOPED)
 every_ball = pytest.mark.parametrize("ball", DUAL)
 every_scope = pytest.mark.parametrize("scope", ["token", "row"])
-
-
-def perturbation_context(allowed, radius, keys, dim=3, dtype=torch.float64, memory=None, epoch=0, step=0):
-    """Rows named by `keys`, whose token ids begin with their key; allowed positions are the real tokens."""
-    keys = [int(key) for key in keys]
-    generators = [torch.Generator().manual_seed(key) for key in keys]
-    ids = torch.tensor([[key + 1, *range(7, 6 + allowed.shape[1])] for key in keys])
-    number = torch.tensor(keys)
-    return PerturbationContext(
-        shapes={SITE: (allowed.shape[1], dim)},
-        allowed=allowed,
-        radius=radius,
-        dtype=dtype,
-        generators=generators,
-        tokens=Tokens(ids=ids, mask=allowed, target=torch.zeros_like(allowed), group=number, key=number),
-        names=tuple(f"train/{key}" for key in keys),
-        key=(0, "update", "policy", step, 0, epoch, 0),
-        memory={} if memory is None else memory,
-    )
-
-
-def climb(adversary, context, loss_of):
-    """One micro-batch of the engine's loop: ask, losses, gradients, tell. Returns the state and every delta that was asked."""
-    state, iterates = adversary.start(context), []
-    for _ in range(adversary.passes):
-        delta = adversary.ask(state)[SITE].add.detach().requires_grad_()
-        losses = loss_of(delta)
-        (gradient,) = torch.autograd.grad(losses.sum(), delta)
-        iterates.append(delta.detach())
-        state = adversary.tell(state, losses.detach(), {SITE: gradient})
-    return state, iterates
-
-
-def end_update(adversary, memory):
-    adversary.end_update(memory, lambda x: x)
-
-
-def run(adversary, context, loss_of):
-    """One update and its last ask. Returns the final delta and the first one; one vector moves at the end of the update."""
-    first = adversary.ask(adversary.start(context))[SITE].add
-    for key, generator in zip(context.tokens.key.tolist(), context.generators, strict=True):
-        generator.manual_seed(key)
-    state, _ = climb(adversary, context, loss_of)
-    end_update(adversary, context.memory)
-    return adversary.ask(adversary.start(context) if isinstance(adversary, ONE_VECTOR) else state)[SITE].add, first
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-import victims
+from helpers import victims
 
 from advalign import attacks
 from advalign.attacks import _token_steps as steps

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-import victims
+from helpers import victims
 
 from advalign import adversaries, attacks
 from advalign.attacks._suffix import SuffixEncoder

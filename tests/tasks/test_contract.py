@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import combinations_with_replacement, permutations, product
 
 import pytest
-from corpus import RANKS, sentences
+from helpers.corpus import RANKS, sentences
 
 from advalign import plugins
 from advalign.errors import ConfigError

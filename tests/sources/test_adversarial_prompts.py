@@ -5,8 +5,9 @@ import math
 
 import pytest
 import yaml
-from training.test_game import SUMS, Table, answer
-from training.test_resume import assert_equal
+from helpers.equal import assert_equal
+from helpers.games import SUMS, Table, answer
+from helpers.glossary import unknown
 
 from advalign import config
 from advalign.advantages.group import Group
@@ -268,8 +269,6 @@ args: {max_steps: 4, save_steps: 2}
 
 
 def test_a_run_resumes_bit_for_bit_and_logs_what_the_glossary_says(tmp_path):
-    from test_metrics_glossary import unknown
-
     def trainer(folder, steps):
         described = yaml.safe_load(RUN)
         described["args"] |= {"output_dir": str(tmp_path / folder), "max_steps": steps}

@@ -5,7 +5,7 @@ import random
 from itertools import combinations
 
 import pytest
-from corpus import RANKS, sentences
+from helpers.corpus import RANKS, sentences
 
 from advalign import data
 from advalign.errors import AdvalignError, ConfigError

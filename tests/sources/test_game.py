@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from helpers.context import FakeContext
+from helpers.equal import assert_equal
+from helpers.games import SUMS, Table, answer
+from helpers.glossary import unknown
 from helpers.runs import spy
-from training.test_resume import assert_equal
 
 from advalign import Learner, Trainer, TrainingArguments, config, plugins
 from advalign.advantages.group import Group
@@ -24,35 +25,9 @@ from advalign.sources._game import Injection, Opponents, Payoff, attack_payoff
 from advalign.sources.defender import Defender
 from advalign.sources.game import Game
 from advalign.training import checkpoint
-from advalign.types import Example, Rollout, RolloutGroup, Sampling
+from advalign.types import Example, Sampling
 
 CENTRED = Group(scale="none")
-SUMS = {"task": {"kind": "arithmetic", "digits": 1}}
-
-
-class Table(FakeContext):
-    """A run without models: `says[name](prompt)` are the texts of a learner or of a frozen copy; every call is recorded."""
-
-    def __init__(self, **says):
-        super().__init__()
-        self.says, self.asked = says, []
-
-    def generate(self, learner, examples, n, sampling, key):
-        self.asked.append((learner, [e.prompt for e in examples], n, key))
-        groups = []
-        for example in examples:
-            texts = self.says[learner](example.prompt)
-            assert len(texts) == n
-            rollouts = [
-                Rollout(response_ids=[7] * max(len(t), 1), sampler_logprobs=[-1.0] * max(len(t), 1), text=t, finished=True) for t in texts
-            ]
-            groups.append(RolloutGroup(example=example, prompt_ids=[1], rollouts=rollouts))
-        return groups
-
-
-def answer(prompt):
-    a, b = prompt.removesuffix(" =").split(" = ")[-1].split(" + ")
-    return str(int(a) + int(b))
 
 
 def play(context, **fields):
@@ -361,8 +336,6 @@ def test_both_sides_train_in_one_step_each_on_its_own_rows(monkeypatch):
 
 
 def test_every_number_of_a_game_is_in_the_glossary():
-    from test_metrics_glossary import unknown
-
     history = config.trainer(described(steps=2)).train(progress=False)
     names = {"objective": ["attack", "defend"], "source": ["duel", "answers"], "learner": ["policy", "attacker", "slow", "old"]}
     logged = {name for entry in history for name in entry}
