@@ -53,8 +53,14 @@ class GDPO(Advantage):
         if len(weights) != rewards.shape[1]:
             raise ConfigError(f"advantages.gdpo.weights: got {len(weights)} for {rewards.shape[1]} rewards, must be one for each.")
         per_row = torch.zeros_like(rewards[:, 0])
-        for weight, reward in zip(weights, rewards.unbind(1), strict=True):
-            per_row = per_row + weight * advantages.group_relative(reward, group, floor=self.floor)
+        for i, (weight, reward) in enumerate(zip(weights, rewards.unbind(1), strict=True)):
+            relative = torch.zeros_like(reward)
+            # A row that a reward abstained on is not in that reward's statistics. Columns appended later (a penalty) are complete.
+            scored = torch.ones_like(group, dtype=torch.bool)
+            if rows.scored is not None and i < rows.scored.shape[1]:
+                scored = rows.scored[:, i]
+            relative[scored] = advantages.group_relative(reward[scored], group[scored], floor=self.floor)
+            per_row = per_row + weight * relative
         if self.whiten == "tokens":
             return advantages.whiten(advantages.expand(per_row, target), target, floor=self.floor, all_reduce=all_reduce), None
         if self.whiten == "rows":

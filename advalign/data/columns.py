@@ -43,6 +43,7 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -
         meta=meta,
         label=_label(fields.get("label"), "label" in mapping, location, meta),
         pair=fields.get("pair"),
+        row=row,
     )
 
 

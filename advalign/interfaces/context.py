@@ -24,6 +24,8 @@ class Context(Protocol):
     """Seed of the run."""
     total_steps: int | None
     """Steps of the run at most; None: unknown."""
+    step: int = 0
+    """Steps of the run so far."""
 
     def generator(self, *key: object) -> torch.Generator:
         """A random stream that is a function of the run's seed and the key, for tensors."""

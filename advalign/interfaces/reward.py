@@ -15,7 +15,10 @@ Scores = Sequence[float | Sequence[float]]
 
 
 class Scorer(ABC):
-    """Abstract base of a started reward that carries something from draw to draw. Any other started reward may be a plain function."""
+    """Abstract base of a started reward that carries something from draw to draw, or logs. Another one may be a plain function."""
+
+    logs: Mapping[str, Sequence[float]] = {}
+    """{name: values} of its last call; their mean over rewards and processes is logged."""
 
     @abstractmethod
     def __call__(self, groups: Sequence[RolloutGroup]) -> Scores:
@@ -31,7 +34,9 @@ class Scorer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Reward(ABC):
-    """Abstract base: one score per rollout. nan abstains (the row leaves the batch and is counted); an exception stops the run."""
+    """Abstract base: one score per rollout; an exception stops the run.
+
+    nan abstains: this reward is left out of the row's sum. A row that every reward abstained on leaves the batch, and is counted."""
 
     weight: float = 1.0
     """Factor of its scores in the sum of rewards."""

@@ -1,15 +1,23 @@
 """Any Python function as a reward."""
 
+import asyncio
+import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from advalign import plugins
-from advalign.errors import ConfigError, RewardError
-from advalign.interfaces import Context, Reward
-from advalign.types import RolloutGroup
+from advalign.errors import ConfigError, RewardError, unknown
+from advalign.interfaces import Context, Reward, Scorer
+from advalign.types import Example, RolloutGroup
+
+RESERVED = frozenset({"prompt", "completion", "completion_ids"})
+"""Columns of the data that TRL does not hand to a reward function."""
+MESSAGES = re.compile(r"\b(dict|Dict|Mapping|Message|ChatMessage)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +25,11 @@ class Function(Reward):
     """r = fn(prompts=[...], completions=[...], **columns)[i]; None or nan abstains.
 
     The calling convention of TRL's custom reward functions, so that they work unchanged: every argument is a list with one entry per
-    completion. columns: `completion_ids`, `answer`, `label`, `pair`, `id` and every key of the examples' `meta` (None where an
-    example lacks it). Ours: a function without `**kwargs` gets the columns it names; one that raises stops the run, it never scores 0.
+    completion. columns: `completion_ids`, every column of the data under its own name, `answer`, `label`, `pair`, `id` and every key of
+    the examples' `meta` (None where an example lacks it), `trainer_state`, `log_metric` and `log_extra`. Where the prompts are messages,
+    prompts and completions are lists of messages. Async functions are awaited. Ours: a function whose annotation of `prompts` or
+    `completions` asks for messages gets them for text prompts too; a function without `**kwargs` gets the columns it names; one that
+    raises stops the run, it never scores 0.
     """
 
     fn: str | Callable[..., Any]
@@ -28,48 +39,138 @@ class Function(Reward):
         if not callable(self.fn) and not self.fn.rpartition(".")[0]:
             raise ConfigError(f"rewards.function.fn: '{self.fn}' is not a dotted path such as my_lab.rewards.brevity.")
 
-    def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
+    def start(self, context: Context) -> Scorer:
         function = plugins.function(self.fn, "rewards.function.fn")
-        name = self.fn if isinstance(self.fn, str) else getattr(self.fn, "__qualname__", repr(self.fn))  # any callable
-        accepts = _accepts(function)
-
-        def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            columns = _columns(groups)
-            number = len(columns["completions"])
-            try:
-                scores = function(**{key: value for key, value in columns.items() if accepts is None or key in accepts})
-            except Exception as error:
-                message = f"rewards.function: '{name}' failed on {number} completions with {type(error).__name__}: {error}"
-                raise RewardError(message) from error
-            return _checked(scores, number, name)
-
-        return score
+        return _FunctionScorer(function, self.fn if isinstance(self.fn, str) else _name(function), context)
 
 
-def _accepts(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names a function takes; None for all of them."""
+class _FunctionScorer(Scorer):
+    """A started function, and what its last call logged."""
+
+    def __init__(self, function: Callable[..., Any], name: str, context: Context) -> None:
+        self.function, self.name, self.context = function, name, context
+        self.parameters = _parameters(function)
+        self.logs: dict[str, list[float]] = {}
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[float]:
+        self.logs = {}
+        arguments: dict[str, Any] = dict(self._columns(groups))
+        number = len(arguments["completions"])
+        arguments |= {"trainer_state": _trainer_state(self.context), "log_metric": self._log_metric, "log_extra": self._log_extra}
+        self._require(arguments)
+        try:
+            scores = self.function(**{key: value for key, value in arguments.items() if self._accepts(key)})
+            if inspect.isawaitable(scores):
+                scores = asyncio.run_coroutine_threadsafe(_awaited(scores), _event_loop()).result()
+        except Exception as error:
+            message = f"rewards.function: '{self.name}' failed on {number} completions with {type(error).__name__}: {error}"
+            raise RewardError(message) from error
+        return _checked(scores, number, self.name)
+
+    def _accepts(self, key: str) -> bool:
+        return self.parameters is None or key in self.parameters or _VARIADIC in self.parameters
+
+    def _require(self, arguments: Mapping[str, Any]) -> None:
+        """Raises ConfigError for a required argument that is not a column of the data."""
+        for key, parameter in (self.parameters or {}).items():
+            if parameter.default is parameter.empty and key not in arguments and key != _VARIADIC:
+                raise unknown(f"rewards.function: '{self.name}' requires '{key}'; data", "column", key, arguments)
+
+    def _asks_for_messages(self, argument: str) -> bool:
+        parameter = (self.parameters or {}).get(argument)
+        return parameter is not None and MESSAGES.search(str(parameter.annotation)) is not None
+
+    def _columns(self, groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
+        """{argument: one entry per completion}."""
+        flat = [(group.example, rollout) for group in groups for rollout in group.rollouts]
+        fields = {"answer": "answer", "label": "label", "pair": "pair", "id": "id"}
+        columns: dict[str, list[Any]] = {}
+        for key in dict.fromkeys(str(key) for example, _ in flat for key in example.meta):
+            columns[key] = [example.meta.get(key) for example, _ in flat]
+        columns |= {key: [vars(example)[name] for example, _ in flat] for key, name in fields.items()}
+        for key in dict.fromkeys(str(key) for example, _ in flat for key in example.row if key not in RESERVED):
+            columns[key] = [example.row[key] if key in example.row else example.meta.get(key) for example, _ in flat]
+        turns = [prompt_messages(example) for example, _ in flat]
+        as_messages = {name: self._asks_for_messages(name) for name in ("prompts", "completions")}
+        return columns | {
+            "prompts": [
+                example.prompt if messages is None and not as_messages["prompts"] else messages or [_message("user", example.prompt)]
+                for (example, _), messages in zip(flat, turns, strict=True)
+            ],
+            "completions": [
+                rollout.text if messages is None and not as_messages["completions"] else [_message("assistant", rollout.text)]
+                for (_, rollout), messages in zip(flat, turns, strict=True)
+            ],
+            "completion_ids": [rollout.response_ids for _, rollout in flat],
+        }
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """Logged as `metrics/<name>`: the mean over the calls of a draw."""
+        self.logs.setdefault(f"metrics/{name}", []).append(float(value))
+
+    def _log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Numbers are logged as `extra/<column>`, their mean; texts as `extra/<column>/distinct`, how many differ."""
+        values = list(values)
+        numbers = [float(value) for value in values if isinstance(value, bool | int | float)]
+        if numbers:
+            self.logs.setdefault(f"extra/{column}", []).extend(numbers)
+        if len(numbers) < len(values):
+            texts = {str(value) for value in values if not isinstance(value, bool | int | float)}
+            self.logs.setdefault(f"extra/{column}/distinct", []).append(float(len(texts)))
+
+
+_VARIADIC = "**"
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """{name: parameter} that a function takes, `**` for all further ones; None: not known, so everything is handed over."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return frozenset(p.name for p in parameters)
+    return {_VARIADIC if p.kind is p.VAR_KEYWORD else p.name: p for p in parameters if p.kind is not p.VAR_POSITIONAL}
 
 
-def _columns(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
-    flat = [(group.example, rollout) for group in groups for rollout in group.rollouts]
-    keys = dict.fromkeys(key for example, _ in flat for key in example.meta)
-    columns = {str(key): [example.meta.get(key) for example, _ in flat] for key in keys}
-    return columns | {
-        "answer": [example.answer for example, _ in flat],
-        "label": [example.label for example, _ in flat],
-        "pair": [example.pair for example, _ in flat],
-        "id": [example.id for example, _ in flat],
-        "prompts": [example.prompt for example, _ in flat],
-        "completions": [rollout.text for _, rollout in flat],
-        "completion_ids": [rollout.response_ids for _, rollout in flat],
-    }
+def prompt_messages(example: Example) -> list[dict[str, Any]] | None:
+    """The prompt of an example as messages, without the reference answer; None where it is a text."""
+    turns: Any = example.row.get("prompt")
+    if not _is_messages(turns):
+        turns = example.meta.get("messages")
+        turns = turns[:-1] if _is_messages(turns) and turns[-1].get("role") == "assistant" else turns
+    return [dict(turn) for turn in turns] if _is_messages(turns) else None
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", repr(function))  # any callable
+
+
+def _trainer_state(context: Context) -> Any:
+    """What TRL hands over: transformers' state of the trainer, with the steps done and those of the run."""
+    from transformers import TrainerState
+
+    return TrainerState(global_step=context.step, max_steps=context.total_steps or 0)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop of the process, on a thread of its own: clients that an async reward keeps open stay on their loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="advalign-rewards", daemon=True).start()
+    return loop
 
 
 def _checked(scores: Any, number: int, name: str) -> list[float]:

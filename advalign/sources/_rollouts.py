@@ -92,10 +92,10 @@ def weights(rewards: Sequence[Reward]) -> list[float]:
 
 
 def without_abstentions(groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], int]:
-    """Groups without the rollouts that some reward could not score, and how many those were."""
+    """Groups without the rollouts that no reward could score, and how many those were."""
     remaining, num_abstained = [], 0
     for group in groups:
-        scored = [r for r in group.rollouts if not any(map(math.isnan, r.rewards))]
+        scored = [r for r in group.rollouts if not r.rewards or not all(map(math.isnan, r.rewards))]
         num_abstained += len(group.rollouts) - len(scored)
         group.rollouts = scored
         if scored:
@@ -142,15 +142,18 @@ def build_rows(groups: Sequence[RolloutGroup], encoder: Encoder, weights: Sequen
     logprobs = [p for r, n in zip(rollouts, lengths, strict=True) for p in r.sampler_logprobs[:n]]
     token_rewards = [v for r, n in zip(rollouts, lengths, strict=True) for v in (r.token_rewards or [0.0] * n)[:n]]
     zeros = torch.zeros(tokens.ids.shape)
+    rewards = torch.tensor([r.rewards for r in rollouts])
+    scored = ~rewards.isnan()
     baselines = [g.baseline for g in groups for _ in g.rollouts]
     return RolloutRows(
         tokens=tokens,
-        rewards=torch.tensor([r.rewards for r in rollouts]) * torch.tensor(list(weights)),
+        rewards=(rewards if scored.all() else rewards.nan_to_num(nan=0.0)) * torch.tensor(list(weights)),
         advantages=torch.zeros(tokens.ids.shape),
         sampler_logprobs=zeros.masked_scatter(tokens.target, torch.tensor(logprobs)),
         token_rewards=zeros.masked_scatter(tokens.target, torch.tensor(token_rewards)) if any(r.token_rewards for r in rollouts) else None,
         finished=torch.tensor([r.finished for r in rollouts]),
         temperature=temperature,
         offpolicy=torch.tensor([r.offpolicy for r in rollouts]) if any(r.offpolicy for r in rollouts) else None,
+        scored=None if scored.all() else scored,
         baseline=None if any(b is None for b in baselines) else torch.tensor(baselines),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,14 +42,18 @@ class _DistributedScorer(Scorer):
         self.scorer, self.map_across_ranks = scorer, map_across_ranks
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[Any]:
-        return [score for scores in self.map_across_ranks(groups, self._by_group) for score in scores]
+        results = self.map_across_ranks(groups, self._by_group)
+        self.logs = merged_logs(logs for _, logs in results)
+        return [score for scores, _ in results for score in scores]
 
-    def _by_group(self, groups: Sequence[RolloutGroup]) -> list[list[Any]]:
+    def _by_group(self, groups: Sequence[RolloutGroup]) -> list[tuple[list[Any], dict[str, list[float]]]]:
+        """(scores, logs) per group; the first has the logs of all."""
         scores = [[float(s) for s in score] if isinstance(score, Sequence) else float(score) for score in self.scorer(groups)]
+        logs = {name: [float(value) for value in values] for name, values in self.scorer.logs.items()}
         if len(scores) != sum(len(g.rollouts) for g in groups):
-            return [scores, *([] for _ in groups[1:])]  # `score` counts them, and reports the wrong number
+            return [(scores, logs), *(([], {}) for _ in groups[1:])]  # `score` counts them, and reports the wrong number
         remaining = iter(scores)
-        return [[next(remaining) for _ in g.rollouts] for g in groups]
+        return [([next(remaining) for _ in g.rollouts], {} if i else logs) for i, g in enumerate(groups)]
 
     def state_dict(self) -> dict[str, Any]:
         return self.scorer.state_dict()
@@ -58,9 +62,18 @@ class _DistributedScorer(Scorer):
         self.scorer.load_state_dict(state)
 
 
+def merged_logs(logs: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """{name: the values of all}."""
+    merged: dict[str, list[float]] = {}
+    for values_by_name in logs:
+        for name, values in values_by_name.items():
+            merged.setdefault(name, []).extend(values)
+    return merged
+
+
 def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Sequence[Scorer], path: str) -> dict[str, float]:
     """Appends one number per reward to every rollout's `rewards`; returns means and spreads by reward. A reward given token by token
-    goes to `token_rewards`, and counts as 0 among the others.
+    goes to `token_rewards`, and counts as 0 among the others. What the scorers logged is among the numbers returned.
 
     Raises RewardError for a wrong number of scores and for infinite ones. nan abstains.
     """
@@ -77,7 +90,7 @@ def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Se
             lengths = [max(len(r.response_ids), 1) for r, s in zip(rollouts, sums, strict=True) if not math.isnan(s)]
             correlation = _correlation(scored, torch.tensor(lengths, dtype=torch.float64).log())
             logs |= {} if math.isnan(correlation) else {f"rewards/{label}/corr_length": correlation}
-    return logs
+    return logs | {name: sum(values) / len(values) for name, values in merged_logs(s.logs for s in scorers).items() if values}
 
 
 def _store(score: float | Sequence[float], rollout: Rollout, weight: float, label: str, path: str) -> float:
@@ -104,8 +117,9 @@ def reward_labels(rewards: Sequence[Reward]) -> list[str]:
 
 
 def total_reward(rollout: Rollout, weights: Sequence[float]) -> float:
-    """The weighted sum of its rewards; nan where a reward abstained."""
-    total = sum(value * weight for value, weight in zip(rollout.rewards, weights, strict=True))
+    """The weighted sum of the rewards that did not abstain; nan where all did."""
+    scored = [value * weight for value, weight in zip(rollout.rewards, weights, strict=True) if not math.isnan(value)]
+    total = sum(scored) if scored or not rollout.rewards else math.nan
     return total + sum(rollout.token_rewards or ())
 
 

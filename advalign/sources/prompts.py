@@ -29,7 +29,8 @@ __all__ = ["Prompts"]
 class Prompts(Sampled, RolloutSource):
     """y_1 .. y_G ~ p(. | x) for each prompt x of a draw, R(x, y) = sum_r weight_r r(x, y): the rollouts of GRPO and its relatives.
 
-    A reward that abstains (nan) removes the row, and the count is logged; a reward that raises stops the run.
+    A reward that abstains (nan) is left out of the row's sum; a row that all abstained on leaves the batch, and the count is logged; a
+    reward that raises stops the run.
     """
 
     dynamic: Dynamic | None = None

@@ -209,6 +209,7 @@ class Trainer:
 
     def training_step(self) -> dict[str, float]:
         """Draws, then updates every learner; returns the logs."""
+        self.context.step = self.step
         step = self.next_step()
         skipping = {name: self.timeline.is_skipping(name) for name in step.plan.active if name in self.run_spec.gates}
         for name, skips in skipping.items():

@@ -25,6 +25,8 @@ class Example:
     """Class index, or 1/0 for desirable/undesirable."""
     pair: str | None = None
     """Second sentence of a classification (NLI)."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Its row under the data's own column names; empty for a task's examples."""
 
 
 @dataclass(kw_only=True)
@@ -78,15 +80,15 @@ class Sampling:
 
 
 def without_verifier(group: RolloutGroup) -> RolloutGroup:
-    """The group without what plain values cannot hold: its example's verifier and `meta`.
+    """The group without what plain values cannot hold: its example's verifier, `meta` and `row`.
 
     Sources that save groups store them like this from the start, so that a resumed run reads what an uninterrupted one reads.
     """
-    return replace(group, example=replace(group.example, verify=None, meta={}))
+    return replace(group, example=replace(group.example, verify=None, meta={}, row={}))
 
 
 def to_json(group: RolloutGroup) -> dict[str, Any]:
-    """A group as nested plain values, without its example's verifier and `meta`: for checkpoints and other processes."""
+    """A group as nested plain values, without its example's verifier, `meta` and `row`: for checkpoints and other processes."""
     return asdict(without_verifier(group))
 
 

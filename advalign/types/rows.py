@@ -130,7 +130,7 @@ class RolloutRows(TokenRows):
     """One row per sampled response. A column that no objective and no advantage reads is None."""
 
     rewards: Float[Tensor, "B R"]
-    """One column per reward, times its weight."""
+    """One column per reward, times its weight; 0 where it abstained."""
     advantages: Float[Tensor, "B T"]
     """What the source's advantage makes of the rewards; zero off target."""
     sampler_logprobs: Float[Tensor, "B T"]
@@ -151,6 +151,8 @@ class RolloutRows(TokenRows):
     """Rewards given token by token, on their tokens."""
     offpolicy: Bool[Tensor, "B"] | None = None
     """Demonstrations inside groups, which the policy did not sample. None: there are none."""
+    scored: Bool[Tensor, "B R"] | None = None
+    """Which rewards did not abstain. None: no reward abstained on a row."""
     baseline: Float[Tensor, "B"] | None = None
     """The reward of the greedy response to the row's prompt."""
     roles: Int[Tensor, "B"] | None = None

@@ -506,13 +506,13 @@ def test_several_rewards_are_summed_by_weight_and_logged_one_by_one(tmp_path):
     assert logs["frac_reward_zero_std"] == 0
 
 
-def test_a_reward_that_abstains_takes_the_row_along_and_is_counted(tmp_path):
-    rewards = [Fixed(answer=[1.0, math.nan, 3.0]), Fixed(answer=[4.0, 5.0, 6.0])]
-    (found,), logs = draw(tmp_path, rewards, ("a", 1), ("b", 1), ("c", 1))
-    assert [r.text for r in found.rollouts] == ["a", "c"]
-    assert [r.rewards for r in found.rollouts] == [[1, 4], [3, 6]]
+def test_a_reward_that_abstains_is_left_out_of_the_sum_and_a_row_without_any_score_leaves(tmp_path):
+    # Sums over what is scored, as TRL's nansum: 1 + 4, 5 alone, 3 + 6; "d" has no score.
+    rewards = [Fixed(answer=[1.0, math.nan, 3.0, math.nan]), Fixed(answer=[4.0, 5.0, 6.0, math.nan])]
+    (found,), logs = draw(tmp_path, rewards, ("a", 1), ("b", 1), ("c", 1), ("d", 1))
+    assert [r.text for r in found.rollouts] == ["a", "b", "c"]
     assert logs["abstained"] == 1
-    assert logs["reward"] == (5 + 9) / 2  # of the rows that stay
+    assert logs["reward"] == pytest.approx((5 + 5 + 9) / 3)  # of the rows that stay
 
 
 @pytest.mark.parametrize(
