@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.context import FakeContext
 
 from advalign import data
 from advalign.advantages import GDPO
@@ -14,7 +15,6 @@ from advalign.rewards import Function
 from advalign.sources._rollouts import build_rows, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.types import Rollout, RolloutGroup
-from tests.helpers.context import FakeContext
 
 
 def rollout(text):
