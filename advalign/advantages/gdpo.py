@@ -7,6 +7,7 @@ whiten "tokens": (S - mean) / std over all target tokens (one public framework),
 whiten "none":   S itself
 Differences: stds have floors instead of addends. The weight of a reward cancels when it is normalised and its sign does not, so weights
 between rewards are `weights`, one per reward, in order. A reward that is constant in a group adds exactly 0 there.
+A KL penalty of the source is no reward to normalise: P - mean_g P is added to A (of "tokens": to S's whitened form), at its own size.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class GDPO(Advantage):
     """Of all standard deviations; public code adds 1e-6 or 1e-4 to them."""
 
     compares: ClassVar[bool] = True
+    separates_penalty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.whiten not in WHITEN:
@@ -61,8 +63,11 @@ class GDPO(Advantage):
                 scored = rows.scored[:, i]
             relative[scored] = advantages.group_relative(reward[scored], group[scored], floor=self.floor)
             per_row = per_row + weight * relative
-        if self.whiten == "tokens":
-            return advantages.whiten(advantages.expand(per_row, target), target, floor=self.floor, all_reduce=all_reduce), None
         if self.whiten == "rows":
             per_row = per_row / advantages.moments(per_row, all_reduce)[1].clamp(min=self.floor)
-        return advantages.expand(per_row, target), None
+        per_token = advantages.expand(per_row, target)
+        if self.whiten == "tokens":
+            per_token = advantages.whiten(per_token, target, floor=self.floor, all_reduce=all_reduce)
+        if rows.penalty is not None:
+            per_token = per_token + advantages.expand(advantages.centred(rows.penalty, group)[0], target)
+        return per_token, None

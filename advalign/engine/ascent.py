@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from advalign.engine.rng import generator
-from advalign.errors import unknown
+from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Adversary, PerturbationContext, maximise
 from advalign.interfaces.adversary import Memory
 from advalign.models import Network, perturb
@@ -104,8 +104,9 @@ def perturbation_context(
     ]
     allowed = allowed_positions(threat.where, tokens, () if threat.special else network.encoder.special_ids)
     if threat.share == "group":
-        first = [names.index(name) for name in dict.fromkeys(names)]
-        names, allowed, tokens = list(dict.fromkeys(names)), allowed[first], tokens.index(torch.tensor(first, device=allowed.device))
+        members = {name: [b for b, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        allowed = torch.stack([_shared_positions(view, tokens, allowed, rows) for rows in members.values()])
+        names, tokens = list(members), tokens.index(torch.tensor([rows[0] for rows in members.values()], device=allowed.device))
     if adversary.probability < 1:
         coins = [torch.rand((), generator=generator(*key, view, *name, "attacked")) < adversary.probability for name in names]
         allowed = allowed & torch.stack(coins)[:, None].to(allowed.device)
@@ -123,6 +124,20 @@ def perturbation_context(
         memory={} if memory is None else memory,
         network=network,
     )
+
+
+def _shared_positions(view: str, tokens: Tokens, allowed: Bool[Tensor, "B T"], rows: Sequence[int]) -> Bool[Tensor, "T"]:
+    """Where one delta of all `rows` is allowed: in the tokens that they have in common at the beginning, where each allows it."""
+    if len(rows) == 1:
+        return allowed[rows[0]]
+    ids, mask = tokens.ids[rows], tokens.mask[rows].all(0)
+    shared = allowed[rows].all(0) & (mask & (ids == ids[0]).all(0)).cumprod(0).bool()
+    if allowed[rows].any() and not shared.any():
+        raise ConfigError(
+            f"adversaries.{view}.share: 'group' given, and the {len(rows)} rows of a group begin with no token in common that `where` "
+            "allows; use share: row, or where: prompt on a source whose groups have one prompt."
+        )
+    return shared
 
 
 def allowed_positions(where: str, tokens: Tokens, excluded_ids: Collection[int] = ()) -> Bool[Tensor, "B T"]:

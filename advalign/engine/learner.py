@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ class Learner(ModelSpec):
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this L2 norm."""
+    """Gradients are clipped to this L2 norm; 0: they are not clipped, as in transformers."""
     lr_scheduler_type: str = "constant"
     """Name of a transformers scheduler."""
     warmup_steps: int = 0
@@ -58,6 +59,8 @@ class Learner(ModelSpec):
         ):
             if value < least:
                 raise ConfigError(f"learners: {name} is {value}; it must be at least {least}.")
+        if not self.max_grad_norm >= 0:
+            raise ConfigError(f"learners: max_grad_norm is {self.max_grad_norm}; it must be above 0, or 0 for no clipping.")
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             raise ConfigError("learners: lr_scheduler_type 'constant' has no warm-up; use 'constant_with_warmup', or warmup_steps 0.")
 
@@ -92,6 +95,8 @@ class LearnerRuntime:
         # Precision alone: gradients of several processes are summed here, once per update, or by the shards.
         self.autocast_network: Network = network if shards is not None else accelerator.prepare_model(network, evaluation_mode=True)
         self.optimizer = accelerator.prepare_optimizer(self.optimizer)
+        self.max_grad_norm = config.max_grad_norm
+        """The bound of the current step; 0: none."""
         self.version = 0
         self.memory: dict[str, Memory] = {}
         """{adversary: what it keeps between updates}"""
@@ -203,7 +208,7 @@ class LearnerRuntime:
         self._end_update(plan)
         if self.shards is None:
             self.processes.all_reduce_gradients([p for p in self.network.parameters() if p.requires_grad])
-        norm = sharding.full_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm))
+        norm = sharding.full_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.max_grad_norm or math.inf))
         self.optimizer.step()
         self.version += 1
         return float(norm)
@@ -247,8 +252,11 @@ class LearnerRuntime:
         """The network; a sharded one on the main process alone, and every process must call."""
         return self.network if self.template is None else sharding.gather_on_host(self.network, self.template, self.processes.is_main)
 
-    def set_learning_rate(self, base: float) -> None:
-        """A stage or a schedule may move the base rate; the scheduler's factor stays."""
+    def configure(self, config: Learner) -> None:
+        """What a stage or a schedule may move of the optimizer, as `config` has it; the scheduler's factor of the rate stays."""
+        self.max_grad_norm, base = config.max_grad_norm, config.learning_rate
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = config.weight_decay
         for group, factor, i in zip(
             self.optimizer.param_groups, self.scheduler.lr_lambdas, range(len(self.scheduler.base_lrs)), strict=True
         ):

@@ -36,6 +36,11 @@ class Advantage(ABC):
         return False
 
     @property
+    def separates_penalty(self) -> bool:
+        """Reads the KL penalty of a response in `rows.penalty`; else it is added to the rewards."""
+        return False
+
+    @property
     def compares(self) -> bool:
         """Compares the responses of one prompt, so that one response per prompt teaches nothing."""
         return False

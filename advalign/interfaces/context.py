@@ -65,8 +65,10 @@ class Context(Protocol):
     def score_tokens(self, learner: str, groups: Sequence[RolloutGroup]) -> tuple[list[list[float]], int]:
         """Per rollout one score per response id, by a scorer with the sampler's tokenizer, and the version of its weights."""
 
-    def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
-        """log p(text | prompt) under a policy, summed over tokens, without gradient."""
+    def logprobs(
+        self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], *, temperature: float = 1.0
+    ) -> list[float]:
+        """log p(text | prompt) under a policy at a sampling temperature, summed over tokens, without gradient."""
 
     def target(self, learner: str) -> AbstractContextManager[Target]:
         """A learner's network as an attack sees it (`Target`), with gradients of its inputs and a meter; valid inside the `with`."""

@@ -24,6 +24,11 @@ class Scorer(ABC):
     def __call__(self, groups: Sequence[RolloutGroup]) -> Scores:
         """One entry per rollout, groups in order, rollouts in order."""
 
+    def as_last_scaled(self, groups: Sequence[RolloutGroup]) -> Scores:
+        """Scores of other responses on the scale of the last call, as a baseline needs: statistics of a draw are those of the last call,
+        and nothing is carried on. Here: the scores themselves."""
+        return self(groups)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as plain values."""
         return {}

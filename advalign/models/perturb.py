@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,32 +109,35 @@ class SharedPrefix:
     """All blocks."""
     first: int
     """Number of the lowest block with an edit."""
-    output: Any
-    """What that block gave before its edit; None before the first forward."""
+    outputs: dict[nn.Module, Any]
+    """What each block up to that one gave, before the edit; empty before the first forward."""
 
     def __init__(self, backbone: nn.Module, sites: Iterable[str]) -> None:
         self.stack = list(blocks(backbone))
         self.first = min(self.stack.index(layer(site, backbone)) for site in sites)
-        self.output = None
+        self.outputs = {}
 
     @contextmanager
     def reused(self) -> Iterator[None]:
-        """Inside, the first forward stores the output of block `first` before its edit; later ones start from there. The rows
-        must stay the same, and nothing below may be random."""
-        if self.output is None:
+        """Inside, the first forward stores the outputs of the blocks up to `first`, of that one before its edit; later ones give them
+        again. The rows must stay the same, and nothing below may be random."""
+        if not self.outputs:
             with ExitStack() as stack:
                 for block in self.stack[: self.first + 1]:
                     _replace(stack, block, torch.no_grad()(block.forward))
-                stack.callback(self.stack[self.first].register_forward_hook(self._store, prepend=True).remove)
+                    stack.callback(block.register_forward_hook(self._store, prepend=True).remove)
                 yield
             return
         with ExitStack() as stack:
             for block in self.stack[: self.first + 1]:
-                _replace(stack, block, lambda *args, **kwargs: self.output)
+                _replace(stack, block, partial(self._stored, block))
             yield
 
     def _store(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.output = output
+        self.outputs[module] = output
+
+    def _stored(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.outputs[block]
 
 
 def _replace(stack: ExitStack, block: nn.Module, forward: Any) -> None:

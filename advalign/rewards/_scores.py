@@ -90,15 +90,36 @@ class RunningStatistics:
         self.number, self.mean, self.squares = int(state["number"]), float(state["mean"]), float(state["squares"])
 
 
-def residual(y: Float[Tensor, "N"], x: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """y - b (x - mean x), b the least-squares slope: uncorrelated with x, of the same mean. nan stays, and does not count."""
-    scored = ~y.isnan()
-    if not scored.any():
-        return y
-    centred = x - x[scored].mean()
-    spread = centred[scored].square().sum()
-    slope = (centred[scored] * (y[scored] - y[scored].mean())).sum() / spread if spread > 0 else torch.zeros_like(spread)
-    return y - slope * centred
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """(y - slope (x - centre) - mean) factor: what a draw's statistics make of scores y, x the log lengths of the responses."""
+
+    slope: float = 0.0
+    """Trend of the scores in x."""
+    centre: float = 0.0
+    """Mean of x."""
+    mean: float = 0.0
+    """Mean of the scores."""
+    factor: float = 1.0
+    """One over their standard deviation."""
+
+    @classmethod
+    def without_trend(cls, y: Float[Tensor, "N"], x: Float[Tensor, "N"]) -> Scale:
+        """slope is that of least squares, so that the result is uncorrelated with x and has y's mean. nan does not count."""
+        scored = ~y.isnan()
+        if not scored.any():
+            return cls()
+        centre = x[scored].mean()
+        centred = x[scored] - centre
+        spread = centred.square().sum()
+        slope = (centred * (y[scored] - y[scored].mean())).sum() / spread if spread > 0 else torch.zeros_like(spread)
+        return cls(slope=float(slope), centre=float(centre))
+
+    def apply(self, y: Float[Tensor, "N"], x: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """Scores on this scale; nan stays."""
+        if self.slope:
+            y = y - self.slope * (x - self.centre)
+        return (y - self.mean) * self.factor
 
 
 def segment_ends(text: str, segment: str | int) -> list[int]:

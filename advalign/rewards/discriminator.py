@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Scorer
-from advalign.rewards._scores import FLOOR, RunningStatistics, ShapedReward, credit_increases, last_tokens, rescale, residual, segment_ends
+from advalign.rewards._scores import FLOOR, RunningStatistics, Scale, ShapedReward, credit_increases, last_tokens, rescale, segment_ends
 from advalign.types import Rollout, RolloutGroup
 
 LEVELS = ("sequence", "token", "segment")
@@ -66,29 +66,36 @@ class _DiscriminatorScorer(Scorer):
     def __init__(self, config: Discriminator, context: Context) -> None:
         self.config, self.context = config, context
         self.running = RunningStatistics()
+        self.scale = Scale()
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[float] | list[list[float]]:
+        return self._scores(groups, self._fitted)
+
+    def as_last_scaled(self, groups: Sequence[RolloutGroup]) -> list[float] | list[list[float]]:
+        return self._scores(groups, lambda sums, lengths: self.scale)
+
+    def _scores(self, groups: Sequence[RolloutGroup], scale_of: Callable[[Tensor, Tensor], Scale]) -> list[float] | list[list[float]]:
         rollouts = [r for g in groups for r in g.rollouts]
         level = {"sequence": self._sequence, "token": self._token, "segment": self._segment}[self.config.level]
         parts, version = level(groups, rollouts)
         for rollout in rollouts:
             rollout.reward_versions.append(version)
         sums = torch.tensor([math.fsum(part) for part in parts], dtype=torch.float64)
-        totals, scale = self._normalized(sums, [len(r.response_ids) for r in rollouts])
+        log_lengths = torch.tensor([len(r.response_ids) for r in rollouts], dtype=torch.float64).log1p()
+        scale = scale_of(sums, log_lengths)
+        totals = scale.apply(sums, log_lengths)
         if self.config.level == "sequence":
             return totals.tolist()
-        return [rescale(part, total, scale) for part, total in zip(parts, totals.tolist(), strict=True)]
+        return [rescale(part, total, scale.factor) for part, total in zip(parts, totals.tolist(), strict=True)]
 
-    def _normalized(self, totals: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
-        """The reward of each response, and the factor that was applied."""
-        if self.config.length == "residual":
-            totals = residual(totals, torch.tensor(lengths, dtype=torch.float64).log1p())
-        if self.config.normalize == "none":
-            return totals, 1.0
-        statistics = self.running if self.config.normalize == "running" else RunningStatistics()
-        statistics.add(totals)
-        scale = 1 / max(statistics.std, FLOOR)
-        return (totals - statistics.mean) * scale, scale
+    def _fitted(self, totals: Tensor, log_lengths: Tensor) -> Scale:
+        """The scale of a draw, kept for `as_last_scaled`."""
+        self.scale = Scale() if self.config.length == "none" else Scale.without_trend(totals, log_lengths)
+        if self.config.normalize != "none":
+            statistics = self.running if self.config.normalize == "running" else RunningStatistics()
+            statistics.add(self.scale.apply(totals, log_lengths))
+            self.scale = replace(self.scale, mean=statistics.mean, factor=1 / max(statistics.std, FLOOR))
+        return self.scale
 
     def _sequence(self, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> tuple[list[list[float]], int]:
         prompts = [g.example.prompt for g in groups for _ in g.rollouts]

@@ -12,7 +12,7 @@ import torch
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source
 from advalign.sources._checks import require_positive
-from advalign.sources._scoring import sample_std, total_reward
+from advalign.sources._scoring import are_equal, sample_std, total_reward
 from advalign.types import RolloutGroup, RolloutRows, Rows, Sampling
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ def completion_metrics(groups: Sequence[RolloutGroup], weights: Sequence[float])
     if not rollouts:
         return {}
     totals = torch.tensor([total_reward(r, weights) for r in rollouts], dtype=torch.float64)
-    spreads = [torch.tensor([total_reward(r, weights) for r in g.rollouts], dtype=torch.float64).std(correction=0).item() for g in groups]
+    constant = [are_equal([total_reward(r, weights) for r in g.rollouts]) for g in groups]
     lengths = [len(r.response_ids) for r in rollouts]
     logprobs = [p for r in rollouts for p in r.sampler_logprobs]
     terminated = [len(r.response_ids) for r in rollouts if r.finished]
     logs = {
         "reward": float(totals.mean()),
         "reward_std": sample_std(totals),
-        "frac_reward_zero_std": sum(s == 0 for s in spreads) / len(spreads),
+        "frac_reward_zero_std": sum(constant) / len(constant),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),

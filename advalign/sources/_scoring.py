@@ -62,6 +62,16 @@ class _DistributedScorer(Scorer):
         self.scorer.load_state_dict(state)
 
 
+class LastScaled(Scorer):
+    """A scorer of further responses on the scale of another scorer's last call."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> Scores:
+        return self.scorer.as_last_scaled(groups)
+
+
 def merged_logs(logs: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
     """{name: the values of all}."""
     merged: dict[str, list[float]] = {}
@@ -121,6 +131,11 @@ def total_reward(rollout: Rollout, weights: Sequence[float]) -> float:
     scored = [value * weight for value, weight in zip(rollout.rewards, weights, strict=True) if not math.isnan(value)]
     total = sum(scored) if scored or not rollout.rewards else math.nan
     return total + sum(rollout.token_rewards or ())
+
+
+def are_equal(totals: Sequence[float]) -> bool:
+    """Whether rewards are equal within rounding, of float32 relative to their size: their differences teach nothing."""
+    return math.isclose(max(totals), min(totals), rel_tol=1e-6, abs_tol=1e-8)
 
 
 def sample_std(x: torch.Tensor) -> float:

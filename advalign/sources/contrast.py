@@ -63,7 +63,8 @@ class Contrast(LengthMatched, Generated):
     """Fraction of the perturbed rows that takes the prompt of another demonstration, which the text violates: every prompt is then on
     both sides, and memorising the few real prompts tells the discriminator nothing."""
     minus_logprob: str | None = None
-    """A policy; log p(text | prompt) under it is subtracted from every score (AIRL, arXiv:1710.11248, where D = f - log pi)."""
+    """A policy; log p(text | prompt) under it, at the temperature at which `sampled` samples, is subtracted from every score (AIRL,
+    arXiv:1710.11248, where D = f - log pi)."""
 
     row_type: ClassVar[type[Rows]] = LabelRows
 
@@ -164,8 +165,13 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         if self.config.minus_logprob is None or not items:
             return items
         prompts, texts, finished = [i.prompt for i in items], [i.text for i in items], [i.finished for i in items]
-        logprobs = self.context.logprobs(self.config.minus_logprob, prompts, texts, finished)
+        logprobs = self.context.logprobs(self.config.minus_logprob, prompts, texts, finished, temperature=self._temperature())
         return [replace(item, offset=logprob) for item, logprob in zip(items, logprobs, strict=True)]
+
+    def _temperature(self) -> float:
+        """That of the source whose responses are compared: the reward (`form: airl`) has log pi at it."""
+        request = None if self.config.sampled is None else self.context.source_config(self.config.sampled).request
+        return 1.0 if request is None else request.sampling.temperature
 
     def rows(self, items: Sequence[DiscriminatorRow], encoder: Encoder) -> LabelRows:
         if not items:

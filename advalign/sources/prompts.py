@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.sources._ahead import PendingRollouts, RolloutQueue
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
 from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, completion_metrics, require_scored, weights, without_abstentions
-from advalign.sources._scoring import score, start_scorers, total_reward
+from advalign.sources._scoring import LastScaled, are_equal, score, start_scorers, total_reward
 from advalign.sources._stream import Stream
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
 
@@ -115,7 +116,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         if config.demonstrations is not None and config.demonstrations.gate is not None:
             self._gate(groups, config.demonstrations)
         if config.advantage.needs_baseline:
-            self._add_baselines(groups, step, number)
+            groups = self._with_baselines(groups, step, number)
         return groups
 
     def _sampled(self, step: int, number: int) -> list[RolloutGroup]:
@@ -152,8 +153,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         return (informative + constant)[:number]
 
     def _informative(self, group: RolloutGroup) -> bool:
-        totals = [total_reward(r, self.weights) for r in group.rollouts]
-        return max(totals) > min(totals)
+        return not are_equal([total_reward(r, self.weights) for r in group.rollouts])
 
     def _demonstration(self, example: Example, number: int) -> Rollout:
         text = example.meta.get("response")
@@ -174,14 +174,19 @@ class _Runtime(SourceRuntime[RolloutGroup]):
             group.rollouts = [group.rollouts[i] for i in chosen]
         self.logs["gate/demonstrated"] = num_demonstrated / len(groups)
 
-    def _add_baselines(self, groups: Sequence[RolloutGroup], step: int, number: int) -> None:
-        """Sets every group's `baseline`: the reward of its prompt's greedy response."""
+    def _with_baselines(self, groups: Sequence[RolloutGroup], step: int, number: int) -> list[RolloutGroup]:
+        """The groups with their `baseline`, the reward of the prompt's greedy response; without those that a reward abstained on there."""
         greedy = Sampling(max_new_tokens=self.config.sampling.max_new_tokens, temperature=0.0)
         key = ("greedy", self.name, step, number)
         answers = self.context.generate(self.config.learner, [g.example for g in groups], 1, greedy, key)
-        score(answers, self.config.rewards, self.scorers, self.path)
+        score(answers, self.config.rewards, [LastScaled(s) for s in self.scorers], self.path)
         for group, answer in zip(groups, answers, strict=True):
             group.baseline = total_reward(answer.rollouts[0], self.weights)
+        compared = [group for group, answer in zip(groups, answers, strict=True) if _is_compared(group, answer.rollouts[0])]
+        if not number:
+            self.logs["abstained_baselines"] = float(len(groups) - len(compared))
+        require_scored(compared, self.path, step)
+        return compared
 
     def rows(self, items: Sequence[RolloutGroup], encoder: Encoder) -> RolloutRows:
         rows = build_rows(items, encoder, self.weights, self.config.sampling.temperature)
@@ -198,3 +203,9 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         for scorer, saved in zip(self.scorers, state.get("rewards", [{}] * len(self.scorers)), strict=True):
             if saved:
                 scorer.load_state_dict(saved)
+
+
+def _is_compared(group: RolloutGroup, greedy: Rollout) -> bool:
+    """Whether every reward that scored a response of the group also scored the greedy one, so that their difference is one."""
+    missing = [k for k, reward in enumerate(greedy.rewards) if math.isnan(reward)]
+    return all(math.isnan(rollout.rewards[k]) for rollout in group.rollouts for k in missing)

@@ -19,7 +19,7 @@ from advalign.engine.process_group import SINGLE_PROCESS, ProcessGroup
 from advalign.errors import ConfigError
 from advalign.functional import mismatch
 from advalign.functional.masks import sampled_tokens
-from advalign.interfaces import Advantage, Objective, Source
+from advalign.interfaces import Advantage, Objective, RewardPenalty, Source
 from advalign.models import Network
 from advalign.training.columns import columns
 from advalign.training.run_spec import REFERENCE
@@ -88,7 +88,7 @@ class Annotator:
             totals = rows.token_rewards.sum(1, keepdim=True).to(rows.rewards.dtype)
             rows = replace(rows, rewards=torch.cat([rows.rewards, totals], 1), token_rewards=None)
         if source.reward_penalty is not None:
-            rows, penalty_logs = source.reward_penalty.apply(rows, state["kl"], summed=summed)
+            rows, penalty_logs = _penalised(source.reward_penalty, advantage, rows, state["kl"])
             logs |= penalty_logs
         estimate = advantage(rows, state["advantage"], _sum_over_all_rows)
         advantages, returns = check_advantages(f"sources.{draw.name}.advantage", estimate, rows.tokens)
@@ -106,6 +106,10 @@ class Annotator:
         )
         return annotated, {}
 
+    def _network(self, name: str) -> Network:
+        """The network of a learner, or a frozen copy."""
+        return self.learners[name].network if name in self.learners else self.copies[name]
+
     def _reference(self) -> Network | None:
         return None if self.reference is None else self.copies.get(self.reference)
 
@@ -115,7 +119,7 @@ class Annotator:
         existing = {"logprobs": rows.old_logprobs, "entropy": rows.old_entropy}
         missing = {need for need, column in existing.items() if f"old_{need}" in needed and column is None}
         if missing:
-            old = columns(self.learners[source.samples_with or ""].network, rows, missing, self.budget, self.processes)
+            old = columns(self._network(source.samples_with or ""), rows, missing, self.budget, self.processes)
             new |= {f"old_{need}": column for need, column in old.items()}
         if "old_logprobs" in new:  # where the sampler is unknown (nan), it is taken to be the current policy
             new["sampler_logprobs"] = torch.where(rows.sampler_logprobs.isnan(), new["old_logprobs"], rows.sampler_logprobs)
@@ -148,6 +152,17 @@ ANNOTATE: Mapping[type, Callable[[Annotator, Draw, Any], tuple[Any, dict[str, fl
     FeedbackRows: Annotator.feedback,
 }
 """{row type: what completes its rows}. Rows of other types are complete as they are."""
+
+
+def _penalised(
+    penalty: RewardPenalty, advantage: Advantage, rows: RolloutRows, state: dict[str, float]
+) -> tuple[RolloutRows, dict[str, float]]:
+    """The rows with the penalty where the advantage reads it, and logs."""
+    if not advantage.separates_penalty:
+        return penalty.apply(rows, state, summed=not advantage.reads_token_rewards)
+    alone, logs = penalty.apply(replace(rows, token_rewards=None), state, summed=False)
+    assert alone.token_rewards is not None
+    return replace(rows, penalty=alone.token_rewards.sum(1).to(rows.rewards.dtype)), logs
 
 
 def _sampler_mismatch(rows: RolloutRows) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from advalign.training.ahead import Background, with_version
 from advalign.training.columns import columns
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
-from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
+from advalign.types import DemoRows, Example, RolloutGroup, Sampling, TokenRows, Tokens
 
 
 class RunContext(Context):
@@ -153,7 +154,21 @@ class RunContext(Context):
         if tokens.target.sum(1).tolist() != lengths:
             raise ConfigError(f"learners.{learner}.max_length: {encoder.max_length} cuts responses off; scores per token need all of them.")
 
-    def logprobs(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    def logprobs(
+        self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], *, temperature: float = 1.0
+    ) -> list[float]:
         network, _ = self.network(learner)
-        rows = DemoRows(tokens=network.encoder.scored_pairs(prompts, texts, finished))
+        rows = _TextRows(tokens=network.encoder.scored_pairs(prompts, texts, finished), temperature=temperature)
         return columns(network, rows, {"logprobs"}, self.budget, self.processes)["logprobs"].double().sum(1).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextRows(TokenRows):
+    """Texts whose log-probabilities are those of a sampling temperature."""
+
+    temperature: float
+    """0, greedy, counts as 1."""
+
+    @property
+    def softmax_temperature(self) -> float:
+        return self.temperature or 1.0

@@ -13,6 +13,9 @@ from advalign.training.schedule import replace_leaf
 MOVING = ("objectives", "adversaries", "learners")
 """Sections that a stage or a schedule may change; a source is started once."""
 
+STEP_FIELDS = ("learning_rate", "weight_decay", "max_grad_norm", "updates", "minibatches", "epochs", "every")
+"""Fields of a learner that are read in every step, so that a stage or a schedule may change them; the others are read at the start."""
+
 HEAD_OF = {
     "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
     "scores": "score", "token_scores": "score", "score_gradients": "score", "reader": "score",
@@ -35,10 +38,19 @@ def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
         _check_scorers(name, source, head_of)
         _check_players(name, source, head_of)
     for path in (*spec.schedules, *(path for stage in spec.stages for path in stage.set)):
-        if path.partition(".")[0] not in MOVING:
-            raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
+        _check_moving(path)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
+
+
+def _check_moving(path: str) -> None:
+    """A stage or a schedule changes what is read in every step."""
+    section, _, rest = path.partition(".")
+    if section not in MOVING:
+        raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
+    field = rest.partition(".")[2]
+    if section == "learners" and field not in STEP_FIELDS:
+        raise unknown(path, "field of a learner that can change during a run", field, STEP_FIELDS)
 
 
 def _check_names(spec: RunSpec, heads: Mapping[str, str]) -> None:

@@ -40,6 +40,8 @@ class TrainingStep:
     """What completes the rows."""
     meter: Meter
     """What counts tokens and operations."""
+    drawn: dict[tuple[str, int], Sequence[Any]] = field(default_factory=dict)
+    """{(source, repeat): what it drew}"""
     annotated: dict[str, TokenRows] = field(default_factory=dict)
     """{source: rows of its rollouts}: all learners and repeats of the step read the same ones."""
 
@@ -93,12 +95,13 @@ class TrainingStep:
         return logs | {f"rollout/{k}": v for k, v in self.context.rollout_engine.logs.items()}
 
     def _draw(self, source: str, repeat: int) -> Sequence[Any]:
-        """The items of a source: rollouts are drawn once per step, others once per repeat."""
-        config, items = self.plan.config["sources"][source], self.context.items
-        if source not in items or (repeat and config.row_type is not RolloutRows):
-            items[source] = self.context.sources[source].draw(self.step, repeat)
-            self.meter.sampled(config.samples_with or "", items[source])
-        return items[source]
+        """The items of a source: rollouts are drawn once per step, others once per repeat, which all learners read."""
+        config = self.plan.config["sources"][source]
+        key = (source, 0 if config.row_type is RolloutRows else repeat)
+        if key not in self.drawn:
+            self.drawn[key] = self.context.items[source] = self.context.sources[source].draw(self.step, repeat)
+            self.meter.sampled(config.samples_with or "", self.drawn[key])
+        return self.drawn[key]
 
     def _create_copies(self) -> None:
         """The frozen copies that this step reads; sources create those that only they name when they ask for them."""
@@ -120,7 +123,7 @@ class TrainingStep:
         name, spec, args = plan.learner, self.plan.config["learners"][plan.learner], self.args
         runtime = self.context.learners[name]
         values: dict[str, list[float]] = {}
-        runtime.set_learning_rate(spec.learning_rate)
+        runtime.configure(spec)
         measure = bool(args.measure_every) and self.step % args.measure_every == 0
         for epoch in range(spec.epochs if train else 1):
             splits = {source: split_groups(r, spec.minibatches) for source, r in rows.items()}

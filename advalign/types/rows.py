@@ -155,6 +155,8 @@ class RolloutRows(TokenRows):
     """Which rewards did not abstain. None: no reward abstained on a row."""
     baseline: Float[Tensor, "B"] | None = None
     """The reward of the greedy response to the row's prompt."""
+    penalty: Float[Tensor, "B"] | None = None
+    """The KL penalty of the response, apart from its rewards; for advantages that normalise every reward by itself."""
     roles: Int[Tensor, "B"] | None = None
     """Which side of a game wrote the row. None: role 0 everywhere."""
     temperature: float = 1.0

@@ -393,3 +393,16 @@ def test_refusals_are_sentences():
         Group(floor=0.0)
     with pytest.raises(ConfigError, match=r"advantages.gae.lam: got 1.5, must be between 0 and 1"):
         GAE(lam=1.5)
+
+
+@pytest.mark.parametrize("whiten", ["rows", "tokens", "none"])
+def test_gdpo_adds_a_kl_penalty_at_its_own_size(whiten):
+    # The penalty is linear in its coefficient: A(c) = A(0) + c (KL_mean of the group - KL), whatever the rewards are divided by.
+    penalised = rows()
+    group, target = penalised.tokens.group, penalised.tokens.target
+    kl = torch.arange(len(group), dtype=torch.float64) ** 2
+    means = torch.stack([kl[group == g].mean() for g in group.tolist()])
+    plain, _ = call(GDPO(whiten=whiten), penalised)
+    for coef in (0.01, 1.0):
+        got, _ = call(GDPO(whiten=whiten), replace(penalised, penalty=-coef * kl))
+        torch.testing.assert_close(got - plain, coef * (means - kl)[:, None] * target, rtol=0, atol=1e-12)

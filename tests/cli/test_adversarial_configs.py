@@ -181,3 +181,11 @@ def test_cat_and_lat_defend_against_what_their_adversary_does(tmp_path):
         run["adversaries"][view] |= {"radius": 1.0, "relative_to": "mean_embedding_norm"}
         _, history, _ = ran(run)
         assert history[0][f"{view}/gain"] > 1e-3, name
+
+
+def test_free_warms_up_for_the_published_part_of_its_run():
+    # The released scripts warm up for 1256 of 20935 updates; a step of the run is three updates.
+    run = described("free_at")
+    model = run["learners"]["model"]
+    assert model["warmup_steps"] / run["args"]["max_steps"] == pytest.approx(1256 / 20935, abs=1e-4)
+    assert model["warmup_steps"] == round(1256 / model["epochs"])

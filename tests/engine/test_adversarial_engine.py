@@ -287,3 +287,19 @@ def test_an_inner_objective_that_its_adversary_cannot_move_is_refused():
     with pytest.raises(ConfigError, match=r"adversaries\.adv\.inner: it reads clean .* set view: adv"):
         plan("policy", ROBUST, {"adv": PGD(radius=0.1, inner=SFT(source="chat"))}, [])
     assert plan("policy", ROBUST, {"adv": PGD(radius=0.1, inner=SFT(source="chat", view="adv"))}, []).adversaries
+
+
+def test_an_inner_loop_reads_the_true_states_below_its_edit():
+    # The edit is at the output of block 2; what blocks 0 and 1 give does not depend on it, in no pass.
+    net = network(model="scratch:tiny-gpt2?n_embd=32&n_layer=4").eval()
+    tokens = demos(net).tokens
+    sites = frozenset({"hidden:layer:0", "hidden:layer:1", "hidden:layer:2"})
+    want = {need: x.detach() for need, x in net(tokens, sites).hidden.items()}
+    prefix = perturb.SharedPrefix(net.backbone, ("layer:2",))
+    for number in range(3):
+        delta = torch.full((*tokens.ids.shape, 32), 0.1 * number, dtype=torch.float64)
+        with prefix.reused():
+            hidden = net(tokens, sites, {"layer:2": Edit(add=delta)}).hidden
+        edited = {**want, "layer:2": want["layer:2"] + delta}
+        for site in want:
+            torch.testing.assert_close(hidden[site][tokens.mask], edited[site][tokens.mask], rtol=0, atol=EXACT)

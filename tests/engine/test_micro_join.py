@@ -1,10 +1,13 @@
 """Sources side by side in one forward: rows of different sources are never of one group."""
 
+import pytest
 import torch
 from helpers import networks
 
 from advalign.adversaries import PGD
+from advalign.engine import ascent
 from advalign.engine.micro import join_tokens
+from advalign.errors import ConfigError
 from advalign.objectives import SFT
 from advalign.types import DemoRows
 
@@ -45,3 +48,30 @@ def test_a_delta_per_group_is_not_shared_between_two_sources():
     for names in (("one",), ("two",)):
         for key, delta in alone[names].items():
             torch.testing.assert_close(both[key], delta, rtol=0, atol=1e-12)
+
+
+def allowed_of(net, rows, **threat):
+    adversary = PGD(radius=0.1, share="group", **threat)
+    tokens = rows.tokens
+    return ascent.perturbation_context(net, adversary, "pgd", tokens, [("s", tokens)], ("key",)).allowed
+
+
+def test_a_delta_per_group_lies_on_what_the_rows_of_the_group_share():
+    # Ids of the two rows: "a b c : d e" and "a b d g h : j"; they share the prefix "a b" alone, and no token of a response.
+    net = networks.network()
+    rows = DemoRows(tokens=net.encoder.demos(["a b c :", "a b d g h :"], ["d e", "j"], group=[0, 0]))
+    same = (rows.tokens.ids[0] == rows.tokens.ids[1]).cumprod(0).bool()
+    special = torch.isin(rows.tokens.ids[0], torch.tensor(sorted(net.encoder.special_ids)))
+    for where in ("prompt", "all"):
+        allowed = allowed_of(net, rows, where=where)
+        assert allowed.tolist() == (same & ~special)[None].tolist()
+        assert int(allowed.sum()) == 2
+    alike = DemoRows(tokens=net.encoder.demos(["a b c :", "a b c :"], ["d e", "j"], group=[0, 0]))
+    assert int(allowed_of(net, alike, where="prompt").sum()) == 4  # with one prompt: all of it
+
+
+def test_a_group_that_shares_nothing_is_refused():
+    net = networks.network()
+    rows = DemoRows(tokens=net.encoder.demos(["a :", "b :"], ["d e", "j"], group=[0, 0]))
+    with pytest.raises(ConfigError, match=r"adversaries.pgd.share: 'group' given, and the 2 rows of a group begin with no token in common"):
+        allowed_of(net, rows, where="prompt")

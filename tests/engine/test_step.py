@@ -251,3 +251,18 @@ def test_a_divergence_that_an_adversary_ascends_itself_needs_a_random_start_too(
             plan("policy", {"a": objective}, {"pgd": zero}, [])
     # What it ascends decides, and not what it is trained on.
     plan("policy", {"a": Drift(source="s", view="pgd")}, {"pgd": replace(zero, inner=SFT(source="s", view="pgd"))}, [])
+
+
+def test_a_gradient_norm_of_zero_means_no_clipping():
+    net, rows = network(), {"m": rollouts(network(), old=False)}
+    objectives = {"p": GRPO(source="m", coef=50.0)}
+    whole, logs = update(learner(net, max_grad_norm=1e9), objectives, rows)
+    unclipped, same = update(learner(net, max_grad_norm=0), objectives, rows)
+    clipped, _ = update(learner(net, max_grad_norm=0.5), objectives, rows)
+    assert torch.equal(unclipped, whole)
+    assert same == logs
+    assert logs["policy/grad_norm"] == pytest.approx(float(whole.norm()))
+    assert float(whole.norm()) > 0.5
+    assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"max_grad_norm is -1\.0; it must be above 0, or 0 for no clipping"):
+        learner(net, max_grad_norm=-1.0)

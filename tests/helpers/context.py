@@ -58,7 +58,7 @@ class FakeContext(Context):
     def score_tokens(self, learner, groups):
         raise AssertionError(f"this test gives learner '{learner}' no scores of tokens")
 
-    def logprobs(self, learner, prompts, texts, finished):
+    def logprobs(self, learner, prompts, texts, finished, *, temperature=1.0):
         raise AssertionError(f"this test gives learner '{learner}' no log-probabilities")
 
     def target(self, learner):

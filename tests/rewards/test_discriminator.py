@@ -12,7 +12,7 @@ from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.models import load
 from advalign.models.inference import score_texts as scored
-from advalign.rewards._scores import residual, segment_ends
+from advalign.rewards._scores import Scale, segment_ends
 from advalign.rewards.discriminator import Discriminator
 from advalign.sources._rollouts import build_rows
 from advalign.sources._scoring import as_scorer, score
@@ -190,10 +190,11 @@ def test_a_residual_is_uncorrelated_with_log_length_and_keeps_its_mean(context):
 def test_a_residual_passes_over_what_was_not_judged_and_over_equal_lengths():
     y, x = torch.tensor([1.0, math.nan, 3.0, 8.0]).double(), torch.tensor([0.0, 50.0, 1.0, 2.0]).double()
     # without the second: mean y 4, mean x 1, slope ((1 - 4)(-1) + (8 - 4) 1) / 2 = 3.5
-    got = residual(y, x)
+    got = Scale.without_trend(y, x).apply(y, x)
     assert got[[0, 2, 3]].tolist() == [4.5, 3.0, 4.5]
     assert bool(got[1].isnan())
-    assert residual(torch.tensor([1.0, 2.0]).double(), torch.ones(2).double()).tolist() == [1.0, 2.0]
+    flat = (torch.tensor([1.0, 2.0]).double(), torch.ones(2).double())
+    assert Scale.without_trend(*flat).apply(*flat).tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("level", ["token", "segment"])
@@ -205,11 +206,12 @@ def test_what_is_done_to_responses_is_done_to_the_sums_of_their_tokens(context, 
     )
     totals, got = (torch.stack([e.sum() for e in each]) for each in (plain, shaped))
     lengths = torch.tensor([float(len(e)) for e in plain], dtype=torch.float64)
-    want = residual(totals, lengths.log1p()) if "length" in options else totals
+    without_trend = Scale.without_trend(totals, lengths.log1p()).apply(totals, lengths.log1p())
+    want = without_trend if "length" in options else totals
     if "normalize" in options:
         want = (want - want.mean()) / want.std()
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-    scale = 1 / float((residual(totals, lengths.log1p()) if "length" in options else totals).std()) if "normalize" in options else 1
+    scale = 1 / float((without_trend if "length" in options else totals).std()) if "normalize" in options else 1
     for before, after in zip(plain, shaped, strict=True):
         torch.testing.assert_close(after[:-1], scale * before[:-1], rtol=0, atol=1e-12)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.context import FakeContext
+from helpers.runs import write
 from helpers.sources import ExampleRuntime
 
 from advalign.advantages.group import Group
@@ -23,7 +24,7 @@ class Drawn(FakeContext):
     """A context with a fixed real side and a fixed draw of responses."""
 
     def __init__(self, real, groups=()):
-        super().__init__(source_configs={"r": Demos(data="task:constraints")})
+        super().__init__(source_configs={"r": Demos(data="task:constraints"), "s": write()})
         self.sources["r"] = ExampleRuntime(real)
         self.groups = list(groups)
 
@@ -33,7 +34,7 @@ class Drawn(FakeContext):
     def current_items(self, name):
         return self.groups or None
 
-    def logprobs(self, learner, prompts, texts, finished):
+    def logprobs(self, learner, prompts, texts, finished, *, temperature=1.0):
         return [-float(len(text.split())) for text in texts]
 
 

@@ -24,6 +24,7 @@ from advalign.objectives.luffy import LUFFY
 from advalign.objectives.ppo import PPO
 from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
+from advalign.rewards.discriminator import Discriminator
 from advalign.rewards.function import Function
 from advalign.sources._options import Curriculum, Demonstrations, Dynamic, KLPenalty
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Tokens
@@ -354,3 +355,93 @@ def test_a_constant_reward_moves_nothing_and_is_logged():
     logs = trainer.train(progress=False)
     assert logs[0]["write/frac_reward_zero_std"] == 1.0
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------------------- rewards equal within rounding
+
+
+@pytest.mark.parametrize(
+    ("table", "constant"),
+    [
+        ([0.1, 0.1, 0.1], 1.0),  # their mean is 0.10000000000000002, and the standard deviation 1.5e-17
+        ([0.1 + 0.2, 0.3, 0.3], 1.0),
+        ([0.1, 0.1, 0.100001], 0.0),
+        ([0.0, 0.0, 1e-6], 0.0),
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(tmp_path, table, constant):
+    answers = [repr(value) for value in table]
+    fields = {"batch_size": 1, "group_size": 3, "dynamic": Dynamic(max_batches=2)}
+    runtime, _ = source(tmp_path, {"a": answers}, **fields)
+    runtime.draw(0, 0)
+    assert runtime.logs["frac_reward_zero_std"] == constant
+    assert runtime.logs["dynamic/informative"] == 1 - constant
+
+
+# ------------------------------------------------------------------------------------ what a greedy baseline may be
+
+
+def none_of_nine(completions, **_):
+    return [None if c == "9" else float(c) for c in completions]
+
+
+def test_a_prompt_whose_greedy_answer_has_no_reward_leaves_the_batch(tmp_path):
+    class Greedy(Scripted):
+        def generate(self, learner, examples, n, sampling, key):
+            groups = super().generate(learner, examples, n, sampling, key)
+            for group in groups:
+                if sampling.temperature == 0 and group.example.prompt == "a":
+                    group.rollouts[0].text = "9"
+            return groups
+
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    config = write(data=str(file), rewards=[Function(fn=none_of_nine)], batch_size=2, group_size=2, advantage=ReMax())
+    runtime = config.start(Greedy({"a": ["2", "5"], "b": ["1", "0"]}), "s")
+    groups = runtime.draw(0, 0)
+    assert [(g.example.prompt, g.baseline) for g in groups] == [("b", 1.0)]
+    assert runtime.logs["abstained_baselines"] == 1.0
+    assert runtime.logs["abstained"] == 0.0
+
+
+class Critic(Scripted):
+    """A discriminator that reads an answer as its score."""
+
+    def score(self, learner, prompts, texts, finished):
+        return [float(text) for text in texts], 0
+
+
+@pytest.mark.parametrize("normalize", ["batch", "running"])
+def test_a_greedy_baseline_is_on_the_scale_of_the_rewards(tmp_path, normalize):
+    # Sampled 2, 5, 1, 0: mean 2, standard deviation sqrt((0 + 9 + 1 + 4) / 3). Greedy: 2 and 1.
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    reward = Discriminator(learner="discriminator", normalize=normalize)
+    config = write(data=str(file), rewards=[reward], batch_size=2, group_size=2, advantage=ReMax())
+    runtime = config.start(Critic({"a": ["2", "5"], "b": ["1", "0"]}), "s")
+    std = math.sqrt(14 / 3)
+    groups = {g.example.prompt: g for g in runtime.draw(0, 0)}
+    assert groups["a"].baseline == pytest.approx(0.0, abs=1e-12)
+    assert groups["b"].baseline == pytest.approx(-1 / std, abs=1e-12)
+    assert [r.rewards[0] - groups["a"].baseline for r in groups["a"].rollouts] == pytest.approx([0.0, 3 / std], abs=1e-12)
+    assert runtime.scorers[0].running.number == (4 if normalize == "running" else 0)  # greedy answers are in no statistics
+
+
+# ------------------------------------------------------------------------------------ a frozen copy that samples
+
+
+def test_a_frozen_copy_samples_and_old_logprobs_are_its_own():
+    sources = {"write": write(learner="before", rewards=[Function(fn=even)])}
+    frozen = {"before": Frozen(refresh=10)}
+    trainer = Trainer(
+        learners={"policy": policy()}, sources=sources, objectives={"policy": DAPO(source="write")}, frozen=frozen,
+        args=TrainingArguments(max_steps=3),
+    )  # fmt: skip
+    trainer.train(progress=False)
+    step = trainer.next_step()
+    step.context.items = {}
+    rows, _ = step.rows("write", "policy")
+    logits = trainer.frozen["before"].model(input_ids=rows.tokens.ids, attention_mask=rows.tokens.mask.long()).logits.log_softmax(2)
+    want = logits[:, :-1].gather(2, rows.tokens.ids[:, 1:, None]).squeeze(2)
+    target = rows.tokens.target[:, 1:]
+    torch.testing.assert_close(rows.old_logprobs[:, 1:][target], want[target].detach().to(rows.old_logprobs.dtype), rtol=0, atol=1e-6)

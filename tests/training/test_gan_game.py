@@ -1,5 +1,7 @@
 """The game between learners: which learner skips an update, who scores, who compares, and that all of it resumes to the bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.runs import SHORT, chat, discriminator, game, imitation, policy, same, spy, weights, write
@@ -12,7 +14,7 @@ from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.dpo import DPO
 from advalign.objectives.grpo import GRPO
 from advalign.rewards.discriminator import Discriminator as DiscriminatorReward
-from advalign.sources.contrast import Contrast
+from advalign.sources.contrast import GENERATED, Contrast
 from advalign.sources.self_vs_real import SelfVsReal
 from advalign.tasks.constraints import Constraints
 from advalign.training.schedule import Gate, Stage, Timeline, Until
@@ -197,3 +199,48 @@ def test_logprobs_are_those_of_the_sampler():
     prompts, texts, finished = [examples[0].prompt] * len(textual), [r.text for r in textual], [r.finished for r in textual]
     logprobs = trainer.context.logprobs("policy", prompts, texts, finished)
     assert logprobs == pytest.approx([sum(r.sampler_logprobs) for r in textual], abs=1e-9)
+
+
+def test_every_learner_of_a_source_reads_every_draw(monkeypatch):
+    rows = {"discriminator": [], "second": []}
+    spy(monkeypatch, before=lambda runtime, read: rows.get(runtime.name, []).append(read["contrast"].tokens.ids))
+    learners = {"policy": policy(), "discriminator": discriminator(updates=2), "second": discriminator(updates=2)}
+    objectives = {
+        "first": Discriminate(source="contrast"),
+        "second": Discriminate(source="contrast", learner="second"),
+    }
+    game(learners=learners, objectives=objectives, args=TrainingArguments(max_steps=2)).train(progress=False)
+    for step in range(2):
+        first, second = (rows[name][2 * step : 2 * step + 2] for name in ("discriminator", "second"))
+        assert not torch.equal(*second)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_airl_has_one_policy_in_reward_and_discriminator(temperature):
+    # D = f - log pi(y | x) in both: the offset of a sampled row is log pi at the sampling temperature, and the reward the score less it.
+    sampling = replace(SHORT, temperature=temperature)
+    reward = DiscriminatorReward(learner="discriminator", form="airl")
+    sources = {"chat": chat(), "write": write(sampling=sampling, rewards=[reward])}
+    sources["contrast"] = Contrast(real="chat", sampled="write", batch_size=4, minus_logprob="policy")
+    trainer = game(sources=sources, objectives={"discriminator": Discriminate(source="contrast"), "policy": GRPO(source="write")})
+    trainer.start()
+    groups = trainer.context.sources["write"].draw(0, 0)
+    trainer.context.items["write"] = groups
+    rollouts = {(g.example.prompt, r.text): (g, r) for g in groups for r in g.rollouts}
+    num_compared = 0
+    for item in trainer.context.sources["contrast"].draw(0, 0):
+        if item.kind != GENERATED:
+            continue
+        group, rollout = rollouts[item.prompt, item.text]
+        ids = torch.tensor([group.prompt_ids + rollout.response_ids])
+        read = trainer.model.encoder.scored_pairs([item.prompt], [item.text], [item.finished])
+        if read.ids[0].tolist() != ids[0].tolist():  # a special token inside is not in the text
+            continue
+        num_compared += 1
+        logprobs = (trainer.model.model(ids).logits / temperature).log_softmax(2)[0, :-1].gather(1, ids[0, 1:, None])
+        want = float(logprobs[len(group.prompt_ids) - 1 :].detach().sum())
+        assert item.offset == pytest.approx(want, abs=1e-5)
+        (score,), _ = trainer.context.score("discriminator", [item.prompt], [item.text], [item.finished])
+        assert rollout.rewards[0] == pytest.approx(score - want, abs=1e-5)
+    assert num_compared

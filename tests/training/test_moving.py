@@ -202,3 +202,28 @@ def test_the_copy_that_is_the_reference_is_resolved_in_one_place():
     assert spec().reference is None
     assert spec(teacher=Frozen()).reference is None
     assert spec(reference=Frozen(), teacher=Frozen()).reference == "reference"
+
+
+# ---------------------------------------------------------------------- fields of a learner that move, and that do not
+
+
+@pytest.mark.parametrize("field", [{"weight_decay": 0.5}, {"max_grad_norm": 1e-9}])
+def test_what_a_stage_sets_of_the_optimizer_is_what_the_learner_would_have_had(field):
+    (name, value), args = *field.items(), {"learning_rate": 1e-2}
+    staged = imitation(model=policy(**args), stages=[Stage(steps=2, name="s", set={f"learners.policy.{name}": value})])
+    ramped = imitation(model=policy(**args), schedules={f"learners.policy.{name}": Ramp(start=value, end=value)}, steps=2)
+    given, plain = imitation(2, model=policy(**args, **field)), imitation(2, model=policy(**args))
+    for trainer in (staged, ramped, given, plain):
+        trainer.train(progress=False)
+    assert same(weights(staged.model), weights(given.model))
+    assert same(weights(ramped.model), weights(given.model))
+    assert not same(weights(staged.model), weights(plain.model))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_length", 16), ("lr_scheduler_type", "linear"), ("warmup_steps", 3), ("dtype", "float32"), ("head", "value")]
+)
+def test_what_is_read_at_the_start_alone_cannot_move(field, value):
+    message = rf"learners.policy.{field}: no field of a learner that can change during a run '{field}'. Known: epochs, every, "
+    with pytest.raises(ConfigError, match=message):
+        imitation(stages=[Stage(steps=2, name="s", set={f"learners.policy.{field}": value})])
