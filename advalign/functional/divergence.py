@@ -6,6 +6,9 @@ Estimators of KL(p || ref) from y ~ p, with d = log p(y) - log p_ref(y)   (Schul
 
 As numbers k1 and k3 are unbiased. As LOSSES they differ (y is drawn, so only d is differentiated): the expected gradient of k1 is
 zero, that of k3 is the gradient of KL(ref || p) [forward], and only k2's is the gradient of KL(p || ref).
+Between two distributions an entry with p = 0 adds nothing to KL(p || q), and one with q = 0 < p makes it infinite. Logits of -inf are
+such entries (a vocabulary that is padded); where both are -inf, values and gradients are those without the entry.
+
 `k3_straight` ("k3+") has the value of k3 and the gradient of k2. Log-ratios are clamped to +-LIMIT inside the exponential.
 """
 
@@ -45,26 +48,38 @@ ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2,
 
 def kl(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
     """KL(softmax p || softmax q) of two tensors of logits."""
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    p_is_zero = p.isneginf()
+    log_p = p.log_softmax(-1).masked_fill(p_is_zero, 0)
+    log_q = q.log_softmax(-1).masked_fill(p_is_zero, 0)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def symmetric_kl(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
     """KL(p || q) + KL(q || p): the sum, not the mean (SMART, arXiv:1911.03437, section 2.1)."""
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    both_are_zero = p.isneginf() & q.isneginf()
+    log_p, log_q = (z.log_softmax(-1).masked_fill(both_are_zero, 0) for z in (p, q))
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
 def js(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
     """(KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2: between 0 and log 2."""
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    p_is_zero, q_is_zero = p.isneginf(), q.isneginf()
+    log_p, log_q = (z.log_softmax(-1).masked_fill(p_is_zero & q_is_zero, 0) for z in (p, q))
     log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype, device=log_p.device))
-    return ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1)) / 2
+
+    def to_middle(log: Tensor, is_zero: Tensor) -> Tensor:
+        log = log.masked_fill(is_zero, 0)
+        return (log.exp() * (log - log_m.masked_fill(is_zero, 0))).sum(-1)
+
+    return (to_middle(log_p, p_is_zero) + to_middle(log_q, q_is_zero)) / 2
 
 
 def mse(p: Float[Tensor, "N V"], q: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
-    """Mean over classes of the squared difference of LOGITS: unlike the others it sees a shift of all of them."""
-    return ((p - q) ** 2).mean(-1)
+    """Mean over classes of the squared difference of LOGITS: unlike the others it sees a shift of all of them. Classes that both
+    exclude are not counted."""
+    both_are_zero = p.isneginf() & q.isneginf()
+    difference = p.masked_fill(both_are_zero, 0) - q.masked_fill(both_are_zero, 0)
+    return (difference**2).mean(-1) * (p.shape[-1] / (~both_are_zero).sum(-1))
 
 
 BETWEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "symmetric_kl": symmetric_kl, "js": js, "mse": mse}

@@ -5,6 +5,8 @@ online log-sum-exp (arXiv:1805.02867, alg. 3), and computes each chunk again in 
 
     log p = z_y - lse(z)        d log p / dz_v = 1[v = y] - p_v
     H = lse(z) - sum_v p_v z_v      d H / dz_v = -p_v (log p_v + H)
+
+A logit of -inf (an entry that the vocabulary only pads) has p = 0: it adds nothing to the entropy and gets a gradient of zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from advalign.types import fit
+
+LOWEST = -1e30  # of a logit: a million of them still have a sum
+NO_PROBABILITY = -1e4  # exp of it is 0 in every precision
 
 
 def shift_right(x: Float[Tensor, "B T *R"]) -> Float[Tensor, "B T *R"]:
@@ -75,7 +80,9 @@ def from_head(
         logits = head(h)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / divisor
         logp = logits.log_softmax(1)
-        return logp.gather(1, i[:, None]).squeeze(1), torch.special.entr(logp.exp()).sum(1)
+        p = logp.exp()
+        # 0 log 0 = 0. The derivative of p log p is infinite at 0, so such entries take the place of p = 1, where it is finite.
+        return logp.gather(1, i[:, None]).squeeze(1), torch.special.entr(p.masked_fill(p == 0, 1)).sum(1)
 
     parts = hidden.split(chunk)
     divisors = temperature.split(chunk) if isinstance(temperature, Tensor) else [temperature] * len(parts)
@@ -90,9 +97,10 @@ class _Linear(torch.autograd.Function):
         top = torch.full(ids.shape, -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32), device=ids.device)
         total, first, picked = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
         for part, logits in _chunks(hidden, weight, bias, temperature, chunk):
-            higher = torch.maximum(top, logits.amax(1))
-            p, shrink = (logits - higher[:, None]).exp(), (top - higher).exp()
-            total, first, top = total * shrink + p.sum(1), first * shrink + (p * logits).sum(1), higher
+            finite = logits if bias is None else logits.clamp(min=LOWEST)  # 0 x -inf would be nan
+            higher = torch.maximum(top, finite.amax(1))
+            p, shrink = (finite - higher[:, None]).exp(), (top - higher).exp()
+            total, first, top = total * shrink + p.sum(1), first * shrink + (p * finite).sum(1), higher
             in_chunk, column = _column(ids, part)
             picked = torch.where(in_chunk, logits.gather(1, column[:, None]).squeeze(1), picked)
         lse = top + total.log()
@@ -113,6 +121,8 @@ class _Linear(torch.autograd.Function):
         ]
         for part, logits in _chunks(hidden, weight, bias, ctx.temperature, ctx.chunk):
             logp = logits - lse[:, None]
+            if bias is not None:
+                logp.clamp_(min=NO_PROBABILITY)
             dz = torch.zeros_like(logp)
             if grad_entropy is not None:
                 dz -= grad_entropy[:, None] * (logp + entropy[:, None])

@@ -3,24 +3,59 @@ file asks whether one is there."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-DROPOUT_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-BLOCK_PATHS = ("layers", "encoder.layer", "h", "transformer.layer", "encoder.layers", "block")
+BLOCK_PATHS = ("layers", "encoder.layer", "h", "transformer.layer", "encoder.layers", "block", "decoder.layers", "blocks", "layer")
+SKIPPED_LAYERS = ("layerdrop", "layer_dropout", "drop_path")  # rates of whole layers, in names of configurations
+HEAD_DROPOUTS = ("summary_", "classifier_", "seq_classif_", "qa_")  # beginnings of names: of heads that a policy has not
 FEED_FORWARD_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
 
 
+def backbone(model: Any) -> Any:
+    """The transformer without its head; the model itself, if it has none."""
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return model.base_model
+    embeddings = model.get_input_embeddings()
+    inner = [m for m in model.children() if isinstance(m, PreTrainedModel) and m.get_input_embeddings() is embeddings]
+    return inner[0] if inner else model
+
+
+def backbones(model: Any) -> list[Any]:
+    """Modules that a model's forward may call for hidden states: the backbone, and the decoder inside."""
+    outer = backbone(model)
+    inner = outer.get_decoder() if isinstance(outer, PreTrainedModel) else outer
+    return [outer] if inner is outer else [outer, inner]
+
+
+def accepted_arguments(module: nn.Module) -> frozenset[str] | None:
+    """Names of the arguments of its forward; None: any."""
+    return _arguments(type(module).forward)
+
+
+@lru_cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
+    parameters = inspect.signature(function).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
+
+
 def block_stack(backbone: nn.Module) -> nn.ModuleList | None:
-    """The stack of transformer blocks; None where it is at no known path."""
+    """The stack of transformer blocks; None where it is at no known path, and no list of modules has one for every layer."""
     for path in BLOCK_PATHS:
         module: Any = backbone
         for name in path.split("."):
             module = getattr(module, name, None)
         if isinstance(module, nn.ModuleList):
             return module
-    return None
+    number = getattr(getattr(backbone, "config", None), "num_hidden_layers", 0)
+    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == number > 1]
+    return lists[0] if lists else None
 
 
 def checkpoints_activations(module: nn.Module) -> bool:
@@ -43,10 +78,15 @@ def logit_cap(model: Any) -> float | None:
     return getattr(model.config, "final_logit_softcapping", None) or None
 
 
-def has_linear_logits(model: Any) -> bool:
-    """Whether logits are exactly `hidden @ weight.T + bias`."""
-    scaled = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in ("logit_scale", "logits_scaling"))
-    return isinstance(model.get_output_embeddings(), nn.Linear) and not scaled and logit_cap(model) is None
+def logit_scales(model: Any) -> list[float]:
+    """Factors on the logits that the configuration names: which of them its forward applies, it does not say."""
+    factors: list[Any] = [getattr(model.config, name, None) for name in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
+    divisors: list[Any] = [getattr(model.config, "logits_scaling", None)]
+    return [float(f) for f in factors if _is_scale(f)] + [1 / float(d) for d in divisors if _is_scale(d)]
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, int | float) and value not in (0, 1)
 
 
 def has_score_head(model: Any) -> bool:
@@ -59,8 +99,17 @@ def has_segments(model: Any) -> bool:
     return getattr(model.config, "type_vocab_size", 0) > 1
 
 
-def is_decoder(config: Any) -> bool:
-    return bool(getattr(config, "is_decoder", False))
+def reads_both_ways(config: Any) -> bool:
+    """Whether every token sees the whole row: by what the configuration says of itself, the classes it is saved for, and the classes
+    that transformers has for its kind. (A tokenizer's mask token says nothing: those of Gemma and Cohere have one.)"""
+    if getattr(config, "is_decoder", False):
+        return False
+    if getattr(config, "use_bidirectional_attention", None) is True or getattr(config, "is_causal", None) is False:
+        return True
+    kind = type(config)
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return not any(name.endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
+    return kind in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -68,15 +117,25 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def attention_dropout(backbone: Any) -> float:
-    """The dropout rate inside attention, which is not a module."""
-    return getattr(backbone.config, "attention_dropout", 0.0) or 0.0
+    """The largest dropout rate of the configuration: inside attention and in some blocks, dropout is not a module."""
+    return max((rate for name, rate in dropout_rates(backbone.config).items() if not name.startswith(HEAD_DROPOUTS)), default=0.0)
+
+
+def dropout_rates(config: Any) -> dict[str, float]:
+    """{name: rate} of a configuration, by whatever name: `attention_dropout`, `resid_pdrop`, `mlp_dropout`, `layerdrop`, ..."""
+    values = {name: value for name, value in vars(config).items() if "drop" in name and not isinstance(value, bool)}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float) and 0 <= value <= 1}
 
 
 def set_dropout(config: Any, rate: float) -> None:
-    """Every dropout rate that the configuration has."""
-    for name in DROPOUT_RATES:
-        if hasattr(config, name):
+    """Every dropout rate that the configuration has, those of its parts included. Whole layers are left out at a rate of their own,
+    which is set to zero with the others and is left alone otherwise."""
+    for name in dropout_rates(config):
+        if rate == 0 or not any(part in name for part in SKIPPED_LAYERS):
             setattr(config, name, float(rate))
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            set_dropout(part, rate)
 
 
 def has_option(config: Any, name: str) -> bool:
@@ -85,7 +144,7 @@ def has_option(config: Any, name: str) -> bool:
 
 def attention_kinds(model: Any) -> tuple[Any, str | None, tuple[str, ...]]:
     """The backbone's configuration, its attention implementation, and the kind of attention of each layer where it says so."""
-    config: Any = getattr(getattr(model, "base_model", None), "config", None)
+    config: Any = getattr(backbone(model), "config", None) if isinstance(model, PreTrainedModel) else None
     return config, getattr(config, "_attn_implementation", None), tuple(getattr(config, "layer_types", None) or ())
 
 

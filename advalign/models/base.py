@@ -68,7 +68,7 @@ class NetworkBase(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        return self.model.base_model  # type: ignore[no-any-return]
+        return architecture.backbone(self.model)  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:

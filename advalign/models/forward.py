@@ -6,6 +6,7 @@ the vocabulary. Outputs are shifted by one here, by `functional.logprobs.shift_r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from advalign.errors import ConfigError
 from advalign.functional import logprobs as lp
-from advalign.models import architecture, padding_free, saving
+from advalign.models import architecture, own_head, padding_free, saving
 from advalign.models.base import NetworkBase
 from advalign.models.encode import Encoder
 from advalign.models.perturb import apply_edit, captured, edited, twice_differentiable, without_dropout
@@ -39,15 +40,33 @@ class Network(NetworkBase):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__(model, encoder, head, pooling=pooling, head_dropout=head_dropout, spectral_norm=spectral_norm)
+        self._head_form: own_head.HeadForm | None = None
         self._packs: bool | None = None if self.reads_tokens and padding_free.prepare(model) and not encoder.bidirectional else False
+
+    @property
+    def head_form(self) -> own_head.HeadForm:
+        """How hidden states become logits; tried out on first use."""
+        if self._head_form is None:
+            with without_dropout(self):
+                form = own_head.find_form(self.model)
+            if self.device.type == "meta":
+                return form
+            self._head_form = form
+        return self._head_form
 
     @property
     def packs(self) -> bool:
         """Whether rows run without padding and with common beginnings once (`models/padding_free.py`); tried out on first use."""
         if self._packs is None:
             self._packs = False
+            size = self.model.get_input_embeddings().weight.shape[0]
+            ids = padding_free.ordinary_ids(min(size, len(self.encoder.tokenizer)), self.encoder.special_ids, 6)
             with without_dropout(self):
-                self._packs = padding_free.agrees(self._try_layout, self.device, self.model.get_input_embeddings().weight.shape[0])
+                self._packs = padding_free.agrees(self._try_layout, self.device, ids)
+            if not self._packs:
+                warnings.warn(
+                    f"packing: {type(self.model).__name__} gives other hidden states without padding; its rows are padded.", stacklevel=2
+                )
         return self._packs
 
     def _try_layout(self, layout: padding_free.PackedLayout | None, tokens: Tokens) -> Tensor:
@@ -147,7 +166,8 @@ class Network(NetworkBase):
     def _draws_dropout(self) -> bool:
         """Whether dropout is on: then two rows with the same beginning draw masks of their own for it."""
         attention = architecture.attention_dropout(self.backbone)
-        return self.training and (attention > 0 or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()))
+        training = self.training and self.backbone.training
+        return training and (attention > 0 or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()))
 
     def _inputs(self, tokens: Tokens, embeddings: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": tokens.mask.long()}
@@ -159,16 +179,17 @@ class Network(NetworkBase):
             return inputs
         inputs["position_ids"] = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand_as(tokens.ids)
         inputs["use_cache"] = False
-        return inputs
+        accepted = architecture.accepted_arguments(self.backbone)
+        return inputs if accepted is None else {name: value for name, value in inputs.items() if name in accepted}
 
     def _policy(self, hidden: Tensor, tokens: Tokens, needs: Set[str], temperature: Tensor | None) -> Outputs:
         # logits / temperature = head(hidden / temperature), if the head is linear without a bias.
-        if temperature is not None and self.model.get_output_embeddings().bias is None and architecture.has_linear_logits(self.model):
+        if temperature is not None and self.head_form.linear and self.model.get_output_embeddings().bias is None:
             hidden, temperature = hidden / temperature.to(hidden.dtype)[:, None, None], None
         shifted = lp.shift_right(hidden)
         outputs: dict[str, Any] = {}
         if "distribution" in needs:
-            outputs["distribution"] = Distribution(hidden=shifted, head=self.next_token_logits)
+            outputs["distribution"] = self._distribution(shifted, temperature)
         if {"logprobs", "entropy"} & needs:
             predicting, ids = shifted[tokens.target], tokens.ids[tokens.target]
             per_token = None if temperature is None else temperature[:, None].expand_as(tokens.ids)[tokens.target]
@@ -178,18 +199,24 @@ class Network(NetworkBase):
             outputs["entropy"] = zeros.masked_scatter(tokens.target, entropy)
         return Outputs(**outputs)
 
+    def _distribution(self, shifted: Float[Tensor, "B T D"], temperature: Tensor | None) -> Distribution:
+        if temperature is None:
+            return Distribution(hidden=shifted, head=self.next_token_logits)
+        # The temperature of a row travels as one more feature, so that whoever picks tokens picks it with them.
+        divisors = temperature.to(shifted.dtype)[:, None, None].expand(*shifted.shape[:2], 1)
+        head = self.next_token_logits
+        return Distribution(hidden=torch.cat([shifted, divisors], 2), head=lambda h: head(h[:, :-1]) / h[:, -1:])
+
     def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:
-        head = self.model.get_output_embeddings()
-        if temperature is None and architecture.has_linear_logits(self.model):
-            return lp.linear(hidden, head.weight, head.bias, ids)
+        if temperature is None and self.head_form.linear:
+            head = self.model.get_output_embeddings()
+            return lp.linear(hidden, head.weight, head.bias, ids, temperature=1 / self.head_form.scale)
         divisor = 1.0 if temperature is None else temperature[:, None].to(hidden.dtype)
         return lp.from_head(lambda h: self.next_token_logits(h), hidden, ids, temperature=divisor)
 
     def next_token_logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """The LM head, with the soft cap of models that have one."""
-        logits = self.model.get_output_embeddings()(hidden)
-        cap = architecture.logit_cap(self.model)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        """The model's own head (`models/own_head.py`)."""
+        return own_head.apply(self.model, self.head_form, hidden)
 
     def save_pretrained(self, path: str | Path, *, merged: bool = False) -> None:
         """A folder that `advalign.models.load` and, but for a scalar head, transformers can read: the whole model, or the

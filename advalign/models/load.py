@@ -146,8 +146,9 @@ def _from_source(spec: ModelSpec, source: str, facts: Mapping[str, Any], weights
     auto = _auto_class(spec.head)
     body = auto.from_pretrained(source, config=config) if weights else auto.from_config(config)
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer if isinstance(spec.tokenizer, str) else source)
-    masks = not architecture.is_decoder(config) and tokenizer.mask_token is not None
-    return body, tokenizer, facts.get("bidirectional", masks)
+    # What reads hidden states has a body of its own, but the rows of the network it reads.
+    both_ways = facts["bidirectional"] if "num_features" in facts else architecture.reads_both_ways(config)
+    return body, tokenizer, both_ways
 
 
 def _auto_class(head: str) -> Any:

@@ -78,3 +78,37 @@ def test_zero_and_flat_at_equality(name):
     (slope,) = torch.autograd.grad(value.sum(), p)
     assert float(value.detach().abs().max()) < 1e-15
     assert float(slope.abs().max()) < 1e-15
+
+
+def excluded(*columns):
+    """Three rows of random logits, -inf in these columns."""
+    z = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(len(columns)))
+    z[:, list(columns)] = -torch.inf
+    return z.requires_grad_()
+
+
+@pytest.mark.parametrize("kind", dv.BETWEEN)
+def test_what_both_exclude_is_skipped(kind):
+    """Values and gradients are those of the logits without these columns."""
+    p, q = excluded(4, 5), (excluded(4, 5).detach() + 0.3 * torch.arange(6)).requires_grad_()
+    value = dv.BETWEEN[kind](p, q)
+    small_p, small_q = (z.detach()[:, :4].requires_grad_() for z in (p, q))
+    right = dv.BETWEEN[kind](small_p, small_q)
+    torch.testing.assert_close(value, right)
+    for mine, theirs in zip(torch.autograd.grad(value.sum(), (p, q)), torch.autograd.grad(right.sum(), (small_p, small_q)), strict=True):
+        torch.testing.assert_close(mine[:, :4], theirs)
+        assert not mine[:, 4:].any()
+
+
+def test_what_one_excludes_is_infinite_in_one_direction():
+    """As torch.distributions: KL(p || q) with p = 0 < q is finite, with q = 0 < p infinite; Jensen-Shannon is finite both ways."""
+    p, q = excluded(5), torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
+    categorical = [torch.distributions.Categorical(logits=z) for z in (p, q)]
+    torch.testing.assert_close(dv.kl(p, q), torch.distributions.kl_divergence(*categorical))
+    assert dv.kl(q, p).isposinf().all()
+    assert dv.symmetric_kl(p, q).isposinf().all()
+    middle = (p.softmax(-1) + q.softmax(-1)) / 2
+    right = sum(torch.special.xlogy(x, x / middle).sum(-1) for x in (p.softmax(-1), q.softmax(-1))) / 2
+    js = dv.js(p, q)
+    torch.testing.assert_close(js, right)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(js.sum() + dv.kl(p, q).sum(), (p, q)))

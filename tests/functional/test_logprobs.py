@@ -190,3 +190,22 @@ def test_only_stops_nan_in_value_and_gradient():
     (y**2).sum().backward()
     assert y.tolist() == [[1.0, 0.0, 2.0]]
     assert x.grad.tolist() == [[2.0, 0.0, 4.0]]
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 50])
+def test_excluded_entries_add_nothing_to_entropy_and_gradients(chunk):
+    """Logits of -inf (a padded vocabulary), as torch.distributions has them; a whole chunk of them too."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in ((5, 4), (9, 4)))
+    bias = torch.zeros(9, dtype=torch.float64)
+    bias[[0, 1, 6, 8]] = -torch.inf
+    ids = torch.tensor([2, 3, 4, 5, 7])
+    right = torch.distributions.Categorical(logits=hidden @ weight.t() + bias)
+    left = torch.distributions.Categorical(logits=hidden @ weight[[2, 3, 4, 5, 7]].t())  # the same without those entries
+    wanted = torch.autograd.grad((left.log_prob(torch.arange(5)) + 2 * left.entropy()).sum(), (hidden, weight))
+    ways = logprobs.linear(hidden, weight, bias, ids, chunk=chunk), logprobs.from_head(lambda h: h @ weight.t() + bias, hidden, ids)
+    for logp, entropy in ways:
+        torch.testing.assert_close(logp, right.log_prob(ids))
+        torch.testing.assert_close(entropy, right.entropy())
+        gradient = torch.autograd.grad((logp + 2 * entropy).sum(), (hidden, weight))
+        torch.testing.assert_close(gradient, wanted)

@@ -180,7 +180,7 @@ def test_compilation_is_an_option_like_others():
 
 
 def test_a_model_without_a_stack_of_blocks_is_refused(monkeypatch):
-    monkeypatch.setattr("advalign.models.architecture.BLOCK_PATHS", ())
+    monkeypatch.setattr("advalign.models.architecture.block_stack", lambda backbone: None)
     with pytest.raises(ConfigError, match=r"compile: .* has no stack of blocks to compile; leave it out"):
         network(model=MODEL, options={"compile": True})
 
