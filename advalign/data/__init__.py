@@ -1,31 +1,32 @@
 """From a reference to examples: a procedural task, a local file or a hub data set, with columns found by their usual names.
 
 "task:constraints" · {task: {kind: constraints, words: 12}, split: test, number: 60}
-"${ADVALIGN_DATA}/cls_sst2/{split}.jsonl"          .jsonl .csv .txt, also .gz; environment variables are expanded
+"${ADVALIGN_DATA}/cls_sst2/{split}.jsonl"          .jsonl .json .csv .tsv .txt, also .gz; .parquet .arrow; variables are expanded
+"saved_dataset"                                    a folder of datasets.save_to_disk
 "openai/gsm8k" · {hub: openai/gsm8k, name: main, split: test}
 {path: "${ADVALIGN_DATA}/math_gsm8k/train.jsonl.gz", hub: openai/gsm8k, name: main}       the file where it exists, else the hub
 [{"prompt": "2 + 3 =", "answer": "5"}, ...] · datasets.Dataset      rows at hand (in Python); no split is looked for
 """
 
-import csv
 import dataclasses
-import gzip
-import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from advalign import builder
 from advalign.data import columns as _columns
+from advalign.data import labels as _labels
+from advalign.data.files import READERS, Located, Table, from_dataset, is_data, read_file
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Task
 from advalign.types import Example
 
 KEYS = ("task", "path", "hub", "name", "split", "number", "columns", "revision")
-SUFFIXES = (".jsonl", ".csv", ".txt")
+SUFFIXES = (*READERS, ".parquet", ".arrow")
 DEFAULT_NUMBER = 1000
 
 Reference = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -47,6 +48,33 @@ def examples(
         return _from_task(spec, limit, seed)
     mapping = {**(spec.get("columns") or {}), **(columns or {})}
     return [_columns.example(row, mapping, location) for location, row in _read(spec, limit, seed)]
+
+
+def labelled(
+    ref: Reference,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Examples that all carry a class index, and the names of the classes (empty: none).
+
+    Names are `class_names`, else those of the column's ClassLabel, else the texts in the column, sorted, over all rows of the split.
+    """
+    spec = _spec(ref, split)
+    if "task" in spec:
+        loaded = [(f"data: row '{e.id}'", e.label, e) for e in _from_task(spec, limit, seed)]
+        return [dataclasses.replace(e, label=_labels.class_index(label, (), path)) for path, label, e in loaded], tuple(class_names)
+    mapping = {**(spec.get("columns") or {}), **(columns or {})}
+    column = mapping.get("label", _columns.USUAL["label"][0])
+    table = _table(spec)
+    names = tuple(class_names) or table.class_names.get(column) or _labels.names_of(row.get(column) for _, row in table.rows)
+    examples = []
+    for location, row in _sampled(table.rows, spec, limit, seed):
+        index = _labels.class_index(row.get(column), names, f"data: {location}")
+        examples.append(_columns.example(row, mapping, location, label=index))
+    return examples, names
 
 
 def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
@@ -84,6 +112,23 @@ def task_of(ref: Reference) -> Task | None:
     return None if reference is None else builder.build(Task, reference, "data.task")
 
 
+def same_rows(first: Reference, first_split: str, second: Reference, second_split: str) -> str | None:
+    """The name of the data that two references share, whatever their splits; None where they do not. Tasks keep their splits apart."""
+    specs = [_spec(first, first_split), _spec(second, second_split)]
+    if any("task" in spec for spec in specs):
+        return None
+    if first is second and "rows" in specs[0]:
+        return "the same rows in memory"
+    files = [_local_file(spec) if "path" in spec else None for spec in specs]
+    if files[0] is not None and files[1] is not None:
+        has_splits = (files[0] / "dataset_dict.json").is_file()
+        same = files[0].resolve() == files[1].resolve() and not (has_splits and specs[0]["split"] != specs[1]["split"])
+        return str(files[0]) if same else None
+    keys = ("hub", "name", "split", "revision")
+    same = files == [None, None] and "hub" in specs[0] and all(specs[0].get(key) == specs[1].get(key) for key in keys)
+    return f"{specs[0]['hub']}, split '{specs[0]['split']}'" if same else None
+
+
 def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
     """Texts to build a tokenizer from: a task's vocabulary, or every prompt, pair, answer and response of a file."""
     task = task_of(ref)
@@ -108,6 +153,11 @@ def expand(path: str) -> str:
 
 def _spec(ref: Reference, split: str) -> dict[str, Any]:
     """A reference as a mapping with `split` and one or two of task, path, hub, or with rows."""
+    datasets: Any = sys.modules.get("datasets")
+    if datasets is not None and isinstance(ref, datasets.DatasetDict | datasets.IterableDatasetDict):
+        if split not in ref:
+            raise unknown("data", "split", split, ref)
+        ref = ref[split]
     if not isinstance(ref, str | Mapping):
         return {"rows": _rows_at_hand(ref), "split": split}
     if not isinstance(ref, str):
@@ -119,20 +169,23 @@ def _spec(ref: Reference, split: str) -> dict[str, Any]:
         return {"split": split, **ref}
     if ref.startswith("task:"):
         return {"task": ref.removeprefix("task:"), "split": split}
-    local = ref.removesuffix(".gz").endswith(SUFFIXES) or ref.startswith(("${", "/", "./", "../", "~")) or Path(ref).is_file()
+    local = ref.removesuffix(".gz").endswith(SUFFIXES) or ref.startswith(("${", "/", "./", "../", "~")) or is_data(Path(ref))
     return {"path" if local else "hub": ref, "split": split}
 
 
-def _rows_at_hand(rows: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(location, row) of rows in memory."""
+def _rows_at_hand(rows: Any) -> Table:
+    """The table of rows in memory."""
+    datasets: Any = sys.modules.get("datasets")  # who holds a Dataset has imported it
+    if datasets is not None and isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        return from_dataset(rows, "data")
     if not isinstance(rows, Iterable) or isinstance(rows, bytes | Iterator):  # an iterator could be read once only
         raise ConfigError(f"data: a {type(rows).__name__} given; a path, a hub id, a task, a list of rows or a datasets.Dataset is needed.")
-    pairs: list[tuple[str, dict[str, Any]]] = []
+    pairs: list[Located] = []
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise ConfigError(f"data: row {number} is a {type(row).__name__}, not a mapping with named columns such as prompt and answer.")
         pairs.append((f"data, row {number}", dict(row)))
-    return pairs
+    return Table(rows=pairs)
 
 
 def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
@@ -143,17 +196,25 @@ def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Ex
     return task.examples(spec["split"], number, random.Random(f"{seed}/{spec['split']}"))
 
 
-def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[tuple[str, dict[str, Any]]]:
+def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Located]:
     """(location, row) pairs, sampled."""
+    return _sampled(_table(spec).rows, spec, limit, seed)
+
+
+def _table(spec: Mapping[str, Any]) -> Table:
+    """All rows of a reference that is not a task."""
     file = _local_file(spec) if "path" in spec else None
     if "rows" in spec:
-        pairs = spec["rows"]
-    elif file is not None:
-        pairs = list(_read_file(file))
-    elif "hub" in spec:
-        pairs = _read_hub(spec)
-    else:
-        raise ConfigError(f"data: no file '{expand(spec['path']).replace('{split}', spec['split'])}' and no 'hub' to fall back to.")
+        table: Table = spec["rows"]
+        return table
+    if file is not None:
+        return read_file(file, spec["split"])
+    if "hub" in spec:
+        return _read_hub(spec)
+    raise ConfigError(f"data: no file '{expand(spec['path']).replace('{split}', spec['split'])}' and no 'hub' to fall back to.")
+
+
+def _sampled(pairs: list[Located], spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Located]:
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
     if not numbers:
         return pairs
@@ -168,51 +229,10 @@ def _local_file(spec: Mapping[str, Any]) -> Path | None:
         if "hub" in spec:
             return None
         raise
-    return path if path.is_file() else None
+    return path if is_data(path) else None
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(location, row) of one file; the location is its name and the number of the line."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind not in SUFFIXES:
-        raise unknown(f"data: {path}", "reader for the ending", kind, [f"{s}{z}" for s in SUFFIXES for z in ("", ".gz")])
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}[kind](file, path)
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-            raise ConfigError(f"data: {path} cannot be read as UTF-8 {kind} ({error}).") from error
-
-
-def _read_jsonl(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"data: {path}, row {number} is not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"data: {path}, row {number} is a {type(row).__name__}, not an object with named columns.")
-        yield f"{path}, row {number}", row
-
-
-def _read_csv(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(file)
-    for row in reader:
-        location = f"{path}, row {reader.line_num}"
-        if None in row or None in row.values():
-            raise ConfigError(f"data: {location} does not have the {len(reader.fieldnames or ())} columns of the header.")
-        yield location, dict(row)
-
-
-def _read_txt(file: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield f"{path}, row {number}", {"text": line.rstrip("\r\n")}
-
-
-def _read_hub(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _read_hub(spec: Mapping[str, Any]) -> Table:
     import datasets
 
     try:
@@ -221,4 +241,4 @@ def _read_hub(spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         message = f"data: cannot load '{spec['hub']}' (split '{spec['split']}') from the hub: {reason[0]}"
         raise ConfigError(message) from error
-    return [(f"{spec['hub']}, row {number}", dict(row)) for number, row in enumerate(loaded, 1)]
+    return from_dataset(loaded, str(spec["hub"]))

@@ -18,16 +18,19 @@ USUAL = {
 FIELDS = (*USUAL, "chosen", "rejected", "messages")
 
 
-def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -> Example:
-    """The example of a row. `mapping`: {field: column}; `location`: of the row, in errors. response, chosen, rejected and every unused
-    column stay in `meta`."""
+def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, label: int | None = None) -> Example:
+    """The example of a row. `mapping`: {field: column}; `location`: of the row, in errors; `label`: its class index, where it is known
+    already. response, chosen, rejected and every unused column stay in `meta`."""
     _check(row, mapping, location)
     used = _used_columns(row, mapping)
     meta = {name: value for name, value in row.items() if name not in used.values()}
-    fields = {field: row[column] for field, column in used.items()}
+    fields = {field: row[column] for field, column in used.items() if row[column] is not None}
     _unpack_chat(fields, meta, row)
-    if not isinstance(fields.get("prompt"), str) or not fields["prompt"]:
-        problem = "is empty or not a text" if "prompt" in fields else f"is not among the columns {', '.join(row)}"
+    has_implicit_prompt = "prompt" not in fields and all(isinstance(fields.get(name), str) for name in ("chosen", "rejected"))
+    if has_implicit_prompt:
+        _split_common(fields, location)
+    if not isinstance(fields.get("prompt"), str) or not (fields["prompt"] or has_implicit_prompt):
+        problem = "is empty or not a text" if "prompt" in used else f"is not among the columns {', '.join(row)}"
         raise ConfigError(f"data: {location}: the prompt {problem}; name its column with columns: {{prompt: ...}}.")
     for name in ("response", "chosen", "rejected"):
         if name in fields:
@@ -41,13 +44,18 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -
         answer=None if answer is None else _text(answer),
         id=_text(fields.get("id", location.rpartition("row ")[2])),
         meta=meta,
-        label=_label(fields.get("label"), "label" in mapping, location, meta),
+        label=label if label is not None else _label(fields.get("label"), "label" in mapping, location, meta),
         pair=fields.get("pair"),
         row=row,
     )
 
 
 def _check(row: Mapping[str, Any], mapping: Mapping[str, str], location: str) -> None:
+    if isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list):
+        raise ConfigError(
+            f"data: {location} is stepwise supervision (completions with one label each), for which there is no source; "
+            "give prompt, completion and one label, for the source feedback."
+        )
     for field, column in mapping.items():
         if field not in FIELDS:
             raise unknown("data.columns", "field", field, FIELDS)
@@ -85,6 +93,19 @@ def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str,
             fields.setdefault("response", last)
     if meta.get("input") and fields.get("prompt") == row.get("instruction"):
         fields["prompt"] = f"{fields['prompt']}\n\n{meta.pop('input')}"
+
+
+def _split_common(fields: dict[str, Any], location: str) -> None:
+    """The common start of chosen and rejected becomes the prompt, without a space before the difference, as in TRL."""
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    if chosen == rejected:
+        raise ConfigError(f"data: {location}: chosen and rejected are the same text, so neither is preferred.")
+    shorter = min(len(chosen), len(rejected))
+    end = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
+    end = min(end, shorter - 1) if end == shorter else end  # one text is the start of the other: each keeps a character
+    if end > 0 and chosen[end - 1] == " " and chosen[end] != rejected[end]:
+        end -= 1
+    fields |= {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
 
 
 def _is_chat(value: Any) -> bool:

@@ -39,6 +39,9 @@ class Context(Protocol):
     def source_config(self, name: str) -> Source:
         """The configuration of another source."""
 
+    def class_names(self, source: str) -> tuple[str, ...]:
+        """The names of the classes, by index, of the classifier that reads a source; empty: they have none."""
+
     def current_items(self, name: str) -> Sequence[Any] | None:
         """What another source drew in the current step; None: nothing yet."""
 

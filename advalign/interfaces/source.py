@@ -57,6 +57,8 @@ class SourceRuntime(ABC, Generic[Item]):
     """Numbers of the last draw, logged as `<source>/<name>`."""
     examples: Sequence[Item] = ()
     """All its examples, for a source over a list."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes of its labels, by index; empty: it has none."""
 
     @abstractmethod
     def draw(self, step: int, repeat: int) -> Sequence[Item]:
@@ -125,6 +127,11 @@ class Source(ABC):
     def request(self) -> SamplingRequest | None:
         """What one draw asks the rollout engine for. None: nothing, or not known before the draw."""
         return None
+
+    @property
+    def training_data(self) -> tuple[Any, str] | None:
+        """(reference, split) of the data it reads (see `advalign.data`). None: it reads no data."""
+        return None if self.request is None else (self.request.data, "train")
 
     @property
     def draw_size(self) -> int:

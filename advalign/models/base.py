@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,23 @@ class NetworkBase(nn.Module):
             self.dropout = nn.Dropout(head_dropout) if head_dropout else nn.Identity()
             if spectral_norm:
                 heads.normalize(self.scalar)
+
+    @property
+    def num_classes(self) -> int:
+        """Of a classifier."""
+        return int(self.model.config.num_labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of a classifier's classes, by index, from `id2label`; empty where they are transformers' `LABEL_<index>`."""
+        names = [str(self.model.config.id2label[i]) for i in range(self.num_classes)]
+        return () if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else tuple(names)
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Sets `id2label` and `label2id`, which are saved with the model."""
+        named = dict(self.model.config.id2label) | dict(enumerate(names))
+        self.model.config.id2label = named
+        self.model.config.label2id = {name: i for i, name in named.items()}
 
     @property
     def backbone(self) -> nn.Module:

@@ -47,8 +47,11 @@ class Encoder:
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts, in the chat template where the tokenizer has one."""
         if architecture.has_chat_template(self.tokenizer):
-            turns = [[{"role": "user", "content": text}] for text in texts]
-            return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+            turns = [[{"role": "user", "content": text}] for text in texts if text]
+            options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+            templated = iter(self.tokenizer.apply_chat_template(turns, **options) if turns else ())
+            # A row without prompt is not a turn of a conversation.
+            return [list(next(templated)) if text else self._ids([""])[0] for text in texts]
         return self._ids(texts, add_special_tokens=not self.bidirectional)
 
     def prompt(self, text: str) -> list[int]:

@@ -20,6 +20,11 @@ def with_response(example: Example, task: Task | None, rng: random.Random, path:
     return replace(example, meta={**example.meta, "response": response})
 
 
+def is_plain_text(example: Example) -> bool:
+    """Whether it is a text without prompt: its `text` was taken for the prompt, and it has neither response nor answer."""
+    return "response" not in example.meta and example.answer is None and example.row.get("text") == example.prompt
+
+
 def wrong_response(example: Example, right: str, task: Task, rng: random.Random, path: str) -> str:
     """A demonstration for a perturbed prompt: right for that prompt, wrong for the example's."""
     # Drawn until it is wrong for the prompt itself: some demonstrations of a perturbed prompt still satisfy the old one.

@@ -83,11 +83,19 @@ class ListSource(Source):
         require_positive("sources", batch_size=self.batch_size)
 
     @property
+    def training_data(self) -> tuple[Any, str] | None:
+        return self.data, self.split
+
+    @property
     def draw_size(self) -> int:
         return self.batch_size
 
     def start(self, context: Context, name: str) -> ListRuntime:
         return ListRuntime(self, context, name)
+
+    def load(self, context: Context, name: str) -> tuple[list[Example], tuple[str, ...]]:
+        """The examples, and the names of their classes (empty: none)."""
+        return loading.examples(self.data, columns=self.columns, split=self.split, limit=self.limit, seed=self.seed), ()
 
     @abstractmethod
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
@@ -107,7 +115,7 @@ class ListRuntime(StreamRuntime[Example]):
 
     def __init__(self, config: ListSource, context: Context, name: str) -> None:
         self.config, self.path = config, f"sources.{name}"
-        loaded = loading.examples(config.data, columns=config.columns, split=config.split, limit=config.limit, seed=config.seed)
+        loaded, self.class_names = config.load(context, name)
         task: Task | None = loading.task_of(config.data)
         self.examples = [config.complete(example, index, task, self.path) for index, example in enumerate(loaded)]
         self.stream = Stream(self.examples, lambda epoch: context.random("source", name, epoch), self.path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Task
+from advalign.interfaces import Context, Task
 from advalign.sources._responses import with_response, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, FeedbackRows, Rows
@@ -24,9 +24,10 @@ __all__ = ["Feedback"]
 class Feedback(ListSource):
     """(prompt, response, label) rows, label 1 or true for desirable and 0 or false for undesirable, for `kto`.
 
-    Without a label column and with a task: every other example has its demonstration, which is desirable, and the others
-    a demonstration for a perturbed prompt, which is not. Each draw also pairs every prompt with the response of the next item:
-    from these mismatched rows the reference point of KTO is computed, so a draw has at least two items.
+    A row with `chosen` and `rejected` and no label is two rows. Without a label column and with a task: every other example has its
+    demonstration, which is desirable, and the others a demonstration for a perturbed prompt, which is not. Each draw also pairs every
+    prompt with the response of the next item: from these mismatched rows the reference point of KTO is computed, so a draw has at least
+    two items.
     """
 
     row_type: ClassVar[type[Rows]] = FeedbackRows
@@ -34,6 +35,10 @@ class Feedback(ListSource):
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ConfigError(f"sources.feedback.batch_size: got {self.batch_size}, mismatched rows need at least 2.")
+
+    def load(self, context: Context, name: str) -> tuple[list[Example], tuple[str, ...]]:
+        examples, _ = super().load(context, name)
+        return [row for example in examples for row in _unpaired(example)], ()
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if example.label is None and task is not None:
@@ -58,3 +63,17 @@ class Feedback(ListSource):
             desirable=torch.tensor([e.label == 1 for e in items]),
             mismatched=encoder.demos(prompts, texts[1:] + texts[:1]),
         )
+
+
+BOOLEANS = {"true": 1, "false": 0}
+
+
+def _unpaired(example: Example) -> list[Example]:
+    """The example with its label as a number; a preference without one as two examples, the chosen response first."""
+    word = str(example.meta.get("label", "")).strip().lower()
+    if example.label is None and word in BOOLEANS:
+        return [replace(example, label=BOOLEANS[word])]
+    if example.label is not None or not {"chosen", "rejected"} <= set(example.meta):
+        return [example]
+    sides = (("chosen", 1), ("rejected", 0))
+    return [replace(example, label=label, meta={**example.meta, "response": example.meta[side]}) for side, label in sides]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from advalign import data as loading
 from advalign.errors import ConfigError
-from advalign.interfaces import Task
+from advalign.interfaces import Context, Task
 from advalign.sources._stream import ListSource
 from advalign.types import Example, LabelRows, Rows
 
@@ -21,16 +22,23 @@ __all__ = ["Labels"]
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(ListSource):
-    """(text, label) rows for a classifier; a `pair` column is the second sentence (NLI)."""
+    """(text, label) rows for a classifier; a `pair` column is the second sentence (NLI).
+
+    Labels are class indices or names. Names get the indices that the classifier's `id2label` has, else ClassLabel's, else their place in
+    alphabetical order, and are saved as `id2label`."""
 
     batch_size: int = 32
     """Texts per draw."""
 
     row_type: ClassVar[type[Rows]] = LabelRows
 
+    def load(self, context: Context, name: str) -> tuple[list[Example], tuple[str, ...]]:
+        try:
+            return loading.labelled(self.data, self.columns, self.split, self.limit, self.seed, context.class_names(name))
+        except ConfigError as error:
+            raise ConfigError(f"sources.{name}: {error}") from error
+
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
-        if example.label is None:
-            raise ConfigError(f"{path}: row '{example.id}' has no label; name its column with columns: {{label: ...}}.")
         return example
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> LabelRows:

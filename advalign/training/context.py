@@ -14,12 +14,13 @@ from advalign.engine import rng
 from advalign.engine.learner import LearnerRuntime
 from advalign.engine.process_group import SINGLE_PROCESS, ProcessGroup
 from advalign.errors import ConfigError, unknown
-from advalign.interfaces import Context, RolloutEngine, Source, SourceRuntime
+from advalign.interfaces import Context, Objective, RolloutEngine, Source, SourceRuntime
 from advalign.models import Network
 from advalign.models.encode import Encoder
 from advalign.models.inference import score_texts
 from advalign.models.sharding import gathered, units
 from advalign.targets import NetworkTarget, network_target
+from advalign.training import class_labels
 from advalign.training.ahead import Background, with_version
 from advalign.training.columns import columns
 from advalign.training.distributed_rollout import DistributedRolloutEngine
@@ -45,6 +46,7 @@ class RunContext(Context):
         self.total_steps = total_steps
         self.source_configs = dict(source_configs or {})
         self.learners: Mapping[str, LearnerRuntime] = {}
+        self.objectives: Mapping[str, Objective] = {}
         self.copies: FrozenCopies | None = None
         self.sources: dict[str, SourceRuntime[Any]] = {}
         """Those that are started."""
@@ -69,6 +71,9 @@ class RunContext(Context):
         if name not in self.source_configs:
             raise unknown("sources", "source", name, self.source_configs)
         return self.source_configs[name]
+
+    def class_names(self, source: str) -> tuple[str, ...]:
+        return class_labels.names_for(source, self.objectives, self.learners)
 
     def current_items(self, name: str) -> Sequence[Any] | None:
         return self.items.get(name)

@@ -95,11 +95,11 @@ def run(
     """{metric: value} of one evaluation; the same examples and the same random stream every time."""
     if isinstance(evaluation, DiscriminatorEvaluation):
         return discriminator_evaluation.evaluate_discriminator(evaluation, network, rollout_engine, budget, context)
-    examples = loading.examples(
-        evaluation.data, columns=evaluation.columns, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed
-    )
+    options = {"columns": evaluation.columns, "split": evaluation.split, "limit": evaluation.number, "seed": evaluation.seed}
     if network.head == "classifier":
-        return {"accuracy": accuracy(network, examples, budget)}
+        labelled, _ = loading.labelled(evaluation.data, **options, class_names=network.class_names)  # type: ignore[arg-type]
+        return {"accuracy": accuracy(network, labelled, budget)}
+    examples = loading.examples(evaluation.data, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(evaluation.seed)
     rollout_engine.sync(network, context.version(evaluation.learner))
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from advalign import data
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
@@ -157,6 +159,22 @@ def notes(spec: RunSpec) -> list[str]:
             )
         if source.steps_ahead:
             sentences += _notes_ahead(spec, name, source.steps_ahead)
+    return sentences
+
+
+def notes_on_shared_data(sources: Mapping[str, Source], evaluations: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """A note for every evaluation whose data a source trains on. `evaluations`: {name: (reference, split)}."""
+    sentences = []
+    for name, (reference, split) in evaluations.items():
+        for source_name, source in sources.items():
+            if source.training_data is None:
+                continue
+            shared = data.same_rows(*source.training_data, reference, split)
+            if shared is not None:
+                sentences.append(
+                    f"evaluations.{name}.data reads the rows that sources.{source_name} trains on ({shared}): its numbers are not "
+                    "held out; give a path with {split}, or another file."
+                )
     return sentences
 
 

@@ -15,7 +15,7 @@ from advalign.interfaces import Adversary, Callback, Objective, RolloutEngine, S
 from advalign.models import Network
 from advalign.models.sharing import load_order
 from advalign.rollout.hf import HF
-from advalign.training import build, checkpoint, distributed, evaluate, run_checks
+from advalign.training import build, checkpoint, class_labels, distributed, evaluate, run_checks
 from advalign.training.annotate import Annotator
 from advalign.training.context import RunContext
 from advalign.training.distributed_rollout import DistributedRolloutEngine
@@ -111,6 +111,8 @@ class Trainer:
     def notes(self) -> list[str]:
         """What is allowed and yet probably not meant: in the configuration and, once models are loaded, in their sizes."""
         sentences = run_checks.notes(self.run_spec)
+        evaluated = {name: (evaluation.data, evaluation.split) for name, evaluation in self.evaluations.items()}
+        sentences += run_checks.notes_on_shared_data(self.config["sources"], evaluated)
         if self._started and self.args.distributed == "fsdp" and self.processes.world_size == 1:
             sentences.append(
                 "args.distributed: fsdp given, and there is one process, so weights are not sharded; launch more (torchrun, accelerate)."
@@ -142,9 +144,12 @@ class Trainer:
         self.annotator = Annotator(
             self.learners, self.frozen, budget=args.token_budget, reference=self.run_spec.reference, processes=self.processes
         )
+        self.context.objectives = self.config["objectives"]
         # Started in order of need, so that a source may use the runtime of another one.
         for name in ordered(sources):
             self.context.sources[name] = sources[name].start(self.context, name)
+        row_types = {name: source.row_type for name, source in sources.items()}
+        class_labels.bind(self.config["objectives"], self.learners, self.context.sources, row_types)
         build.check_tokenizers(self.run_spec, self.context)
         self._started = True
 

@@ -33,6 +33,9 @@ class FakeContext(Context):
             raise unknown("sources", "source", name, self.source_configs)
         return self.source_configs[name]
 
+    def class_names(self, source):
+        return ()
+
     def current_items(self, name):
         return self.items.get(name)
 
