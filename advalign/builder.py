@@ -112,8 +112,8 @@ def _check_plugin(cls: type, interface: Any, path: str) -> None:
     """A class from outside the package is refused in a sentence where it cannot be a plugin."""
     if not issubclass(cls, interface):
         raise ConfigError(f"{path}: {plugins.kind_of(cls)} does not derive from advalign.interfaces.{interface.__name__}.")
-    if not dataclasses.is_dataclass(cls):
-        raise ConfigError(f"{path}: {plugins.kind_of(cls)} is not a dataclass; write @dataclass(frozen=True, kw_only=True) above it.")
+    if not dataclasses.is_dataclass(cls) or plugins.lacks_decorator(cls):
+        raise ConfigError(f"{path}: {plugins.kind_of(cls)} is not decorated with @dataclass(frozen=True, kw_only=True).")
     if missing := sorted(cls.__abstractmethods__):
         raise ConfigError(f"{path}: {plugins.kind_of(cls)} does not implement {', '.join(missing)} of {interface.__name__}.")
 

@@ -5,6 +5,7 @@ Files are read and overridden by OmegaConf (dotted paths, environment variables 
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,10 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             if not sign:
                 raise ConfigError(f"override '{override}': write it as path=value, for example objectives.robust.coef=0.3.")
             _check_override(OmegaConf.to_container(config, resolve=False), name)
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        changes = OmegaConf.from_dotlist(list(overrides))
+        if overrides:
+            config = OmegaConf.create(_of_new_kinds(OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(changes)))
+        config = OmegaConf.merge(config, changes)
         container = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -100,6 +104,17 @@ def _entry(annotation: Any, value: Any, path: str) -> Any:
     if annotation is Evaluation:
         return builder.build_choice(EVALUATIONS, "kind of evaluations", value, path, default="answers")
     return builder.build(annotation, value, path)
+
+
+def _of_new_kinds(config: Any, changes: Any, path: tuple[str, ...] = ()) -> Any:
+    """`config` without the options of a kind that `changes` replace; the fields of the base that all kinds of a section have stay."""
+    if not (isinstance(config, Mapping) and isinstance(changes, Mapping)):
+        return config
+    if {"kind"} <= config.keys() & changes.keys() and config["kind"] != changes["kind"]:
+        base = SECTIONS.get(path[0], ("", None))[1] if 1 <= len(path) <= 2 else None
+        names = {"kind", *(field.name for field in dataclasses.fields(base) if field.init)} if dataclasses.is_dataclass(base) else {"kind"}
+        config = {name: value for name, value in config.items() if name in names}
+    return {name: _of_new_kinds(value, changes.get(name), (*path, str(name))) for name, value in config.items()}
 
 
 def _check_override(config: Any, path: str) -> None:

@@ -20,6 +20,9 @@ from advalign.errors import ConfigError, unknown
 GROUPS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
 """The plugin groups; the name is that of the folder."""
 
+ALSO_SEARCHED = "`python -m advalign` also looks in the current folder."
+"""What an error about a missing module adds: the console script looks only where packages are installed."""
+
 
 def kinds(group: str) -> list[str]:
     """The kinds of a group, by file name; files that start with `_` are not plugins."""
@@ -75,10 +78,17 @@ def function(reference: str | Callable[..., Any], path: str) -> Callable[..., An
     try:
         value = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot import '{reference}' ({error}).") from error
+        raise ConfigError(f"{path}: cannot import '{reference}' ({error}). {ALSO_SEARCHED}") from error
     if not callable(value):
         raise ConfigError(f"{path}: '{reference}' is a {type(value).__name__}, not a function.")
     return value  # type: ignore[no-any-return]
+
+
+def lacks_decorator(cls: type) -> bool:
+    """Whether a class annotates fields and is not decorated with @dataclass itself, so that they are no options."""
+    annotations = inspect.get_annotations(cls).values()
+    fields = [a for a in annotations if "ClassVar" not in (a if isinstance(a, str) else repr(a))]
+    return bool(fields) and "__dataclass_params__" not in vars(cls)
 
 
 def lazy(package: str) -> Callable[[str], type]:
@@ -125,7 +135,8 @@ def _outside(kind: str, path: str) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError):
-        raise ConfigError(f"{path}: cannot import '{kind}'; a dotted kind is a module with one class in __all__, or a class.") from None
+        rule = "a dotted kind is a module with one class in __all__, or a class."
+        raise ConfigError(f"{path}: cannot import '{kind}'; {rule} {ALSO_SEARCHED}") from None
     if not isinstance(cls, type):
         raise ConfigError(f"{path}: '{kind}' is a {type(cls).__name__}, not a class.")
     return cls

@@ -1,6 +1,7 @@
 """One builder for five users: a run, a suite, a task, a certificate and an attack answer the same mistakes with the same sentences."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -163,6 +164,24 @@ class NoDataclass(Task):
         return ""
 
 
+class Undecorated(PGD):
+    """Derives from a dataclass, so it is one; but its own field is no option."""
+
+    momentum: float = 0.9
+
+
+class OnlyConstants(PGD):
+    """Needs no decorator: nothing that it annotates is a field."""
+
+    family: ClassVar[str] = "other"
+    starts_at_zero = True
+
+
+def test_a_class_without_fields_of_its_own_needs_no_decorator():
+    assert not plugins.lacks_decorator(OnlyConstants)
+    assert not plugins.lacks_decorator(PGD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoReward:
     """r = 0."""
@@ -173,10 +192,42 @@ class NoReward:
     [
         (Reward, NoStart, r"NoStart does not implement start of Reward\."),
         (Reward, NoReward, r"NoReward does not derive from advalign\.interfaces\.Reward\."),
-        (Task, NoDataclass, r"NoDataclass is not a dataclass; write @dataclass\(frozen=True, kw_only=True\) above it\."),
+        (Task, NoDataclass, r"NoDataclass is not decorated with @dataclass\(frozen=True, kw_only=True\)\."),
+        (Adversary, Undecorated, r"Undecorated is not decorated with @dataclass\(frozen=True, kw_only=True\)\."),
     ],
 )
 def test_a_class_that_cannot_be_a_plugin_is_refused_in_a_sentence(monkeypatch, interface, cls, says):
     monkeypatch.setattr(plugins, "resolve", lambda group, kind, path: cls)
     with pytest.raises(ConfigError, match=rf"^p: .*{says}"):
         builder.build(interface, "my_lab.mine", "p")
+
+
+# --------------------------------------------------------------------------------------------- kinds from the command line
+
+RUN = """
+sources: {write: {kind: prompts, data: "task:constraints", rewards: [length], advantage: {kind: reinforce_pp, whiten: false}}}
+objectives: {o: {kind: dapo, source: write, coef: 0.5, clip_high: 0.3}}
+adversaries: {near: {kind: pgd, radius: 0.2, restarts: 2}}
+"""
+
+
+def read(tmp_path, *overrides):
+    (tmp_path / "run.yaml").write_text(RUN)
+    return config.read(tmp_path / "run.yaml", overrides)
+
+
+def test_another_kind_on_the_command_line_drops_the_options_of_the_old_one(tmp_path):
+    described = read(tmp_path, "objectives.o.kind=sft", "adversaries.near={kind: noise}", "sources.write.advantage.kind=group")
+    # What every objective and every adversary has stays; an advantage has nothing in common with another one.
+    assert described["objectives"]["o"] == {"kind": "sft", "source": "write", "coef": 0.5}
+    assert described["adversaries"]["near"] == {"kind": "noise", "radius": 0.2}
+    assert described["sources"]["write"]["advantage"] == {"kind": "group"}
+    assert described["sources"]["write"]["rewards"] == ["length"]
+    config.sections(described)
+
+
+def test_options_of_the_new_kind_may_come_with_it_and_the_same_kind_keeps_its_own(tmp_path):
+    described = read(tmp_path, "objectives.o.clip_high=0.2", "objectives.o.kind=grpo")
+    assert described["objectives"]["o"] == {"kind": "grpo", "source": "write", "coef": 0.5, "clip_high": 0.2}
+    described = read(tmp_path, "objectives.o.kind=dapo", "objectives.o.coef=1.0")
+    assert described["objectives"]["o"] == {"kind": "dapo", "source": "write", "coef": 1.0, "clip_high": 0.3}

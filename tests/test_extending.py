@@ -52,6 +52,7 @@ def test_tables_of_members_are_those_of_the_interfaces():
 def test_every_member_is_documented():
     names = {name for _, name, *_ in member_tables.TABLE.findall(TEXT)}
     assert {"Objective", "Adversary", "Advantage", "Reward", "RolloutEngine", "Source", "Task", "Attack", "Judge", "Callback"} <= names
+    assert {"Outputs", "Losses", "Tokens", "Example", "Rollout", "Proposal", "Budget"} <= names
     assert [(name, member) for name in names for member, _, meaning in member_tables.members(name) if not meaning] == []
 
 

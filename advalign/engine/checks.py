@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from advalign.errors import ConfigError
-from advalign.types import Tokens
+from advalign.errors import AdvalignError, ConfigError
+from advalign.interfaces import Objective
+from advalign.types import Losses, Outputs, TokenRows, Tokens
+
+
+def evaluate(name: str, objective: Objective, rows: TokenRows, views: Mapping[str, Outputs]) -> Losses:
+    """The losses of objective `name`. What its code raises names the objective; errors of this library pass as they are."""
+    try:
+        return objective.losses(rows, views)
+    except AdvalignError:
+        raise
+    except Exception as error:
+        raise AdvalignError(f"{objective_path(name)}: losses raised {type(error).__name__}: {error}") from error
+
+
+def objective_path(name: str) -> str:
+    """Where the configuration has objective `name`; inner objectives are named after their adversary."""
+    return f"adversaries.{name}" if name.endswith(".inner") else f"objectives.{name}"
+
+
+def check_metrics(name: str, losses: Losses) -> None:
+    """Refuses a metric of objective `name` that carries a gradient."""
+    for metric, (values, weights) in losses.metrics.items():
+        if values.requires_grad or weights.requires_grad:
+            raise ConfigError(f"{objective_path(name)}: metric '{metric}' of `losses` carries a gradient; detach it.")
 
 
 def check_losses(name: str, losses: Tensor, weights: Tensor) -> None:
     """Refuses losses of objective `name` whose shape is not that of its weights for the same rows."""
     if losses.shape != weights.shape:
-        path = f"adversaries.{name}" if name.endswith(".inner") else f"objectives.{name}"  # inner objectives: named after their adversary
         raise ConfigError(
-            f"{path}: `losses` returned values of shape {tuple(losses.shape)}, and `weights` values of shape "
+            f"{objective_path(name)}: `losses` returned values of shape {tuple(losses.shape)}, and `weights` values of shape "
             f"{tuple(weights.shape)} for the same rows; return one loss per weight, unreduced."
         )
 

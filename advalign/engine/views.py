@@ -28,7 +28,7 @@ from advalign.engine.ascent import (
     sum_by_delta,
     with_same_masks,
 )
-from advalign.engine.checks import check_losses
+from advalign.engine.checks import check_losses, check_metrics, evaluate
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import CLEAN, Plan
 from advalign.interfaces import Adversary, Objective, PerturbationContext
@@ -167,7 +167,7 @@ class UpdateContext:
 
     def _ascended_losses(self, objectives: Mapping[str, Objective], batch: ViewBatch, outputs: ViewOutputs) -> dict[str, Tensor]:
         return {
-            name: o.coef * self._weighted(name, o, batch.micro, batch.rows, self._losses(o, batch.rows, outputs))
+            name: o.coef * self._weighted(name, o, batch.micro, batch.rows, self._losses(name, o, batch.rows, outputs))
             for name, o in objectives.items()
             if o.source in batch.sources
         }
@@ -207,14 +207,15 @@ class UpdateContext:
         """{objective: pass_weight * coef * weights / count * losses, unreduced}; recorded for the log."""
         weighted = {}
         for name, objective in objectives.items():
-            losses = self._losses(objective, rows, outputs)
+            losses = self._losses(name, objective, rows, outputs)
             weighted[name] = pass_weight * objective.coef * self._weighted(name, objective, micro, rows, losses)
             if objective.source not in self.idle:
                 self._record(name, objective, weighted[name].sum(), losses, pass_weight)
         return weighted
 
-    def _losses(self, objective: Objective, rows: Mapping[str, TokenRows], outputs: ViewOutputs) -> Losses:
-        return objective.losses(rows[objective.source], {view: outputs[view][objective.source] for view in objective.reads})
+    def _losses(self, name: str, objective: Objective, rows: Mapping[str, TokenRows], outputs: ViewOutputs) -> Losses:
+        views = {view: outputs[view][objective.source] for view in objective.reads}
+        return evaluate(name, objective, rows[objective.source], views)
 
     def _weighted(self, name: str, objective: Objective, micro: mb.Micro, rows: Mapping[str, TokenRows], losses: Losses) -> Tensor:
         """weights / count * losses of a micro-batch."""
@@ -222,6 +223,7 @@ class UpdateContext:
         width = rows[source].tokens.ids.shape[1]
         values = mb.take_weights(weights, self.num_rows[source], micro[source], width).to(losses.values.device)
         check_losses(name, losses.values, values)
+        check_metrics(name, losses)
         values = values / weights.count.clamp(min=1e-30).to(values.device)
         return (values * 0 if source in self.idle else values) * losses.values
 

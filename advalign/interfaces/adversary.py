@@ -28,7 +28,7 @@ class PerturbationContext:
     shapes: Mapping[str, tuple[int, int]]
     """{site: (T, D)}"""
     allowed: Bool[Tensor, "N T"]
-    """Positions where a delta may be non-zero."""
+    """Positions where a delta may be non-zero; T may change from step to step."""
     radius: float
     """Radius of the ball in hidden states, in the norm of the threat model."""
     dtype: torch.dtype
@@ -40,7 +40,8 @@ class PerturbationContext:
     tokens: Tokens | None = None
     """The N rows; of a group that shares a delta, its first row."""
     names: tuple[str, ...] = ()
-    """Name of each delta within its update, as "train/12"."""
+    """Name of each delta within its update, as "train/12": 12 is the row's position in the draw. Another step puts another example there,
+    so memory by name is for repeats of the same draw."""
     key: tuple[Any, ...] = ()
     """Name of the update: (seed, "update", learner, step, repeat, epoch, minibatch)."""
     memory: Memory = field(default_factory=dict)
@@ -130,7 +131,7 @@ class Adversary(ABC, Generic[State]):
 
     @abstractmethod
     def tell(self, state: State, losses: Float[Tensor, "N"], gradients: Mapping[str, Float[Tensor, "N T D"]]) -> State:
-        """The next state, given the loss of each delta under the last edits and the gradients of the deltas."""
+        """The next state, given the loss of each delta "N" under the last edits and {site: gradient "N T D"}, undefined off `allowed`."""
 
     def row_memory(self, memory: Memory) -> dict[str, Any]:
         """With memory_scope "rows": the part of `memory` that is kept by row, {key that ends in the row's name: {site: tensor}}."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from advalign.errors import AdvalignError
+from advalign.plugins import lacks_decorator
 from advalign.types import Rows
 
 
@@ -42,7 +43,8 @@ def is_plugin(plugin: object, base: type, group: str) -> None:
     require(isinstance(plugin, base), plugin, f"it does not derive from advalign.interfaces.{base.__name__}, the base of all {group}.")
     cls: Any = type(plugin)
     frozen = bool(dataclasses.is_dataclass(plugin)) and cls.__dataclass_params__.frozen
-    require(bool(frozen), plugin, "a plugin is its configuration: decorate the class with @dataclass(frozen=True, kw_only=True).")
+    decorated = bool(frozen) and not lacks_decorator(cls)
+    require(decorated, plugin, f"{cls.__name__} is not decorated with @dataclass(frozen=True, kw_only=True); its fields are its options.")
     by_position = [f.name for f in dataclasses.fields(cls) if f.init and not f.kw_only]
     require(not by_position, plugin, f"field '{(by_position or [''])[0]}' can be given by position; use @dataclass(kw_only=True).")
 

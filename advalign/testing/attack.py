@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from advalign.errors import ConfigError
 from advalign.evaluation.suites.budget import distance
 from advalign.interfaces import Attack
 from advalign.models import Network
@@ -65,12 +67,22 @@ class _Case:
         targets = []
         for start in range(0, len(examples), size):
             chunk, target = examples[start : start + size], target_of(self.network)
-            with explained(self.attack, "propose raised; an attack that finds nothing proposes Proposal()"):
+            with self.head_declared(), explained(self.attack, "propose raised; an attack that finds nothing proposes Proposal()"):
                 new = self.attack.propose(target, chunk, budget, random.Random(f"{seed}/{start}"))
             self._check_proposals(new, chunk)
             proposals += new
             targets.append(target)
         return proposals, targets
+
+    @contextmanager
+    def head_declared(self) -> Iterator[None]:
+        """An attack on generators that does not say so is run on a classifier, which refuses its questions."""
+        try:
+            yield
+        except ConfigError as error:
+            undeclared = self.attack.head is None and self.network.head == "classifier" and "is not available" in str(error)
+            require(not undeclared, self.attack, f'declare `head = "policy"`: a classifier cannot answer it ({error})')
+            raise
 
     def _check_proposals(self, proposals: Any, chunk: Sequence[Example]) -> None:
         plugin = self.attack

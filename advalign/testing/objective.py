@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advalign.errors import ConfigError
+from advalign.errors import AdvalignError, ConfigError
 from advalign.interfaces import Objective
 from advalign.testing import _rows
 from advalign.testing._rules import BrokenRule, explained, is_plugin, require, same, snapshot
@@ -31,6 +31,13 @@ def check_objective(objective: Objective, rows: Rows | None = None) -> None:
     _off_target(case)
     _split(case)
     _empty_rows(case)
+
+
+class _DeclaredViews(dict[str, Outputs]):
+    """{view: outputs}; a view that the objective did not declare is a broken rule."""
+
+    def __missing__(self, view: str) -> Outputs:
+        raise BrokenRule(f"it reads the view '{view}', which `reads` does not declare.")
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,16 @@ class _Case:
         return self.size // self.weights.values.shape[0]
 
     def losses(self, rows: Any = None, views: dict[str, Outputs] | None = None) -> Losses:
-        rows, views = self.rows if rows is None else rows, _rows.views(self.leaves) if views is None else views
+        rows, views = self.rows if rows is None else rows, _DeclaredViews(_rows.views(self.leaves) if views is None else views)
         try:
-            with explained(self.objective, "losses raised; it may read only the views, outputs and annotations that it declares"):
-                losses = self.objective.losses(rows, views)
+            losses = self.objective.losses(rows, views)
         except BrokenRule as error:
-            name = type(self.objective).__name__
-            raise error if str(error).startswith(name) else BrokenRule(f"{name}: {error}") from None
+            raise BrokenRule(f"{type(self.objective).__name__}: {error}") from None
+        except AdvalignError:
+            raise
+        except Exception as error:
+            rule = "; columns of the rows that `annotations` does not name are None" if "NoneType" in str(error) else ""
+            raise BrokenRule(f"{type(self.objective).__name__}: losses raised {type(error).__name__}: {error}{rule}") from error
         kind = type(losses).__name__
         require(isinstance(losses, Losses), self.objective, f"losses returns a {kind}; return advalign.types.Losses(values, metrics).")
         return losses

@@ -35,11 +35,12 @@ class Proposal:
     attempts: tuple[str, ...] = ()
     """Several texts instead of one; the example is broken if any of them breaks it."""
     forced: str | None = None
-    """The beginning of the response that is put into a generator's mouth; what the generator adds is judged."""
+    """The forced beginning of a generator's response; what the generator adds is judged."""
     queries: int | None = None
-    """What the attack says it spent on this example."""
+    """What the example cost: its questions to the target, and one per attempt, whose judging no meter counts. Used if every proposal of a
+    call gives it and the sum covers the meter; else the meter's mean counts."""
     refused: str = ""
-    """Why the attack did not try the example; such an example is in no rate, since it did not withstand anything."""
+    """Why the attack did not try the example, which is then in no rate."""
 
 
 @dataclass(frozen=True, kw_only=True)

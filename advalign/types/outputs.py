@@ -27,15 +27,15 @@ class Outputs(Rows):
     token_scores: Float[Tensor, "B T"] | None = None
     """The score head at token t, not shifted, zero at padding."""
     score_gradients: Float[Tensor, "B T D"] | None = None
-    """Of each row's score with respect to the input embeddings it was computed from, edits included; part of the graph."""
+    """Of each row's score with respect to its input embeddings, edits included; part of the graph."""
     class_logits: Float[Tensor, "B C"] | None = None
     """Logits of a classifier."""
     distribution: Distribution | None = None
-    """Next-token distributions: divergences of two views are computed from them in chunks, so that no B x T x V tensor is stored."""
+    """Lazy: `d.head(torch.where(target[..., None], d.hidden, 0))` are logits "B T V", index t about token t."""
     hidden: Mapping[str, Float[Tensor, "B T D"]] | None = None
     """{site: hidden states}, not shifted; the need "hidden:layer:3" asks for one site."""
     reader: ScoreReader | None = None
-    """Of a scorer that reads hidden states."""
+    """Of a scorer that reads hidden states: `reader.score(hidden, mask)` is "B"."""
 
     def detach(self) -> Outputs:
         """The same numbers without gradient."""

@@ -8,7 +8,7 @@ from helpers.networks import demos, learner, network, rollouts, update
 
 from advalign.adversaries.pgd import PGD
 from advalign.engine.checks import check_advantages, check_losses
-from advalign.errors import ConfigError
+from advalign.errors import AdvalignError, ConfigError
 from advalign.functional import advantages, weights
 from advalign.interfaces import Advantage, Objective, Source
 from advalign.objectives.sft import SFT
@@ -78,6 +78,37 @@ def test_the_objective_that_an_adversary_climbs_is_checked_too():
 def test_losses_in_the_shape_of_their_weights_pass():
     for shape in ((3,), (3, 4), (3, 4, 2)):
         check_losses("mine", torch.zeros(shape), torch.ones(shape))
+
+
+class Broken(Summed):
+    """Reads an attribute that outputs do not have."""
+
+    def losses(self, rows, views):
+        return Losses(-views[self.view].logprob)
+
+
+class Attached(Summed):
+    """Returns the right losses and a metric that still has its graph."""
+
+    def losses(self, rows, views):
+        losses = -views[self.view].logprobs
+        return Losses(losses, metrics={"nll": (losses, rows.tokens.target.to(losses.dtype))})
+
+
+def test_what_an_objective_raises_names_it_and_keeps_the_cause():
+    net = network()
+    with pytest.raises(AdvalignError, match=r"^objectives\.mine: losses raised AttributeError: .*logprob") as raised:
+        update(learner(net), {"mine": Broken(source="chat")}, {"chat": demos(net)})
+    assert isinstance(raised.value.__cause__, AttributeError)
+    adversaries = {"pgd": PGD(radius=0.3, steps=1, inner=Broken(source="chat", view="pgd"))}
+    with pytest.raises(AdvalignError, match=r"^adversaries\.pgd\.inner: losses raised AttributeError"):
+        update(learner(net), {"robust": SFT(source="chat", view="pgd")}, {"chat": demos(net)}, adversaries)
+
+
+def test_a_metric_with_a_gradient_is_refused():
+    net = network()
+    with pytest.raises(ConfigError, match=r"^objectives\.mine: metric 'nll' of `losses` carries a gradient; detach it\.$"):
+        update(learner(net), {"mine": Attached(source="chat")}, {"chat": demos(net)})
 
 
 def annotated(estimate, rows):

@@ -130,7 +130,7 @@ class NotADataclass(Advantage):
 
 
 SLIPS = {
-    NotADataclass: "decorate the class with @dataclass",
+    NotADataclass: "is not decorated with @dataclass",
     PerRow: r"shape \(12,\), not \(B, T\) = \(12, 7\); functional.advantages.expand",
     Bare: "returns no pair",
     OffTarget: "not zero off target",

@@ -93,6 +93,13 @@ class Raises(Swap):
         raise ValueError("nothing found")
 
 
+class HeadUndeclared(Swap):
+    """Asks for written answers and does not say that it attacks policies."""
+
+    def one(self, target, example, limit, rng):
+        return Proposal(text=target.answer([example], 4)[0])
+
+
 class NoText(Swap):
     def one(self, target, example, limit, rng):
         return Proposal(attempts=(example.prompt.split(),))
@@ -132,6 +139,7 @@ SLIPS = {
     Freezes: "in another mode afterwards",
     Damages: "weights of the model are others",
     Raises: "propose raised; .*ValueError: nothing found",
+    HeadUndeclared: 'declare `head = "policy"`',
     NoText: "no text where a text belongs|TypeCheckError",
     Company: "depends on the order of the examples; key its streams by example.id",
     FarEdits: "its threat model allows",

@@ -75,6 +75,19 @@ class OtherView(Focal):
         return Losses(super().losses(rows, views).values - views["reference"].logprobs)
 
 
+class Raises(Focal):
+    """A mistake that has nothing to do with what it declares."""
+
+    def losses(self, rows, views):
+        raise RuntimeError("no such luck")
+
+
+class Undecorated(Focal):
+    """Its field is no option."""
+
+    gamma: float = 2.0
+
+
 class TimesTarget(Focal):
     """nan * 0 is nan: what lies off target must be cut before it is used."""
 
@@ -130,8 +143,10 @@ SLIPS = {
     MeanInside: "off target|micro-batches",
     Mutates: "writes into its rows",
     Undeclared: "reads the output 'entropy', which `reads` does not declare",
-    UndeclaredAnnotation: "only the views, outputs and annotations that it declares",
-    OtherView: "KeyError: 'reference'",
+    UndeclaredAnnotation: "losses raised TypeError: .*columns of the rows that `annotations` does not name are None",
+    OtherView: "reads the view 'reference', which `reads` does not declare",
+    Raises: r"losses raised RuntimeError: no such luck$",
+    Undecorated: r"Undecorated is not decorated with @dataclass\(frozen=True, kw_only=True\)",
     TimesTarget: "off target",
     Padding: "off target",
     Detached: "no gradient",
