@@ -63,10 +63,13 @@ class Annotator:
         *,
         budget: int,
         reference: str | None = None,
+        critics: Mapping[str, str] | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """`copies`: frozen copies by name, which may grow; `reference`: the one that `ref_logprobs` are of."""
+        """`copies`: frozen copies by name, which may grow; `reference`: the one that `ref_logprobs` are of; `critics`: {source: the
+        learner that its values are of}."""
         self.learners, self.copies, self.reference = learners, copies, reference
+        self.critics = critics or {}
         self.budget, self.processes = budget, processes
         self.states: dict[str, dict[str, Any]] = {}
         """{source: what its advantage and its KL penalty carry from draw to draw}"""
@@ -80,7 +83,7 @@ class Annotator:
         """Rollouts with their columns and advantages."""
         source, advantage = draw.source, draw.source.advantage_estimator
         assert advantage is not None
-        rows = self._rollout_columns(source, advantage, rows, draw.needed)
+        rows = self._rollout_columns(draw, advantage, rows)
         state = self._state(draw.name, source)
         logs = {} if rows.old_logprobs is None else _sampler_mismatch(rows)
         summed = not advantage.reads_token_rewards
@@ -113,8 +116,9 @@ class Annotator:
     def _reference(self) -> Network | None:
         return None if self.reference is None else self.copies.get(self.reference)
 
-    def _rollout_columns(self, source: Source, advantage: Advantage, rows: RolloutRows, needed: Set[str]) -> RolloutRows:
+    def _rollout_columns(self, draw: Draw, advantage: Advantage, rows: RolloutRows) -> RolloutRows:
         new: dict[str, Tensor] = {}
+        source, needed = draw.source, draw.needed
         # Replayed rows keep the log-probabilities of the policy that sampled them.
         existing = {"logprobs": rows.old_logprobs, "entropy": rows.old_entropy}
         missing = {need for need, column in existing.items() if f"old_{need}" in needed and column is None}
@@ -126,15 +130,14 @@ class Annotator:
         if "ref_logprobs" in needed:
             new["ref_logprobs"] = _reference_logprobs(rows, self._reference(), self.budget, self.processes)
         if advantage.needs_values or "values" in needed:
-            new["values"] = columns(self._critic(advantage), rows, {"values"}, self.budget, self.processes)["values"]
+            new["values"] = columns(self._critic(draw.name, advantage), rows, {"values"}, self.budget, self.processes)["values"]
         return replace(rows, **new)  # type: ignore[arg-type]
 
-    def _critic(self, advantage: Advantage) -> Network:
-        critics = [runtime.network for runtime in self.learners.values() if runtime.network.head == "value"]
-        if not critics:
+    def _critic(self, source: str, advantage: Advantage) -> Network:
+        if source not in self.critics:
             name = type(advantage).__name__
             raise ConfigError(f"sources: advantage '{name}' needs values, and no learner has head: value; add one (a critic).")
-        return critics[0]
+        return self.learners[self.critics[source]].network
 
     def _state(self, name: str, source: Source) -> dict[str, Any]:
         if name not in self.states:

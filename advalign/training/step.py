@@ -53,6 +53,7 @@ class TrainingStep:
         for name, plan in self.plan.active.items():
             skips, spec = skipping.get(name, False), self.plan.config["learners"][name]
             logs |= {f"{name}/skipped": float(skips)} if name in skipping else {}
+            logs |= self._complete_samples_of(name)
             for repeat in range(1 if skips else spec.updates):
                 rows = {}
                 for source in plan.sources:
@@ -83,6 +84,17 @@ class TrainingStep:
         if config.row_type is RolloutRows:
             self.annotated[source] = rows
         return rows, logs
+
+    def _complete_samples_of(self, learner: str) -> dict[str, float]:
+        """Before `learner` is updated: completes its rollouts that other learners alone read, since `old_logprobs` are of these weights."""
+        logs: dict[str, float] = {}
+        samplers = {learner, *(name for name, copy in self.copies.specs.items() if copy.learner == learner)}
+        for reader, plan in self.plan.active.items():
+            for source in plan.sources if reader != learner else ():
+                config, own = self.plan.config["sources"][source], self.plan.active[learner].sources
+                if config.row_type is RolloutRows and config.samples_with in samplers and source not in own:
+                    logs |= self.rows(source, reader)[1]
+        return logs
 
     def _draw_before_updates(self) -> dict[str, float]:
         """Draws the sources that sample or attack, in order of their dependencies."""

@@ -18,6 +18,7 @@ from advalign.rollout.hf import HF
 from advalign.training import build, checkpoint, class_labels, distributed, evaluate, run_checks
 from advalign.training.annotate import Annotator
 from advalign.training.context import RunContext
+from advalign.training.critics import critics_of
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.logs import ProgressBar, RunLog
@@ -74,7 +75,9 @@ class Trainer:
     def _check(self) -> None:
         learners = self.config["learners"]
         load_order(learners, self.prebuilt_networks)
-        run_checks.check(self.run_spec, {name: self.prebuilt_networks.get(name, learner).head for name, learner in learners.items()})
+        heads = {name: self.prebuilt_networks.get(name, learner).head for name, learner in learners.items()}
+        run_checks.check(self.run_spec, heads)
+        self.critics = critics_of(self.run_spec, heads)
         evaluate.check(self.evaluations, learners)
 
     # ------------------------------------------------------------------------------------------- before the run
@@ -142,7 +145,12 @@ class Trainer:
         self.meter = Meter(self.learners, self.processes.world_size, owners)
         self.copies = self.context.copies = FrozenCopies(self.run_spec.frozen, self.learners)
         self.annotator = Annotator(
-            self.learners, self.frozen, budget=args.token_budget, reference=self.run_spec.reference, processes=self.processes
+            self.learners,
+            self.frozen,
+            budget=args.token_budget,
+            reference=self.run_spec.reference,
+            critics=self.critics,
+            processes=self.processes,
         )
         self.context.objectives = self.config["objectives"]
         # Started in order of need, so that a source may use the runtime of another one.

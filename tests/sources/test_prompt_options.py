@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.context import FakeContext
-from helpers.runs import WORDS, policy, write
+from helpers.runs import WORDS, chat, policy, spy, write
 
 from advalign import Frozen, Learner, Trainer, TrainingArguments
 from advalign.advantages.gae import GAE
@@ -445,3 +445,56 @@ def test_a_frozen_copy_samples_and_old_logprobs_are_its_own():
     want = logits[:, :-1].gather(2, rows.tokens.ids[:, 1:, None]).squeeze(2)
     target = rows.tokens.target[:, 1:]
     torch.testing.assert_close(rows.old_logprobs[:, 1:][target], want[target].detach().to(rows.old_logprobs.dtype), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ which critic
+
+
+def two_critics(**sources):
+    learners = {"other": policy(head="value"), "policy": policy(), "own": policy(head="value"), "second": policy()}
+    rewards = [Function(fn=even)]
+    sources = {
+        "write": write(rewards=rewards, advantage=GAE()), "read": write(learner="second", rewards=rewards, advantage=GAE()), **sources
+    }  # fmt: skip
+    objectives = {
+        "policy": DAPO(source="write"), "second": DAPO(source="read", learner="second"),
+        "own": Value(source="write", learner="own"), "other": Value(source="read", learner="other"),
+    }  # fmt: skip
+    return {"learners": learners, "sources": sources, "objectives": objectives, "args": TrainingArguments(max_steps=1)}
+
+
+def test_values_are_those_of_the_critic_that_is_trained_on_the_source():
+    trainer = Trainer(**two_critics())
+    trainer.start()
+    for name in ("own", "other"):
+        torch.nn.init.constant_(trainer.learners[name].network.scalar.bias, {"own": 3.0, "other": -7.0}[name])
+        torch.nn.init.zeros_(trainer.learners[name].network.scalar.weight)
+    step = trainer.next_step()
+    step.context.items = {}
+    for source, value in (("write", 3.0), ("read", -7.0)):
+        rows, _ = step.rows(source, "policy")
+        assert rows.values[rows.tokens.target].unique().tolist() == [value]
+
+
+def test_two_critics_of_one_source_are_refused():
+    sections = two_critics()
+    sections["objectives"] |= {"both": Value(source="write", learner="other")}
+    with pytest.raises(ConfigError, match=r"sources.write.advantage: its values may be those of learners other, own; train one critic"):
+        Trainer(**sections)
+
+
+# ------------------------------------------------------------------- a sampler that is updated before its rows are read
+
+
+def test_old_logprobs_are_of_the_weights_that_sampled(monkeypatch):
+    # `policy` is updated on demonstrations before `second` reads what it sampled: old_logprobs are still the sampler's own.
+    read = {}
+    spy(monkeypatch, before=lambda runtime, rows: read.update(rows) if runtime.name == "second" else None)
+    learners = {"policy": policy(learning_rate=0.1), "second": policy()}
+    sources = {"chat": chat(), "write": write(rewards=[Function(fn=even)])}
+    objectives = {"imitate": SFT(source="chat"), "learn": DAPO(source="write", learner="second")}
+    logs = Trainer(learners=learners, sources=sources, objectives=objectives, args=TrainingArguments(max_steps=1)).train(progress=False)
+    rows = read["write"]
+    target = rows.tokens.target
+    torch.testing.assert_close(rows.old_logprobs[target], rows.sampler_logprobs[target], rtol=0, atol=1e-5)
+    assert logs[0]["write/sampling/sampling_logp_difference/max"] < 1e-5
