@@ -63,6 +63,11 @@ def checkpoints_activations(module: nn.Module) -> bool:
     return bool(getattr(module, "gradient_checkpointing", False))
 
 
+def model_type(model: Any) -> str:
+    """The name of its kind in a configuration, such as llama."""
+    return str(model.config.model_type)
+
+
 def hidden_size(model: Any) -> int:
     """Features of a hidden state."""
     return int(model.config.hidden_size)

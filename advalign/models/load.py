@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from advalign.errors import ConfigError
-from advalign.models import adapters, architecture, folders, perturb, saving, scratch
+from advalign.models import adapters, architecture, folders, perturb, saving, scratch, self_check
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
@@ -189,4 +189,6 @@ def apply_options(network: Network, options: Mapping[str, Any]) -> Network:
             ) from error
         network.compiled = Compiled()
     _ = network.packs  # tried out now rather than in the first step
+    if network.head == "policy":
+        self_check.check_policy(network)
     return network

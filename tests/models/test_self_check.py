@@ -1,0 +1,65 @@
+"""A model is compared with its own forward when it is loaded, and what differs is refused by the name of its part."""
+
+import pytest
+import torch
+from models.test_heads_of_architectures import build
+
+from advalign.errors import ConfigError
+from advalign.models import forward, self_check
+
+
+@pytest.mark.parametrize("family", ["Llama", "Cohere", "Granite", "Gemma2", "ModernBertDecoder", "OPT", "Bloom", "Llama4Text", "FalconH1"])
+def test_models_that_are_right_pass_and_nothing_is_counted_or_drawn(family):
+    net = build(family)
+    state = torch.random.get_rng_state()
+    self_check.check_policy(net)
+    assert (net.num_forwards, net.num_rows) == (0, 0)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_head_that_differs_is_named():
+    net = build("Llama")
+    hook = net.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 2))
+    net._head_form = forward.own_head.HeadForm()
+    with pytest.raises(ConfigError, match=r"^model: LlamaForCausalLM \(llama\) is not computed right here: .* \(head\); "):
+        self_check.check_policy(net)
+    hook.remove()
+    self_check.check_policy(net)
+
+
+def test_an_embedding_that_needs_ids_is_named():
+    """A backbone that adds something of its own to what the ids stand for."""
+    net = build("Llama")
+    inner = net.backbone.forward
+
+    def changed(input_ids=None, inputs_embeds=None, **options):
+        embeddings = net.model.get_input_embeddings()(input_ids) + 1.0 if inputs_embeds is None else inputs_embeds
+        return inner(inputs_embeds=embeddings, **options)
+
+    net.backbone.forward = changed
+    with pytest.raises(ConfigError, match=r"\(embedding\); it needs token ids beside embeddings"):
+        self_check.check_policy(net)
+
+
+def test_a_mask_that_is_not_read_is_named():
+    """A backbone that mixes all positions of a row, padding included."""
+    net = build("Llama")
+    inner = net.backbone.forward
+
+    def changed(**options):
+        output = inner(**options)
+        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(1, keepdim=True)
+        return output
+
+    net.backbone.forward = changed
+    net._packs = False
+    with pytest.raises(ConfigError, match=r"\(mask\); rows of it change with their padding"):
+        self_check.check_policy(net)
+
+
+def test_a_model_without_finite_numbers_is_refused():
+    net = build("Llama")
+    with torch.no_grad():
+        net.model.lm_head.weight[0] = torch.nan
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives logits that are not finite numbers \(nan\)"):
+        self_check.check_policy(net)
