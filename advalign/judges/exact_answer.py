@@ -27,8 +27,8 @@ class ExactAnswerJudge(Judge):
             return float(example.verify(text))
         if example.answer is None:
             return math.nan
-        final = answers.final_answer(text)
         reference = answers.marked(example.answer) or example.answer
+        final = answers.final_answer(text, reference)
         return float(final is not None and answers.same(final, reference, self.tolerance))
 
 

@@ -17,7 +17,7 @@ from advalign.functional import gan
 from advalign.interfaces import Reward
 
 FLOOR = 1e-4  # of a standard deviation, as that of groups
-SENTENCE = re.compile(r"[.!?…。！？]+[\"')\]]*(?=\s)|\n+")
+SENTENCE = re.compile(r"(?<![.!?…。！？])[.!?…。！？]++[\"')\]]*+(?=\s)|\n+")
 
 # Names that need no quoting in YAML, for the formulas of `functional.gan`.
 FORMS = {"logit": "logit", "neg_log_one_minus": "-log(1-D)", "log": "log D", "probability": "D", "airl": "logit"}

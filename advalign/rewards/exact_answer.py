@@ -52,7 +52,7 @@ def grade(example: Example, text: str, *, tolerance: float, symbolic: bool) -> f
     if example.answer is None:
         return math.nan
     reference = marked(example.answer) or example.answer
-    answer = final_answer(text)
+    answer = final_answer(text, reference)
     if answer is not None and same(answer, reference, tolerance):
         return 1.0
     formula = final_formula(text)

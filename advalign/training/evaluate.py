@@ -13,7 +13,7 @@ import torch
 from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, RewardError, unknown
-from advalign.functional import answers
+from advalign.functional import answers, notation
 from advalign.interfaces import Context, Reward, RolloutEngine
 from advalign.metrics import diversity, utility
 from advalign.models import Network
@@ -173,10 +173,10 @@ def _scores(reward: Reward, groups: Sequence[RolloutGroup], context: Context) ->
 def _vote(example: Example, text: str) -> Hashable:
     """What a response votes for: its marked answer, its last number where the reference is a number, else its whole text."""
     reference = example.answer or ""
-    asks_number = answers.number(answers.marked(reference) or reference) is not None
+    asks_number = answers.stated_number(answers.marked(reference) or reference) is not None
     answer = answers.marked(text) or (answers.last_number(text) if asks_number else None) or text
-    stated = answers.number(answer) if asks_number else None
-    return answers.fold(answer) if stated is None else stated
+    stated = answers.stated_number(answer) if asks_number else None
+    return notation.fold(answer) if stated is None else stated
 
 
 # ------------------------------------------------------------------------------------------ of examples
