@@ -187,8 +187,9 @@ def apply_options(network: Network, options: Mapping[str, Any]) -> Network:
             raise ConfigError(
                 f"model.options.compile: {type(network.backbone).__name__} has no stack of blocks to compile; leave it out."
             ) from error
-        network.compiled = Compiled()
     _ = network.packs  # tried out now rather than in the first step
     if network.head == "policy":
-        self_check.check_policy(network)
+        self_check.check_policy(network)  # before its blocks are compiled: a check compiles nothing
+    if options.get("compile"):
+        network.compiled = Compiled()
     return network

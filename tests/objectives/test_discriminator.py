@@ -181,6 +181,9 @@ class Copying(nn.Module):
     def base_model(self):
         return self
 
+    def get_output_embeddings(self):
+        return None
+
     def get_input_embeddings(self):
         return self.embeddings
 
