@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,15 @@ from advalign.models import architecture, heads
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.specification import check_head
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def cast_parameters(module: AnyModule, dtype: torch.dtype) -> AnyModule:
+    """The module with its parameters in another precision, in place. Buffers, such as the frequencies of rotary positions, keep theirs."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
 
 
 class NetworkBase(nn.Module):

@@ -17,6 +17,7 @@ from transformers import AutoModel, BertConfig
 
 from advalign.errors import ConfigError, unknown
 from advalign.models import architecture
+from advalign.models.base import cast_parameters
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
 from advalign.models.specification import ModelSpec
@@ -95,7 +96,7 @@ def build_critic(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> H
             head_dropout=float(options.get("head_dropout", 0.0)),
             spectral_norm=bool(options.get("spectral_norm", False)),
         )
-    return critic.to(owner.dtype)
+    return cast_parameters(critic, owner.dtype)
 
 
 def _check(spec: ModelSpec, path: str) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from advalign.errors import ConfigError
 from advalign.models import adapters, architecture, folders, perturb, saving, scratch, self_check
+from advalign.models.base import cast_parameters
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
@@ -52,7 +53,6 @@ def load(
         torch.manual_seed(int(options.get("seed", 0)))
         with _sentences(model, folder):
             network = _build(spec, str(folder or model), facts, texts)
-        network.to(DTYPES[dtype])
         network.source = None if model.startswith("scratch:") else model
         if folder:
             saving.load_head(network, folder)
@@ -88,7 +88,7 @@ def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     spec = ModelSpec(model=model, head=spec.head, tokenizer=spec.tokenizer, max_length=spec.max_length, dtype=spec.dtype, options=options)
     with _sentences(model, base), torch.random.fork_rng(), torch.device("meta"):
         network = _build(spec, str(base or model), facts, texts, weights=False)
-    return network.to(DTYPES[spec.dtype])
+    return network
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool
     architecture.set_dropout(config, spec.options.get("dropout", 0.0))
     for name, value in _num_labels(spec).items():
         setattr(config, name, value)
-    return _auto_class(spec.head).from_config(config), tokenizer, bidirectional
+    return cast_parameters(_auto_class(spec.head).from_config(config), DTYPES[spec.dtype]), tokenizer, bidirectional
 
 
 def _from_source(spec: ModelSpec, source: str, facts: Mapping[str, Any], weights: bool) -> tuple[Any, Any, bool]:
@@ -144,7 +144,9 @@ def _from_source(spec: ModelSpec, source: str, facts: Mapping[str, Any], weights
     if "dropout" in spec.options:
         architecture.set_dropout(config, spec.options["dropout"])
     auto = _auto_class(spec.head)
-    body = auto.from_pretrained(source, config=config) if weights else auto.from_config(config)
+    # In its precision from the start: transformers knows which parts of a model stay in float32.
+    dtype = DTYPES[spec.dtype]
+    body = auto.from_pretrained(source, config=config, dtype=dtype) if weights else cast_parameters(auto.from_config(config), dtype)
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer if isinstance(spec.tokenizer, str) else source)
     # What reads hidden states has a body of its own, but the rows of the network it reads.
     both_ways = facts["bidirectional"] if "num_features" in facts else architecture.reads_both_ways(config)
