@@ -59,7 +59,7 @@ def model() -> Network:
         train(folder)
     network = load(str(folder), head="policy")
     # Both sides are to score the same tokens: nanoGCG puts no end behind what is to be said.
-    network.encoder.eos_id = None
+    network.encoder.tokenizer.eos_token = None
     return network.eval()
 
 

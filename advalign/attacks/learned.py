@@ -91,7 +91,7 @@ class Learned(Attack):
                 top_p=1.0,
                 max_new_tokens=min(self.max_new_tokens, free),
                 pad_token_id=encoder.pad_id,
-                eos_token_id=encoder.eos_id,
+                eos_token_id=sorted(attacker.stop_ids),
             )
         return [encoder.decode(row) for row in rows[:, ids.shape[1] :].tolist()]
 

@@ -121,6 +121,28 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def chat_template(tokenizer: Any) -> Any:
+    """The template of a tokenizer, or several by name; None: it has none."""
+    return getattr(tokenizer, "chat_template", None)
+
+
+def added_tokens(tokenizer: Any) -> dict[str, int]:
+    """{token: id} of the tokens that are read whole wherever a text has them: special ones, and others added to the vocabulary."""
+    added = {str(token): int(i) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def added_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of `added_tokens`."""
+    return frozenset(added_tokens(tokenizer).values())
+
+
+def end_ids(model: Any) -> frozenset[int]:
+    """Every `eos_token_id` of the generation config; empty where the model has none, since it generates nothing."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return frozenset() if ids is None else frozenset(int(i) for i in (ids if isinstance(ids, list | tuple) else [ids]))
+
+
 def attention_dropout(backbone: Any) -> float:
     """The largest dropout rate of the configuration: inside attention and in some blocks, dropout is not a module."""
     return max((rate for name, rate in dropout_rates(backbone.config).items() if not name.startswith(HEAD_DROPOUTS)), default=0.0)

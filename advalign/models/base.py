@@ -93,6 +93,12 @@ class NetworkBase(nn.Module):
         self.model.config.label2id = {name: i for i, name in named.items()}
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens at which a rollout ends: the template's end of turn, and each end of a sequence of generation config and tokenizer."""
+        ends = {self.encoder.ending.stop_id, self.encoder.tokenizer.eos_token_id} - {None}
+        return frozenset(ends) | architecture.end_ids(self.model)
+
+    @property
     def backbone(self) -> nn.Module:
         return architecture.backbone(self.model)  # type: ignore[no-any-return]
 

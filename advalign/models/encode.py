@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advalign.errors import BudgetError
 from advalign.models import architecture
+from advalign.models.endings import Ending, find_ending
 from advalign.types import RolloutGroup, Tokens
 
 
@@ -29,20 +30,31 @@ class Encoder:
     """Segments are joined by the tokenizer's own pair template (BERT); otherwise prompt and response ids are concatenated."""
     pad_id: int
     """The id of padding; of the end of a sequence, where the tokenizer has no padding token."""
-    eos_id: int | None
-    """The id that ends a response; None: responses are not closed."""
 
     def __init__(self, tokenizer: Any, *, max_length: int = 512, bidirectional: bool = False) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.bidirectional = bidirectional
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-        self.eos_id = tokenizer.eos_token_id
+        self._ending: tuple[Any, Ending] | None = None
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Tokens without text. (The unknown token has some.)"""
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+
+    @property
+    def ending(self) -> Ending:
+        """How a response is closed: as the chat template closes a turn, else by the end of a sequence (`models/endings.py`)."""
+        read_from = architecture.chat_template(self.tokenizer), self.tokenizer.eos_token_id
+        if self._ending is None or self._ending[0] != read_from:
+            self._ending = (read_from, find_ending(self.tokenizer))
+        return self._ending[1]
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a response; None: it is not closed, or by several tokens."""
+        return self.ending.stop_id
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts, in the chat template where the tokenizer has one."""
@@ -58,10 +70,10 @@ class Encoder:
         return self.prompts([text])[0]
 
     def responses(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[list[int]]:
-        """Ids of responses, closed by end-of-sequence where they are finished."""
+        """Ids of responses, closed as `ending` says where they are finished."""
         closed = finished if finished is not None else [True] * len(texts)
         rows = self._ids(texts, add_special_tokens=False)
-        return [[*ids, self.eos_id] if done and self.eos_id is not None else ids for ids, done in zip(rows, closed, strict=True)]
+        return [[*ids, *self.ending.ids] if done else ids for ids, done in zip(rows, closed, strict=True)]
 
     def response(self, text: str, finished: bool = True) -> list[int]:
         return self.responses([text], [finished])[0]
@@ -73,7 +85,7 @@ class Encoder:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def demos(self, prompts: Sequence[str], responses: Sequence[str], group: Sequence[int] | None = None) -> Tokens:
-        """Prompt, response and end-of-sequence; the response and its end are the target."""
+        """Prompt, response and its ending; the response and its end are the target."""
         return self._join(list(zip(self.prompts(prompts), self.responses(responses), strict=True)), group)
 
     def rollouts(self, groups: Sequence[RolloutGroup]) -> Tokens:

@@ -83,12 +83,20 @@ class LocalBackend:
         self.llm.llm_engine.add_lora(self.adapter)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], seeds: Sequence[int], n: int, sampling: Sampling, end: int | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        stop_texts: Sequence[str],
     ) -> list[list[tuple[list[int], list[float]]]]:
-        """Per prompt, `n` times the sampled ids and their log-probabilities; `lengths`: the most tokens of its responses."""
+        """Per prompt, `n` times the sampled ids and their log-probabilities; `lengths`: the most tokens of its responses. This vLLM has no
+        tokenizer: it samples on behind a string of `stop_texts`, and the caller cuts the response."""
         from vllm import SamplingParams
 
-        ends = {"ignore_eos": True, "stop_token_ids": [] if end is None else [end]}  # the model's own file may name others
+        ends = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}  # the model's own file may name others
         common = {"n": n, "temperature": sampling.temperature, "top_p": sampling.top_p, "logprobs": 0, "detokenize": False, **ends}
         params = [SamplingParams(max_tokens=length, seed=seed, **common) for length, seed in zip(lengths, seeds, strict=True)]
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]

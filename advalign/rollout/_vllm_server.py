@@ -59,13 +59,22 @@ class ServerBackend:
             raise RolloutError(f"rollout: the vLLM server at {self.url} did not forget its cached prompts; some request is still running.")
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], seeds: Sequence[int], n: int, sampling: Sampling, end: int | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        stop_texts: Sequence[str],
     ) -> list[list[tuple[list[int], list[float]]]]:
         """Per prompt, `n` times the sampled ids and their log-probabilities; `lengths`: the most tokens of its responses."""
         # Everything that a model's generation_config.json could set is set here; one seed per prompt needs one request per prompt.
         common: dict[str, Any] = {"model": self.model, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p}
         common |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-        common |= {"ignore_eos": True, "stop_token_ids": [] if end is None else [end], "logprobs": 0, "return_token_ids": True}
+        common |= {"ignore_eos": True, "stop_token_ids": list(stop_ids), "logprobs": 0, "return_token_ids": True}
+
+        common |= {"stop": list(stop_texts), "include_stop_str_in_output": True} if stop_texts else {}
 
         def one(request: tuple[Sequence[int], int, int]) -> list[tuple[list[int], list[float]]]:
             ids, length, seed = request

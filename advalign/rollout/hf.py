@@ -14,6 +14,7 @@ from torch import Tensor
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network, architecture
+from advalign.models.endings import StopRule
 from advalign.models.inference import evaluation_mode
 from advalign.rollout import _cache
 from advalign.types import Rollout, RolloutGroup, Sampling
@@ -31,7 +32,8 @@ class HF(RolloutEngine):
     A prompt is read once, and all its responses share its keys and values; finished responses leave the batch; prompts of similar
     length are decoded together. Prompts are left padded; position ids are explicit. Returned log-probabilities are those of the
     distribution at `temperature` before the nucleus is cut, which the trainer can recompute. Every response has its own random numbers,
-    so the composition of a batch changes a response only by rounding. A response ends, unfinished, where the model's context ends.
+    so the composition of a batch changes a response only by rounding. A response ends at the model's end tokens, at the end of turn of its
+    template and at `stop` strings; unfinished where the model's context ends.
     """
 
     max_rows: int = 512
@@ -97,26 +99,35 @@ def _decode(
     compiled: bool = False,
 ) -> dict[int, Rollout]:
     """{row: response}. `rows` of each prompt are places in `draws`; inside, rows count from 0."""
-    encoder, device, places = network.encoder, network.device, [row for prompt_rows in rows for row in prompt_rows]
+    rule, device, places = StopRule(network, sampling.stop), network.device, [row for prompt_rows in rows for row in prompt_rows]
     state = _State(network, prompts, [len(prompt_rows) for prompt_rows in rows], sampling.max_new_tokens, compiled)
     draws = draws[torch.tensor(places, device=draws.device)].to(device)
     shape, precision = (len(places), sampling.max_new_tokens), torch.promote_types(network.dtype, torch.float32)
     tokens, scores = torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, dtype=precision, device=device)
     lengths, ended = torch.zeros(len(places), dtype=torch.long, device=device), torch.zeros(len(places), dtype=torch.bool, device=device)
+    stop_ids = torch.tensor(sorted(rule.ids), dtype=torch.long, device=device)
     for step in range(sampling.max_new_tokens):
         sampled, logprobs = sample(network.next_token_logits(state.hidden), sampling, draws[state.rows, step])
         tokens[state.rows, step], scores[state.rows, step] = sampled, logprobs.to(precision)
         lengths[state.rows[state.alive]] = step + 1
-        if encoder.eos_id is not None:
-            ended[state.rows[state.alive & (sampled == encoder.eos_id)]] = True
+        ended[state.rows[state.alive & torch.isin(sampled, stop_ids)]] = True
+        if rule.texts:
+            ended[_ended_in_text(rule, tokens, state, step + 1)] = True
         state.alive &= ~ended[state.rows] & (step + 1 < state.remaining)
         if step + 1 == sampling.max_new_tokens or not state.advance(sampled):
             break
     rollouts = {}
     for place, ids, score, length, end in zip(places, tokens.tolist(), scores.tolist(), lengths.tolist(), ended.tolist(), strict=True):
         response = ids[:length]
-        rollouts[place] = Rollout(response_ids=response, sampler_logprobs=score[:length], text=encoder.decode(response), finished=end)
+        rollouts[place] = Rollout(response_ids=response, sampler_logprobs=score[:length], text=rule.text(response, end), finished=end)
     return rollouts
+
+
+def _ended_in_text(rule: StopRule, tokens: Int[Tensor, "R N"], state: _State, length: int) -> Int[Tensor, "E"]:
+    """The living rows in which a stop string is complete with the last token."""
+    rows = state.rows[state.alive]
+    ended = [rule.ends_in_text(ids) for ids in tokens[rows, :length].tolist()]
+    return rows[torch.tensor(ended, dtype=torch.bool, device=rows.device)]
 
 
 class _State:

@@ -15,6 +15,7 @@ import torch
 from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network
+from advalign.models.endings import StopRule
 from advalign.models.inference import batched_forward, batches_in_order
 from advalign.rollout._vllm_local import LocalBackend
 from advalign.rollout._vllm_server import ServerBackend
@@ -117,7 +118,7 @@ class VLLM(RolloutEngine):
     def _sample(
         self, network: Network, groups: Sequence[RolloutGroup], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[list[Rollout]]:
-        backend, end = self.state.backend, network.encoder.eos_id
+        backend, rule = self.state.backend, StopRule(network, sampling.stop)
         assert backend is not None
         seeds = torch.randint(2**62, (len(groups),), generator=generator, device=generator.device).tolist()
         lengths = [len(g.prompt_ids) for g in groups]
@@ -127,8 +128,11 @@ class VLLM(RolloutEngine):
             )
         longest = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
         copies = n if sampling.temperature else 1  # vLLM refuses several greedy responses to one prompt
-        sampled = backend.sample([g.prompt_ids for g in groups], longest, seeds, copies, sampling, end)
-        return [[_rollout(network, ids, logprobs, end) for _ in range(n // copies) for ids, logprobs in responses] for responses in sampled]
+        sampled = backend.sample([g.prompt_ids for g in groups], longest, seeds, copies, sampling, sorted(rule.ids), rule.texts)
+        return [
+            [_rollout(rule, ids, logprobs, limit) for _ in range(n // copies) for ids, logprobs in responses]
+            for responses, limit in zip(sampled, longest, strict=True)
+        ]
 
     def _check(self, network: Network, groups: Sequence[RolloutGroup], new: Sequence[Sequence[Rollout]], temperature: float) -> None:
         """Compares with the log-probabilities of the network itself: the first response to each of the first prompts."""
@@ -197,9 +201,12 @@ class _State:
         return self.network is not None and self.network() is network and self.version == version
 
 
-def _rollout(network: Network, ids: list[int], logprobs: list[float], end: int | None) -> Rollout:
-    text = network.encoder.decode(ids)
-    return Rollout(response_ids=list(ids), sampler_logprobs=list(logprobs), text=text, finished=end is not None and ids[-1] == end)
+def _rollout(rule: StopRule, ids: list[int], logprobs: list[float], limit: int) -> Rollout:
+    """`limit`: how many tokens it might have had; shorter than that, vLLM saw an ending."""
+    response, finished = rule.cut(ids)
+    finished = finished or len(ids) < limit
+    scores = list(logprobs[: len(response)])
+    return Rollout(response_ids=response, sampler_logprobs=scores, text=rule.text(response, finished), finished=finished)
 
 
 def _gaps(network: Network, groups: list[RolloutGroup], temperature: float) -> torch.Tensor:

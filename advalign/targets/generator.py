@@ -8,6 +8,7 @@ from torch import Tensor
 
 from advalign.engine.rng import generator
 from advalign.interfaces import Edits
+from advalign.models.endings import StopRule
 from advalign.rollout.hf import HF
 from advalign.targets.examples import reference_response
 from advalign.targets.prefix import CachedPrefix
@@ -69,7 +70,7 @@ class GeneratorTarget(NetworkTarget):
     @torch.no_grad()
     def continue_edited(self, examples: Sequence[Example], edits: Sequence[Edits], max_new_tokens: int) -> list[str]:
         """Greedy responses to prompts whose hidden states are edited, recomputed token by token (an edit has no key-value cache)."""
-        encoder = self.network.encoder
+        encoder, rule = self.network.encoder, StopRule(self.network)
         prompts = [encoder.prompt(e.prompt) for e in examples]
         cropped = [{site: add[: len(p)] for site, add in edit.items()} for p, edit in zip(prompts, edits, strict=True)]
         responses: list[list[int]] = [[] for _ in examples]
@@ -83,10 +84,10 @@ class GeneratorTarget(NetworkTarget):
             chosen = self.network.next_token_logits(last).argmax(-1).tolist()
             for i, token in zip(unfinished, chosen, strict=True):
                 responses[i].append(token)
-            unfinished = [i for i, token in zip(unfinished, chosen, strict=True) if token != encoder.eos_id]
+            unfinished = [i for i in unfinished if not rule.ends(responses[i])]
             if not unfinished:
                 break
-        return [encoder.decode(response) for response in responses]
+        return [rule.text(response, rule.ends(response)) for response in responses]
 
 
 def _mean_nll(outputs: Outputs, tokens: Tokens) -> Float[Tensor, "B"]:

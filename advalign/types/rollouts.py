@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from advalign.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -40,7 +42,7 @@ class Rollout:
     text: str
     """The ids, decoded."""
     finished: bool
-    """Whether it ended by itself (with end-of-sequence)."""
+    """Whether it ended by itself: at an end token of the model, at the end of turn of its template, or at a string of `Sampling.stop`."""
     policy_version: int = 0
     """Version of the weights that sampled it."""
     rewards: list[float] = field(default_factory=list)
@@ -77,6 +79,13 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     """Nucleus: the smallest set of tokens with at least this probability."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response, which is then finished. It keeps the token that completes one, and the string in its text: what is
+    trained is what was sampled."""
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise ConfigError(f"sampling.stop: got {list(self.stop)}; an empty string ends nothing.")
 
 
 def without_verifier(group: RolloutGroup) -> RolloutGroup:

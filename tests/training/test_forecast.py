@@ -56,7 +56,8 @@ def test_the_operations_of_a_step_are_those_counted(name):
     run.model._packs = False
     for copy in run.frozen.values():
         copy._packs = False
-    run.model.encoder.eos_id = None  # every response is as long as it may be
+    # Every response is as long as it may be.
+    run.model.encoder.tokenizer.eos_token = run.model.model.generation_config.eos_token_id = None
     with FlopCounterMode(display=False) as counter:
         run.training_step()
     assert sum(forecast(trainer(objectives, **sections))[0].operations.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
