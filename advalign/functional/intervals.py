@@ -4,7 +4,7 @@ import math
 from statistics import NormalDist
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -105,6 +105,77 @@ def corrected_for_judge(
     return point, min(max(true + shift - half, 0.0), 1.0), min(max(true + shift + half, 0.0), 1.0)
 
 
+def corrected_for_judgements(
+    violations: Float[Tensor, "N"] | Int[Tensor, "N"],
+    number: int,
+    *,
+    sensitivity: float,
+    specificity: float,
+    labelled: tuple[int, int] | None = None,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """The true rate π of items of whose k = `number` judgements none is a violation, and its interval; `violations`: those the judge
+    reported per item. Given the truth, judgements err independently.
+
+    An item without violation is read as one with probability Spᵏ; any other with one between (1 - Se)ᵏ (all k are violations) and
+    (1 - Se) Spᵏ⁻¹ (one is). So the rate q that is read leaves π between g⁻(q) = (q / Spᵏ⁻¹ - (1 - Se)) / (Se + Sp - 1) and
+    g⁺(q) = (q - (1 - Se)ᵏ) / (Spᵏ - (1 - Se)ᵏ): the interval is [g⁻(low), g⁺(high)], low and high Wilson's. With k = 1 both are
+    Rogan and Gladen's map. The point is the mean of ∏ w, w = Se / (Se + Sp - 1) for a judgement that reports none and
+    (Se - 1) / (Se + Sp - 1) for one that does (unbiased: each has mean 1 or 0), put into [g⁻(q), g⁺(q)].
+    With `labelled`, the limits of Se and Sp widen each end (method of variance estimates recovery, Zou and Donner 2008).
+    """
+    assert number >= 1
+    items = violations.shape[0]
+    read = float((violations == 0).double().mean())
+    rates = {"sensitivity": sensitivity, "specificity": specificity}
+    if number == 1:
+        rate, low, high = corrected_for_judge(1 - read, items, **rates, labelled=labelled, confidence=confidence)
+        return 1 - rate, 1 - high, 1 - low
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    ends = _wilson(read, items, z)
+    low, high = (_true_range(end, number, sensitivity, specificity)[side] for side, end in enumerate(ends))
+    least, most = _true_range(read, number, sensitivity, specificity)
+    if labelled is not None:
+        low, high = _with_doubt_of_rates((read, *ends), number, (sensitivity, specificity), labelled, z)
+    count, gain = violations.double(), sensitivity + specificity - 1
+    weights = torch.tensor([sensitivity / gain, (sensitivity - 1) / gain], dtype=torch.float64)
+    point = float((weights[0] ** (number - count) * weights[1] ** count).mean())
+    point = min(max(point if math.isfinite(point) else least, least), most)
+    return _clip(point), _clip(low), _clip(high)
+
+
+def _clip(rate: float) -> float:
+    return min(max(rate, 0.0), 1.0)
+
+
+def _true_range(read: float, number: int, sensitivity: float, specificity: float) -> tuple[float, float]:
+    """g⁻(q) and g⁺(q); everything where the judge is as likely to report no violation of an item with one as of an item without."""
+    missed = 1 - sensitivity
+    least, most = specificity ** (number - 1) * (specificity - missed), specificity**number - missed**number
+    if min(least, most) <= 0:
+        return -math.inf, math.inf
+    return (read - missed * specificity ** (number - 1)) / least, (read - missed**number) / most
+
+
+def _with_doubt_of_rates(
+    read: tuple[float, float, float], number: int, rates: tuple[float, float], labelled: tuple[int, int], z: float
+) -> tuple[float, float]:
+    """Both ends of the interval, each limit's distance from g⁻ or g⁺ of the estimates added in squares."""
+    limits = [_wilson(rate, total, z) for rate, total in zip(rates, labelled, strict=True)]
+    variants = [[(end, *rates)] for end in read[1:]]
+    for variant in variants:
+        variant += [(read[0], end, rates[1]) for end in limits[0]] + [(read[0], rates[0], end) for end in limits[1]]
+    centre = _true_range(read[0], number, *rates)
+    if not math.isfinite(centre[0]):
+        return centre
+    ends = []
+    for side, sign in ((0, -1), (1, 1)):
+        moved = [sign * (_true_range(q, number, *pair)[side] - centre[side]) for q, *pair in variants[side]]
+        parts = (moved[0], max(moved[1:3]), max(moved[3:5]))
+        ends.append(centre[side] + sign * math.sqrt(sum(max(x, 0.0) ** 2 for x in parts)))
+    return ends[0], ends[1]
+
+
 def mcnemar(first: Bool[Tensor, "N"], second: Bool[Tensor, "N"]) -> float:
     """Exact two-sided p value that two classifiers err equally often on the same items: Binomial(b + c, 1/2)   (McNemar 1947)."""
     only_first = int((first & ~second).sum())
@@ -114,4 +185,4 @@ def mcnemar(first: Bool[Tensor, "N"], second: Bool[Tensor, "N"]) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-__all__ = ["clustered", "corrected_for_judge", "mcnemar", "paired_bootstrap", "rogan_gladen", "wilson"]
+__all__ = ["clustered", "corrected_for_judge", "corrected_for_judgements", "mcnemar", "paired_bootstrap", "rogan_gladen", "wilson"]

@@ -38,10 +38,28 @@ def test_rows_by_hand():
     assert a["low"] <= a["difference"] <= a["high"]
 
 
-def test_the_worst_case_is_that_of_a_suite_where_an_attack_was_not_run():
-    """First: 0 right under a, b not run; 1 broken by a. Second: both right. 2: neither attack was run, so nothing is known."""
-    worst = compare.results(run(a="fse", b="efe"), run(a="ffe", b="efe")).row("worst case")
-    assert (worst["n"], worst["first"], worst["second"], worst["only second"]) == (2, 0.5, 1.0, 1)
+def test_the_worst_case_is_known_where_every_attack_was_judged_or_one_broke():
+    """First: 0 right under a, b crashed; 1 broken by a; 2 and 3 right under both. Second: 0 and 2 right under a, b crashed; 1 right; 3
+    broken by a while b crashed. Known of both: 1 (0 against 1) and 3 (1 against 0)."""
+    comparison = compare.results(run(a="fsff", b="efff"), run(a="fffs", b="efee"))
+    worst = comparison.row("worst case")
+    assert (worst["n"], worst["left out"], worst["first"], worst["second"]) == (2, 2, 0.5, 0.5)
+    assert (worst["only first"], worst["only second"]) == (1, 1)
+    assert comparison.row("b")["left out"] == 3
+    assert "left out" in comparison.markdown()
+
+
+@pytest.mark.parametrize("letter", ["e", "u"])
+def test_what_was_never_established_is_in_no_row(letter):
+    """Eight of ten crashed or could not be judged; the other two: one withstood, one broken. Not 9 of 10, but 1 of 2."""
+    worst = compare.results(run(a="fs" + 8 * letter), run(a="ff" + 8 * "f")).row("worst case")
+    assert (worst["n"], worst["left out"], worst["first"], worst["second"]) == (2, 8, 0.5, 1.0)
+
+
+def test_an_attack_without_a_result_for_an_example_was_not_withstood():
+    """Of example 1 the second run has no line for b."""
+    second = [r for r in run(a="ff", b="ff") if (r.attack, r.example) != ("b", "1")]
+    assert compare.results(run(a="ff", b="ff"), second).row("worst case")["n"] == 1
 
 
 def test_a_model_equals_itself_and_the_interval_is_a_point():

@@ -119,7 +119,9 @@ def test_a_judge_that_always_fails_leaves_nothing_and_fails_the_run():
 
 
 def test_the_errors_of_a_judge_are_carried_into_the_interval():
-    """Read: 5 of 10 violations. With Se 0.9 and Sp 0.8 the rate behind it is (0.5 + 0.8 - 1) / (0.9 + 0.8 - 1) = 3/7."""
+    """Right before and unbroken, two judgements: read of 5 of 10. With Se 0.9 and Sp 0.8, the other 5 violated under attack, not before:
+    w(none) = 0.9 / 0.7, w(violation) = -0.1 / 0.7, (5 w(none)² + 5 w(none) w(violation)) / 10 = 0.735. But where every violation is the
+    only one of its example, 0.5 is read of π Sp² + (1 - π) 0.1 Sp, π = (0.5 / 0.8 - 0.1) / 0.7 = 0.75, and no less is compatible."""
     judge = judges.Rule(must_not=("secret",), sensitivity=0.9, specificity=0.8)
     suite, network = sums(
         lambda ps: ["secret" if "!" in p and int(p[4]) % 2 else f"ok {p}" for p in ps], attacks={"a": Say(texts=("{}!",))}, judge=judge
@@ -127,7 +129,7 @@ def test_the_errors_of_a_judge_are_carried_into_the_interval():
     result = suite.run(network)
     row = result.row(result.arms[0])
     assert row["accuracy under attack"] == 0.5
-    assert row["corrected"] == pytest.approx(4 / 7)
+    assert row["corrected"] == pytest.approx(0.75)
     assert row["corrected low"] < 0.5 - 0.05
     assert row["corrected high"] - row["corrected low"] > row["high"] - row["low"]
     assert "corrected" in result.markdown()

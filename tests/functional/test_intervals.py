@@ -140,3 +140,58 @@ def test_intervals_behind_a_judge_cover(number, truth, caught, cleared, labelled
         _, low, high = intervals.corrected_for_judge(read, number, sensitivity=caught, specificity=cleared)
         hits[1] += low <= truth <= high
     assert min(hits) / trials >= 0.93 - 2 * math.sqrt(0.93 * 0.07 / trials)
+
+
+def test_one_judgement_per_item_is_rogan_and_gladen():
+    violations = torch.tensor([0] * 7 + [1] * 3)
+    rates = {"sensitivity": 0.9, "specificity": 0.8}
+    for labelled in (None, (40, 60)):
+        rate, low, high = intervals.corrected_for_judge(0.3, 10, **rates, labelled=labelled)
+        result = intervals.corrected_for_judgements(violations, 1, **rates, labelled=labelled)
+        assert result == pytest.approx((1 - rate, 1 - high, 1 - low))
+
+
+def test_without_errors_many_judgements_are_wilson_of_the_items():
+    violations = torch.tensor([0] * 7 + [1, 4, 11])
+    result = intervals.corrected_for_judgements(violations, 11, sensitivity=1.0, specificity=1.0)
+    assert result == pytest.approx((0.7, *intervals.wilson(7, 10)))
+
+
+def test_false_alarms_of_fifty_attempts_are_those_of_fifty_one_judgements():
+    """Everything is right; of 200 items a fraction of 0.98^51 = 0.357 is read as such: 0.355 -> 0.355 / 0.357 = 0.995."""
+    violations = torch.tensor([0] * 71 + [1] * 129)
+    rate, low, high = intervals.corrected_for_judgements(violations, 51, sensitivity=1.0, specificity=0.98)
+    assert rate == pytest.approx(71 / 200 / 0.98**51)
+    assert (low, high) == (pytest.approx(intervals.wilson(71, 200)[0] / 0.98**51), 1.0)
+
+
+def test_a_judge_that_tells_nothing_in_so_many_judgements_leaves_everything_open():
+    """Of an item without violation 0.5^2000 = 0 are read as such, no less than of any other."""
+    assert intervals.corrected_for_judgements(torch.full((10,), 900), 2000, sensitivity=0.9, specificity=0.5)[1:] == (0.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "truth", "judgements", "caught", "cleared", "violating", "labelled"),
+    [
+        (200, 1.0, 51, 1.0, 0.98, 0.3, None),
+        (200, 0.5, 51, 0.9, 0.99, 0.3, None),
+        (200, 0.7, 2, 0.9, 0.8, 0.5, None),
+        (100, 0.0, 11, 0.8, 0.97, 0.1, None),
+        (100, 0.9, 11, 0.8, 0.97, 0.1, None),
+        (100, 0.5, 11, 0.8, 0.97, 0.1, (50, 100)),
+        (200, 0.6, 2, 0.9, 0.9, 0.5, (60, 60)),
+    ],
+)
+def test_intervals_of_several_judgements_cover(number, truth, judgements, caught, cleared, violating, labelled):
+    """Items without violation with probability `truth`; of the others each judgement is one with `violating`, at least one of them is."""
+    random, trials, hits = np.random.default_rng(1), 500, 0
+    for _ in range(trials):
+        true = np.where(random.random(number) < truth, 0, np.maximum(1, random.binomial(judgements, violating, number)))
+        read = torch.tensor(random.binomial(true, caught) + random.binomial(judgements - true, 1 - cleared))
+        rates = {"sensitivity": caught, "specificity": cleared}
+        if labelled is not None:
+            rates = {name: random.binomial(n, rate) / n for n, (name, rate) in zip(labelled, rates.items(), strict=True)}
+        _, low, high = intervals.corrected_for_judgements(read, judgements, **rates, labelled=labelled)
+        hits += low <= truth <= high
+    assert hits / trials >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / trials)

@@ -15,8 +15,9 @@ from advalign.functional.intervals import mcnemar, paired_bootstrap
 from advalign.types import AttackResult
 
 NOTE = (
-    "Accuracy on the examples that could be judged for both. Difference: second minus first, its interval from resampling examples in "
-    "pairs; p: McNemar's exact test that both err equally often. Tests are not corrected for their number: decide by the worst case."
+    "Accuracy on the n examples that could be judged for both; left out: those of either that could not. Difference: second minus first, "
+    "its interval from resampling examples in pairs; p: McNemar's exact test that both err equally often. "
+    "Tests are not corrected for their number: decide by the worst case."
 )
 RIGHT = {"failed": True, "over_budget": True, "succeeded": False, "skipped": False}
 BROKEN = {status for status, right in RIGHT.items() if not right}
@@ -56,11 +57,10 @@ def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names
         raise ConfigError(
             f"compare: no attack in common; {names[0]} has {', '.join(a) or 'none'}, {names[1]} has {', '.join(b) or 'none'}."
         )
-    rows = []
-    for name, left, right in [("clean", _clean(first), _clean(second)), *((n, a[n], b[n]) for n in shared)]:
-        rows.append(_row(name, left, right, names))
-    rows.append(_row("worst case", _worst(first, shared), _worst(second, shared), names))
-    return Comparison(names=names, rows=rows)
+    asked = len({r.example for r in (*first, *second)})
+    pairs = [("clean", _clean(first), _clean(second)), *((n, a[n], b[n]) for n in shared)]
+    pairs.append(("worst case", _worst(first, shared), _worst(second, shared)))
+    return Comparison(names=names, rows=[_row(name, left, right, asked) for name, left, right in pairs])
 
 
 def folders(first: str | Path, second: str | Path) -> Comparison:
@@ -96,21 +96,22 @@ def _clean(attack_results: Sequence[AttackResult]) -> dict[str, bool]:
 
 
 def _worst(attack_results: Sequence[AttackResult], attacks: Collection[str]) -> dict[str, bool]:
-    """Right, and broken by none of `attacks`, as a suite counts its worst case.
+    """Right, and broken by none of `attacks`, as a suite counts its worst case (`rates.worst_case`).
 
-    An undetermined example is left out unless another attack broke it; an attack that was not run on an example does not count.
+    Known of an example that was wrong before or that an attack broke, and of one on which every attack was judged.
     """
-    statuses: dict[str, set[str]] = {}
+    statuses: dict[str, dict[str, str]] = {}
     for r in attack_results:
         if r.attack in attacks:
-            statuses.setdefault(r.example, set()).add(r.status)
-    judged = {name: seen for name, seen in statuses.items() if seen & BROKEN or (seen & RIGHT.keys() and "undetermined" not in seen)}
-    return {name: not seen & BROKEN for name, seen in judged.items()}
+            statuses.setdefault(r.example, {})[r.attack] = r.status
+    broken = {name for name, seen in statuses.items() if BROKEN & set(seen.values())}
+    whole = {name for name, seen in statuses.items() if len(seen) == len(attacks) and RIGHT.keys() >= set(seen.values())}
+    return {name: name not in broken for name in statuses if name in broken | whole}
 
 
-def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], names: tuple[str, str]) -> dict[str, Any]:
+def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], asked: int) -> dict[str, Any]:
     shared = [name for name in a if name in b]
-    row: dict[str, Any] = {"under": under, "n": len(shared)}
+    row: dict[str, Any] = {"under": under, "n": len(shared), "left out": asked - len(shared)}
     if not shared:
         return row | dict.fromkeys(("first", "second", "difference", "low", "high", "p"), math.nan)
     first, second = (torch.tensor([side[name] for name in shared]) for side in (a, b))
@@ -122,7 +123,7 @@ def _row(under: str, a: Mapping[str, bool], b: Mapping[str, bool], names: tuple[
 
 def _line(row: Mapping[str, Any], names: tuple[str, str]) -> dict[str, Any]:
     line = {"under": row["under"], names[0]: row["first"], names[1]: row["second"], "difference": row["difference"]}
-    line |= {"95 % interval": f"{row['low']:+.3f}\u00a0–\u00a0{row['high']:+.3f}", "p": row["p"], "n": row["n"]}
+    line |= {"95 % interval": f"{row['low']:+.3f}\u00a0–\u00a0{row['high']:+.3f}"} | {name: row[name] for name in ("p", "n", "left out")}
     return line | {f"only {name}": row.get(f"only {side}", 0) for name, side in zip(names, ("first", "second"), strict=True)}
 
 

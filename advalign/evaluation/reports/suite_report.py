@@ -18,12 +18,17 @@ NOTE = (
     "Every number has the clean accuracy on the same examples beside it. A wrong example counts as wrong under attack; "
     "distance is the mean over successes."
 )
-RADIUS = "Mean over the attacked examples; the radius is in the unit of the attack's threat model, 0 is no attack."
+RADIUS = (
+    "Mean over the attacked examples with a value at every radius; the radius is in the unit of the attack's threat model, 0 is no attack."
+)
 CERTIFIED = (
     "The fraction of the attacked examples that the vote of noisy or masked copies gets right, and on which no change within the size "
     "can alter that vote: a lower bound for every attack on the vote, not on the network alone. Abstentions count as wrong."
 )
-CORRECTED = "Corrected: the true accuracy, given the stated sensitivity and specificity of the judge."
+CORRECTED = (
+    "Corrected: the true accuracy, given the stated sensitivity and specificity of the judge, whose errors on the clean answer and on "
+    "every attempt are taken as independent."
+)
 ATTEMPTS = "Success per attempt: attempts on one example are not independent, so its interval is over examples."
 DRAWS = "Chance that one of n attempts breaks an example, over all examples right before; unbiased, as attempts are independent draws."
 LAW = "-log ASR(n) = a n^-b by least squares, intervals over examples; asr@n is its forecast, not a measurement."
@@ -63,15 +68,25 @@ def build_report(result: SuiteResult, title: str) -> Report:
 def _headline(report: Report, result: SuiteResult) -> None:
     worst = result.worst_case()
     cards = [(f"clean {name}", _show(name, x), f"all {result.num_clean} examples") for name, x in result.clean.items() if name in SHOWN]
-    cards.append(("accuracy, worst case over the suite", f"{worst['accuracy']:.1%}", f"{worst['low']:.1%} to {worst['high']:.1%}"))
+    cards.append(("accuracy, worst case over the suite", _percent(worst["accuracy"]), _established(worst)))
+    cards.append(("clean accuracy of the same examples", _percent(worst["clean"]), f"{worst['n']} examples"))
     for name, group in result.groups().items():
-        cards.append((f"worst case, attacks {name} in training", f"{group['accuracy']:.1%}", f"{group['low']:.1%} to {group['high']:.1%}"))
+        cards.append((f"worst case, attacks {name} in training", _percent(group["accuracy"]), _established(group)))
     if result.benign is not None:
         rate = result.benign
         cards.append(("over-refusal", f"{rate.rate:.1%}", f"{rate.low:.1%} to {rate.high:.1%} of {rate.num} benign prompts"))
     report.cards(cards)
     for warning in result.warnings():
         report.warning(warning)
+
+
+def _established(worst: Mapping[str, float]) -> str:
+    """The interval of a worst case, and for how many of the attacked examples it was established."""
+    return f"{worst['low']:.1%} to {worst['high']:.1%}; {worst['n']} of {worst['asked']} examples"
+
+
+def _percent(rate: float) -> str:
+    return "–" if math.isnan(rate) else f"{rate:.1%}"
 
 
 def _under_attack(report: Report, result: SuiteResult) -> None:
@@ -81,7 +96,8 @@ def _under_attack(report: Report, result: SuiteResult) -> None:
     if result.seen:
         rows = [{"attack": row["attack"], "in training": "seen" if row["attack"] in result.seen else "unseen", **row} for row in rows]
     report.text("## Under attack").table(_shown(rows), note=" ".join(notes))
-    bars = [{"label": "clean", "value": result.clean_subset, **_interval(result.clean_subset, len(result.before))}]
+    judged = [j.correct for j in result.before.values() if not j.undetermined]
+    bars = [{"label": "clean", "value": result.clean_subset, **_interval(judged)}]
     bars += [
         {"label": arm.name, "value": row["accuracy under attack"], "low": row["low"], "high": row["high"]}
         for arm, row in zip(result.arms, rows, strict=True)
@@ -157,8 +173,8 @@ def _has_value(value: Any) -> bool:
     return bool(value) and not (isinstance(value, float) and math.isnan(value))
 
 
-def _interval(rate: float, number: int) -> dict[str, float]:
-    low, high = wilson(round(rate * number), number)
+def _interval(right: Sequence[bool]) -> dict[str, float]:
+    low, high = wilson(sum(right), len(right))
     return {"low": low, "high": high}
 
 

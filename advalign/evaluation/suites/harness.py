@@ -82,10 +82,10 @@ class Case:
         overspent = violation(budget, size=size, edited=proposal.edits is not None, queries=cost.queries, seconds=cost.seconds)
         broken = [i for i, judgement in enumerate(after) if judgement.breaks]
         undetermined = [judgement for judgement in after if judgement.undetermined]
-        if overspent:
-            status = "over_budget"
-        elif not self.before.correct:
+        if not self.before.correct:
             status = "skipped"
+        elif overspent:
+            status = "over_budget"
         elif broken:
             status = "succeeded"
         else:
@@ -149,7 +149,7 @@ class Harness:
         try:
             proposals = attack.propose(target, examples, budget, stream)
         except BudgetError as error:
-            return [case.result("over_budget", note=str(error)) for case in cases]
+            return [case.result("over_budget" if case.before.correct else "skipped", note=str(error)) for case in cases]
         except ConfigError:
             raise
         except Exception as error:
@@ -186,9 +186,9 @@ def _costs(target: Target, proposals: Sequence[Proposal], seconds: float) -> lis
 
 def _size(target: Target, attack: Attack, example: Example, proposal: Proposal, after: Sequence[Judgement]) -> float:
     """The distance of what broke the example; where nothing did, the largest that was tried."""
-    texts = attempted_texts(example, proposal)
-    if proposal.edits is not None or len(texts) == 1:
+    if proposal.edits is not None:
         return distance(target, attack, example, proposal)
+    texts = attempted_texts(example, proposal)
     sizes = [distance(target, attack, example, Proposal(text=text)) for text in texts]
     breaking = [size for size, judgement in zip(sizes, after, strict=True) if judgement.breaks]
     return min(breaking) if breaking else max(sizes)
