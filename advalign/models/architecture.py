@@ -74,8 +74,19 @@ def hidden_size(model: Any) -> int:
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens a row may have; None where the configuration names no bound."""
-    return getattr(model.config, "max_position_embeddings", None)
+    """The number of positions that the configuration names; None where it names no bound. (XLNet's is -1.)"""
+    number = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "max_seq_len", None)
+    return int(number) if isinstance(number, int) and number > 0 else None
+
+
+def tabulates_positions(model: Any) -> bool:
+    """Whether a table of positions, where it has one, is read. (ESM keeps one beside its rotary positions.)"""
+    return getattr(model.config, "position_embedding_type", None) != "rotary"
+
+
+def slices_biases(model: Any) -> bool:
+    """Whether its biases of attention are a table of the configuration's length, which no module shows (MPT)."""
+    return model_type(model) == "mpt"
 
 
 def logit_cap(model: Any) -> float | None:

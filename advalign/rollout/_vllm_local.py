@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from advalign.errors import ConfigError, RolloutError
-from advalign.models import Network, architecture
+from advalign.models import Network, positions
 from advalign.rollout import _vllm_weights as weights
 from advalign.types import Sampling
 
@@ -42,7 +42,7 @@ class LocalBackend:
                 raise ConfigError(f"rollout.options.{name}: '{options[name]}' given, but the engine sets it itself; leave it out.")
         self.folder = tempfile.TemporaryDirectory(prefix="advalign-vllm-")
         self.adapted, self.count, self.adapter = weights.adapted(network), 0, None
-        longest = architecture.context_length(network.model) or network.encoder.max_length
+        longest = positions.row_bound(network.model, None)[0] or network.encoder.max_length
         self.context = int(options.get("max_model_len") or longest)
         self.direct = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1)) == 1
         weights.write(network, Path(self.folder.name) / "model")

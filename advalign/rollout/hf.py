@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import RolloutEngine
-from advalign.models import Network, architecture
+from advalign.models import Network, positions
 from advalign.models.endings import StopRule
 from advalign.models.inference import evaluation_mode
 from advalign.rollout import _cache
@@ -33,7 +33,7 @@ class HF(RolloutEngine):
     length are decoded together. Prompts are left padded; position ids are explicit. Returned log-probabilities are those of the
     distribution at `temperature` before the nucleus is cut, which the trainer can recompute. Every response has its own random numbers,
     so the composition of a batch changes a response only by rounding. A response ends at the model's end tokens, at the end of turn of its
-    template and at `stop` strings; unfinished where the model's context ends.
+    template and at `stop` strings; unfinished where the model's context or `max_length` ends.
     """
 
     max_rows: int = 512
@@ -100,7 +100,7 @@ def _decode(
 ) -> dict[int, Rollout]:
     """{row: response}. `rows` of each prompt are places in `draws`; inside, rows count from 0."""
     rule, device, places = StopRule(network, sampling.stop), network.device, [row for prompt_rows in rows for row in prompt_rows]
-    state = _State(network, prompts, [len(prompt_rows) for prompt_rows in rows], sampling.max_new_tokens, compiled)
+    state = _State(network, prompts, [len(prompt_rows) for prompt_rows in rows], sampling, compiled)
     draws = draws[torch.tensor(places, device=draws.device)].to(device)
     shape, precision = (len(places), sampling.max_new_tokens), torch.promote_types(network.dtype, torch.float32)
     tokens, scores = torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, dtype=precision, device=device)
@@ -147,13 +147,13 @@ class _State:
     """Which tokens of the cache are not padding; None: none is, and attention is faster without a mask."""
 
     def __init__(
-        self, network: Network, prompts: Sequence[Sequence[int]], copies: Sequence[int], number: int, compiled: bool = False
+        self, network: Network, prompts: Sequence[Sequence[int]], copies: Sequence[int], sampling: Sampling, compiled: bool = False
     ) -> None:
         self.network, self.compiled = network, compiled
         ids, mask = _left_pad(prompts, network.encoder.pad_id)
         ids, mask = ids.to(network.device), mask.to(network.device)
-        self.remaining, self.last_position = _remaining_context(network, mask.sum(1))
-        self.cache = _cache.new_cache(network.model.config, min(number, int(self.remaining.max())))
+        self.remaining, self.last_position = _remaining_context(network, mask.sum(1), sampling.max_length)
+        self.cache = _cache.new_cache(network.model.config, min(sampling.max_new_tokens, int(self.remaining.max())))
         self.shares_prompts = _cache.has_selectable_rows(self.cache)
         owner = torch.arange(len(prompts), device=network.device).repeat_interleave(torch.tensor(copies, device=network.device))
         if not self.shares_prompts:  # the prompt is repeated for every response, and no row is dropped
@@ -197,11 +197,13 @@ class _State:
         self.mask = None if self.mask is None else self.mask[rows]
 
 
-def _remaining_context(network: Network, lengths: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], int]:
-    """How many tokens each prompt leaves in the model's context, and the last position there is."""
-    context = architecture.context_length(network.model) or 2**31
+def _remaining_context(network: Network, lengths: Int[Tensor, "B"], max_length: int | None) -> tuple[Int[Tensor, "B"], int]:
+    """How many tokens each prompt leaves in the model's context (at most `max_length`), and the last position there is."""
+    context, bound = positions.row_bound(network.model, max_length)
+    if context is None:
+        context = 2**31
     if int(lengths.max()) >= context:
-        raise BudgetError(f"rollout: a prompt of {int(lengths.max())} tokens leaves no room in the model's context of {context} tokens.")
+        raise BudgetError(f"rollout: a prompt of {int(lengths.max())} tokens leaves no room in {bound}.")
     return context - lengths, context - 1
 
 

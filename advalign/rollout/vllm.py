@@ -122,11 +122,12 @@ class VLLM(RolloutEngine):
         assert backend is not None
         seeds = torch.randint(2**62, (len(groups),), generator=generator, device=generator.device).tolist()
         lengths = [len(g.prompt_ids) for g in groups]
-        if max(lengths) >= backend.context:
-            raise BudgetError(
-                f"rollout: a prompt of {max(lengths)} tokens leaves no room in the model's context of {backend.context} tokens."
-            )
-        longest = [min(sampling.max_new_tokens, backend.context - length) for length in lengths]
+        context, bound = backend.context, f"the model's context of {backend.context} tokens"
+        if sampling.max_length is not None and sampling.max_length < context:
+            context, bound = sampling.max_length, f"max_length {sampling.max_length}"
+        if max(lengths) >= context:
+            raise BudgetError(f"rollout: a prompt of {max(lengths)} tokens leaves no room in {bound}.")
+        longest = [min(sampling.max_new_tokens, context - length) for length in lengths]
         copies = n if sampling.temperature else 1  # vLLM refuses several greedy responses to one prompt
         sampled = backend.sample([g.prompt_ids for g in groups], longest, seeds, copies, sampling, sorted(rule.ids), rule.texts)
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class RunContext(Context):
         self.items: dict[str, Sequence[Any]] = {}
         """{source: what it drew in the current step}"""
         self.background = Background(rollout_engine)
+        self.num_truncated = 0
+        """Responses so far that the max_length of their learner has cut."""
 
     # --------------------------------------------------------------------------------------- streams and sources
 
@@ -114,10 +116,12 @@ class RunContext(Context):
     def generate(self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple) -> list[RolloutGroup]:
         assert self.rollout_engine is not None
         network, version = self.network(learner)
+        sampling = _within(network.encoder, sampling)
         with gathered(network):
             rollout_engine = DistributedRolloutEngine(self.rollout_engine, self.processes)
             rollout_engine.sync(network, version)
-            return with_version(rollout_engine.generate(network, examples, n, sampling, self.generator(*key)), version)
+            groups = rollout_engine.generate(network, examples, n, sampling, self.generator(*key))
+        return self._counted(with_version(groups, version), sampling)
 
     def generate_later(
         self, learner: str, examples: Sequence[Example], n: int, sampling: Sampling, key: tuple
@@ -128,7 +132,18 @@ class RunContext(Context):
                 "vLLM server (rollout: {kind: vllm, url: ...})."
             )
         network, version = self.network(learner)
-        return self.background.submit(network, version, examples, n, sampling, self.generator(*key))
+        sampling = _within(network.encoder, sampling)
+        wait = self.background.submit(network, version, examples, n, sampling, self.generator(*key))
+        return lambda: self._counted(wait(), sampling)
+
+    def _counted(self, groups: list[RolloutGroup], sampling: Sampling) -> list[RolloutGroup]:
+        """The groups, after their responses that `max_length` has cut were counted."""
+        assert sampling.max_length is not None
+        for group in groups:
+            full = sampling.max_length - len(group.prompt_ids)
+            cut = [r for r in group.rollouts if not r.finished and full <= len(r.response_ids) < sampling.max_new_tokens]
+            self.num_truncated += len(cut)
+        return groups
 
     # --------------------------------------------------------------------------------------------------- scoring
 
@@ -165,6 +180,11 @@ class RunContext(Context):
         network, _ = self.network(learner)
         rows = _TextRows(tokens=network.encoder.scored_pairs(prompts, texts, finished), temperature=temperature)
         return columns(network, rows, {"logprobs"}, self.budget, self.processes)["logprobs"].double().sum(1).tolist()
+
+
+def _within(encoder: Encoder, sampling: Sampling) -> Sampling:
+    """Responses are no longer than the rows that they become: what is rewarded is what is trained."""
+    return replace(sampling, max_length=min(sampling.max_length or encoder.max_length, encoder.max_length))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,8 @@ class Sampling:
 
     max_new_tokens: int = 64
     """Length limit of a response, its end token included."""
+    max_length: int | None = None
+    """Length limit of prompt and response together; None: the model's positions, and in training its learner's max_length."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0

@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from helpers.tokenizers import CHAT, SPECIAL, byte_pairs, in_python, pieces, word_pieces, words
+from helpers.tokenizer_kinds import CHAT, SPECIAL, byte_pairs, in_python, pieces, word_pieces, words
 
 from advalign.errors import ConfigError
 from advalign.models.tokenization import TextReader
