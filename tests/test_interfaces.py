@@ -25,7 +25,6 @@ FOREIGN = {
     "rollout/_vllm_local.py": ("a model of vLLM", "lm_head cpu_linear"),
     "rollout/_vllm_server.py": ("an error of urllib", "reason"),
     "targets/black_box.py": ("a callable from outside the package", "__module__ __qualname__"),
-    "targets/examples.py": ("a model of transformers", "config label2id"),
     "targets/prefix.py": ("a layer of a cache of transformers", "keys"),
     "targets/target.py": ("a model of transformers", "get_output_embeddings"),
     "training/distributed.py": ("a plugin of accelerate", "pin_memory"),

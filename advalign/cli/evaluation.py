@@ -36,7 +36,7 @@ SelfCheck = Annotated[bool, typer.Option(help="Also check that the gradient atta
 Transfer = Annotated[list[str] | None, typer.Option(help="With --self-check: another model whose edits are tried; repeatable.")]
 Temperatures = Annotated[str | None, typer.Option(help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")]
 Kind = Annotated[str, typer.Option(help="An attack: see advalign list attacks.")]
-Label = Annotated[int | None, typer.Option(help="The right class of the text (classifiers).")]
+Label = Annotated[str | None, typer.Option(help="The right class of the text, its index or its name (classifiers).")]
 Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
 TargetText = Annotated[str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")]
 Options = Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")]
@@ -100,14 +100,17 @@ def attack(
 
     if answer is not None and target is not None:
         raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
-    meta = {} if target is None else {"response": target}
+    meta = ({} if target is None else {"response": target}) | ({} if label is None else {"label": label})
     suite = Suite(
-        data=[Example(prompt=text, label=label, answer=answer, meta=meta)],
+        data=[Example(prompt=text, answer=answer, meta=meta)],
         attacks={kind: builder.build_plugin(interfaces.Attack, {"kind": kind} | config.dotted(options or []), "attack")},
         examples=1,
         judge=None if target is None else PrefixJudge(text=target),
     )
-    say(suite.run(load_network(model, learner, device), progress=True).markdown())
+    network = load_network(model, learner, device)
+    if network.head == "classifier" and label is None:
+        raise ConfigError("attack: no --label was given, and the model is a classifier; give the right class, its index or its name.")
+    say(suite.run(network, progress=True).markdown())
 
 
 def compare(

@@ -36,8 +36,11 @@ def load_network(model: str, learner: str | None, device: str | None) -> Network
 
 
 def _load(model: str, learner: str | None) -> Network:
+    from transformers.utils import logging
+
     from advalign.models import load
 
+    logging.disable_progress_bar()
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").exists():
         learners = sorted(path.parent.name for path in folder.glob("*/config.json"))

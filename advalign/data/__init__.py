@@ -2,34 +2,41 @@
 
 "task:constraints" · {task: {kind: constraints, words: 12}, split: test, number: 60}
 "${ADVALIGN_DATA}/cls_sst2/{split}.jsonl"          .jsonl .json .csv .tsv .txt, also .gz; .parquet .arrow; variables are expanded
-"saved_dataset"                                    a folder of datasets.save_to_disk
+"saved_dataset"                                    a folder of datasets.save_to_disk, or of data files laid out as a hub repository
 "openai/gsm8k" · {hub: openai/gsm8k, name: main, split: test}
 {path: "${ADVALIGN_DATA}/math_gsm8k/train.jsonl.gz", hub: openai/gsm8k, name: main}       the file where it exists, else the hub
+{path: big.jsonl, streaming: true}                 read as rows are needed, in the order of a buffer shuffle, never as a whole
 [{"prompt": "2 + 3 =", "answer": "5"}, ...] · datasets.Dataset      rows at hand (in Python); no split is looked for
 """
 
 import dataclasses
-import os
 import random
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from advalign import builder
 from advalign.data import columns as _columns
 from advalign.data import labels as _labels
-from advalign.data.files import READERS, Located, Table, from_dataset, is_data, read_file
-from advalign.errors import ConfigError, unknown
+from advalign.data import references as _references
+from advalign.data.references import Reference, expand
+from advalign.errors import ConfigError
 from advalign.interfaces import Task
 from advalign.types import Example
 
-KEYS = ("task", "path", "hub", "name", "split", "number", "columns", "revision")
-SUFFIXES = (*READERS, ".parquet", ".arrow")
-DEFAULT_NUMBER = 1000
+__all__ = ["Reference", "Streamed", "demonstrations", "examples", "expand", "labelled", "rows", "same_rows", "streamed", "task_of", "texts"]
 
-Reference = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+DEFAULT_NUMBER = 1000
+"""Examples of a task, where nothing says how many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """A stream: a data set whose rows are read as they are needed."""
+
+    read: Callable[[random.Random], Iterator[Example]]
+    """Its examples once, in an order that the random stream chooses from a buffer of rows."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes of its labels, by index."""
 
 
 def examples(
@@ -43,11 +50,44 @@ def examples(
 
     With `limit`: that many, drawn with `seed`; without: all, in file order. Task examples carry their own `verify`.
     """
-    spec = _spec(ref, split)
+    spec = _references.specify(ref, split)
     if "task" in spec:
         return _from_task(spec, limit, seed)
-    mapping = {**(spec.get("columns") or {}), **(columns or {})}
-    return [_columns.example(row, mapping, location) for location, row in _read(spec, limit, seed)]
+    mapping = _mapping(spec, columns)
+    rows = _references.sampled(_references.table_of(spec), spec, limit, seed)
+    return [_columns.example(row, mapping, location) for location, row in rows]
+
+
+def streamed(
+    ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train", class_names: Sequence[str] | None = None
+) -> Streamed | None:
+    """The stream that a reference is: an IterableDataset, or a mapping with `streaming: true` and without `number`; None: it is not one.
+
+    With `class_names` (of the model; empty: it has none) every example has a class index; the names are then the model's, or ClassLabel's.
+    """
+    if isinstance(ref, str) or (isinstance(ref, Mapping) and not ref.get("streaming")):
+        return None
+    spec = _references.specify(ref, split)
+    table = None if "task" in spec else _references.table_of(spec)
+    if table is None or not table.is_stream or spec.get("number") is not None:
+        return None
+    mapping, column = _mapping(spec, columns), _label_column(spec, columns)
+    classes = None
+    if class_names is not None:
+        declared = table.class_names.get(column, ())
+        if not declared and not class_names:
+            raise ConfigError(
+                f"data: the classes of a stream are known only where its column '{column}' is a ClassLabel or the model's id2label names "
+                "them; set limit, so that so many rows are read before the first step."
+            )
+        classes = _labels.classes_of(column, (), declared=declared, class_names=class_names, number=None, path="data")
+
+    def read(rng: random.Random) -> Iterator[Example]:
+        for location, row in _references.buffered(table.rows, rng):
+            label = None if classes is None else classes.index(_label(row, column, location), f"data: {location}")
+            yield _columns.example(row, mapping, location, label=label)
+
+    return Streamed(read=read, class_names=() if classes is None else classes.names)
 
 
 def labelled(
@@ -57,32 +97,41 @@ def labelled(
     limit: int | None = None,
     seed: int = 0,
     class_names: Sequence[str] = (),
+    num_classes: int | None = None,
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Examples that all carry a class index, and the names of the classes (empty: none).
 
-    Names are `class_names`, else those of the column's ClassLabel, else the texts in the column, sorted, over all rows of the split.
+    Names are `class_names`, else those of the column's ClassLabel, else the texts in the column, sorted, over all rows of the split (of a
+    stream, those read). Labels of a ClassLabel are looked up in `class_names` by name. `num_classes`: of the model that is to read them,
+    whose names are then the only ones for texts.
     """
-    spec = _spec(ref, split)
+    spec = _references.specify(ref, split)
     if "task" in spec:
-        loaded = [(f"data: row '{e.id}'", e.label, e) for e in _from_task(spec, limit, seed)]
-        return [dataclasses.replace(e, label=_labels.class_index(label, (), path)) for path, label, e in loaded], tuple(class_names)
-    mapping = {**(spec.get("columns") or {}), **(columns or {})}
-    column = mapping.get("label", _columns.USUAL["label"][0])
-    table = _table(spec)
-    names = tuple(class_names) or table.class_names.get(column) or _labels.names_of(row.get(column) for _, row in table.rows)
-    examples = []
-    for location, row in _sampled(table.rows, spec, limit, seed):
-        index = _labels.class_index(row.get(column), names, f"data: {location}")
-        examples.append(_columns.example(row, mapping, location, label=index))
-    return examples, names
+        classes = _labels.Classes(number=num_classes)
+        loaded = [(e, classes.index(e.label, f"data: row '{e.id}'")) for e in _from_task(spec, limit, seed)]
+        return [dataclasses.replace(e, label=index) for e, index in loaded], tuple(class_names)
+    mapping, column = _mapping(spec, columns), _label_column(spec, columns)
+    table = _references.table_of(spec)
+    chosen = _references.sampled(table, spec, limit, seed)
+    classes = _labels.classes_of(
+        column,
+        (row.get(column) for _, row in (chosen if table.is_stream else table.rows)),
+        declared=table.class_names.get(column, ()),
+        class_names=class_names,
+        number=num_classes,
+        path="data",
+    )
+    indices = [classes.index(_label(row, column, location), f"data: {location}") for location, row in chosen]
+    examples = [_columns.example(row, mapping, location, label=i) for (location, row), i in zip(chosen, indices, strict=True)]
+    return examples, classes.names
 
 
 def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """The same, as mappings under their own column names. A task's rows are prompt, answer, id and the items of its `meta`."""
-    spec = _spec(ref, split)
+    spec = _references.specify(ref, split)
     if "task" in spec:
         return [{"prompt": e.prompt, "answer": e.answer, "id": e.id, **e.meta} for e in _from_task(spec, limit, seed)]
-    return [row for _, row in _read(spec, limit, seed)]
+    return [row for _, row in _references.sampled(_references.table_of(spec), spec, limit, seed)]
 
 
 def demonstrations(
@@ -108,20 +157,20 @@ def demonstrations(
 
 def task_of(ref: Reference) -> Task | None:
     """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
-    reference = _spec(ref, "train").get("task")
+    reference = _references.specify(ref, "train").get("task")
     return None if reference is None else builder.build(Task, reference, "data.task")
 
 
 def same_rows(first: Reference, first_split: str, second: Reference, second_split: str) -> str | None:
     """The name of the data that two references share, whatever their splits; None where they do not. Tasks keep their splits apart."""
-    specs = [_spec(first, first_split), _spec(second, second_split)]
+    specs = [_references.specify(first, first_split), _references.specify(second, second_split)]
     if any("task" in spec for spec in specs):
         return None
     if first is second and "rows" in specs[0]:
         return "the same rows in memory"
-    files = [_local_file(spec) if "path" in spec else None for spec in specs]
+    files = [_references.local_file(spec) if "path" in spec else None for spec in specs]
     if files[0] is not None and files[1] is not None:
-        has_splits = (files[0] / "dataset_dict.json").is_file()
+        has_splits = files[0].is_dir() and not (files[0] / "dataset_info.json").is_file()
         same = files[0].resolve() == files[1].resolve() and not (has_splits and specs[0]["split"] != specs[1]["split"])
         return str(files[0]) if same else None
     keys = ("hub", "name", "split", "revision")
@@ -140,54 +189,6 @@ def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str =
     return [text for text in fields if isinstance(text, str)]
 
 
-def expand(path: str) -> str:
-    """A path with `${NAME}` and `~` expanded; raises ConfigError for a variable that is not set."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise ConfigError(f"data: '{path}' needs the environment variable {match[1]}, which is not set; export {match[1]}=<folder>.")
-        return os.environ[match[1]]
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
-
-
-def _spec(ref: Reference, split: str) -> dict[str, Any]:
-    """A reference as a mapping with `split` and one or two of task, path, hub, or with rows."""
-    datasets: Any = sys.modules.get("datasets")
-    if datasets is not None and isinstance(ref, datasets.DatasetDict | datasets.IterableDatasetDict):
-        if split not in ref:
-            raise unknown("data", "split", split, ref)
-        ref = ref[split]
-    if not isinstance(ref, str | Mapping):
-        return {"rows": _rows_at_hand(ref), "split": split}
-    if not isinstance(ref, str):
-        wrong = [key for key in ref if key not in KEYS]
-        if wrong:
-            raise unknown("data", "key", wrong[0], KEYS)
-        if not {"task", "path", "hub"} & set(ref) or ("task" in ref and {"path", "hub"} & set(ref)):
-            raise ConfigError(f"data: {dict(ref)} must name a task, a path, a hub data set, or a path and a hub data set to fall back to.")
-        return {"split": split, **ref}
-    if ref.startswith("task:"):
-        return {"task": ref.removeprefix("task:"), "split": split}
-    local = ref.removesuffix(".gz").endswith(SUFFIXES) or ref.startswith(("${", "/", "./", "../", "~")) or is_data(Path(ref))
-    return {"path" if local else "hub": ref, "split": split}
-
-
-def _rows_at_hand(rows: Any) -> Table:
-    """The table of rows in memory."""
-    datasets: Any = sys.modules.get("datasets")  # who holds a Dataset has imported it
-    if datasets is not None and isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        return from_dataset(rows, "data")
-    if not isinstance(rows, Iterable) or isinstance(rows, bytes | Iterator):  # an iterator could be read once only
-        raise ConfigError(f"data: a {type(rows).__name__} given; a path, a hub id, a task, a list of rows or a datasets.Dataset is needed.")
-    pairs: list[Located] = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping):
-            raise ConfigError(f"data: row {number} is a {type(row).__name__}, not a mapping with named columns such as prompt and answer.")
-        pairs.append((f"data, row {number}", dict(row)))
-    return Table(rows=pairs)
-
-
 def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
     number = min(numbers) if numbers else DEFAULT_NUMBER
@@ -196,49 +197,19 @@ def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Ex
     return task.examples(spec["split"], number, random.Random(f"{seed}/{spec['split']}"))
 
 
-def _read(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Located]:
-    """(location, row) pairs, sampled."""
-    return _sampled(_table(spec).rows, spec, limit, seed)
+def _mapping(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, str]:
+    """{field: column} of the reference and of the caller, which goes before."""
+    return {**(spec.get("columns") or {}), **(columns or {})}
 
 
-def _table(spec: Mapping[str, Any]) -> Table:
-    """All rows of a reference that is not a task."""
-    file = _local_file(spec) if "path" in spec else None
-    if "rows" in spec:
-        table: Table = spec["rows"]
-        return table
-    if file is not None:
-        return read_file(file, spec["split"])
-    if "hub" in spec:
-        return _read_hub(spec)
-    raise ConfigError(f"data: no file '{expand(spec['path']).replace('{split}', spec['split'])}' and no 'hub' to fall back to.")
+def _label_column(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
+    return _mapping(spec, columns).get("label", _columns.USUAL["label"][0])
 
 
-def _sampled(pairs: list[Located], spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Located]:
-    numbers = [n for n in (spec.get("number"), limit) if n is not None]
-    if not numbers:
-        return pairs
-    return random.Random(f"{seed}/{spec['split']}").sample(pairs, min(*numbers, len(pairs)))
-
-
-def _local_file(spec: Mapping[str, Any]) -> Path | None:
-    """The file, if it exists. A variable that is not set is an error only without a hub data set to fall back to."""
-    try:
-        path = Path(expand(spec["path"]).replace("{split}", spec["split"]))
-    except ConfigError:
-        if "hub" in spec:
-            return None
-        raise
-    return path if is_data(path) else None
-
-
-def _read_hub(spec: Mapping[str, Any]) -> Table:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(spec["hub"], spec.get("name"), split=spec["split"], revision=spec.get("revision"))
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"data: cannot load '{spec['hub']}' (split '{spec['split']}') from the hub: {reason[0]}"
-        raise ConfigError(message) from error
-    return from_dataset(loaded, str(spec["hub"]))
+def _label(row: Mapping[str, Any], column: str, location: str) -> Any:
+    """The label of a row."""
+    if column not in row:
+        raise ConfigError(
+            f"data: {location} has no column '{column}' with its label, only {', '.join(row)}; name it with columns: {{label: ...}}."
+        )
+    return row[column]

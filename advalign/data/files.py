@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,46 @@ Located = tuple[str, dict[str, Any]]
 class Table:
     """The rows of a data set."""
 
-    rows: list[Located]
-    """In file order."""
+    rows: Iterable[Located]
+    """In file order; may be iterated again."""
+    is_stream: bool = False
+    """Rows are read as they are needed, and their number is not known."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """{column: names of its classes}, for columns of type ClassLabel."""
 
 
-def read_file(path: Path, split: str) -> Table:
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are read whenever they are iterated."""
+
+    read: Callable[[], Iterator[Located]]
+    """Begins to read."""
+
+    def __iter__(self) -> Iterator[Located]:
+        return self.read()
+
+
+def read_file(path: Path, split: str, *, streaming: bool = False) -> Table:
     """The table of a file, or of a folder that `datasets` saved."""
     if path.is_dir():
-        return _read_saved(path, split)
+        return _read_saved(path, split, streaming)
     name = path.name.removesuffix(".gz")
     if name.endswith((".parquet", ".arrow")):
-        return _read_columns(path, Path(name).suffix)
+        table = _read_columns(path, Path(name).suffix)
+        return table if streaming else replace(table, rows=list(table.rows), is_stream=False)
     kind = Path(name).suffix
     if kind not in READERS:
         known = [*(f"{s}{z}" for s in READERS for z in ("", ".gz")), ".parquet", ".arrow"]
         raise unknown(f"data: {path}", "reader for the ending", kind, known)
+    rows = Rows(lambda: _read_text(path, kind))
+    return Table(rows=rows, is_stream=True) if streaming else Table(rows=list(rows))
+
+
+def _read_text(path: Path, kind: str) -> Iterator[Located]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
         try:
-            return Table(rows=list(READERS[kind](file, path)))
+            yield from READERS[kind](file, path)
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
             raise ConfigError(f"data: {path} cannot be read as UTF-8 {kind} ({error}).") from error
 
@@ -51,9 +71,12 @@ def is_data(path: Path) -> bool:
 
 
 def from_dataset(dataset: Any, name: str) -> Table:
-    """The table of a `datasets.Dataset`, or of an iterable one."""
-    rows = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1)]
-    return Table(rows=rows, class_names=_class_names(dataset.features))
+    """The table of a `datasets.Dataset`, or of an iterable one, which is read as its rows are needed."""
+    import datasets
+
+    rows = Rows(lambda: ((f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1)))
+    is_stream = isinstance(dataset, datasets.IterableDataset)
+    return Table(rows=rows if is_stream else list(rows), is_stream=is_stream, class_names=_class_names(dataset.features))
 
 
 def _class_names(features: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
@@ -62,7 +85,7 @@ def _class_names(features: Mapping[str, Any] | None) -> dict[str, tuple[str, ...
     return {name: tuple(f.names) for name, f in (features or {}).items() if isinstance(f, datasets.ClassLabel)}
 
 
-def _read_saved(path: Path, split: str) -> Table:
+def _read_saved(path: Path, split: str, streaming: bool) -> Table:
     import datasets
 
     try:
@@ -73,26 +96,65 @@ def _read_saved(path: Path, split: str) -> Table:
         if split not in loaded:
             raise unknown(f"data: {path}", "split", split, loaded)
         loaded = loaded[split]
-    return from_dataset(loaded, str(path))
+    return from_dataset(loaded.to_iterable_dataset() if streaming else loaded, str(path))
 
 
 def _read_columns(path: Path, kind: str) -> Table:
+    """The table of a Parquet or Arrow file, read a batch of rows at a time."""
     import datasets
-    import pyarrow
+
+    schema = _schema(path, kind)
+    return Table(
+        rows=Rows(lambda: _read_batches(path, kind)), is_stream=True, class_names=_class_names(datasets.Features.from_arrow_schema(schema))
+    )
+
+
+def _schema(path: Path, kind: str) -> Any:
     from pyarrow import parquet
 
+    with _sentence(path, kind):
+        return parquet.read_schema(path) if kind == ".parquet" else _open_arrow(path).schema
+
+
+def _read_batches(path: Path, kind: str) -> Iterator[Located]:
+    from pyarrow import parquet
+
+    number = 0
+    with _sentence(path, kind):
+        for batch in parquet.ParquetFile(path).iter_batches() if kind == ".parquet" else _arrow_batches(_open_arrow(path)):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+
+
+def _open_arrow(path: Path) -> Any:
+    """A reader of either of the two layouts of Arrow files."""
+    import pyarrow
+
+    source = pyarrow.memory_map(str(path))
     try:
-        if kind == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            try:
-                table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
-            except pyarrow.ArrowInvalid:
-                table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
+        return pyarrow.ipc.open_stream(source)
+    except pyarrow.ArrowInvalid:
+        return pyarrow.ipc.open_file(source)
+
+
+def _arrow_batches(reader: Any) -> Iterator[Any]:
+    import pyarrow
+
+    if isinstance(reader, pyarrow.ipc.RecordBatchFileReader):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
+
+
+@contextlib.contextmanager
+def _sentence(path: Path, kind: str) -> Iterator[None]:
+    """Turns the errors of pyarrow into one sentence."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ConfigError(f"data: {path} cannot be read as {kind} ({str(error).splitlines()[0]}).") from error
-    rows = [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
-    return Table(rows=rows, class_names=_class_names(datasets.Features.from_arrow_schema(table.schema)))
 
 
 def _read_jsonl(file: Any, path: Path) -> Iterator[Located]:

@@ -138,6 +138,10 @@ class Source(ABC):
         """Items per draw, for forecasts of memory."""
         return 16
 
+    def num_classes(self) -> int | None:
+        """How many classes the labels of its data have, read before any model is loaded. None: it has no such labels."""
+        return None
+
     @abstractmethod
     def start(self, context: Context, name: str) -> SourceRuntime[Any]:
         """The runtime. Data is read here, not in the constructor."""

@@ -33,6 +33,23 @@ def saved_facts(folder: Path | None) -> dict[str, Any]:
     return json.loads(file.read_text()) if file is not None and file.exists() else {}
 
 
+def has_classes(model: str) -> bool:
+    """Whether a model is a classifier already, so that its configuration says how many classes it has."""
+    folder = model_folder(model)
+    facts = saved_facts(folder)
+    if "head" in facts or holds_adapter(folder):
+        return facts.get("head") == "classifier" or "num_labels" in facts
+    if model.startswith(("scratch:", "learner:", "latent:")):
+        return False
+    from transformers import AutoConfig
+
+    try:
+        names = AutoConfig.from_pretrained(folder or model).architectures or ()
+    except (OSError, ValueError):
+        return False  # loading the model reports it, in a sentence
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
 def holds_adapter(folder: Path | None) -> bool:
     return folder is not None and (folder / ADAPTER_CONFIG).is_file()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -49,10 +49,45 @@ class Stream(Generic[T]):
         self.position = int(state["position"])
 
 
+class LazyStream(Generic[T]):
+    """An endless stream over rows that are read as they are needed: every epoch reads them again, in an order of its own.
+
+    Its state is the epoch and the number of rows read in it; a resumed run reads them again and passes over them."""
+
+    def __init__(self, read: Callable[[random.Random], Iterator[T]], rng: Callable[[int], random.Random], path: str) -> None:
+        self._read, self._rng, self._path = read, rng, path
+        self.epoch = self.position = 0
+        self._rows = read(rng(0))
+
+    def take(self, number: int) -> list[T]:
+        """The next `number` items."""
+        return [self._next() for _ in range(number)]
+
+    def _next(self) -> T:
+        row = next(self._rows, None)
+        if row is not None:
+            self.position += 1
+            return row
+        if not self.position:
+            raise ConfigError(f"{self._path}: the data is empty.")
+        self.epoch, self.position = self.epoch + 1, 0
+        self._rows = self._read(self._rng(self.epoch))
+        return self._next()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._rows = self._read(self._rng(self.epoch))
+        for _ in range(self.position):
+            next(self._rows)
+
+
 class StreamRuntime(SourceRuntime[T]):
     """Abstract runtime whose only state is the position of its `stream`."""
 
-    stream: Stream[Any]
+    stream: Stream[Any] | LazyStream[Any]
     """What it draws from."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +108,7 @@ class ListSource(Source):
     batch_size: int = 16
     """Examples per draw."""
     limit: int | None = None
-    """Number of examples kept, chosen by `seed`. None: all."""
+    """Number of examples kept, chosen by `seed`. None: all; a stream is then read as its rows are needed."""
     columns: Mapping[str, str] | None = None
     """{field: column of the data}, before the usual names."""
     seed: int = 0
@@ -97,6 +132,14 @@ class ListSource(Source):
         """The examples, and the names of their classes (empty: none)."""
         return loading.examples(self.data, columns=self.columns, split=self.split, limit=self.limit, seed=self.seed), ()
 
+    def streamed(self, context: Context, name: str) -> loading.Streamed | None:
+        """The examples of a stream, read as they are needed; None: the data is not a stream, or `limit` says how much to read."""
+        return None if self.limit is not None else loading.streamed(self.data, self.columns, self.split)
+
+    def expand(self, example: Example) -> Sequence[Example]:
+        """The examples that a row of the data is."""
+        return (example,)
+
     @abstractmethod
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         """Example `index` with everything a row needs; `task` demonstrates it, where the data is a task. Raises ConfigError."""
@@ -111,19 +154,30 @@ class ListSource(Source):
 
 
 class ListRuntime(StreamRuntime[Example]):
-    """A started `ListSource`: all its examples, completed."""
+    """A started `ListSource`: all its examples, completed; of a stream, those of the draw."""
 
     def __init__(self, config: ListSource, context: Context, name: str) -> None:
         self.config, self.path = config, f"sources.{name}"
+        self.task: Task | None = loading.task_of(config.data)
+        rng = lambda epoch: context.random("source", name, epoch)  # noqa: E731
+        streamed = config.streamed(context, name)
+        if streamed is not None:
+            self.class_names, read = streamed.class_names, streamed.read
+            self.stream = LazyStream(lambda order: self._completed(e for row in read(order) for e in config.expand(row)), rng, self.path)
+            return
         loaded, self.class_names = config.load(context, name)
-        task: Task | None = loading.task_of(config.data)
-        self.examples = [config.complete(example, index, task, self.path) for index, example in enumerate(loaded)]
-        self.stream = Stream(self.examples, lambda epoch: context.random("source", name, epoch), self.path)
+        self.examples = list(self._completed(e for row in loaded for e in config.expand(row)))
+        self.stream = Stream(self.examples, rng, self.path)
+
+    def _completed(self, examples: Iterable[Example]) -> Iterator[Example]:
+        return (self.config.complete(example, index, self.task, self.path) for index, example in enumerate(examples))
 
     def draw(self, step: int, repeat: int) -> list[Example]:
         return self.stream.take(self.config.batch_size)
 
     def sample(self, number: int, rng: random.Random) -> list[Example]:
+        if isinstance(self.stream, LazyStream):
+            raise ConfigError(f"{self.path}: another source takes examples from it, which a stream cannot give; set limit.")
         return rng.sample(list(self.examples), number) if number <= len(self.examples) else rng.choices(self.examples, k=number)
 
     def rows(self, items: Sequence[Example], encoder: Encoder) -> Rows:

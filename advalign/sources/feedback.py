@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advalign.errors import ConfigError
-from advalign.interfaces import Context, Task
+from advalign.interfaces import Task
 from advalign.sources._responses import with_response, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, FeedbackRows, Rows
@@ -36,9 +36,8 @@ class Feedback(ListSource):
         if self.batch_size < 2:
             raise ConfigError(f"sources.feedback.batch_size: got {self.batch_size}, mismatched rows need at least 2.")
 
-    def load(self, context: Context, name: str) -> tuple[list[Example], tuple[str, ...]]:
-        examples, _ = super().load(context, name)
-        return [row for example in examples for row in _unpaired(example)], ()
+    def expand(self, example: Example) -> Sequence[Example]:
+        return _unpaired(example)
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if example.label is None and task is not None:

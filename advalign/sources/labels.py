@@ -38,6 +38,28 @@ class Labels(ListSource):
         except ConfigError as error:
             raise ConfigError(f"sources.{name}: {error}") from error
 
+    def streamed(self, context: Context, name: str) -> loading.Streamed | None:
+        if self.limit is not None:
+            return None
+        try:
+            return loading.streamed(self.data, self.columns, self.split, context.class_names(name))
+        except ConfigError as error:
+            raise ConfigError(f"sources.{name}: {error}") from error
+
+    def num_classes(self) -> int:
+        """The number of names, else the largest class index plus one; at least 2."""
+        streamed = loading.streamed(self.data, self.columns, self.split, ()) if self.limit is None else None
+        if streamed is not None:
+            return len(streamed.class_names)
+        examples, names = loading.labelled(self.data, self.columns, self.split, self.limit, self.seed)
+        indices = {e.label for e in examples if e.label is not None}
+        if not names and indices and 0 not in indices:
+            raise ConfigError(
+                f"data: its labels are {min(indices)} to {max(indices)} without 0, from which classes are counted; set num_labels of the "
+                "classifier, or give labels from 0, or names."
+            )
+        return max(2, len(names) or max(indices, default=0) + 1)
+
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         return example
 

@@ -17,7 +17,7 @@ from advalign.sources._ahead import PendingRollouts, RolloutQueue
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
 from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, completion_metrics, require_scored, weights, without_abstentions
 from advalign.sources._scoring import LastScaled, are_equal, score, start_scorers, total_reward
-from advalign.sources._stream import Stream
+from advalign.sources._stream import LazyStream, Stream
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
 
 if TYPE_CHECKING:
@@ -71,21 +71,26 @@ class Prompts(Sampled, RolloutSource):
 
 class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Prompts, context: Context, name: str) -> None:
-        examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
         self.task: Task | None = loading.task_of(config.data)
-        self.stream: Stream[Example] | CurriculumStream
-        if config.curriculum is not None:
-            self.stream = config.curriculum.start(examples, context, name)
-        else:
-            self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
+        self.stream = self._prompts()
         self.scorers = start_scorers(config.rewards, context)
         self.logs: dict[str, float] = {}
         self.queue: RolloutQueue | None = None
         if config.ahead:
             take = lambda: self.stream.take(config.batch_size)  # noqa: E731
             self.queue = RolloutQueue(config.ahead, context.total_steps, take, self._submit, lambda: self.stream.state_dict())
+
+    def _prompts(self) -> Stream[Example] | LazyStream[Example] | CurriculumStream:
+        config, rng = self.config, lambda epoch: self.context.random("source", self.name, epoch)
+        streamed = loading.streamed(config.data) if config.limit is None and config.curriculum is None else None
+        if streamed is not None:
+            return LazyStream(streamed.read, rng, self.path)
+        examples = loading.examples(config.data, limit=config.limit, seed=self.context.seed)
+        if config.curriculum is not None:
+            return config.curriculum.start(examples, self.context, self.name)
+        return Stream(examples, rng, self.path)
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}

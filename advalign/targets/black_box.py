@@ -42,6 +42,11 @@ class AnsweringClassifier(BlackBoxModel):
 
     head = "classifier"
 
+    def __init__(self, function: Callable[..., Any], *, name: str | None = None, class_names: Sequence[str] = ()) -> None:
+        """`class_names`: of its classes, by index, where data or reports name them."""
+        super().__init__(function, name=name)
+        self.class_names = tuple(class_names)
+
     def target(self, cache: AnswerCache | None = None) -> "BlackBoxClassifierTarget":
         return BlackBoxClassifierTarget(self, cache=cache)
 

@@ -1,11 +1,14 @@
 """What targets read of examples: ids, labels given as words, reference responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+from advalign.data import Reference, labelled
+from advalign.data.labels import Classes
 from advalign.errors import ConfigError
 from advalign.models import Network
-from advalign.targets.black_box import BlackBoxModel
+from advalign.targets.black_box import AnsweringClassifier, BlackBoxModel
 from advalign.types import Example
 
 
@@ -15,26 +18,30 @@ def with_ids(examples: Sequence[Example]) -> list[Example]:
 
 
 def with_label_indices(examples: Sequence[Example], model: Network | BlackBoxModel) -> list[Example]:
-    """Examples whose label is a word get its index among the names of the model's classes."""
-    if all(e.label is not None or not isinstance(e.meta.get("label"), str) for e in examples):
-        return list(examples)
-    # `model.model` is a transformers model; not every one has a config with names of classes.
-    config = None if isinstance(model, BlackBoxModel) else getattr(model.model, "config", None)
-    names = getattr(config, "label2id", None) or {}
-    index = {str(name).casefold(): int(number) for name, number in names.items()}
-    return [_with_label_index(e, index, list(map(str, names))) for e in examples]
+    """The examples with class indices, of labels that are indices or names of the model's classes. Raises ConfigError for others."""
+    classes = Classes(names=class_names(model), number=0 if isinstance(model, BlackBoxModel) else model.num_classes)
+    labels = [e.meta.get("label") if e.label is None else e.label for e in examples]
+    return [replace(e, label=classes.index(label, f"evaluation: example '{e.id}'")) for e, label in zip(examples, labels, strict=True)]
 
 
-def _with_label_index(example: Example, index: dict[str, int], names: Sequence[str]) -> Example:
-    word = example.meta.get("label")
-    if example.label is not None or not isinstance(word, str):
-        return example
-    if word.casefold() not in index:
-        raise ConfigError(
-            f"evaluation: example '{example.id}' has the label '{word}', and the model's classes are called "
-            f"{', '.join(names) or 'nothing'}; map the labels to class indices with columns: {{label: ...}}."
-        )
-    return replace(example, label=index[word.casefold()])
+def labelled_reader(model: Network | BlackBoxModel) -> Callable[..., list[Example]]:
+    """What reads the labelled examples of a reference (see `advalign.data.labelled`) with the classes of a model."""
+    number = 0 if isinstance(model, BlackBoxModel) else model.num_classes
+
+    def read(ref: Reference, **options: Any) -> list[Example]:
+        try:
+            return labelled(ref, **options, class_names=class_names(model), num_classes=number)[0]
+        except ConfigError as error:
+            raise ConfigError(f"evaluation: {error}") from error
+
+    return read
+
+
+def class_names(model: Network | BlackBoxModel) -> tuple[str, ...]:
+    """Names of a classifier's classes, by index; empty: they have none."""
+    if isinstance(model, AnsweringClassifier):
+        return model.class_names
+    return model.class_names if isinstance(model, Network) and model.head == "classifier" else ()
 
 
 def paired_texts(examples: Sequence[Example]) -> list[str] | None:
@@ -54,4 +61,12 @@ def reference_response(example: Example) -> str:
     return str(example.meta.get("response", example.answer))
 
 
-__all__ = ["has_reference_response", "paired_texts", "reference_response", "with_ids", "with_label_indices"]
+__all__ = [
+    "class_names",
+    "has_reference_response",
+    "labelled_reader",
+    "paired_texts",
+    "reference_response",
+    "with_ids",
+    "with_label_indices",
+]

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from advalign.engine.learner import LearnerRuntime
+from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.errors import ConfigError
-from advalign.interfaces import Objective, SourceRuntime
+from advalign.interfaces import Objective, Source, SourceRuntime
+from advalign.models import Network
+from advalign.models.folders import has_classes
 from advalign.types import Example, LabelRows, Rows
+
+
+def with_num_labels(
+    learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], sources: Mapping[str, Source], objectives: Mapping[str, Objective]
+) -> dict[str, Learner]:
+    """The learners; of classifiers whose head is new and whose options do not say how many classes there are, with as many as the data
+    that they learn from has."""
+    counted = dict(learners)
+    for name, learner in learners.items():
+        if learner.head != "classifier" or name in prebuilt or "num_labels" in learner.options or has_classes(learner.model):
+            continue
+        numbers = [n for s in dict.fromkeys(o.source for o in objectives.values() if o.learner == name) if (n := _count(sources, s))]
+        if numbers:
+            counted[name] = replace(learner, options={**learner.options, "num_labels": max(numbers)})
+    return counted
+
+
+def _count(sources: Mapping[str, Source], name: str) -> int | None:
+    try:
+        return sources[name].num_classes()
+    except ConfigError as error:
+        raise ConfigError(f"sources.{name}: {error}") from error
 
 
 def names_for(source: str, objectives: Mapping[str, Objective], learners: Mapping[str, LearnerRuntime]) -> tuple[str, ...]:

@@ -82,6 +82,28 @@ def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], learn
             diversity.require_nltk(f"evaluations.{name}.self_bleu")
 
 
+def check_data(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], networks: Mapping[str, Network]) -> None:
+    """Reads the data of every evaluation once, before the first step. Raises ConfigError for what cannot be read, and for a label that the
+    evaluated classifier has no class for."""
+    for name, evaluation in evaluations.items():
+        try:
+            if isinstance(evaluation, DiscriminatorEvaluation):
+                loading.demonstrations(evaluation.data, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed)
+            else:
+                _examples(evaluation, networks[evaluation.learner])
+        except ConfigError as error:
+            raise ConfigError(f"evaluations.{name}: {error}") from error
+
+
+def _examples(evaluation: Evaluation, network: Network) -> list[Example]:
+    """The held-out examples; for a classifier, with class indices."""
+    options = {"columns": evaluation.columns, "split": evaluation.split, "limit": evaluation.number, "seed": evaluation.seed}
+    if network.head != "classifier":
+        return loading.examples(evaluation.data, **options)  # type: ignore[arg-type]
+    classes = {"class_names": network.class_names, "num_classes": network.num_classes}
+    return loading.labelled(evaluation.data, **options, **classes)[0]  # type: ignore[arg-type]
+
+
 def _scoring_learner(evaluation: Evaluation | DiscriminatorEvaluation) -> str | None:
     """The learner that gives the scores of a verifier."""
     if isinstance(evaluation, DiscriminatorEvaluation) or evaluation.verifier is None:
@@ -95,11 +117,9 @@ def run(
     """{metric: value} of one evaluation; the same examples and the same random stream every time."""
     if isinstance(evaluation, DiscriminatorEvaluation):
         return discriminator_evaluation.evaluate_discriminator(evaluation, network, rollout_engine, budget, context)
-    options = {"columns": evaluation.columns, "split": evaluation.split, "limit": evaluation.number, "seed": evaluation.seed}
+    examples = _examples(evaluation, network)
     if network.head == "classifier":
-        labelled, _ = loading.labelled(evaluation.data, **options, class_names=network.class_names)  # type: ignore[arg-type]
-        return {"accuracy": accuracy(network, labelled, budget)}
-    examples = loading.examples(evaluation.data, **options)  # type: ignore[arg-type]
+        return {"accuracy": accuracy(network, examples, budget)}
     generator = torch.Generator().manual_seed(evaluation.seed)
     rollout_engine.sync(network, context.version(evaluation.learner))
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)

@@ -25,6 +25,7 @@ from advalign.models.load import meta_network
 from advalign.models.model_cost import ModelCost, model_cost, num_trained
 from advalign.models.sharing import base_owner, load_order
 from advalign.training.annotate import needed_columns
+from advalign.training.class_labels import with_num_labels
 from advalign.training.context import RunContext
 from advalign.training.run_spec import StepPlan
 from advalign.training.schedule import Stage
@@ -82,7 +83,8 @@ def forecast(trainer: Trainer) -> list[Forecast]:
 
 def _meta_networks(trainer: Trainer) -> dict[str, Network]:
     """{learner: its network without weights}; of learners that share a base, the network of its owner."""
-    learners, prebuilt = trainer.config["learners"], trainer.prebuilt_networks
+    prebuilt, sources, objectives = trainer.prebuilt_networks, trainer.config["sources"], trainer.config["objectives"]
+    learners = with_num_labels(trainer.config["learners"], prebuilt, sources, objectives)
     networks: dict[str, Network] = {}
     for name in load_order(learners, prebuilt):
         spec = learners[name]

@@ -136,7 +136,8 @@ class Trainer:
             args.seed, self.rollout_engine, args.token_budget, self.processes, total_steps=self.total_steps, source_configs=sources
         )
         self.learners: dict[str, LearnerRuntime] = {}
-        networks = build.networks(self.config["learners"], self.prebuilt_networks, args.seed)
+        specs = class_labels.with_num_labels(self.config["learners"], self.prebuilt_networks, sources, self.config["objectives"])
+        networks = build.networks(specs, self.prebuilt_networks, args.seed)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(accelerator.device)
             self.learners[name] = LearnerRuntime(name, learner, network, accelerator, self.total_steps, shards)
@@ -159,6 +160,7 @@ class Trainer:
         row_types = {name: source.row_type for name, source in sources.items()}
         class_labels.bind(self.config["objectives"], self.learners, self.context.sources, row_types)
         build.check_tokenizers(self.run_spec, self.context)
+        evaluate.check_data(self.evaluations, {name: runtime.network for name, runtime in self.learners.items()})
         self._started = True
 
     # ------------------------------------------------------------------------------------------------ the run

@@ -213,9 +213,25 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
     assert errors.endswith("no learner 'sentimet'. Known: sentiment. Did you mean 'sentiment'?\n")
 
 
+def test_attack_takes_the_name_of_a_class(advalign, victim, tmp_path):
+    from advalign.models import load
+
+    network = load(str(victim))
+    network.name_classes(["negative", "positive"])
+    network.save_pretrained(tmp_path / "named")
+    options = ["restarts=1", "adversary.kind=pgd", "adversary.radius=3.0", "adversary.steps=3"]
+    printed = done(advalign("attack", tmp_path / "named", "the movie was superb and fine", "--label", "Positive", *options))
+    assert "(positive → negative)" in printed
+    printed = done(advalign("attack", tmp_path / "named", "the movie was superb and fine", "--label", "1", *options))
+    assert "(positive → negative)" in printed
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ([], "attack: no --label was given, and the model is a classifier; give the right class"),
+        (["--label", "joy"], "has the label 'joy', and the model's classes are called LABEL_0, LABEL_1"),
+        (["--label", "2"], "has label 2, and the model knows 2 classes, 0 to 1"),
         (["--kind", "embeding"], "no kind of attacks 'embeding'"),
         (["--label", "1", "restart=2"], "attack: no field of Embedding 'restart'"),
         (["--label", "1", "restarts=many"], "attack.restarts: 'many' given; input should be a valid integer"),

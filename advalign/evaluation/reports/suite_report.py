@@ -61,8 +61,11 @@ def build_report(result: SuiteResult, title: str) -> Report:
     _examples(report, result)
     if any(r.seconds or r.queries for r in result.results):
         report.text("## Cost").table(result.cost(), note=COST)
+    note = f"Measured on all {result.num_clean} examples, without attack."
+    if result.classes:
+        report.text("## Classes").table(result.classes, note=note)
     clean = [{"measure": name, "value": x} for name, x in result.clean.items()]
-    return report.text("## Clean utility").table(clean, note=f"Measured on all {result.num_clean} examples, without attack.")
+    return report.text("## Clean utility").table(clean, note=note)
 
 
 def _headline(report: Report, result: SuiteResult) -> None:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import ScoreAnswers
@@ -53,6 +53,10 @@ class AnswerChecker(ABC):
         self, examples: Sequence[Example], judgements: Sequence[Judgement], benign_answers: Sequence[str] = ()
     ) -> tuple[dict[str, float], list[str]]:
         """Clean numbers, and sentences about what makes them meaningless."""
+
+    def by_class(self, examples: Sequence[Example], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        """One row per class that has a name: its examples, its clean accuracy, and the class it is most often taken for."""
+        return []
 
 
 def judge_answers(score: ScoreAnswers, examples: Sequence[Example], texts: Sequence[str], *, name: str) -> list[tuple[float, str]]:

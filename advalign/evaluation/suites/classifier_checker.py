@@ -1,7 +1,9 @@
 """Judgements about a classifier: its largest logit is the label's, or it is not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,15 +21,14 @@ class ClassifierChecker(AnswerChecker):
 
     attacks_wrong = False
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, names: Sequence[str] = ()) -> None:
+        """`names`: of the classes, by index, which answers are shown by; empty: by index."""
+        self.target, self.names = target, tuple(names)
 
     def clean(self, examples: Sequence[Example]) -> list[Judgement]:
         logits = self._logits(examples, [e.prompt for e in examples])
         for example in examples:
-            if example.label is None:
-                raise ConfigError(f"evaluation: example '{example.id}' has no label; a classifier is judged by labels.")
-            if not 0 <= example.label < logits.shape[1]:
+            if example.label is None or not 0 <= example.label < logits.shape[1]:  # of a model known by its answers
                 raise ConfigError(
                     f"evaluation: example '{example.id}' has label {example.label}, and the model knows {logits.shape[1]} classes, 0 to "
                     f"{logits.shape[1] - 1}; map the labels, or load the model that was trained on them."
@@ -49,7 +50,7 @@ class ClassifierChecker(AnswerChecker):
     def utility(
         self, examples: Sequence[Example], judgements: Sequence[Judgement], benign_answers: Sequence[str] = ()
     ) -> tuple[dict[str, float], list[str]]:
-        labels, shown = [str(e.label) for e in examples], [j.shown for j in judgements]
+        labels, shown = [self._name(e.label) for e in examples], [j.shown for j in judgements]
         failures = []
         if utility.constant(shown, labels):
             failures.append(
@@ -65,6 +66,20 @@ class ClassifierChecker(AnswerChecker):
             )
         return {"accuracy": accuracy}, failures
 
+    def by_class(self, examples: Sequence[Example], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        rows = []
+        for index, name in enumerate(self.names):
+            shown = [j.shown for e, j in zip(examples, judgements, strict=True) if e.label == index]
+            wrong = Counter(answer for answer in shown if answer != name)
+            if shown:
+                row = {"class": name, "examples": len(shown), "accuracy": shown.count(name) / len(shown)}
+                rows.append(row | {"most often taken for": "".join(answer for answer, _ in wrong.most_common(1))})
+        return rows
+
+    def _name(self, index: int | None) -> str:
+        """What a class is called in results."""
+        return self.names[index] if index is not None and index < len(self.names) else str(index)
+
     def _logits(self, examples: Sequence[Example], texts: Sequence[str]) -> Float[Tensor, "B C"]:
         return self.target.predict(texts, paired_texts(examples)).clone()
 
@@ -72,7 +87,7 @@ class ClassifierChecker(AnswerChecker):
         chosen = logits.argmax(1).tolist()
         confidence = logits.softmax(1)[range(len(chosen)), [e.label or 0 for e in examples]].tolist()
         return [
-            Judgement(correct=k == e.label, shown=str(k), metrics={"probability": c})
+            Judgement(correct=k == e.label, shown=self._name(k), metrics={"probability": c})
             for k, c, e in zip(chosen, confidence, examples, strict=True)
         ]
 

@@ -1,6 +1,7 @@
 """The data of a suite."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from advalign.targets.examples import with_ids
@@ -10,10 +11,20 @@ Data = str | Mapping[str, Any] | Sequence[Any]
 """Examples, mappings of their fields, or a reference to a data set (see `advalign.data`)."""
 
 
+FIELDS = {field.name for field in fields(Example)}
+
+
 def read_examples(data: Data, read: Callable[..., Sequence[Example]], *, seed: int) -> list[Example]:
-    """The examples, each with an id; `read` resolves a reference to its test split."""
-    rows: Sequence[Any] = read(data, split="test", seed=seed) if isinstance(data, str | Mapping) else data
-    return with_ids([Example(**row) if isinstance(row, Mapping) else row for row in rows])
+    """The examples, each with an id; `read` resolves a reference to its test split, and rows of a data set."""
+    rows: Sequence[Any] = () if isinstance(data, str | Mapping) else data
+    if rows and all(_is_example(row) for row in rows):
+        return with_ids([row if isinstance(row, Example) else Example(**row) for row in rows])
+    return with_ids(read(data, split="test", seed=seed))
+
+
+def _is_example(row: Any) -> bool:
+    """Whether it is an example or a mapping of the fields of one; else it is a row of a data set, with columns of its own."""
+    return isinstance(row, Example) or (isinstance(row, Mapping) and set(row) <= FIELDS)
 
 
 __all__ = ["Data", "read_examples"]

@@ -55,6 +55,8 @@ class SuiteResult:
     """Attacks used in training."""
     judge: Judge | None = None
     """What judged a generator's answers; its error rates give the corrected rates."""
+    classes: Sequence[Mapping[str, Any]] = ()
+    """One row per class of a classifier that has a name: its examples, its clean accuracy, and what it is most often taken for."""
 
     def results_of(self, arm: str) -> list[AttackResult]:
         """The results of one arm, by name."""
@@ -182,6 +184,7 @@ class SuiteResult:
             "clean": dict(self.clean),
             "num_clean": self.num_clean,
             "clean_on_attacked": self.clean_subset,
+            **({"classes": [dict(row) for row in self.classes]} if self.classes else {}),
             "worst_case": self.worst_case(),
             **({"groups": self.groups()} if self.seen else {}),
             **({"over_refusal": self.benign.to_json()} if self.benign is not None else {}),

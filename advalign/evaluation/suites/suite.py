@@ -30,7 +30,7 @@ from advalign.interfaces import Attack, Judge
 from advalign.models import Network
 from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.targets.black_box import check_access
-from advalign.targets.examples import with_label_indices
+from advalign.targets.examples import class_names, labelled_reader, with_label_indices
 from advalign.types import AttackResult, Budget, Example, Sampling
 
 
@@ -50,6 +50,8 @@ class _CleanUtility:
     """Sentences about what makes them meaningless."""
     benign: OverRefusal | None
     """What is refused among benign prompts."""
+    classes: Sequence[Mapping[str, Any]] = ()
+    """One row per class that has a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +145,10 @@ class Suite:
 
     def examples_for(self, model: Network | BlackBoxModel) -> list[Example]:
         """The examples of `data`, as this model needs them: with ids, and labels as indices of its classes."""
-        # A judge reads the answers themselves; without one, the reference response is what is measured.
-        read = loading.examples if model.head == "classifier" or self.judge is not None else loading.demonstrations
-        examples = read_examples(self.data, read, seed=self.seed)
-        examples = with_label_indices(examples, model) if model.head == "classifier" else examples
+        if model.head == "classifier":
+            examples = with_label_indices(read_examples(self.data, labelled_reader(model), seed=self.seed), model)
+        else:  # a judge reads the answers themselves; without one, the reference response is what is measured
+            examples = read_examples(self.data, loading.demonstrations if self.judge is None else loading.examples, seed=self.seed)
         if not examples:
             raise ConfigError("suite.data: no examples.")
         repeated = len(examples) - len({e.id for e in examples})
@@ -159,7 +161,7 @@ class Suite:
             return GeneratorChecker(target_of(model), self.sampling, self.judge)
         if self.judge is not None:
             raise ConfigError("suite.judge: given, but the model is a classifier, which is judged by its labels; leave it out.")
-        return ClassifierChecker(target_of(model))
+        return ClassifierChecker(target_of(model), class_names(model))
 
     def _clean_utility(self, model: Network | BlackBoxModel, checker: AnswerChecker, examples: Sequence[Example]) -> _CleanUtility:
         judgements = checker.clean(examples)
@@ -168,7 +170,10 @@ class Suite:
         if self.samples and isinstance(model, Network) and model.head == "policy":
             numbers |= sampled_utility(model, examples, samples=self.samples, sampling=self.sampling, seed=self.seed)
         failures = [*failures, *([] if benign is None else benign.failures)]
-        return _CleanUtility(head=model.head, examples=examples, judgements=judgements, numbers=numbers, failures=failures, benign=benign)
+        classes = checker.by_class(examples, judgements)
+        return _CleanUtility(
+            head=model.head, examples=examples, judgements=judgements, numbers=numbers, failures=failures, benign=benign, classes=classes
+        )
 
     def _result(
         self,
@@ -183,6 +188,7 @@ class Suite:
             arms=self.arms,
             clean=clean.numbers,
             num_clean=len(clean.judgements),
+            classes=clean.classes,
             failures=clean.failures,
             before={e.id: before[e.id] for e in attacked},
             prompts={e.id: e.prompt for e in attacked},
