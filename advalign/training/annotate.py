@@ -62,13 +62,13 @@ class Annotator:
         copies: Mapping[str, Network],
         *,
         budget: int,
-        reference: str | None = None,
+        references: Mapping[str, str] | None = None,
         critics: Mapping[str, str] | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """`copies`: frozen copies by name, which may grow; `reference`: the one that `ref_logprobs` are of; `critics`: {source: the
-        learner that its values are of}."""
-        self.learners, self.copies, self.reference = learners, copies, reference
+        """`copies`: frozen copies by name, which may grow; `references`: {learner: the one that its `ref_logprobs` are of}; `critics`:
+        {source: the learner that its values are of}."""
+        self.learners, self.copies, self.references = learners, copies, references or {}
         self.critics = critics or {}
         self.budget, self.processes = budget, processes
         self.states: dict[str, dict[str, Any]] = {}
@@ -99,22 +99,29 @@ class Annotator:
 
     def pairs(self, draw: Draw, rows: PairRows) -> tuple[PairRows, dict[str, float]]:
         """Pairs with reference log-probabilities."""
-        return annotate_pairs(rows, draw.needed, reference=self._reference(), budget=self.budget, processes=self.processes), {}
+        return annotate_pairs(rows, draw.needed, reference=self._reference(draw.learner), budget=self.budget, processes=self.processes), {}
 
     def feedback(self, draw: Draw, rows: FeedbackRows) -> tuple[FeedbackRows, dict[str, float]]:
         """Feedback with reference log-probabilities and anchor."""
         policy = self.learners[draw.learner].network
         annotated = annotate_feedback(
-            rows, draw.needed, policy=policy, reference=self._reference(), budget=self.budget, processes=self.processes
+            rows, draw.needed, policy=policy, reference=self._reference(draw.learner), budget=self.budget, processes=self.processes
         )
         return annotated, {}
+
+    def reference_logprobs(self, draw: Draw, rows: TokenRows, *, own: bool = False) -> Tensor:
+        """Those of the reference of the learner that reads the rows, or of the sampler where the rewards have a KL penalty, which is a
+        distance from it; `own`: in any case those of the learner."""
+        owner = draw.learner if own or draw.source.reward_penalty is None else draw.source.samples_with
+        return _reference_logprobs(rows, self._reference(owner or draw.learner), self.budget, self.processes)
 
     def _network(self, name: str) -> Network:
         """The network of a learner, or a frozen copy."""
         return self.learners[name].network if name in self.learners else self.copies[name]
 
-    def _reference(self) -> Network | None:
-        return None if self.reference is None else self.copies.get(self.reference)
+    def _reference(self, learner: str) -> Network | None:
+        """The network that a learner, or a sampler, is compared with; None: it has none, or none that exists."""
+        return self.copies.get(self.references.get(learner, ""))
 
     def _rollout_columns(self, draw: Draw, advantage: Advantage, rows: RolloutRows) -> RolloutRows:
         new: dict[str, Tensor] = {}
@@ -128,7 +135,7 @@ class Annotator:
         if "old_logprobs" in new:  # where the sampler is unknown (nan), it is taken to be the current policy
             new["sampler_logprobs"] = torch.where(rows.sampler_logprobs.isnan(), new["old_logprobs"], rows.sampler_logprobs)
         if "ref_logprobs" in needed:
-            new["ref_logprobs"] = _reference_logprobs(rows, self._reference(), self.budget, self.processes)
+            new["ref_logprobs"] = self.reference_logprobs(draw, rows)
         if advantage.needs_values or "values" in needed:
             new["values"] = columns(self._critic(draw.name, advantage), rows, {"values"}, self.budget, self.processes)["values"]
         return replace(rows, **new)  # type: ignore[arg-type]

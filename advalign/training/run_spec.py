@@ -16,7 +16,8 @@ from advalign.training.schedule import Follow, Gate, Ramp, Stage, replace_leaf
 DISTRIBUTED = ("auto", "ddp", "fsdp")
 
 REFERENCE = "reference"
-"""The frozen copy of this name has the role of the reference: `ref_logprobs` and KL penalties are computed with it."""
+"""The frozen copy of this name has the role of the reference: `ref_logprobs` and KL penalties are computed with it, or with the copy
+that another learner has in its place (`references.references_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,10 @@ that was already trained on the row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
@@ -17,6 +19,7 @@ from advalign.interfaces import check_rows
 from advalign.training.annotate import Annotator, Draw, needed_columns
 from advalign.training.context import RunContext
 from advalign.training.frozen_copies import FrozenCopies
+from advalign.training.references import reads_reference
 from advalign.training.run_spec import StepPlan, TrainingArguments
 from advalign.training.throughput import Meter
 from advalign.types import RolloutRows, TokenRows
@@ -44,6 +47,8 @@ class TrainingStep:
     """{(source, repeat): what it drew}"""
     annotated: dict[str, TokenRows] = field(default_factory=dict)
     """{source: rows of its rollouts}: all learners and repeats of the step read the same ones."""
+    reference_logprobs: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """{(source, frozen copy): reference log-probabilities of its rollouts}"""
 
     def run(self, skipping: Mapping[str, bool]) -> dict[str, float]:
         """Draws, then updates every learner; returns the logs. `skipping`: {gated learner: whether it skips its updates}."""
@@ -69,7 +74,7 @@ class TrainingStep:
     def rows(self, source: str, learner: str, repeat: int = 0) -> tuple[TokenRows, dict[str, float]]:
         """The rows that a learner reads of a source, and what to log about them."""
         if source in self.annotated:
-            return self.annotated[source], {}
+            return self._with_own_reference(source, learner), {}
         config, runtime = self.plan.config["sources"][source], self.context.sources[source]
         items = self._draw(source, repeat)
         logs: dict[str, float] = {}
@@ -78,12 +83,34 @@ class TrainingStep:
         rows: Any = runtime.rows(items, self.context.learners[learner].network.encoder)
         check_rows(rows, items, config.row_type, f"sources.{source}")
         self.context.processes.check_equal(f"sources.{source}", rows.tokens.ids)
-        needed = needed_columns(config, self.plan.readers(source), self.plan.config["learners"])
-        rows, row_logs = self.annotator(Draw(name=source, source=config, learner=learner, needed=needed), rows)
+        rows, row_logs = self.annotator(self._request(source, learner), rows)
         logs |= {f"{source}/{k}": v for k, v in row_logs.items()}
         if config.row_type is RolloutRows:
             self.annotated[source] = rows
+            if rows.ref_logprobs is not None:
+                owner = learner if config.reward_penalty is None else config.samples_with
+                self.reference_logprobs[source, self.annotator.references.get(owner or learner, "")] = rows.ref_logprobs
+            return self._with_own_reference(source, learner), logs
         return rows, logs
+
+    def _request(self, source: str, learner: str) -> Draw:
+        """What a learner asks of a draw: columns that any objective reads, and reference columns if one of its own does."""
+        config, readers = self.plan.config["sources"][source], self.plan.readers(source)
+        needed = needed_columns(config, readers, self.plan.config["learners"])
+        if config.reward_penalty is None and not any(reads_reference(o) for o in readers if o.learner == learner):
+            needed -= {"ref_logprobs", "anchor"}
+        return Draw(name=source, source=config, learner=learner, needed=needed)
+
+    def _with_own_reference(self, source: str, learner: str) -> TokenRows:
+        """The rollouts of a source, which learners share, with the reference log-probabilities of this learner where it reads them."""
+        rows, request = self.annotated[source], self._request(source, learner)
+        assert isinstance(rows, RolloutRows)
+        if not any(reads_reference(o) for o in self.plan.readers(source) if o.learner == learner):
+            return rows
+        key = (source, self.annotator.references.get(learner, ""))
+        if key not in self.reference_logprobs:
+            self.reference_logprobs[key] = self.annotator.reference_logprobs(request, rows, own=True)
+        return replace(rows, ref_logprobs=self.reference_logprobs[key])
 
     def _complete_samples_of(self, learner: str) -> dict[str, float]:
         """Before `learner` is updated: completes its rollouts that other learners alone read, since `old_logprobs` are of these weights."""
@@ -120,10 +147,11 @@ class TrainingStep:
         self.copies.refresh(self.step)
         specs, plans = self.copies.specs, self.plan.active.values()
         read = {view for p in plans for component in p.components for view in component if view in specs}
-        penalised = {name for name, source in self.plan.config["sources"].items() if source.reward_penalty is not None}
-        if any("ref_logprobs" in o.columns or o.source in penalised for p in plans for o in p.objectives.values()):
-            assert self.annotator.reference is not None
-            read.add(self.annotator.reference)
+        config, references = self.plan.config["sources"], self.annotator.references
+        for objective in (o for p in plans for o in p.objectives.values()):
+            penalised = config[objective.source].reward_penalty is not None
+            readers = [objective.learner] * reads_reference(objective) + [config[objective.source].samples_with] * penalised
+            read |= {references[reader] for reader in readers if reader is not None}
         read |= {name for name, copy in specs.items() if copy.ema is not None}
         for name in sorted(read):
             self.copies.get(name)

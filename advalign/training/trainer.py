@@ -22,6 +22,7 @@ from advalign.training.critics import critics_of
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.logs import ProgressBar, RunLog
+from advalign.training.references import references_of, with_references
 from advalign.training.run_spec import Frozen, RunSpec, StepPlan, TrainingArguments, learners_of, ordered
 from advalign.training.run_state import RunState
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
@@ -60,7 +61,7 @@ class Trainer:
         }
         self.run_spec = RunSpec(
             config=self.config,
-            frozen=dict(frozen or {}),
+            frozen=with_references(frozen or {}, self.config),
             schedules=dict(schedules or {}),
             stages=list(stages) or [Stage(steps=self.args.max_steps, name="train")],
             gates=dict(gates or {}),
@@ -149,7 +150,7 @@ class Trainer:
             self.learners,
             self.frozen,
             budget=args.token_budget,
-            reference=self.run_spec.reference,
+            references=references_of(self.run_spec.frozen, self.config),
             critics=self.critics,
             processes=self.processes,
         )
