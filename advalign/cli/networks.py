@@ -38,12 +38,12 @@ def load_network(model: str, learner: str | None, device: str | None) -> Network
 def _load(model: str, learner: str | None) -> Network:
     from transformers.utils import logging
 
-    from advalign.models import load
+    from advalign.models import folders, load
 
     logging.disable_progress_bar()
     folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        learners = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if folder.is_dir() and not folders.holds_model(folder):
+        learners = sorted(path.name for path in folder.iterdir() if folders.holds_model(path))
         if learner is not None and learner not in learners:
             raise unknown(model, "learner", learner, learners)
         if learners:

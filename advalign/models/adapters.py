@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from advalign.errors import ConfigError, unknown
-from advalign.models import architecture
 from advalign.models.base import NetworkBase
-from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, saved_facts
 
 # Fields of peft.LoraConfig that leave the base as it is; others train or rewrite parts of it.
 FIELDS = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
 )
 STARTS = (True, False, "gaussian", "orthogonal")
-WEIGHTS, CLASSIFIER_HEAD = "adapter_model.safetensors", "classifier_head.safetensors"
-PREFIX = "base_model.model."  # of every name in peft's files
+OWN_COPY = "modules_to_save"  # in names of modules that train as a whole, on a copy of those of the base
 FINGERPRINT = "base_fingerprint"  # beside the weights in a state_dict
 
 AnyNetwork = TypeVar("AnyNetwork", bound=NetworkBase)
@@ -39,7 +34,7 @@ AnyNetwork = TypeVar("AnyNetwork", bound=NetworkBase)
 
 def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     """Freeze the base and put an adapter in it; it and the head train. A low-precision base gets float32 adapters."""
-    peft = _peft()
+    peft = import_peft()
     for name in lora:
         if name not in FIELDS:
             raise unknown("model.options.lora", "field", str(name), FIELDS)
@@ -51,13 +46,38 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     if has_adapter(network.model):
         raise ConfigError("model.options.lora: this model already carries an adapter; leave lora out, or export it merged first.")
     transposed = any(isinstance(m, Conv1D) for m in network.model.modules())
+    copies = _modules_beside_head(network, lora.get(OWN_COPY) or ())
     try:
-        config = peft.LoraConfig(fan_in_fan_out=transposed, **lora)
+        config = peft.LoraConfig(fan_in_fan_out=transposed, **{**lora, OWN_COPY: copies or None})
         peft.inject_adapter_in_model(config, network.model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.options.lora: {' '.join(str(error).split()).rstrip('.')}.") from error
+    _free_head(network)
     peft.tuners.tuners_utils.cast_adapter_dtype(network.model, "default")
     freeze(network)
+
+
+def _free_head(network: NetworkBase) -> None:
+    """No adapter in the head of a classifier, which trains as a whole."""
+    for name, layer in list(_layers(network.model)):
+        if owns(network, f"model.{name}.weight"):
+            network.model.set_submodule(name, layer.get_base_layer())
+
+
+def _modules_beside_head(network: NetworkBase, names: Iterable[str]) -> list[str]:
+    """`modules_to_save` without the head of a classifier, which trains as it is."""
+    modules = []
+    for name in names:
+        matches = [module for module, _ in network.model.named_modules() if module.endswith(name)]
+        if not matches:
+            raise ConfigError(f"model.options.lora.modules_to_save: {type(network.model).__name__} has no module '{name}'.")
+        if not all(_is_head(network, module) for module in matches):
+            modules.append(name)
+    return modules
+
+
+def _is_head(network: NetworkBase, module: str) -> bool:
+    return all(owns(network, f"model.{module}.{name}") for name, _ in network.model.get_submodule(module).named_parameters())
 
 
 def freeze(network: NetworkBase) -> None:
@@ -73,7 +93,8 @@ def freeze(network: NetworkBase) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    return any(part.startswith("lora_") for part in name.split("."))
+    """Whether a name is that of an adapter, or of a module that trains beside it on a copy."""
+    return any(part.startswith("lora_") or part == OWN_COPY for part in name.split("."))
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -83,7 +104,13 @@ def has_adapter(model: nn.Module) -> bool:
 def owns(network: NetworkBase, name: str) -> bool:
     """Whether a parameter belongs to this network alone: its adapter, its scalar head, the head of a classifier."""
     outside = not name.startswith(f"model.{network.model.base_model_prefix}.")
-    return is_adapter(name) or name.startswith("scalar.") or (network.head == "classifier" and outside)
+    new = network.new_weights and base_name(name.removeprefix("model.")) in network.new_weights
+    return is_adapter(name) or name.startswith("scalar.") or (network.head == "classifier" and (outside or bool(new)))
+
+
+def base_name(name: str) -> str:
+    """The name that a parameter of the base has without an adapter."""
+    return re.sub(r"(\.base_layer)+(?=\.)", "", name).replace(".original_module.", ".")
 
 
 # ------------------------------------------------------------------------------------------------ trees over one base
@@ -100,6 +127,8 @@ def without_adapter(model: nn.Module) -> Any:
     base = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
     for name, layer in list(_layers(base)):
         base.set_submodule(name, layer.get_base_layer())
+    for name, module in list(_copies(base)):
+        base.set_submodule(name, module.original_module)
     vars(base).pop("peft_config", None)
     return base
 
@@ -109,88 +138,80 @@ def merge_adapter(model: nn.Module) -> Any:
     merged = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
     uses = [id(p) for _, p in merged.named_parameters(remove_duplicate=False)]
     for name, layer in list(_layers(merged)):
-        if uses.count(id(layer.get_base_layer().weight)) > 1:
-            raise ConfigError(
-                f"save_pretrained: '{name}' is tied to another weight, so its adapter cannot be merged; save with merged=False."
-            )
-        layer.base_layer = copy.deepcopy(layer.get_base_layer())
-        layer.merge()
+        _refuse_tied(name, layer.get_base_layer(), uses)
+        wrappers = [m for m in layer.modules() if isinstance(m, _tuner_layer())]  # one for every parameter, from the outside in
+        wrappers[-1].base_layer = copy.deepcopy(layer.get_base_layer())
+        for wrapper in wrappers:
+            wrapper.merge()
         merged.set_submodule(name, layer.get_base_layer())
+    for name, module in list(_copies(merged)):
+        _refuse_tied(name, module.original_module, uses)
+        merged.set_submodule(name, module.modules_to_save["default"])
     vars(merged).pop("peft_config", None)
     return merged
 
 
+def _refuse_tied(name: str, base: nn.Module, uses: list[int]) -> None:
+    if any(uses.count(id(p)) > 1 for p in base.parameters()):
+        raise ConfigError(f"save_pretrained: '{name}' is tied to another weight, so its adapter cannot be merged; save with merged=False.")
+
+
 def adds_nothing(model: nn.Module) -> bool:
     """Whether the adapter is exactly zero: in every layer A or B is zero, and there is nothing else (as in DoRA)."""
-    layers = [[p for name, p in layer.named_parameters() if is_adapter(name)] for _, layer in _layers(model)]
-    return all(len(pair) == 2 and not all(bool(p.any()) for p in pair) for pair in layers)
+    copies = [zip(m.original_module.parameters(), m.modules_to_save.parameters(), strict=True) for _, m in _copies(model)]
+    pairs = [[p for name, p in layer.named_parameters() if is_adapter(name) and "base_layer" not in name] for layer in _wrappers(model)]
+    unchanged = all(torch.equal(p, q) for pair in copies for p, q in pair)
+    return unchanged and all(len(pair) == 2 and not all(bool(p.any()) for p in pair) for pair in pairs)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with an adapter, the outermost wrapper of each."""
     if has_adapter(model):
-        adapted = _peft().tuners.tuners_utils.BaseTunerLayer
-        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, adapted))
+        outer = ""
+        for name, module in model.named_modules():
+            if isinstance(module, _tuner_layer()) and not (outer and name.startswith(outer)):
+                outer = f"{name}."
+                yield name, module
 
 
-# ------------------------------------------------------------------------------------------------ files and states
+def _wrappers(model: nn.Module) -> Iterator[Any]:
+    """Every wrapper: a layer of several parameters, such as the experts of a mixture, has one for each."""
+    return (m for _, layer in _layers(model) for m in layer.modules() if isinstance(m, _tuner_layer()))
 
 
-def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter as peft writes it, and beside it what peft does not know: the head of a classifier, and a base without a name.
-    Returns what `attach` will compare."""
-    model = network.model
-    export(network, folder)
-    heads = [(k, v) for k, v in model.named_parameters() if owns(network, f"model.{k}") and not is_adapter(k)]
-    if heads:
-        save_file({k: v.detach().contiguous() for k, v in heads}, folder / CLASSIFIER_HEAD)
-    model.config.save_pretrained(folder)
-    if network.source is None:
-        without_adapter(model).save_pretrained(folder / ADAPTER_BASE)
-        (folder / ADAPTER_BASE / FACTS).write_text(json.dumps(facts, indent=1))
-    return {"num_labels": model.config.num_labels, FINGERPRINT: fingerprint(network).hex()}
+def _copies(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Modules that train as a whole, on a copy of those of the base."""
+    if has_adapter(model):
+        wrapper = import_peft().utils.ModulesToSaveWrapper
+        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, wrapper))
 
 
-def export(network: NetworkBase, folder: Path) -> None:
-    """The adapter as peft writes it, and nothing else."""
-    model, peft = network.model, _peft()
-    config = {k: sorted(v) if isinstance(v, set) else v for k, v in architecture.lora_config(model).to_dict().items()}
-    config |= {"base_model_name_or_path": network.source, "inference_mode": True}
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({PREFIX + k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
+def _tuner_layer() -> Any:
+    return import_peft().tuners.tuners_utils.BaseTunerLayer
 
 
-def remove_files(folder: Path) -> None:
-    """Removes the adapter of a folder that gets a whole model."""
-    for name in (ADAPTER_CONFIG, WEIGHTS, CLASSIFIER_HEAD):
-        (folder / name).unlink(missing_ok=True)
-
-
-def attach(network: NetworkBase, folder: Path) -> None:
-    """The adapter and the head of a folder, on the base they were trained on."""
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"model.options.adapter: '{folder}' holds no {ADAPTER_CONFIG}; give a folder that was saved with an adapter.")
-    peft, config = _peft(), json.loads((folder / ADAPTER_CONFIG).read_text())
-    inject(network, {k: config[k] for k in FIELDS if config.get(k) is not None})
-    state = {k.removeprefix(PREFIX): v for k, v in load_file(folder / WEIGHTS).items()}
-    unmatched = sorted(set(state) ^ set(peft.get_peft_model_state_dict(network.model, save_embedding_layers=False)))
-    if unmatched:
-        raise ConfigError(f"model: {folder}/{WEIGHTS} does not fit this base; {unmatched[0]} is only in one of them.")
-    if saved_facts(folder).get(FINGERPRINT) not in (None, fingerprint(network).hex()):
-        raise ConfigError(f"model: the adapter in {folder} was trained on another base than the one it is given.")
-    peft.set_peft_model_state_dict(network.model, state)
-    if network.head == "classifier" and (folder / CLASSIFIER_HEAD).is_file():
-        network.model.load_state_dict(load_file(folder / CLASSIFIER_HEAD), strict=False)
+# ---------------------------------------------------------------------------------------------------------- states
 
 
 def fingerprint(network: NetworkBase) -> bytes:
     """A hash of the base: names, shapes and the first values of every tensor, equal in every precision."""
     digest = hashlib.sha256()
-    for name, parameter in network.named_parameters():
+    for name, parameter in _in_fixed_order(network):
         if not owns(network, name):
-            digest.update(f"{name.replace('.base_layer.', '.')}{tuple(parameter.shape)}".encode())
+            digest.update(f"{base_name(name)}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().flatten()[:64].float().bfloat16().view(torch.uint8).cpu().numpy().tobytes())
     return digest.digest()
+
+
+def _in_fixed_order(network: NetworkBase) -> list[tuple[str, Tensor]]:
+    """Parameters by module, weight before bias. (A forward of adapted experts registers their parameters anew, in another order.)"""
+    modules: dict[str, int] = {}
+    named = [(base_name(name).rpartition("."), name, parameter) for name, parameter in network.named_parameters()]
+    for (module, _, _), _, _ in named:
+        modules.setdefault(module, len(modules))
+    named.sort(key=lambda entry: [-ord(c) for c in entry[0][2]])
+    named.sort(key=lambda entry: modules[entry[0][0]])
+    return [(name, parameter) for _, name, parameter in named]
 
 
 def _drop_base(network: NetworkBase, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -213,7 +234,7 @@ def _allow_missing_base(network: NetworkBase, keys: Any) -> None:
     keys.missing_keys[:] = [k for k in keys.missing_keys if owns(network, k)]
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:

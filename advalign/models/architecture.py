@@ -68,6 +68,11 @@ def model_type(model: Any) -> str:
     return str(model.config.model_type)
 
 
+def class_names(config: Any) -> tuple[str, ...]:
+    """The transformers classes that a configuration was saved for."""
+    return tuple(getattr(config, "architectures", None) or ())
+
+
 def hidden_size(model: Any) -> int:
     """Features of a hidden state."""
     return int(model.config.hidden_size)
@@ -103,6 +108,11 @@ def logit_scales(model: Any) -> list[float]:
 
 def _is_scale(value: Any) -> bool:
     return isinstance(value, int | float) and value not in (0, 1)
+
+
+def pad_id(config: Any) -> int | None:
+    """The id that its classifiers take for padding."""
+    return getattr(config.get_text_config(), "pad_token_id", None)
 
 
 def has_score_head(model: Any) -> bool:

@@ -42,6 +42,12 @@ class NetworkBase(nn.Module):
     """Whether the weight of a scalar head is divided by its spectral norm."""
     source: str | None = None
     """The name its base was loaded from; None: from scratch."""
+    new_weights: tuple[str, ...] = ()
+    """Names in `model` of a classifier's weights that the files of its base do not hold: its head."""
+    has_trained_head: bool = True
+    """Whether no head was drawn from the seed when it was loaded."""
+    revision: str | None = None
+    """Of `source` on the hub; None: the newest."""
     shares_base: bool = False
     """Only adapter and head are its own; the base may be shared (`models/adapters.py`)."""
     compiled: Compiled | None = None

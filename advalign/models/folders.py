@@ -13,6 +13,8 @@ from advalign.errors import ConfigError
 FACTS = "advalign.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_BASE = "base"
+MODEL_CONFIG = "config.json"
+HEAD_OF_TASK = {"CAUSAL_LM": "policy", "SEQ_CLS": "classifier"}  # of peft
 
 
 def model_folder(model: str) -> Path | None:
@@ -54,12 +56,41 @@ def holds_adapter(folder: Path | None) -> bool:
     return folder is not None and (folder / ADAPTER_CONFIG).is_file()
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a model or an adapter."""
+    return (folder / MODEL_CONFIG).is_file() or holds_adapter(folder)
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The configuration that peft, or this library in its manner, wrote beside an adapter."""
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {file} cannot be read ({str(error).splitlines()[0]}); give a folder saved with an adapter.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"model: {file} holds no mapping; give a folder saved with an adapter.")
+    return config
+
+
 def adapter_base(folder: Path) -> str:
-    """The model that an adapter folder was trained on: a name, or its own subfolder."""
-    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
-    if not name and not (folder / ADAPTER_BASE).is_dir():
+    """The model that an adapter folder was trained on: its own subfolder, or a name."""
+    name = adapter_config(folder).get("base_model_name_or_path")
+    if (folder / ADAPTER_BASE).is_dir():  # it may have moved with the adapter
+        return str(folder / ADAPTER_BASE)
+    if not name:
         raise ConfigError(f"model: {folder}/{ADAPTER_CONFIG} names no base, and there is no folder '{ADAPTER_BASE}' beside it.")
-    return str(name or folder / ADAPTER_BASE)
+    if Path(name).expanduser().resolve() == folder.resolve():
+        raise ConfigError(f"model: {folder} holds an adapter and its own base; put the adapter in a folder of its own.")
+    return str(name)
+
+
+def saved_head(folder: Path | None) -> str | None:
+    """The head that a folder was saved with, by what `save_pretrained` wrote or by the task of an adapter; None: neither says."""
+    head = saved_facts(folder).get("head")
+    if head is None and folder is not None and holds_adapter(folder):
+        head = HEAD_OF_TASK.get(str(adapter_config(folder).get("task_type")))
+    return head
 
 
 def verify_hash(folder: Path | None, model: str, expected: str) -> None:

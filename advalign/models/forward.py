@@ -151,12 +151,22 @@ class Network(NetworkBase):
         if self.head == "policy":
             return self._policy(hidden, tokens, needs, temperature)
         if self.head == "classifier":
-            return Outputs(class_logits=self.model.score(self._pool(hidden, tokens.mask)))
+            return Outputs(class_logits=self.model.score(self._pool(hidden, self._classified(tokens))))
         if self.head == "score":
             scores = self._apply_scalar(self._pool(hidden, tokens.mask))
             token_scores = self._apply_scalar(hidden).masked_fill(~tokens.mask, 0) if "token_scores" in needs else None
             return Outputs(scores=scores, token_scores=token_scores)
         return Outputs(values=lp.shift_right(self._apply_scalar(hidden)) * tokens.target)
+
+    def _classified(self, tokens: Tokens) -> Tensor:
+        """Tokens that a classifier pools. Where it reads the last one, that is the last one that is not padding by its id, as in
+        transformers: with the end of a sequence as padding, the one before it."""
+        padding = architecture.pad_id(self.model.config)
+        if self.pooling != "last" or padding is None:
+            return tokens.mask
+        real = tokens.mask & (tokens.ids != padding)
+        last = (torch.arange(real.shape[1], device=real.device) * real).argmax(1, keepdim=True)
+        return torch.arange(real.shape[1], device=real.device) <= last
 
     def _hidden(self, inputs: Mapping[str, Any], layout: padding_free.PackedLayout | None) -> Float[Tensor, "B T D"]:
         if layout is None:

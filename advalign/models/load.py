@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from advalign.errors import ConfigError
-from advalign.models import adapters, architecture, folders, perturb, saving, scratch, self_check
+from advalign.models import adapter_files, adapters, architecture, folders, perturb, pretrained, saving, scratch, self_check
 from advalign.models.base import cast_parameters
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
@@ -33,48 +34,57 @@ def load(
 ) -> Network:
     """A network with its encoder. `texts` is what a tokenizer from scratch is built from.
 
-    A folder written by `Network.save_pretrained` remembers its head and length; an argument overrides them. A folder with
-    an adapter is its base with that adapter.
+    Without `head`, a model is what its files say: the head that `Network.save_pretrained` wrote down, or that its configuration was saved
+    for. A head that is given may be new (a classifier, score or value on another model), which is said. A folder with an adapter is its
+    base with that adapter.
     """
     options = dict(options or {})
     check_options(options, OPTIONS)
+    check_dtype(dtype)
+    if head is not None:
+        check_head(head)
     folder = folders.model_folder(model)
     facts = folders.saved_facts(folder)
-    head = head or facts.get("head", "policy")
-    check_head(head)
-    check_dtype(dtype)
     if options.get("sha256"):
         folders.verify_hash(folder, model, options["sha256"])
     length = max_length or facts.get("max_length", 512)
-    spec = ModelSpec(model=model, head=head, tokenizer=tokenizer, max_length=length, dtype=dtype, options=options)
+    spec = ModelSpec(model=model, tokenizer=tokenizer, max_length=length, dtype=dtype, options=options)
     if folder is not None and folders.holds_adapter(folder):
-        return _load_with_adapter(folder, spec, facts)
+        network = _load_with_adapter(folder, spec, head, facts)
+    else:
+        network = _load(spec, head or facts.get("head"), folder, facts, texts)
+    if head is None or head == folders.saved_head(folder):
+        saving.refuse_new_head(network, folder)
+    pretrained.warn_of_new_head(model, network)
+    return network
+
+
+def _load(spec: ModelSpec, head: str | None, folder: Path | None, facts: Mapping[str, Any], texts: Iterable[str]) -> Network:
+    """The network of a specification with this head, its adapter and its other options."""
     with torch.random.fork_rng():
-        torch.manual_seed(int(options.get("seed", 0)))
-        with _sentences(model, folder):
-            network = _build(spec, str(folder or model), facts, texts)
-        network.source = None if model.startswith("scratch:") else model
+        torch.manual_seed(int(spec.options.get("seed", 0)))
+        with _sentences(spec.model, folder):
+            network = _build(spec, head, str(folder or spec.model), facts, texts)
+        network.source = None if spec.model.startswith("scratch:") else spec.model
         if folder:
             saving.load_head(network, folder)
-        return apply_options(network, options)
+        return apply_options(network, spec.options)
 
 
-def _load_with_adapter(folder: Path, spec: ModelSpec, facts: Mapping[str, Any]) -> Network:
+def _load_with_adapter(folder: Path, spec: ModelSpec, head: str | None, facts: Mapping[str, Any]) -> Network:
     """The base of an adapter folder, with that adapter and the folder's own tokenizer."""
     if "adapter" in spec.options:
         raise ConfigError(f"model.options.adapter: '{spec.model}' already carries an adapter; give its base, or export it merged first.")
+    base = folders.adapter_base(folder)
+    base_folder = folders.model_folder(base)
+    if folders.holds_adapter(base_folder):
+        raise ConfigError(f"model: the base of {folder}, '{base}', is an adapter itself; export that one merged first.")
     own_tokenizer = not isinstance(spec.tokenizer, str) and (folder / "tokenizer_config.json").is_file()
-    options = dict(spec.options)
-    if spec.head == "classifier" and "num_labels" in facts:
-        options = {"num_labels": facts["num_labels"]} | options
-    return load(
-        folders.adapter_base(folder),
-        head=spec.head,
-        tokenizer=str(folder) if own_tokenizer else spec.tokenizer,
-        max_length=spec.max_length,
-        dtype=spec.dtype,
-        options={"pooling": facts.get("pooling"), "adapter": str(folder)} | options,
-    )
+    tokenizer = str(folder) if own_tokenizer else spec.tokenizer
+    head = head or folders.saved_head(folder)
+    options = adapter_files.base_options(folder, base, head) | {"adapter": str(folder)} | dict(spec.options)
+    base_facts = folders.saved_facts(base_folder) | {k: facts[k] for k in ("pooling",) if k in facts}
+    return _load(replace(spec, model=base, tokenizer=tokenizer, options=options), head, base_folder, base_facts, ())
 
 
 def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
@@ -84,44 +94,50 @@ def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     facts = folders.saved_facts(folder)
     model = folders.adapter_base(folder) if folder is not None and folders.holds_adapter(folder) else spec.model
     base = folders.model_folder(model)
-    options = {k: v for k, v in spec.options.items() if k in ("num_labels", "dropout", "pooling")}
+    options = {k: v for k, v in spec.options.items() if k in ("num_labels", "dropout", "pooling", "revision")}
     spec = ModelSpec(model=model, head=spec.head, tokenizer=spec.tokenizer, max_length=spec.max_length, dtype=spec.dtype, options=options)
     with _sentences(model, base), torch.random.fork_rng(), torch.device("meta"):
-        network = _build(spec, str(base or model), facts, texts, weights=False)
+        network = _build(spec, spec.head, str(base or model), facts, texts, weights=False)
     return network
 
 
 @contextlib.contextmanager
 def _sentences(model: str, folder: Path | None) -> Iterator[None]:
-    """Turns the errors of transformers for a missing model into one sentence. Other errors pass."""
+    """Turns the errors of transformers for a model that it cannot load into one sentence."""
     try:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         no_model = folder is not None and not (folder / "config.json").is_file()
-        if no_model or isinstance(error, OSError):
-            reason = "the folder holds no config.json, so it is not a model" if no_model else str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"model: '{model}' cannot be loaded: {reason}; give a model's folder, a hub id or scratch:<preset>."
-            ) from error
-        raise
+        reason = "the folder holds no config.json, so it is not a model" if no_model else " ".join(str(error).split()).partition(". ")[0]
+        raise ConfigError(
+            f"model: '{model}' cannot be loaded: {reason.rstrip('.')}; give a model's folder, a hub id or scratch:<preset>."
+        ) from error
 
 
-def _build(spec: ModelSpec, source: str, facts: Mapping[str, Any], texts: Iterable[str], weights: bool = True) -> Network:
-    """The network of a specification, from scratch or from `source`, a folder or a hub id."""
+def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, Any], texts: Iterable[str], weights: bool = True) -> Network:
+    """The network of a specification, from scratch or from `source`, a folder or a hub id. `head`: None, the model's own."""
     if spec.model.startswith("scratch:"):
+        spec = replace(spec, head=head or "policy")
         body, tokenizer, bidirectional = _from_scratch(spec, texts)
+        new: tuple[str, ...] = ()
     else:
-        body, tokenizer, bidirectional = _from_source(spec, source, facts, weights)
+        config = pretrained.read_config(spec, source, head)
+        spec = replace(spec, head=pretrained.choose_head(spec.model, config, head))
+        body, tokenizer, bidirectional, new = _from_source(spec, source, config, facts, weights)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ConfigError(f"{spec.model}: its tokenizer has neither a padding nor an end-of-sequence token; set one of them.")
+    pretrained.check_pooling(spec, body)
     pooling = spec.options.get("pooling") or facts.get("pooling") or ("mean" if bidirectional else "last")
     encoder = Encoder(tokenizer, max_length=spec.max_length, bidirectional=bidirectional)
-    head = head_options(spec.head, facts, spec.options)
+    options = head_options(spec.head, facts, spec.options)
     if spec.head == "score" and "num_features" in facts:
-        return HiddenStateCritic(body, encoder, facts["num_features"], pooling=pooling, **head)
-    return Network(body, encoder, spec.head, pooling=pooling, **head)
+        return HiddenStateCritic(body, encoder, facts["num_features"], pooling=pooling, **options)
+    network = Network(body, encoder, spec.head, pooling=pooling, **options)
+    network.new_weights, network.has_trained_head = new, not new
+    network.revision = spec.options.get("revision")
+    return network
 
 
 def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool]:
@@ -133,33 +149,30 @@ def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool
     tokenizer = _scratch_tokenizer(spec.tokenizer, texts, bidirectional)
     config = scratch.build_config(preset, len(tokenizer), spec.max_length)
     architecture.set_dropout(config, spec.options.get("dropout", 0.0))
-    for name, value in _num_labels(spec).items():
-        setattr(config, name, value)
-    return cast_parameters(_auto_class(spec.head).from_config(config), DTYPES[spec.dtype]), tokenizer, bidirectional
+    if spec.head == "classifier" and "num_labels" in spec.options:
+        config.num_labels = int(spec.options["num_labels"])
+    body = pretrained.auto_class(spec.head).from_config(config)
+    return cast_parameters(body, DTYPES[spec.dtype]), tokenizer, bidirectional
 
 
-def _from_source(spec: ModelSpec, source: str, facts: Mapping[str, Any], weights: bool) -> tuple[Any, Any, bool]:
-    """(transformers model, tokenizer, whether it reads both ways)."""
-    config = AutoConfig.from_pretrained(source, **_num_labels(spec))
+def _from_source(
+    spec: ModelSpec, source: str, config: Any, facts: Mapping[str, Any], weights: bool
+) -> tuple[Any, Any, bool, tuple[str, ...]]:
+    """(transformers model, tokenizer, whether it reads both ways, names of the weights of a new head)."""
     if "dropout" in spec.options:
         architecture.set_dropout(config, spec.options["dropout"])
-    auto = _auto_class(spec.head)
     # In its precision from the start: transformers knows which parts of a model stay in float32.
-    dtype = DTYPES[spec.dtype]
-    body = auto.from_pretrained(source, config=config, dtype=dtype) if weights else cast_parameters(auto.from_config(config), dtype)
+    dtype, new = DTYPES[spec.dtype], tuple[str, ...]()
+    if weights:
+        body, new = pretrained.load_body(spec, source, config, dtype=dtype)
+    else:
+        body = cast_parameters(pretrained.auto_class(spec.head).from_config(config), dtype)
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer if isinstance(spec.tokenizer, str) else source)
+    if new and architecture.pad_id(config) is None:  # without it, no batch has a last token
+        body.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # What reads hidden states has a body of its own, but the rows of the network it reads.
     both_ways = facts["bidirectional"] if "num_features" in facts else architecture.reads_both_ways(config)
-    return body, tokenizer, both_ways
-
-
-def _auto_class(head: str) -> Any:
-    return {"policy": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}.get(head, AutoModel)
-
-
-def _num_labels(spec: ModelSpec) -> dict[str, int]:
-    labels = spec.head == "classifier" and "num_labels" in spec.options
-    return {"num_labels": int(spec.options["num_labels"])} if labels else {}
+    return body, tokenizer, both_ways, new
 
 
 def _scratch_tokenizer(tokenizer: Any, texts: Iterable[str], bidirectional: bool) -> Any:
@@ -175,7 +188,7 @@ def apply_options(network: Network, options: Mapping[str, Any]) -> Network:
     """Adapter, gradient checkpointing and compilation, as the options of a model say."""
     if options.get("adapter"):
         folder = Path(options["adapter"]).expanduser()
-        adapters.attach(network, folder)
+        adapter_files.attach(network, folder)
         saving.load_head(network, folder)
     if options.get("lora"):
         adapters.inject(network, options["lora"])

@@ -8,24 +8,43 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from advalign.errors import ConfigError
-from advalign.models import adapters
+from advalign.models import adapter_files, adapters, architecture
 from advalign.models.base import NetworkBase
-from advalign.models.folders import FACTS
+from advalign.models.folders import FACTS, saved_facts
 
 
 def save(network: NetworkBase, path: Path, *, merged: bool) -> None:
     """The whole model, or the adapter alone where there is one (then peft reads it too), unless it is to be `merged`."""
+    check_exportable(network)
     path.mkdir(parents=True, exist_ok=True)
     facts = network.facts
     if adapters.has_adapter(network.model) and not merged:
-        facts |= adapters.save(network, path, facts)
+        facts |= adapter_files.save(network, path, facts)
     else:
-        adapters.remove_files(path)
+        adapter_files.remove_files(path)
         (adapters.merge_adapter(network.model) if merged else network.model).save_pretrained(path)
     network.encoder.tokenizer.save_pretrained(path)
     (path / FACTS).write_text(json.dumps(facts, indent=1))
     for name, module in network.head_files.items():
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / name)
+
+
+def check_exportable(network: NetworkBase) -> None:
+    """Raises ConfigError where transformers would compute something else from the saved folder."""
+    if network.head == "classifier" and architecture.has_score_head(network.model) and network.pooling != "last":
+        raise ConfigError(
+            f"save_pretrained: {type(network.model).__name__} reads the last token of a text in transformers, and pooling is "
+            f"'{network.pooling}', so its folder would be another classifier there; use pooling: last, or head: score."
+        )
+
+
+def refuse_new_head(network: NetworkBase, folder: Path | None) -> None:
+    """Raises ConfigError where a model that was asked for as it is has a head that its folder does not hold."""
+    missing = [] if network.has_trained_head else list(network.new_weights[:3])
+    if folder is not None and saved_facts(folder).get("head") == network.head:
+        missing += [name for name in network.head_files if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"model: {folder or network.source} lacks the trained head ({', '.join(missing)}); give a complete folder.")
 
 
 def load_head(network: NetworkBase, folder: Path) -> None:

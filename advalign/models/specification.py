@@ -15,7 +15,19 @@ from advalign.models.folders import saved_facts
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
-OPTIONS = ("pooling", "num_labels", "sha256", "gradient_checkpointing", "compile", "dropout", "seed", "lora", "adapter", *HEAD_OPTIONS)
+OPTIONS = (
+    "pooling",
+    "num_labels",
+    "sha256",
+    "revision",
+    "gradient_checkpointing",
+    "compile",
+    "dropout",
+    "seed",
+    "lora",
+    "adapter",
+    *HEAD_OPTIONS,
+)
 # What a learner may set on the base of another one.
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", *HEAD_OPTIONS)
 

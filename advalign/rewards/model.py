@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -58,10 +57,8 @@ class Model(Reward):
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     def _loaded(self, model: str) -> Network:
-        # A folder written by a run names its head; of anything else the score is the one logit of a sequence classifier.
-        names_head = (Path(model).expanduser() / "advalign.json").is_file()
         try:
-            network = load(model, head=None if names_head else "classifier", max_length=self.max_length, dtype=self.dtype)
+            network = load(model, max_length=self.max_length, dtype=self.dtype)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{PATH}.model: cannot load '{model}' ({str(error).strip().splitlines()[0]}).") from error
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,11 +69,10 @@ def _checked(network: Network, name: str = "the network given") -> Network:
     """The network; ConfigError where its scores were not trained."""
     if network.head == "score":
         return network
-    config = network.model.config
-    trained = any(a.endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or ())
-    if network.head == "classifier" and trained and config.num_labels == 1:
+    trained = network.head == "classifier" and network.has_trained_head
+    if trained and network.num_classes == 1:
         return network
-    what = f"a classifier of {config.num_labels} classes" if network.head == "classifier" and trained else "not a model of scores"
+    what = f"a classifier of {network.num_classes} classes" if trained else "not a model of scores"
     raise ConfigError(f"{PATH}.model: {name} is {what}; a run with head: score or a sequence classifier with one label is needed.")
 
 

@@ -7,15 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from advalign.models import Network, adapters, architecture
+from advalign.models import Network, adapter_files, adapters, architecture
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM lets `max_lora_rank` be, from peft's default on
 
 
 def adapted(network: Network) -> bool:
-    """Whether only an adapter trains that vLLM can apply itself. It does not support DoRA: those are sent merged, as whole models."""
+    """Whether only an adapter trains that vLLM can apply itself. DoRA, adapted experts and modules that train as a whole are sent merged,
+    as whole models."""
     config = architecture.lora_config(network.model)
-    return adapters.has_adapter(network.model) and config is not None and not config.use_dora
+    if config is None or not adapters.has_adapter(network.model):
+        return False
+    return not (config.use_dora or config.target_parameters or config.modules_to_save)
 
 
 def rank(network: Network) -> int:
@@ -73,4 +76,4 @@ def write(network: Network, folder: Path) -> None:
 def write_adapter(network: Network, folder: Path) -> None:
     """The adapter alone, as peft writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    adapters.export(network, folder)
+    adapter_files.export(network, folder)

@@ -16,7 +16,7 @@ from advalign.advantages.gae import GAE
 from advalign.adversaries.pgd import PGD
 from advalign.cli.networks import load_network
 from advalign.errors import ConfigError
-from advalign.models import ModelSpec, adapters, folders, load
+from advalign.models import ModelSpec, adapter_files, adapters, folders, load
 from advalign.models.sharing import frozen_copy, load_order, share_base
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.kl import KL
@@ -355,7 +355,7 @@ def test_a_saved_adapter_gives_the_same_bits_and_goes_on_training(tmp_path, head
     assert list(trained(again)) == list(trained(net))
     assert all(torch.equal(p, q) for p, q in zip(trained(again).values(), trained(net).values(), strict=True))
     size = sum(p.numel() * 8 for n, p in net.named_parameters() if adapters.is_adapter(n))
-    assert (tmp_path / adapters.WEIGHTS).stat().st_size < size + 4096  # the adapter alone, and a header
+    assert (tmp_path / adapter_files.WEIGHTS).stat().st_size < size + 4096  # the adapter alone, and a header
 
 
 def test_a_base_with_a_name_is_not_saved_again_and_another_one_is_refused(tmp_path):
