@@ -111,9 +111,8 @@ def load_body(spec: ModelSpec, source: str, config: Any, **arguments: Any) -> tu
 def warn_of_new_head(model: str, network: NetworkBase) -> None:
     """Says that a head is drawn at random."""
     if not network.has_trained_head:
-        warnings.warn(
-            f"model: '{model}' has no trained classifier; its head is drawn from the seed ({_list(network.new_weights)}).", stacklevel=3
-        )
+        drawn = _list(network.new_weights)
+        warnings.warn(f"model: '{model}' has no trained classifier; its head is drawn from the seed ({drawn}).", stacklevel=3)
 
 
 def check_pooling(spec: ModelSpec, body: Any) -> None:
@@ -123,8 +122,8 @@ def check_pooling(spec: ModelSpec, body: Any) -> None:
         raise unknown("model.options", "pooling", str(pooling), POOLINGS)
     if pooling is not None and spec.head == "classifier" and not architecture.has_score_head(body):
         raise ConfigError(
-            f"model.options.pooling: {type(body).__name__} pools a text in its own way, which '{pooling}' would not change; leave it out, or "
-            "use head: score."
+            f"model.options.pooling: {type(body).__name__} pools a text in its own way, which '{pooling}' would not change; leave it "
+            "out, or use head: score."
         )
 
 
