@@ -202,5 +202,6 @@ def edit(rows: Sequence[Row], choices: Sequence[Choice], tokens: Tokens, *, pad:
             origin[b, old] = position
     source, origin = source.to(tokens.ids.device), origin.to(tokens.ids.device)
     real = source >= 0
-    changed = replace(tokens, ids=ids.to(tokens.ids.device), mask=real, target=tokens.target.gather(1, source.clamp(min=0)) & real)
+    target = tokens.target.gather(1, source.clamp(min=0)) & real
+    changed = tokens.moved(source, ids=ids.to(tokens.ids.device), mask=real, target=target)
     return Edit(torch.zeros(len(rows), longest, width, dtype=like.dtype, device=like.device), tokens=changed, origin=origin)

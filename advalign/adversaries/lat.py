@@ -50,7 +50,7 @@ class LATAdversary(Adversary[_State]):
     relative_to: str = "absolute"
     """Unit of the lengths: absolute, as published, or mean_embedding_norm."""
     where: str = "prompt"
-    """Positions it may perturb: prompt, response or all."""
+    """Positions it may perturb: prompt, response, all, system, user, last_user, assistant or tool."""
 
     def __post_init__(self) -> None:
         balls.check(self.threat, "lat")

@@ -17,9 +17,10 @@ from advalign.errors import ConfigError
 from advalign.functional import balls
 from advalign.interfaces import Memory, PerturbationContext
 from advalign.models import Network, perturb
-from advalign.models.encode import pad
+from advalign.models.padding import pad
 from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
 from advalign.types import Edit, Tokens
+from advalign.types.messages import plain_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def _between(harmful: Float[Tensor, "D"], harmless: Float[Tensor, "D"], site: st
 
 @lru_cache(maxsize=8)
 def _prompts(reference: str, name: str) -> list[str]:
-    prompts = [example.prompt for example in data.examples(json.loads(reference))]
+    prompts = [plain_text(example.prompt) for example in data.examples(json.loads(reference))]
     if not prompts:
         raise ConfigError(f"refusal.{name}: {reference} holds no prompts.")
     return prompts

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.models import Encoder
+from advalign.types.messages import Prompt, attackable, with_attackable
 
 Suffix = tuple[int, ...]
 
@@ -23,29 +24,33 @@ class SuffixEncoder:
         # A byte-level token carries its own space; where the tokenizer drops spaces, words need one between them.
         self.space = "" if encoder.decode(tokenizer(" a", add_special_tokens=False)["input_ids"])[:1] == " " else " "
 
-    def text(self, prompt: str, suffix: Suffix) -> str:
-        """The prompt with the suffix behind it."""
-        return f"{prompt}{self.space}{self.encoder.decode(suffix)}"
+    def text(self, prompt: Prompt, suffix: Suffix) -> str:
+        """The text of the prompt that an attack rewrites, with the suffix behind it."""
+        return f"{attackable(prompt)}{self.space}{self.encoder.decode(suffix)}"
 
-    def survivors(self, prompt: str, suffixes: Sequence[Suffix]) -> list[Suffix]:
+    def prompts(self, prompt: Prompt, suffixes: Sequence[Suffix]) -> list[list[int]]:
+        """Ids of the prompt with each suffix."""
+        return self.encoder.prompts([with_attackable(prompt, self.text(prompt, s)) for s in suffixes]) if suffixes else []
+
+    def survivors(self, prompt: Prompt, suffixes: Sequence[Suffix]) -> list[Suffix]:
         """The suffixes whose text is encoded to the prompt, exactly these ids, and the rest of the template."""
         ids = self.encoder.prompt(prompt)
-        rows = self.encoder.prompts([self.text(prompt, s) for s in suffixes]) if suffixes else []
+        rows = self.prompts(prompt, suffixes)
         return [s for s, row in zip(suffixes, rows, strict=True) if _position(ids, row, s) is not None]
 
-    def find(self, prompt: str, suffix: Suffix) -> int:
+    def find(self, prompt: Prompt, suffix: Suffix) -> int:
         """The position of the suffix's first token."""
-        position = _position(self.encoder.prompt(prompt), self.encoder.prompt(self.text(prompt, suffix)), suffix)
+        position = _position(self.encoder.prompt(prompt), self.prompts(prompt, [suffix])[0], suffix)
         assert position is not None
         return position
 
-    def anchor(self, prompt: str, suffix: Suffix) -> int:
+    def anchor(self, prompt: Prompt, suffix: Suffix) -> int:
         """The position of any suffix's first token. `find` goes too far back where a suffix begins like the end of the template; the
         position that several suffixes have in common is the right one."""
         others = [s for i in range(self.vocabulary_size) if i not in set(self.special_ids) for s in [(i,)]][:32]
         return min(self.find(prompt, s) for s in (suffix, *self.survivors(prompt, others)))
 
-    def initial(self, prompt: str, text: str, length: int, rng: random.Random) -> Suffix:
+    def initial(self, prompt: Prompt, text: str, length: int, rng: random.Random) -> Suffix:
         """The tokens of `text`, repeated up to `length`; where that does not survive, random tokens that do."""
         ids = self.encoder.tokenizer(text if self.space else f" {text}", add_special_tokens=False)["input_ids"]
         start: Suffix = tuple((ids * length)[:length])

@@ -47,7 +47,7 @@ class SuffixSearch(Attack):
         self.refuse_other_heads(target)
         stream, results = rng.getrandbits(63), []
         for example in examples:
-            run = TokenSearchRun(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.prompt}"))
+            run = TokenSearchRun(target, [example], self.aim, budget, random.Random(f"{stream}/{example.id}/{example.text}"))
             if run.queries_left >= 2:
                 if run.prompts[0].before:  # else nothing precedes the response
                     run.score([()])

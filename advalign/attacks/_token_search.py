@@ -65,12 +65,12 @@ class Prompt:
 
     def fit(self, suffixes: Sequence[Suffix]) -> list[bool]:
         """Which suffixes are read back as the prompt, exactly these ids and the rest of the template."""
-        rows = self.encoder.encoder.prompts([self.text(s) for s in suffixes])
+        rows = self.encoder.prompts(self.example.prompt, suffixes)
         return [ids == [*self.before, *s, *self.after] for s, ids in zip(suffixes, rows, strict=True)]
 
     def text(self, suffix: Suffix) -> str:
         """The prompt with a suffix; with an empty one the bare prompt."""
-        return self.encoder.text(self.example.prompt, suffix) if suffix else self.example.prompt
+        return self.encoder.text(self.example.prompt, suffix) if suffix else self.example.text
 
     def tail(self, suffix: Suffix) -> list[int]:
         """The ids after `before`."""

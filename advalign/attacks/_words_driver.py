@@ -80,7 +80,7 @@ def _answer_gradients(target: Target, searches: Sequence[WordSearch]) -> None:
     tokenizer, length = target.network.encoder.tokenizer, target.network.encoder.max_length
     for search, gradient in zip(searches, gradients.double().cpu(), strict=True):
         search.num_gradients += 1
-        prompt, pair = search.example.prompt, search.example.pair
+        prompt, pair = search.example.text, search.example.pair
         row = tokenizer(prompt, pair, truncation=True, max_length=length, return_offsets_mapping=True)
         search.tell(_norms(gradient, search.pieces, row["offset_mapping"], row.sequence_ids()))
 
@@ -101,5 +101,5 @@ def _norms(
 
 
 def _stream(seed: int, example: Example) -> random.Random:
-    key = "\0".join([str(seed), example.prompt, example.pair or "", str(example.label)])
+    key = "\0".join([str(seed), example.text, example.pair or "", str(example.label)])
     return random.Random(hashlib.sha256(key.encode()).digest())

@@ -92,7 +92,7 @@ class WordSearch:
         self.scores: dict[str, TextScore] = {}  # of every text sent so far
         self.num_gradients = 0
         self.max_queries = math.inf if budget.queries is None else budget.queries
-        self.pieces = edits.pieces(example.prompt)
+        self.pieces = edits.pieces(example.text)
         self.limit = self._limit(budget)  # words that may change
         options = {i: attack.options(self.pieces[i], rng) for i in range(1, len(self.pieces), 2)}
         in_context = "masked_lm" in attack.origins
@@ -108,14 +108,14 @@ class WordSearch:
         return len(self.scores) + self.num_gradients
 
     def _limit(self, budget: Budget) -> int:
-        attack, number = self.attack, len(self.example.prompt.split())
+        attack, number = self.attack, len(self.example.text.split())
         fraction = attack.max_changed if budget.edits is None else min(attack.max_changed, budget.edits)
         # A budget of edits binds; the attack's own fraction gives way to `at_least`.
         bound = number if budget.edits is None else math.floor(budget.edits * number + 1e-9)
         return min(max(math.floor(fraction * number + 1e-9), attack.rules.at_least), bound)
 
     def _search(self) -> Search:
-        (clean,) = yield Request("score", [self.example.prompt])
+        (clean,) = yield Request("score", [self.example.text])
         if clean is None:
             return "not attacked: the budget holds no query,"
         if clean.wrong:

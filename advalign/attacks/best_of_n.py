@@ -50,8 +50,8 @@ class BestOfN(Attack):
         stream, proposals = rng.getrandbits(63), []
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
         for example in examples:
-            example_rng = random.Random(f"{stream}/{example.id}/{example.prompt}")
-            attempts = tuple(self.misspell(example.prompt, example_rng) for _ in range(number))
+            example_rng = random.Random(f"{stream}/{example.id}/{example.text}")
+            attempts = tuple(self.misspell(example.text, example_rng) for _ in range(number))
             proposals.append(Proposal(attempts=attempts, queries=number, note=f"{number} draws"))
         return proposals
 

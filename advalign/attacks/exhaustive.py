@@ -68,7 +68,7 @@ class Exhaustive(WordAttack):
         in_context = self.candidates if "masked_lm" in self.origins else 0
         rng = random.Random(0)
         sums = [1] + [0] * self.edits  # elementary symmetric polynomials of the numbers of substitutes
-        for word in spelling.pieces(example.prompt)[1::2]:
+        for word in spelling.pieces(example.text)[1::2]:
             number = len(self.options(word, rng)) + (in_context if spelling.is_open(word) else 0)
             sums = [total + (number * sums[d - 1] if d else 0) for d, total in enumerate(sums)]
         return sum(sums[1:])

@@ -39,11 +39,11 @@ class FunctionAttack(Attack):
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """What the function yields, example by example, each with its own random stream."""
         call, stream = plugins.function(self.fn, "attacks.function.fn"), rng.getrandbits(63)
-        return [self._one(call, target, e, budget, random.Random(f"{stream}/{e.id}/{e.prompt}")) for e in examples]
+        return [self._one(call, target, e, budget, random.Random(f"{stream}/{e.id}/{e.text}")) for e in examples]
 
     def _one(self, call: Callable[..., Any], target: Target, example: Example, budget: Budget, rng: random.Random) -> Proposal:
         before, texts = target.num_queries, []
-        for text in islice(_texts(call(target, example.prompt, rng, **self.options)), self.attempts):
+        for text in islice(_texts(call(target, example.text, rng, **self.options)), self.attempts):
             if not isinstance(text, str):
                 raise ConfigError(f"attacks.function.fn: yielded a {type(text).__name__} for example '{example.id}'; texts are needed.")
             texts.append(text)

@@ -66,9 +66,9 @@ class Learned(Attack):
         number = self.attempts if budget.queries is None else min(self.attempts, budget.queries)
         proposals = []
         for example in examples:
-            seed = random.Random(f"{stream}/{example.id}/{example.prompt}").getrandbits(63)
+            seed = random.Random(f"{stream}/{example.id}/{example.text}").getrandbits(63)
             samples = (sample.strip() for sample in self.sample(attacker, example, number, seed))
-            attempts = tuple(dict.fromkeys(self.place(sample, example.prompt) for sample in samples if sample))
+            attempts = tuple(dict.fromkeys(self.place(sample, example.text) for sample in samples if sample))
             proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} of {number} samples"))
         return proposals
 
@@ -76,7 +76,7 @@ class Learned(Attack):
     def sample(self, attacker: Network, example: Example, number: int, seed: int) -> list[str]:
         """`number` samples of the attacker, with their own random stream."""
         encoder = attacker.encoder
-        ids = torch.tensor([encoder.prompt(self.template.replace("{prompt}", example.prompt))] * number, device=attacker.device)
+        ids = torch.tensor([encoder.prompt(self.template.replace("{prompt}", example.text))] * number, device=attacker.device)
         free = encoder.max_length - ids.shape[1]
         if free < 1:
             raise ConfigError(f"attacks.learned: example '{example.id}' leaves no room in the attacker's max_length {encoder.max_length}.")

@@ -46,13 +46,13 @@ class ManyShot(Attack):
         encoder, pairs, stream = target.network.encoder, self.pairs(), rng.getrandbits(63)
         proposals = []
         for example in examples:
-            example_rng = random.Random(f"{stream}/{example.id}/{example.prompt}")
-            others = [pair for pair in pairs if pair[0] != example.prompt]
+            example_rng = random.Random(f"{stream}/{example.id}/{example.text}")
+            others = [pair for pair in pairs if pair[0] != example.text]
             if not others:
                 raise ConfigError(f"attacks.many_shot.shots: no dialogue is left for example '{example.id}' but the example itself.")
             example_rng.shuffle(others)
             fitting = max((n for n in _sizes(self.numbers, len(others)) if self._fits(encoder, others[:n], example)), default=0)
-            texts = [self.text(others[: min(n, fitting)], example.prompt) for n in self.numbers if min(n, fitting)]
+            texts = [self.text(others[: min(n, fitting)], example.text) for n in self.numbers if min(n, fitting)]
             attempts = tuple(dict.fromkeys(texts))[: budget.queries]
             note = f"{min(fitting, max(self.numbers))} dialogues at most" if attempts else "no dialogue fits"
             proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=note))
@@ -65,7 +65,7 @@ class ManyShot(Attack):
         missing = next((e for e in rows if e.meta.get("response", e.answer) is None), None)
         if missing is not None:
             raise ConfigError(f"attacks.many_shot.shots: example '{missing.id}' has no response; give meta['response'] or an answer.")
-        return [(e.prompt, str(e.meta.get("response", e.answer))) for e in rows]
+        return [(e.text, str(e.meta.get("response", e.answer))) for e in rows]
 
     def text(self, shots: Sequence[tuple[str, str]], prompt: str) -> str:
         """The dialogues, then the request."""
@@ -73,7 +73,7 @@ class ManyShot(Attack):
         return "".join(turns) + f"{self.user}{prompt}\n{self.assistant}".rstrip()
 
     def _fits(self, encoder: Encoder, shots: Sequence[tuple[str, str]], example: Example) -> bool:
-        return len(encoder.prompt(self.text(shots, example.prompt))) + self.reserve <= encoder.max_length
+        return len(encoder.prompt(example.with_text(self.text(shots, example.text)).prompt)) + self.reserve <= encoder.max_length
 
 
 def _sizes(numbers: Sequence[int], available: int) -> list[int]:

@@ -41,8 +41,8 @@ class Template(Attack):
         """All attempts of each example, as far as the budget of queries reaches. Nothing is sent to the target."""
         proposals = []
         for example in examples:
-            texts = [TRANSFORMS[name](example.prompt) for name in self.names]
-            texts += [text.replace("{prompt}", example.prompt) for text in self.own]
+            texts = [TRANSFORMS[name](example.text) for name in self.names]
+            texts += [text.replace("{prompt}", example.text) for text in self.own]
             # Two ways to write the same thing are one attempt.
             attempts = tuple(dict.fromkeys(texts))[: budget.queries]
             proposals.append(Proposal(attempts=attempts, queries=len(attempts), note=f"{len(attempts)} templates"))

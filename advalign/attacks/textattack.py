@@ -152,12 +152,12 @@ def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream:
     seconds = math.inf if budget.seconds is None else budget.seconds
     if queries < 1:
         return Proposal(note="not attacked: the budget holds no query")
-    if not adapter.num_words(example.prompt):
+    if not adapter.num_words(example.text):
         return Proposal(note="not attacked: the text has no words")
-    key = hashlib.sha256("\0".join([str(stream), example.prompt, example.pair or "", str(example.label)]).encode()).digest()
+    key = hashlib.sha256("\0".join([str(stream), example.text, example.pair or "", str(example.label)]).encode()).digest()
     with seeded(int.from_bytes(key[:8], "big")):
         try:
-            result, sent = adapter.run(attack, example.prompt, example.pair, example.label, queries, seconds)
+            result, sent = adapter.run(attack, example.text, example.pair, example.label, queries, seconds)
         except adapter.OutOfBudget:
             spent = attack.goal_function.model.num_sent
             return Proposal(note=f"nothing found within the budget: stopped after {spent} queries")
@@ -165,7 +165,7 @@ def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream:
         return Proposal(note="skipped: the prediction is wrong before any edit")
     text = adapter.text_of(result)
     if result.goal_status == adapter.MAXIMIZING:
-        before, after = adapter.num_words(example.prompt), adapter.num_words(text)
+        before, after = adapter.num_words(example.text), adapter.num_words(text)
         return Proposal(text=text, note=f"prediction kept with {after} of {before} words, {sent} queries")
     if result.goal_status == adapter.SUCCEEDED:
         return Proposal(text=text, note=f"found after {sent} queries")

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
-from advalign.types import Example
+from advalign.types import Conversation, Example, Message, Response
+from advalign.types.messages import conversation, is_messages, message
 
 # In order of preference. A field without a column stays empty; only the prompt is required.
 USUAL = {
@@ -25,11 +26,11 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, l
     used = _used_columns(row, mapping)
     meta = {name: value for name, value in row.items() if name not in used.values()}
     fields = {field: row[column] for field, column in used.items() if row[column] is not None}
-    _unpack_chat(fields, meta, row)
+    _unpack_chat(fields, meta, row, location)
     has_implicit_prompt = "prompt" not in fields and all(isinstance(fields.get(name), str) for name in ("chosen", "rejected"))
     if has_implicit_prompt:
         _split_common(fields, location)
-    if not isinstance(fields.get("prompt"), str) or not (fields["prompt"] or has_implicit_prompt):
+    if not isinstance(fields.get("prompt"), str | Conversation) or not (fields["prompt"] or has_implicit_prompt):
         problem = "is empty or not a text" if "prompt" in used else f"is not among the columns {', '.join(row)}"
         raise ConfigError(f"data: {location}: the prompt {problem}; name its column with columns: {{prompt: ...}}.")
     for name in ("response", "chosen", "rejected"):
@@ -76,23 +77,44 @@ def _used_columns(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[st
     return used
 
 
-def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str, Any]) -> None:
-    """Chat turns -> prompt and final answer as plain text; the turns stay in `meta["messages"]`. Alpaca's `input` joins its instruction."""
+def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str, Any], location: str) -> None:
+    """Messages -> a prompt that is a conversation, and responses; a response that is one plain turn of the assistant is its text.
+    Alpaca's `input` joins its instruction."""
+    for name in ("prompt", "response", "chosen", "rejected", "messages"):
+        if is_messages(fields.get(name)):
+            fields[name] = tuple(message(turn, f"data: {location}: {name}[{i}]") for i, turn in enumerate(fields[name]))
     turns = fields.pop("messages", None)
-    if _is_chat(fields.get("prompt")):
-        turns = fields.pop("prompt")
-    for name in ("chosen", "rejected"):
-        if _is_chat(fields.get(name)):
-            before, fields[name] = _split_chat(fields[name])
-            fields.setdefault("prompt", before)
-    if _is_chat(turns):
-        meta["messages"] = turns
-        before, last = _split_chat(turns)
-        fields.setdefault("prompt", before)
-        if last is not None:
-            fields.setdefault("response", last)
+    if isinstance(turns, tuple):
+        number = len(turns) - 1 if turns[-1].role == "assistant" else len(turns)
+        fields.setdefault("prompt", turns[:number])
+        if number < len(turns):
+            fields.setdefault("response", turns[number:])
+    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    if "prompt" not in fields and isinstance(chosen, tuple) and isinstance(rejected, tuple):
+        number = _common_turns(chosen, rejected, location)
+        fields |= {"prompt": chosen[:number], "chosen": chosen[number:], "rejected": rejected[number:]}
+    for name in ("response", "chosen", "rejected"):
+        if isinstance(fields.get(name), tuple):
+            fields[name] = _response(fields[name])
+    if isinstance(fields.get("prompt"), tuple):
+        tools, arguments = (meta.pop(name, None) for name in ("tools", "chat_template_kwargs"))
+        fields["prompt"] = conversation(fields["prompt"], tools, arguments, f"data: {location}: prompt")
     if meta.get("input") and fields.get("prompt") == row.get("instruction"):
         fields["prompt"] = f"{fields['prompt']}\n\n{meta.pop('input')}"
+
+
+def _common_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...], location: str) -> int:
+    """How many messages of two conversations are the prompt that they share; each keeps at least one."""
+    shorter = min(len(chosen), len(rejected))
+    number = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
+    if chosen == rejected:
+        raise ConfigError(f"data: {location}: chosen and rejected are the same messages, so neither is preferred.")
+    return min(number, shorter - 1)
+
+
+def _response(turns: tuple[Message, ...]) -> Response:
+    plain = len(turns) == 1 and turns[0].role == "assistant" and not turns[0].tool_calls and not turns[0].extra
+    return (turns[0].content or "") if plain else turns
 
 
 def _split_common(fields: dict[str, Any], location: str) -> None:
@@ -106,17 +128,6 @@ def _split_common(fields: dict[str, Any], location: str) -> None:
     if end > 0 and chosen[end - 1] == " " and chosen[end] != rejected[end]:
         end -= 1
     fields |= {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) and "content" in turn for turn in value)
-
-
-def _split_chat(turns: list[Mapping[str, Any]]) -> tuple[str, str | None]:
-    """(everything before the assistant's last turn, that turn or None)."""
-    last = turns[-1]["content"] if turns[-1].get("role") == "assistant" else None
-    before = turns[:-1] if last is not None else turns
-    return "\n".join(str(turn["content"]) for turn in before), last
 
 
 def _label(value: Any, is_mapped: bool, location: str, meta: dict[str, Any]) -> int | None:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from advalign.engine.rng import generator
 from advalign.errors import ConfigError, unknown
+from advalign.functional.balls import PLACES
 from advalign.interfaces import Adversary, PerturbationContext, maximise
 from advalign.interfaces.adversary import Memory
 from advalign.models import Network, perturb
 from advalign.types import Edit, ThreatModel, Tokens
+from advalign.types.messages import ROLES
 
 Result = TypeVar("Result")
 EditedForward = Callable[[Mapping[str, Edit]], Result]
@@ -141,13 +143,30 @@ def _shared_positions(view: str, tokens: Tokens, allowed: Bool[Tensor, "B T"], r
 
 
 def allowed_positions(where: str, tokens: Tokens, excluded_ids: Collection[int] = ()) -> Bool[Tensor, "B T"]:
-    """Positions a threat model allows: real tokens that are no target ("prompt"), targets ("response"), or "all", without excluded ids."""
-    positions = {"prompt": tokens.mask & ~tokens.target, "response": tokens.mask & tokens.target, "all": tokens.mask}
-    if where not in positions:
-        raise unknown("adversary.where", "region", where, positions)
+    """Positions a threat model allows, without excluded ids: a region of `balls.PLACES`."""
+    allowed = positions(where, tokens)
     if not excluded_ids:
-        return positions[where]
-    return positions[where] & ~torch.isin(tokens.ids, torch.tensor(sorted(excluded_ids), device=tokens.ids.device))
+        return allowed
+    return allowed & ~torch.isin(tokens.ids, torch.tensor(sorted(excluded_ids), device=tokens.ids.device))
+
+
+def positions(where: str, tokens: Tokens) -> Bool[Tensor, "B T"]:
+    """The tokens of a region: real tokens that are not targets ("prompt"), targets ("response"), "all", or the contents of the messages
+    of a role, without what the chat template writes around them."""
+    if where not in PLACES:
+        raise unknown("adversary.where", "region", where, PLACES)
+    if where in ("prompt", "response", "all"):
+        return {"prompt": tokens.mask & ~tokens.target, "response": tokens.mask & tokens.target, "all": tokens.mask}[where]
+    if tokens.role is None or tokens.turn is None:
+        raise ConfigError(
+            f"adversary.where: '{where}' given, and these rows do not say who wrote their tokens; use prompt, response or all."
+        )
+    role = ROLES.index(where.removeprefix("last_"))
+    matching = tokens.mask & (tokens.role == role)
+    if where.startswith("last_"):
+        last = tokens.turn.masked_fill(~matching, -1).amax(1, keepdim=True)
+        matching = matching & (tokens.turn == last)
+    return matching
 
 
 def delta_indices(threat: ThreatModel, tokens: Tokens) -> Tensor:

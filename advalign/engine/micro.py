@@ -200,7 +200,9 @@ def join_tokens(tokens: Sequence[Tokens]) -> Tokens:
     """Several sources side by side; widths must agree. Group numbers are kept apart."""
     columns: dict[str, Tensor] = {}
     for item in fields(Tokens):
-        columns[item.name] = torch.cat([getattr(t, item.name) for t in tokens])
+        parts = [getattr(t, item.name) for t in tokens]
+        if all(part is not None for part in parts):
+            columns[item.name] = torch.cat(parts)
     offset, groups = 0, []
     for t in tokens:
         groups.append(t.group + offset)

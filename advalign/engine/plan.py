@@ -132,7 +132,7 @@ def _check_adversary(name: str, adversary: Adversary, on_view: Mapping[str, Obje
                 f"{objective_path}: the gradient of a divergence is zero at delta = 0, so adversary '{name}' would never move; "
                 "set random_start: true."
             )
-    if adversary.threat.share == "group" and adversary.threat.where != "prompt" and on_view:
+    if adversary.threat.share == "group" and adversary.threat.where in ("response", "all", "assistant") and on_view:
         raise ConfigError(f"{path}.where: one delta per group can only act on what the group shares; set where: prompt.")
     if adversary.steps and not ascended:
         raise ConfigError(f"{path}: no objective is evaluated on its view, so it has nothing to ascend; give it an inner objective.")

@@ -18,7 +18,7 @@ from advalign.types import ThreatModel
 BALLS = ("L2", "Linf", "L1")
 SCOPES = ("token", "row")
 UNITS = ("mean_embedding_norm", "absolute")
-PLACES = ("prompt", "response", "all")
+PLACES = ("prompt", "response", "all", "system", "user", "last_user", "assistant", "tool")
 SHARES = ("row", "group")
 ORDERS = {"L2": 2.0, "Linf": float("inf"), "L1": 1.0}
 

@@ -69,7 +69,8 @@ class Adversary(ABC, Generic[State]):
     scope: str = "token"
     """One ball per token or per row."""
     where: str = "all"
-    """Positions it may perturb: prompt (real tokens that are not targets), response (targets) or all."""
+    """Positions it may perturb: prompt (real tokens that are not targets), response (targets), all, or the contents of messages: system,
+    user, last_user (the last turn of the user), assistant or tool."""
     share: str = "row"
     """One delta per row, or one per group of rollouts of one prompt."""
     special: bool = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from advalign.types import Example, RolloutGroup, Sampling
+from advalign.types import Example, Prompt, Response, RolloutGroup, Sampling
 
 if TYPE_CHECKING:
     from advalign.interfaces.source import Source, SourceRuntime
@@ -62,14 +62,16 @@ class Context(Protocol):
     def version(self, learner: str) -> int:
         """How many updates a learner has made."""
 
-    def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
+    def score(
+        self, learner: str, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool]
+    ) -> tuple[list[float], int]:
         """A scorer's scores of (prompt, text) pairs, without gradient, and the version of its weights."""
 
     def score_tokens(self, learner: str, groups: Sequence[RolloutGroup]) -> tuple[list[list[float]], int]:
         """Per rollout one score per response id, by a scorer with the sampler's tokenizer, and the version of its weights."""
 
     def logprobs(
-        self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], *, temperature: float = 1.0
+        self, learner: str, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], *, temperature: float = 1.0
     ) -> list[float]:
         """log p(text | prompt) under a policy at a sampling temperature, summed over tokens, without gradient."""
 

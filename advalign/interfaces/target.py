@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces.adversary import PerturbationContext
-from advalign.types import Edit, Example, Outputs, RolloutGroup, Sampling, ThreatModel, Tokens
+from advalign.types import Edit, Example, Outputs, Prompt, RolloutGroup, Sampling, ThreatModel, Tokens
 
 if TYPE_CHECKING:
     from advalign.models import Network
@@ -96,7 +96,7 @@ class Target:
         """scores: logits, or log-probabilities, of texts (and second sentences). Equal texts of one call are sent once."""
         raise self._refusal("predict")
 
-    def fits(self, prompt: str) -> bool:
+    def fits(self, prompt: Prompt) -> bool:
         """text: whether the context has room for the prompt and a token after it."""
         raise self._refusal("fits")
 

@@ -8,6 +8,7 @@ from advalign import plugins
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.types import Example
+from advalign.types.messages import as_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class FunctionJudge(Judge):
         function = plugins.function(self.fn, "judges.function.fn")
 
         def score(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-            values = [function(e.prompt, text, e) for e, text in zip(examples, texts, strict=True)]
+            values = [function(as_read(e.prompt), text, e) for e, text in zip(examples, texts, strict=True)]
             return [math.nan if x is None else float(x) for x in values]
 
         return score

@@ -6,17 +6,20 @@ pass through the same function (`scored_pairs`); sampled ids are never re-tokeni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from advalign.errors import BudgetError
+from advalign.errors import BudgetError, ConfigError, unknown
 from advalign.models import architecture
+from advalign.models.conversation import ASSISTANT, ChatTemplate, Tokenised
 from advalign.models.endings import Ending, find_ending
+from advalign.models.padding import Row, padded
 from advalign.types import RolloutGroup, Tokens
+from advalign.types.messages import ROLES, Conversation, Prompt, Response, as_conversation, plain_text, response_text
+
+USER = ROLES.index("user")
+ASSISTANT_TURNS = ("last", "all")
+CACHED_PROMPTS = 4096
 
 
 class Encoder:
@@ -31,12 +34,43 @@ class Encoder:
     pad_id: int
     """The id of padding; of the end of a sequence, where the tokenizer has no padding token."""
 
-    def __init__(self, tokenizer: Any, *, max_length: int = 512, bidirectional: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int = 512,
+        bidirectional: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        special_tokens_in_text: str = "text",
+    ) -> None:
+        """`chat_template_kwargs`: arguments of the template, such as enable_thinking; `special_tokens_in_text`: whether special tokens
+        that a text spells out are read as text or as tokens."""
+        if special_tokens_in_text not in ("text", "tokens"):
+            raise unknown("model.options.special_tokens_in_text", "reading", special_tokens_in_text, ("text", "tokens"))
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.bidirectional = bidirectional
+        self.settings: dict[str, Any] = {
+            "chat_template_kwargs": dict(chat_template_kwargs or {}),
+            "special_tokens_in_text": special_tokens_in_text,
+        }
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self._ending: tuple[Any, Ending] | None = None
+        self._template: tuple[Any, ChatTemplate | None] = (None, None)
+        self._prompts: dict[Conversation, Tokenised] = {}
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The tokenizer's chat template; None: it has none, and only texts can be read."""
+        source = self.tokenizer.chat_template if architecture.has_chat_template(self.tokenizer) else None
+        if source != self._template[0]:
+            self._template = (source, None if source is None else ChatTemplate(self.tokenizer, **self.settings))
+            self._prompts = {}
+        return self._template[1]
+
+    def with_length(self, max_length: int) -> Encoder:
+        """The same encoder with another bound on rows."""
+        return Encoder(self.tokenizer, max_length=max_length, bidirectional=self.bidirectional, **self.settings)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -56,18 +90,16 @@ class Encoder:
         """The token that ends a response; None: it is not closed, or by several tokens."""
         return self.ending.stop_id
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of prompts, in the chat template where the tokenizer has one."""
-        if architecture.has_chat_template(self.tokenizer):
-            turns = [[{"role": "user", "content": text}] for text in texts if text]
-            options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-            templated = iter(self.tokenizer.apply_chat_template(turns, **options) if turns else ())
-            # A row without prompt is not a turn of a conversation.
-            return [list(next(templated)) if text else self._ids([""])[0] for text in texts]
-        return self._ids(texts, add_special_tokens=not self.bidirectional)
+    # ------------------------------------------------------------------------------------------------------ ids
 
-    def prompt(self, text: str) -> list[int]:
-        return self.prompts([text])[0]
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Ids of prompts, in the chat template where the tokenizer has one."""
+        templated = [self._is_templated(prompt) for prompt in prompts]
+        texts = iter(self._prompt_texts([plain_text(p) for p, chat in zip(prompts, templated, strict=True) if not chat]))
+        return [self._prompt(p).ids if chat else next(texts) for p, chat in zip(prompts, templated, strict=True)]
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        return self.prompts([prompt])[0]
 
     def responses(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[list[int]]:
         """Ids of responses, closed as `ending` says where they are finished."""
@@ -78,63 +110,153 @@ class Encoder:
     def response(self, text: str, finished: bool = True) -> list[int]:
         return self.responses([text], [finished])[0]
 
-    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer(list(texts), **options)["input_ids"]] if texts else []
-
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def demos(self, prompts: Sequence[str], responses: Sequence[str], group: Sequence[int] | None = None) -> Tokens:
-        """Prompt, response and its ending; the response and its end are the target."""
-        return self._join(list(zip(self.prompts(prompts), self.responses(responses), strict=True)), group)
+    # ----------------------------------------------------------------------------------------------------- rows
+
+    def demos(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], group: Sequence[int] | None = None, *, assistant_turns: str = "last"
+    ) -> Tokens:
+        """Prompt and response, closed as the template closes them (where it does not, by end-of-sequence). Targets are the response and its
+        end, tool results in it left out; with assistant_turns = "all" also the assistant's turns of the prompt."""
+        if assistant_turns not in ASSISTANT_TURNS:
+            raise unknown("assistant_turns", "choice", assistant_turns, ASSISTANT_TURNS)
+        return self._padded(self._rows(prompts, responses, [True] * len(prompts), assistant_turns), group)
 
     def rollouts(self, groups: Sequence[RolloutGroup]) -> Tokens:
         """The sampler's own ids. Rows of one prompt share a group number."""
-        pieces = [(g.prompt_ids, r.response_ids) for g in groups for r in g.rollouts]
-        return self._join(pieces, [i for i, g in enumerate(groups) for _ in g.rollouts])
+        rows = [self._joined(self._prompt_of(g), r.response_ids) for g in groups for r in g.rollouts]
+        return self._padded(rows, [i for i, g in enumerate(groups) for _ in g.rollouts])
 
-    def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
-        """Whole texts for a classifier; nothing is a target."""
-        ids = self._segments(texts, pairs)
-        return pad(ids, [len(i) for i in ids], self.pad_id)
+    def classify(self, texts: Sequence[Prompt], pairs: Sequence[str] | None = None) -> Tokens:
+        """Whole texts for a classifier; nothing is a target. A conversation is read as its template writes it, without a template as
+        lines `role: text`."""
+        if self.template is not None and any(isinstance(text, Conversation) for text in texts):
+            rows = [self.template.complete(as_conversation(text)) for text in texts]
+            return self._padded([Row(r.ids, [False] * len(r.ids), r.roles, r.turns).cut(self.max_length) for r in rows], None)
+        first = [plain_text(text) for text in texts]
+        ids = self._segments(first, pairs)
+        starts = [len(row) for row in ids] if pairs is None else [len(row) for row in self._segments(first, None)]
+        return self._padded([self._segmented(row, start, [False] * len(row)) for row, start in zip(ids, starts, strict=True)], None)
 
     def scored_pairs(
-        self, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], group: Sequence[int] | None = None
+        self, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], group: Sequence[int] | None = None
     ) -> Tokens:
         """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it."""
         if not self.bidirectional:
-            return self._join(list(zip(self.prompts(prompts), self.responses(texts, finished), strict=True)), group)
+            return self._padded(self._rows(prompts, texts, finished, "last"), group)
         # A truncated text carries no closing token, as in a decoder.
-        rows = [ids if done else ids[:-1] for ids, done in zip(self._segments(prompts, texts), finished, strict=True)]
-        starts = [min(len(ids), len(row)) for ids, row in zip(self._segments(prompts, None), rows, strict=True)]
-        return pad(rows, starts, self.pad_id, group)
+        first = [plain_text(prompt) for prompt in prompts]
+        segments = self._segments(first, [response_text(text) for text in texts])
+        rows = [ids if done else ids[:-1] for ids, done in zip(segments, finished, strict=True)]
+        starts = [min(len(ids), len(row)) for ids, row in zip(self._segments(first, None), rows, strict=True)]
+        targets = [[t >= start for t in range(len(row))] for row, start in zip(rows, starts, strict=True)]
+        return self._padded([self._segmented(*row) for row in zip(rows, starts, targets, strict=True)], group)
+
+    def _rows(self, prompts: Sequence[Prompt], responses: Sequence[Response], finished: Sequence[bool], assistant_turns: str) -> list[Row]:
+        whole = [self._is_templated(p) and done for p, done in zip(prompts, finished, strict=True)]
+        texts = [(p, r, done) for p, r, done, chat in zip(prompts, responses, finished, whole, strict=True) if not chat]
+        prompt_ids = self.prompts([p for p, _, _ in texts])
+        response_ids = self.responses([response_text(r) for _, r, _ in texts], [done for _, _, done in texts])
+        plain = iter(
+            self._joined(self._described(p, ids), answer) for (p, _, _), ids, answer in zip(texts, prompt_ids, response_ids, strict=True)
+        )
+        return [
+            self._conversation(as_conversation(prompt), response, assistant_turns) if chat else next(plain)
+            for prompt, response, chat in zip(prompts, responses, whole, strict=True)
+        ]
+
+    def _conversation(self, prompt: Conversation, response: Response, assistant_turns: str) -> Row:
+        """The row of a whole conversation, as the template writes it."""
+        assert self.template is not None
+        conversation = prompt.extended(response)
+        row = self.template.complete(conversation)
+        continues = prompt.messages[-1].role_number == ASSISTANT and isinstance(response, str)
+        first = len(prompt.messages) - int(continues)
+        spans = self.template.assistant_turns(conversation, row.ids, 0 if assistant_turns == "all" else first)
+        if continues:
+            spans = [*spans[:-1], (self.template.prompt_length(prompt, row.ids), len(row.ids))]
+        target = [False] * len(row.ids)
+        for start, end in spans:
+            for position in range(max(start, 1), end):
+                target[position] = row.generation is None or row.generation[position]
+        return self._closed(Row(row.ids, target, row.roles, row.turns), len(conversation.messages) - 1)
+
+    def _closed(self, row: Row, last: int) -> Row:
+        """The row, with `ending` behind it where the template does not close its last message."""
+        content = [position for position, turn in enumerate(row.turns) if turn == last]
+        tail, ending = row.ids[content[-1] + 1 :] if content else row.ids, self.ending
+        if self.special_ids & set(tail) or (ending.text is not None and ending.text in self.tokenizer.decode(tail)):
+            return row
+        more = len(ending.ids)
+        return Row([*row.ids, *ending.ids], [*row.target, *[True] * more], [*row.roles, *[-1] * more], [*row.turns, *[-1] * more])
+
+    # -------------------------------------------------------------------------------------------------- helpers
+
+    def _is_templated(self, prompt: Prompt) -> bool:
+        """Whether a prompt is rendered. A row without prompt is not a turn of a conversation."""
+        if isinstance(prompt, Conversation) and self.template is None:
+            raise ConfigError(
+                "chat_template: the prompts are messages, and the tokenizer has no chat template; give one with "
+                "model.options.chat_template (a .jinja file), or give prompts as text."
+            )
+        return self.template is not None and prompt != ""
+
+    def _prompt(self, prompt: Prompt) -> Tokenised:
+        """A prompt in the chat template."""
+        assert self.template is not None
+        conversation = as_conversation(prompt)
+        if conversation not in self._prompts:
+            if len(self._prompts) >= CACHED_PROMPTS:
+                self._prompts.clear()
+            self._prompts[conversation] = self.template.prompt(conversation)
+        rendered = self._prompts[conversation]
+        return Tokenised(list(rendered.ids), list(rendered.roles), list(rendered.turns))
+
+    def _prompt_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._ids(texts) if self.template is not None else self._ids(texts, add_special_tokens=not self.bidirectional)
+
+    def _prompt_of(self, group: RolloutGroup) -> Tokenised:
+        """The prompt of a group as the sampler read it; the beginning of a response that it may hold is the assistant's."""
+        return self._described(group.example.prompt, group.prompt_ids)
+
+    def _described(self, prompt: Prompt, ids: Sequence[int]) -> Tokenised:
+        """Ids of a prompt, and who wrote them."""
+        ids = list(ids)
+        if self.template is not None and prompt != "" and (rendered := self._prompt(prompt)).ids == ids[: len(rendered.ids)]:
+            more = len(ids) - len(rendered.ids)
+            turn = len(as_conversation(prompt).messages)
+            return Tokenised(ids, rendered.roles + [ASSISTANT] * more, rendered.turns + [turn] * more)
+        special = self.special_ids
+        return Tokenised(ids, [-1 if i in special else USER for i in ids], [-1 if i in special else 0 for i in ids])
+
+    def _joined(self, prompt: Tokenised, response_ids: Sequence[int]) -> Row:
+        """A prompt and the ids of its response, cut at `max_length`."""
+        if len(prompt.ids) >= self.max_length:
+            raise BudgetError(
+                f"encoder: a prompt of {len(prompt.ids)} tokens leaves no room in max_length {self.max_length}; "
+                "raise max_length or shorten the prompt."
+            )
+        number = len(response_ids)
+        turn = max(prompt.turns, default=-1) + 1
+        start = max(len(prompt.ids), 1)
+        target = [position >= start for position in range(len(prompt.ids) + number)]
+        row = Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
+        return row.cut(self.max_length)
+
+    def _segmented(self, ids: list[int], start: int, target: list[bool]) -> Row:
+        """A row of one or two segments: the user's, and from `start` on the assistant's (of a classifier: the second sentence)."""
+        special = self.special_ids
+        roles = [-1 if token in special else USER if t < start else ASSISTANT for t, token in enumerate(ids)]
+        return Row(ids, target, roles, [-1 if role < 0 else role - USER for role in roles])
+
+    def _padded(self, rows: Sequence[Row], group: Sequence[int] | None) -> Tokens:
+        return padded(rows, self.pad_id, group)
+
+    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(list(texts), **options)["input_ids"]] if texts else []
 
     def _segments(self, first: Sequence[str], second: Sequence[str] | None) -> list[list[int]]:
         pairs = None if second is None else list(second)
         return self._ids(first, text_pair=pairs, truncation=True, max_length=self.max_length)
-
-    def _join(self, pieces: Sequence[tuple[Sequence[int], Sequence[int]]], group: Sequence[int] | None) -> Tokens:
-        rows, starts = [], []
-        for prompt, response in pieces:
-            if len(prompt) >= self.max_length:
-                raise BudgetError(
-                    f"encoder: a prompt of {len(prompt)} tokens leaves no room in max_length {self.max_length}; "
-                    "raise max_length or shorten the prompt."
-                )
-            rows.append([*prompt, *response][: self.max_length])
-            starts.append(max(len(prompt), 1))
-        return pad(rows, starts, self.pad_id, group)
-
-
-def pad(rows: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int, group: Sequence[int] | None = None) -> Tokens:
-    """Right-pad; tokens from `starts[b]` on are the target of row b."""
-    width = max(len(r) for r in rows)
-    ids: Int[Tensor, "B T"] = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    target = torch.zeros(len(rows), width, dtype=torch.bool)
-    for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[b, : len(row)] = True
-        target[b, start : len(row)] = True
-    key = torch.arange(len(rows))
-    return Tokens(ids=ids, mask=mask, target=target, group=key.clone() if group is None else torch.tensor(group, dtype=torch.long), key=key)

@@ -85,7 +85,7 @@ def build_critic(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> H
         attention_probs_dropout_prob=rate,
         pad_token_id=0,
     )
-    encoder = Encoder(owner.encoder.tokenizer, max_length=length, bidirectional=owner.encoder.bidirectional)
+    encoder = owner.encoder.with_length(length)
     with torch.random.fork_rng():
         torch.manual_seed(int(options["seed"]))
         critic = HiddenStateCritic(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advalign.models.forward import Network
 from advalign.models.sharding import reshard
-from advalign.types import Tokens, fit
+from advalign.types import Prompt, Response, Tokens, fit
 
 TOKEN_COLUMNS = frozenset({"logprobs", "entropy", "values", "token_scores"})
 """Fields of `Outputs` of shape "B T"."""
@@ -84,7 +84,7 @@ def batches_in_order(number: int, size: int) -> list[Int[Tensor, "_"]]:
     return list(torch.arange(number).split(size)) if number else []
 
 
-def score_texts(network: Network, rows: Sequence[tuple[str, str, bool]], token_budget: int) -> list[float]:
+def score_texts(network: Network, rows: Sequence[tuple[Prompt, Response, bool]], token_budget: int) -> list[float]:
     """The scores of (prompt, text, whether it is finished) under a network with a scalar head; equal rows are scored once."""
     distinct = list(dict.fromkeys(rows))
     tokens = network.encoder.scored_pairs(*(list(column) for column in zip(*distinct, strict=True)))

@@ -19,7 +19,17 @@ from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
 from advalign.models.hidden_state_critic import HiddenStateCritic
-from advalign.models.specification import DTYPES, OPTIONS, ModelSpec, check_dtype, check_head, check_options, head_options
+from advalign.models.specification import (
+    DTYPES,
+    ENCODER_OPTIONS,
+    OPTIONS,
+    ModelSpec,
+    chat_template_text,
+    check_dtype,
+    check_head,
+    check_options,
+    head_options,
+)
 
 
 def load(
@@ -94,7 +104,8 @@ def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     facts = folders.saved_facts(folder)
     model = folders.adapter_base(folder) if folder is not None and folders.holds_adapter(folder) else spec.model
     base = folders.model_folder(model)
-    options = {k: v for k, v in spec.options.items() if k in ("num_labels", "dropout", "pooling", "revision")}
+    carried = ("num_labels", "dropout", "pooling", "revision", "chat_template", *ENCODER_OPTIONS)
+    options = {k: v for k, v in spec.options.items() if k in carried}
     spec = ModelSpec(model=model, head=spec.head, tokenizer=spec.tokenizer, max_length=spec.max_length, dtype=spec.dtype, options=options)
     with _sentences(model, base), torch.random.fork_rng(), torch.device("meta"):
         network = _build(spec, spec.head, str(base or model), facts, texts, weights=False)
@@ -130,7 +141,10 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
         raise ConfigError(f"{spec.model}: its tokenizer has neither a padding nor an end-of-sequence token; set one of them.")
     pretrained.check_pooling(spec, body)
     pooling = spec.options.get("pooling") or facts.get("pooling") or ("mean" if bidirectional else "last")
-    encoder = Encoder(tokenizer, max_length=spec.max_length, bidirectional=bidirectional)
+    chat = {k: v for k, v in (*facts.items(), *spec.options.items()) if k in ENCODER_OPTIONS}
+    if "chat_template" in spec.options:
+        tokenizer.chat_template = chat_template_text(spec.options["chat_template"])
+    encoder = Encoder(tokenizer, max_length=spec.max_length, bidirectional=bidirectional, **chat)
     options = head_options(spec.head, facts, spec.options)
     if spec.head == "score" and "num_features" in facts:
         return HiddenStateCritic(body, encoder, facts["num_features"], pooling=pooling, **options)

@@ -9,7 +9,6 @@ import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.models import adapters, folders
-from advalign.models.encode import Encoder
 from advalign.models.forward import Network
 from advalign.models.hidden_state_critic import read_learner
 from advalign.models.load import apply_options
@@ -40,9 +39,7 @@ def share_base(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> Net
     if spec.head == "policy" and not {"lora", "adapter"} & set(options):
         raise ConfigError(f"{path}.options: a policy on '{spec.model}' has nothing of its own to train; give options: {{lora: {{r: 8}}}}.")
     body = adapters.without_adapter(owner.model if spec.head == "policy" else owner.backbone)
-    encoder = Encoder(
-        owner.encoder.tokenizer, max_length=min(spec.max_length, owner.encoder.max_length), bidirectional=owner.encoder.bidirectional
-    )
+    encoder = owner.encoder.with_length(min(spec.max_length, owner.encoder.max_length))
     with torch.random.fork_rng():
         torch.manual_seed(int(options["seed"]))
         pooling = options.get("pooling") or owner.pooling

@@ -15,6 +15,7 @@ from advalign.models.folders import saved_facts
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
+ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text")
 OPTIONS = (
     "pooling",
     "num_labels",
@@ -27,6 +28,8 @@ OPTIONS = (
     "lora",
     "adapter",
     *HEAD_OPTIONS,
+    "chat_template",
+    *ENCODER_OPTIONS,
 )
 # What a learner may set on the base of another one.
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", *HEAD_OPTIONS)
@@ -49,13 +52,29 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout, seed,
     lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value)
-    head_dropout and spectral_norm."""
+    head_dropout and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs
+    (arguments of the template, such as enable_thinking) and special_tokens_in_text (whether special tokens that a text spells out are
+    read as text, the default, or as tokens)."""
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
     for name in options:
         if name not in allowed:
             raise unknown("model.options", "option", name, allowed)
+
+
+def chat_template_text(value: Any) -> str | None:
+    """A chat template from a file, or as it is written; "none": no template."""
+    if value == "none":
+        return None
+    if isinstance(value, str) and ("{{" in value or "{%" in value):
+        return value
+    file = Path(str(value)).expanduser()
+    if not file.is_file():
+        raise ConfigError(
+            f"model.options.chat_template: '{value}' is neither a file nor a template with {{{{ }}}} or {{% %}}; none turns it off."
+        )
+    return file.read_text(encoding="utf-8")
 
 
 def check_head(head: str) -> None:

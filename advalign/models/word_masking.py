@@ -4,7 +4,6 @@ A masked word becomes ONE mask token, however many pieces it has: a mask for eac
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -88,7 +87,12 @@ def mask_words(
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
     mask = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
     target = torch.tensor([row_target + [False] * (width - len(row_target)) for row_target in targets], device=device)
-    return replace(tokens, ids=ids, mask=mask, target=target), origin.to(device)
+    source = torch.full(ids.shape, -1)
+    for b, positions in enumerate(origin.tolist()):
+        for old, new in enumerate(positions):
+            if new >= 0:
+                source[b, new] = old
+    return tokens.moved(source.to(device), ids=ids, mask=mask, target=target), origin.to(device)
 
 
 def _drop_words(word: Int[Tensor, "T"], closed: Collection[int]) -> Int[Tensor, "T"]:

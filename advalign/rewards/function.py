@@ -13,7 +13,7 @@ from typing import Any
 from advalign import plugins
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Reward, Scorer
-from advalign.types import Example, RolloutGroup
+from advalign.types import Conversation, Example, RolloutGroup
 
 RESERVED = frozenset({"prompt", "completion", "completion_ids"})
 """Columns of the data that TRL does not hand to a reward function."""
@@ -94,7 +94,7 @@ class _FunctionScorer(Scorer):
         as_messages = {name: self._asks_for_messages(name) for name in ("prompts", "completions")}
         return columns | {
             "prompts": [
-                example.prompt if messages is None and not as_messages["prompts"] else messages or [_message("user", example.prompt)]
+                example.prompt if messages is None and not as_messages["prompts"] else messages or [_message("user", example.text)]
                 for (example, _), messages in zip(flat, turns, strict=True)
             ],
             "completions": [
@@ -133,15 +133,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
 
 def prompt_messages(example: Example) -> list[dict[str, Any]] | None:
     """The prompt of an example as messages, without the reference answer; None where it is a text."""
-    turns: Any = example.row.get("prompt")
-    if not _is_messages(turns):
-        turns = example.meta.get("messages")
-        turns = turns[:-1] if _is_messages(turns) and turns[-1].get("role") == "assistant" else turns
-    return [dict(turn) for turn in turns] if _is_messages(turns) else None
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    return [turn.to_dict() for turn in example.prompt.messages] if isinstance(example.prompt, Conversation) else None
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Scorer
 from advalign.sources._rollouts import RolloutSource, Sampled
 from advalign.sources._stream import StreamRuntime
-from advalign.types import Example, RolloutGroup, Sampling
+from advalign.types import Example, Prompt, RolloutGroup, Sampling
 
 PLACEMENTS = ("prefix", "suffix", "rewrite")
 PAYOFFS = ("failure", "regret", "learnability")
@@ -44,7 +44,7 @@ class Injection:
 
     def ask(self, example: Example) -> Example:
         """What the attacker is asked. It has no verifier, since the attacker's text is not an answer."""
-        return Example(prompt=self.template.replace("{prompt}", example.prompt), id=example.id)
+        return Example(prompt=self.template.replace("{prompt}", example.text), id=example.id)
 
     def valid(self, attack: str, prompt: str) -> bool:
         """Whether the attack is allowed on this prompt."""
@@ -152,7 +152,7 @@ class Opponents:
         return [(a, d, n) for a, d, n in ((attacker, defender, number - assigned), *pairs) if n]
 
 
-def with_prompt(example: Example, prompt: str) -> Example:
+def with_prompt(example: Example, prompt: Prompt) -> Example:
     """The same problem, its verifier included, under another prompt."""
     return example if prompt == example.prompt else replace(example, prompt=prompt)
 

@@ -10,11 +10,12 @@ from typing import Any
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Source
 from advalign.sources._checks import require_fraction
-from advalign.types import Example, RolloutGroup
+from advalign.types import Example, Prompt, Response, RolloutGroup
+from advalign.types.messages import from_plain, response_text, to_plain
 
 MATCHES = ("none", "prompt")
 UNITS = ("words", "characters")
-Text = tuple[str, str, bool]
+Text = tuple[Prompt, Response, bool]
 """Prompt, text, finished."""
 
 
@@ -61,22 +62,25 @@ class LengthMatched:
             raise unknown("sources.contrast.length_unit", "unit", self.length_unit, UNITS)
         return len(text.split()) if self.length_unit == "words" else len(text)
 
+    def _length(self, response: Response) -> int:
+        return self.length(response_text(response))
+
     def paired(self, real: Sequence[Example], generated: Sequence[Text], by_prompt: bool) -> tuple[list[Example], list[Text]]:
         """Pairs of nearest length, each row used once; with `by_prompt` of one prompt."""
         assert self.lengths is not None
         free, pairs = list(generated), []
         for example in real:
-            length = self.length(example.meta["response"])
+            length = self._length(example.meta["response"])
             candidates = [i for i, row in enumerate(free) if not by_prompt or row[0] == example.prompt]
-            nearest = min(candidates, key=lambda i: abs(self.length(free[i][1]) - length), default=None)
+            nearest = min(candidates, key=lambda i: abs(self._length(free[i][1]) - length), default=None)
             if nearest is None:
                 continue
-            other = self.length(free[nearest][1])
+            other = self._length(free[nearest][1])
             if abs(other - length) <= self.lengths * max(other, length):
                 pairs.append((example, free.pop(nearest)))
         if not pairs:
-            all_pairs = [(e, row) for e in real for row in generated if not by_prompt or row[0] == e.prompt]
-            pairs = [min(all_pairs, key=lambda p: abs(self.length(p[0].meta["response"]) - self.length(p[1][1])))] if all_pairs else []
+            every = [(e, row) for e in real for row in generated if not by_prompt or row[0] == e.prompt]
+            pairs = [min(every, key=lambda p: abs(self._length(p[0].meta["response"]) - self._length(p[1][1])))] if every else []
         return [example for example, _ in pairs], [row for _, row in pairs]
 
 
@@ -93,7 +97,9 @@ class GeneratedPool:
         groups = self._groups(step)
         if groups is None:
             return []
-        by_group = [[(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups]
+        by_group: list[list[Text]] = [
+            [(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups
+        ]
         fresh = [row for rows in by_group for row in rows]
         old = [row for then, rows in self.past for row in rows if step - then <= self.config.replay_steps]
         if repeat == 0 and self.config.replay > 0:
@@ -120,10 +126,10 @@ class GeneratedPool:
         return self.config.override and example.verify is not None and example.verify(text) >= 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pool": [[step, [list(row) for row in rows]] for step, rows in self.past]}
+        return {"pool": [[step, [[to_plain(p), to_plain(t), f] for p, t, f in rows]] for step, rows in self.past]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.past = [(step, [(p, t, f) for p, t, f in rows]) for step, rows in state["pool"]]
+        self.past = [(step, [(from_plain(p), from_plain(t), f) for p, t, f in rows]) for step, rows in state["pool"]]
 
 
 class Verified:
@@ -153,7 +159,7 @@ class Verified:
         return rng.sample(examples, min(number, len(examples)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"verified": [[[e.id, e.prompt, e.meta["response"]] for e in draw] for draw in self.past]}
+        return {"verified": [[[e.id, to_plain(e.prompt), e.meta["response"]] for e in draw] for draw in self.past]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.past = [[Example(prompt=p, id=i, meta={"response": t}) for i, p, t in draw] for draw in state.get("verified", [])]
+        self.past = [[Example(prompt=from_plain(p), id=i, meta={"response": t}) for i, p, t in draw] for draw in state.get("verified", [])]

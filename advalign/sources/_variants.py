@@ -15,7 +15,7 @@ from advalign.errors import ConfigError
 from advalign.interfaces import Target
 from advalign.sources._checks import require_positive
 from advalign.sources._game import Injection
-from advalign.types import Example
+from advalign.types import Example, Prompt
 
 FLOOR = 1e-6  # of a measured probability, whose logarithm an attack reads
 
@@ -47,16 +47,16 @@ class Distractors:
     def text(self, rng: random.Random) -> str:
         return "".join(rng.choice(self.alphabet) for _ in range(self.length))
 
-    def prompt(self, example: Example, rng: random.Random) -> str:
+    def prompt(self, example: Example, rng: random.Random) -> Prompt:
         """The example's prompt with random pieces."""
-        return self.injection().place(self.text(rng), example.prompt)
+        return example.with_text(self.injection().place(self.text(rng), example.text)).prompt
 
 
 class Rewrites:
     """{example: its prompts in other data}: rows of `data` with the same id and another prompt."""
 
     def __init__(self, data: Sequence[Any], examples: Sequence[Example], limit: int | None, seed: int, path: str) -> None:
-        self.by_id: dict[str, list[str]] = {}
+        self.by_id: dict[str, list[Prompt]] = {}
         for number, reference in enumerate(data):
             prompts = {e.id: e.prompt for e in loading.examples(reference, limit=limit, seed=seed)}
             missing = [e.id for e in examples if e.id not in prompts]
@@ -67,7 +67,7 @@ class Rewrites:
             for example in examples:
                 self.by_id.setdefault(example.id, []).append(prompts[example.id])
 
-    def prompts(self, example: Example, number: int, rng: random.Random) -> list[str]:
+    def prompts(self, example: Example, number: int, rng: random.Random) -> list[Prompt]:
         """`number` of them, each once if there are as many."""
         prompts = self.by_id[example.id]
         return rng.sample(prompts, number) if number < len(prompts) else list(prompts)
@@ -90,7 +90,7 @@ class Solver(Target):
 
     def classified(self) -> list[Example]:
         """The problems as examples of class 1."""
-        return [Example(prompt=e.prompt, id=e.id, label=1, pair=str(i)) for i, e in enumerate(self.problems)]
+        return [Example(prompt=e.text, id=e.id, label=1, pair=str(i)) for i, e in enumerate(self.problems)]
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """Log-probabilities "B 2" of failing and solving."""

@@ -16,7 +16,7 @@ from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, compl
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream, StreamRuntime
 from advalign.sources._variants import Distractors, Rewrites, Solver
-from advalign.types import Budget, Example, RolloutGroup, RolloutRows
+from advalign.types import Budget, Example, Prompt, RolloutGroup, RolloutRows
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -124,7 +124,7 @@ class _Runtime(StreamRuntime[RolloutGroup]):
         self.logs |= _mean("probed/all", all_scores) | _mean("probed/kept", chosen_scores)
         return chosen
 
-    def _probed(self, questions: Sequence[tuple[Example, str]], key: tuple) -> list[list[float]]:
+    def _probed(self, questions: Sequence[tuple[Example, Prompt]], key: tuple) -> list[list[float]]:
         """The scores of `probes` answers to each (problem, prompt); their number is added to the log."""
         if not questions:
             return []
@@ -142,14 +142,18 @@ class _Runtime(StreamRuntime[RolloutGroup]):
     def _attacked(self, examples: Sequence[Example], step: int) -> list[Example]:
         """Every example as the attack left it: unchanged where the attack found nothing."""
         numbers = iter(range(10**9))
-        solver = Solver(examples, lambda questions: [_mean_or_solved(s) for s in self._probed(questions, (step, next(numbers)))])
+        solver = Solver(examples, lambda texts: self._solved(texts, (step, next(numbers))))
         rng, budget = self.context.random("variants", self.name, step), Budget(queries=self.config.candidates)
         assert self.config.attack is not None
         proposals = self.config.attack.propose(solver, solver.classified(), budget, rng) if examples else []
-        results = [e if p.text is None else with_prompt(e, p.text) for e, p in zip(examples, proposals, strict=True)]
+        results = [e if p.text is None else e.with_text(p.text) for e, p in zip(examples, proposals, strict=True)]
         num_changed = sum(new is not old for new, old in zip(results, examples, strict=True))
         self.logs |= {"attack_success": num_changed / len(results)} if results else {}
         return results
+
+    def _solved(self, questions: Sequence[tuple[Example, str]], key: tuple) -> list[float]:
+        """The mean score of the answers to each (problem, its text in other words)."""
+        return [_mean_or_solved(scores) for scores in self._probed([(e, e.with_text(text).prompt) for e, text in questions], key)]
 
     def rows(self, items: Sequence[RolloutGroup], encoder: Encoder) -> RolloutRows:
         return build_rows(items, encoder, self.weights, self.config.sampling.temperature)

@@ -14,7 +14,8 @@ from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.sources._checks import require_fraction
 from advalign.sources._corrupt import CORRUPTIONS, corrupt
 from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
-from advalign.types import Example, LabelRows, Rows
+from advalign.types import Example, LabelRows, Prompt, Response, Rows
+from advalign.types.messages import conversation, is_messages, response_text
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -28,9 +29,9 @@ REAL, PERTURBED, GENERATED, CORRUPTED = range(4)
 class DiscriminatorRow:
     """One row for a discriminator."""
 
-    prompt: str
+    prompt: Prompt
     """Its prompt."""
-    text: str
+    text: Response
     """The response to score."""
     finished: bool = True
     """Whether the text ended by itself."""
@@ -109,7 +110,7 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
             number = len(real)
             real, generated = config.paired(real, generated, config.match == "prompt")
             self.logs["length_matched"] = len(real) / max(number, 1)
-        groups: dict[str, int] = {}  # rows are matched by the prompt they started from
+        groups: dict[Prompt, int] = {}  # rows are matched by the prompt they started from
         items: list[DiscriminatorRow] = []
         for example in real:
             items += self._real_and_changed(example, groups.setdefault(example.prompt, len(groups)), rng)
@@ -124,7 +125,7 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
             return self.verified.take(self.config.batch_size, rng)
         if self.config.match == "none" or not generated:
             return list(source.sample(self.config.batch_size, rng))
-        by_prompt: dict[str, list[Example]] = {}
+        by_prompt: dict[Prompt, list[Example]] = {}
         for example in source.examples:
             by_prompt.setdefault(example.prompt, []).append(example)
         prompts = [prompt for prompt in dict.fromkeys(prompt for prompt, _, _ in generated) if prompt in by_prompt]
@@ -143,17 +144,18 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         if prompt is not None:
             rows.append(DiscriminatorRow(prompt=prompt, text=text, kind=PERTURBED, group=group))
         if self.config.corrupt:
-            corrupted = corrupt(text, self.config.corrupt, rng, example.verify)
+            corrupted = corrupt(response_text(text), self.config.corrupt, rng, example.verify)
             if corrupted is not None:
                 rows.append(DiscriminatorRow(prompt=example.prompt, text=corrupted, kind=CORRUPTED, group=group))
         return rows
 
-    def _perturbed(self, example: Example, rng: random.Random) -> str | None:
+    def _perturbed(self, example: Example, rng: random.Random) -> Prompt | None:
         """A prompt that the example's text violates: one from the data, one of another example, or one that the task makes; None where
         there is no way to get one."""
-        text, column = example.meta["response"], example.meta.get("rejected_prompt")
+        text, column = response_text(example.meta["response"]), example.meta.get("rejected_prompt")
         if column:
-            return column if isinstance(column, str) else str(rng.choice(list(column)))
+            prompt = column if isinstance(column, str) or is_messages(column) else rng.choice(list(column))
+            return conversation(prompt) if is_messages(prompt) else str(prompt)
         if self.config.swap and rng.random() < self.config.swap:
             others = self.context.source(self.config.real).sample(16, rng)
             for other in others:

@@ -12,7 +12,7 @@ import torch
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Context
-from advalign.sources._game import Injection, Opponents, Payoff, PlayedGame, PlayedGameRuntime, attack_payoff, with_prompt
+from advalign.sources._game import Injection, Opponents, Payoff, PlayedGame, PlayedGameRuntime, attack_payoff
 from advalign.sources._rollouts import build_rows, completion_metrics, require_scored, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream
@@ -130,8 +130,8 @@ class GameRuntime(PlayedGameRuntime):
         self, attacker: str, defender: str, examples: Sequence[Example], written: Sequence[RolloutGroup], key: tuple
     ) -> list[_Match]:
         config, injection = self.config, self.config.injection
-        attacks = [(e, r, injection.valid(r.text, e.prompt)) for e, g in zip(examples, written, strict=True) for r in g.rollouts]
-        prompts = [with_prompt(e, injection.place(r.text, e.prompt)) if valid else e for e, r, valid in attacks]
+        attacks = [(e, r, injection.valid(r.text, e.text)) for e, g in zip(examples, written, strict=True) for r in g.rollouts]
+        prompts = [e.with_text(injection.place(r.text, e.text)) if valid else e for e, r, valid in attacks]
         groups = self.context.generate(defender, prompts, config.answers, config.answer_sampling, ("answer", *key))
         return [
             _Match(attacker=attacker, defender=defender, attack=attack, valid=valid, answers=group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from advalign.errors import ConfigError
@@ -34,8 +34,8 @@ class Entry(TypedDict):
 class Search(TypedDict):
     """One search, as a plain value."""
 
-    prompt: str
-    """The prompt with the best suffix."""
+    text: str
+    """The text of the prompt (`Example.text`) with the best suffix."""
     suffix: list[int]
     """The best suffix."""
     first_loss: float
@@ -130,7 +130,7 @@ class _Runtime(SourceRuntime[Example]):
             entry = self.entries[index]
             ages.append(entry["age"])
             self.entries[index] = {**entry, "suffix": list(search["suffix"]), "age": entry["age"] + 1}
-            items.append(replace(self.pairs[entry["pair"]], prompt=search["prompt"]))
+            items.append(self.pairs[entry["pair"]].with_text(search["text"]))
         number = len(searches)
         self.logs = {
             "loss/before": sum(s["first_loss"] for s in searches) / number,
@@ -164,7 +164,7 @@ class _Runtime(SourceRuntime[Example]):
                 best = self.config.attack.resume(target, example, tuple(entry["suffix"]), rng)
                 searches.append(
                     {
-                        "prompt": pair.prompt if best.text is None else best.text,
+                        "text": pair.text if best.text is None else best.text,
                         "suffix": list(best.suffix),
                         "first_loss": best.trace[0][1],
                         "loss": best.loss,

@@ -11,7 +11,8 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.targets.cache import AnswerCache
-from advalign.types import Example
+from advalign.types import Example, Prompt
+from advalign.types.messages import as_read
 
 
 class BlackBoxModel(ABC):
@@ -113,14 +114,14 @@ class BlackBoxGeneratorTarget(BlackBoxTarget):
 
     abilities = frozenset({"text"})
 
-    def fits(self, prompt: str) -> bool:
+    def fits(self, prompt: Prompt) -> bool:
         """Always: the function decides how long a prompt may be."""
         return True
 
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
-        """The function's response to each prompt, as long as the function makes it."""
+        """The function's response to each prompt (a text, or messages as mappings), as long as the function makes it."""
         self.spend(len(examples))
-        texts = list(self.model.function([e.prompt for e in examples]))
+        texts = list(self.model.function([as_read(e.prompt) for e in examples]))
         if len(texts) != len(examples):
             raise ConfigError(f"target: '{self.model.name}' gave {len(texts)} responses to {len(examples)} prompts.")
         return [str(text) for text in texts]

@@ -13,7 +13,7 @@ from advalign.rollout.hf import HF
 from advalign.targets.examples import reference_response
 from advalign.targets.prefix import CachedPrefix
 from advalign.targets.target import NetworkTarget, stack
-from advalign.types import Example, Outputs, RolloutGroup, Sampling, Tokens
+from advalign.types import Example, Outputs, Prompt, RolloutGroup, Sampling, Tokens
 
 
 class GeneratorTarget(NetworkTarget):
@@ -32,7 +32,7 @@ class GeneratorTarget(NetworkTarget):
     def prefix(self, ids: Sequence[int]) -> CachedPrefix:
         return CachedPrefix(self, ids)
 
-    def fits(self, prompt: str) -> bool:
+    def fits(self, prompt: Prompt) -> bool:
         """Whether the context has room for the prompt and a token after it."""
         return len(self.network.encoder.prompt(prompt)) < self.network.encoder.max_length
 

@@ -40,7 +40,7 @@ def reviews() -> list[Example]:
 
 def texts() -> list[str]:
     """Everything the tokenizers know."""
-    return [text for e in questions() for text in (e.prompt, e.answer or "")] + [e.prompt for e in reviews()]
+    return [text for e in questions() for text in (e.text, e.answer or "")] + [e.text for e in reviews()]
 
 
 def network(head: str, *, dtype: str = "float32", extra: Sequence[str] = ()) -> Network:

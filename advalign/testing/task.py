@@ -31,11 +31,11 @@ def _examples(task: Task, split: str, number: int, seed: int) -> list[Example]:
     require(isinstance(result, list), task, f"examples returns a {type(result).__name__}; return a list of advalign.types.Example.")
     require(all(isinstance(e, Example) for e in result), task, "examples returns something that is no advalign.types.Example.")
     require(0 < len(result) <= number, task, f"examples('{split}', {number}, rng) gives {len(result)}; from 1 to that number.")
-    prompts = len({e.prompt for e in result})
+    prompts = len({e.text for e in result})
     require(prompts == len(result), task, f"split '{split}' repeats a prompt ({prompts} distinct of {len(result)}).")
     ids = len({e.id for e in result}) == len(result) and all(e.id for e in result)
     require(ids, task, f"split '{split}' has examples without an id, or with the id of another; ids name lines of result files.")
-    unverified = next((e.prompt for e in result if e.verify is None), None)
+    unverified = next((e.text for e in result if e.verify is None), None)
     require(unverified is None, task, f"the example '{unverified}' has no `verify`, which scores a response in [0, 1].")
     return result
 
@@ -45,7 +45,7 @@ def _splits(task: Task, drawn: dict[tuple[str, int], list[Example]], splits: Seq
         for second in splits:
             if first == second:
                 continue
-            shared = {e.prompt for e in drawn[first, 0]} & {e.prompt for e in drawn[second, 1]}
+            shared = {e.text for e in drawn[first, 0]} & {e.text for e in drawn[second, 1]}
             text = next(iter(shared), "")
             sentence = f"'{first}' and '{second}' share the prompt '{text[:40]}'; make the split a function of the prompt (a hash)."
             require(not shared, task, sentence)
@@ -54,7 +54,7 @@ def _splits(task: Task, drawn: dict[tuple[str, int], list[Example]], splits: Seq
 def _random(task: Task, split: str, number: int) -> None:
     def transcript(seed: int) -> list[tuple[str, str]]:
         rng = random.Random(seed)
-        return [(e.prompt, task.demonstrate(e, rng)) for e in task.examples(split, number, rng)]
+        return [(e.text, task.demonstrate(e, rng)) for e in task.examples(split, number, rng)]
 
     with explained(task, "demonstrate raised"):
         seed_global_generators(0)
@@ -90,7 +90,7 @@ def _answers(task: Task, examples: Sequence[Example]) -> None:
             text = task.demonstrate(example, rng)
         require(isinstance(text, str), task, f"demonstrate returns a {type(text).__name__}; a text.")
         score = _score(task, example, text)
-        require(score == 1, task, f"demonstrate('{example.prompt[:40]}') gives '{text[:40]}', which verify scores {score}, not 1.")
+        require(score == 1, task, f"demonstrate('{example.text[:40]}') gives '{text[:40]}', which verify scores {score}, not 1.")
         _perturbed(task, example, text, rng)
     for text in ODD_TEXTS:
         _score(task, examples[0], text)
@@ -104,15 +104,15 @@ def _perturbed(task: Task, example: Example, text: str, rng: random.Random) -> N
         with explained(task, "perturb raised"):
             near = task.perturb(example, text, rng)
     except AdvalignError as error:
-        raise BrokenRule(f"{type(task).__name__}: perturb finds no near example of '{example.prompt[:40]}': {error}") from error
-    require(near.prompt != example.prompt, task, f"perturb('{example.prompt[:40]}') gives the same prompt.")
+        raise BrokenRule(f"{type(task).__name__}: perturb finds no near example of '{example.text[:40]}': {error}") from error
+    require(near.text != example.text, task, f"perturb('{example.text[:40]}') gives the same prompt.")
     score = _score(task, near, text)
     require(
-        score == 0, task, f"'{text[:40]}' is right for '{near.prompt[:40]}', too (verify {score}); a perturbed prompt is one it violates."
+        score == 0, task, f"'{text[:40]}' is right for '{near.text[:40]}', too (verify {score}); a perturbed prompt is one it violates."
     )
     with explained(task, "demonstrate raised on a perturbed example"):
         answer = task.demonstrate(near, rng)
-    require(_score(task, near, answer) == 1, task, f"the perturbed prompt '{near.prompt[:40]}' has no right answer: '{answer[:40]}'.")
+    require(_score(task, near, answer) == 1, task, f"the perturbed prompt '{near.text[:40]}' has no right answer: '{answer[:40]}'.")
 
 
 __all__ = ["check_task"]

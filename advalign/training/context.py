@@ -25,7 +25,7 @@ from advalign.training.ahead import Background, with_version
 from advalign.training.columns import columns
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
-from advalign.types import DemoRows, Example, RolloutGroup, Sampling, TokenRows, Tokens
+from advalign.types import DemoRows, Example, Prompt, Response, RolloutGroup, Sampling, TokenRows, Tokens
 
 
 class RunContext(Context):
@@ -147,7 +147,9 @@ class RunContext(Context):
 
     # --------------------------------------------------------------------------------------------------- scoring
 
-    def score(self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> tuple[list[float], int]:
+    def score(
+        self, learner: str, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool]
+    ) -> tuple[list[float], int]:
         network, version = self.network(learner)
         distinct = list(dict.fromkeys(zip(prompts, texts, finished, strict=True)))
         with gathered(network):
@@ -175,7 +177,7 @@ class RunContext(Context):
             raise ConfigError(f"learners.{learner}.max_length: {encoder.max_length} cuts responses off; scores per token need all of them.")
 
     def logprobs(
-        self, learner: str, prompts: Sequence[str], texts: Sequence[str], finished: Sequence[bool], *, temperature: float = 1.0
+        self, learner: str, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], *, temperature: float = 1.0
     ) -> list[float]:
         network, _ = self.network(learner)
         rows = _TextRows(tokens=network.encoder.scored_pairs(prompts, texts, finished), temperature=temperature)

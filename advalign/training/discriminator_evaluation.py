@@ -24,7 +24,8 @@ from advalign.models.inference import score_texts
 from advalign.objectives.discriminate import SATURATED
 from advalign.training.context import RunContext
 from advalign.training.discriminator_probe import GENERATED, PERTURBED, REAL, DiscriminatorProbe, Row, probe_metrics
-from advalign.types import Example, LabelRows, Sampling
+from advalign.types import Example, LabelRows, Prompt, Sampling
+from advalign.types.messages import response_text
 
 KINDS = LabelRows.KINDS
 
@@ -92,7 +93,7 @@ def evaluate_discriminator(
     rows = held_out_rows(evaluation, rollout_engine, context)
     scores = torch.tensor(score_texts(network, [row[:3] for row in rows], budget), dtype=torch.float64)
     kinds, examples = (torch.tensor([row[i] for row in rows]) for i in (3, 4))
-    ids = network.encoder.responses([row[1] for row in rows], [row[2] for row in rows])
+    ids = network.encoder.responses([response_text(row[1]) for row in rows], [row[2] for row in rows])
     lengths = torch.tensor([max(len(response), 1) for response in ids], dtype=torch.float64)
     logs = discrimination_metrics(scores, kinds, examples, bins=evaluation.bins) | length_correlations(scores, lengths, kinds)
     if evaluation.probe is not None:
@@ -103,7 +104,7 @@ def evaluate_discriminator(
 def held_out_rows(evaluation: DiscriminatorEvaluation, rollout_engine: RolloutEngine, context: RunContext) -> list[Row]:
     """Real rows, then perturbed, then generated ones: a function of the configuration and of the sampler alone."""
     real = loading.demonstrations(evaluation.data, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed)
-    rows = [(e.prompt, e.meta["response"], True, REAL, i) for i, e in enumerate(real)]
+    rows: list[Row] = [(e.prompt, e.meta["response"], True, REAL, i) for i, e in enumerate(real)]
     if evaluation.perturb is not None:
         rows += [(_violated(evaluation.perturb, e, evaluation.seed), e.meta["response"], True, PERTURBED, i) for i, e in enumerate(real)]
     if evaluation.sampler is not None:
@@ -115,7 +116,7 @@ def held_out_rows(evaluation: DiscriminatorEvaluation, rollout_engine: RolloutEn
     return rows
 
 
-def _violated(task: Task, example: Example, seed: int) -> str:
+def _violated(task: Task, example: Example, seed: int) -> Prompt:
     """A prompt that the example's response violates."""
     stream = random.Random(f"{seed}/{example.id}/{example.prompt}")
     return task.perturb(example, example.meta["response"], stream).prompt

@@ -15,8 +15,9 @@ from advalign.models import Network, load
 from advalign.models.inference import score_texts
 from advalign.models.sharing import base_owner, share_base
 from advalign.training.context import RunContext
+from advalign.types import Prompt, Response
 
-Row = tuple[str, str, bool, int, int]
+Row = tuple[Prompt, Response, bool, int, int]
 """(prompt, text, finished, index into `LabelRows.KINDS`, number of the example)"""
 
 REAL, PERTURBED, GENERATED = 0, 1, 2

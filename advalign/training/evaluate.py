@@ -23,6 +23,7 @@ from advalign.training.columns import columns
 from advalign.training.context import RunContext
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
+from advalign.types.messages import plain_text
 
 RIGHT = 1 - 1e-9
 """The verified score from which a response counts as solved."""
@@ -231,4 +232,4 @@ def _column(network: Network, tokens: Tokens, need: str, budget: int) -> torch.T
 
 def _texts(examples: list[Example]) -> tuple[list[str], list[str] | None]:
     pairs = [e.pair or "" for e in examples] if examples[0].pair is not None else None
-    return [e.prompt for e in examples], pairs
+    return [plain_text(e.prompt) for e in examples], pairs

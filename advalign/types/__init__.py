@@ -6,6 +6,7 @@ Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = 
 from advalign.types.attacks import AttackResult, Budget, FoundSuffix, Proposal
 from advalign.types.edits import Edit, ThreatModel
 from advalign.types.losses import Losses, Weights
+from advalign.types.messages import Conversation, Message, Prompt, Response
 from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
 from advalign.types.rollouts import Example, Rollout, RolloutGroup, Sampling, from_json, to_json, without_verifier
 from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, RolloutRows, Rows, TokenRows, Tokens, fit
@@ -13,6 +14,7 @@ from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, Rol
 __all__ = [
     "AttackResult",
     "Budget",
+    "Conversation",
     "DemoRows",
     "Distribution",
     "Edit",
@@ -21,10 +23,13 @@ __all__ = [
     "FoundSuffix",
     "LabelRows",
     "Losses",
+    "Message",
     "NEEDS",
     "Outputs",
     "PairRows",
+    "Prompt",
     "Proposal",
+    "Response",
     "Rollout",
     "RolloutGroup",
     "RolloutRows",

@@ -25,7 +25,8 @@ class ThreatModel:
     scope: str = "token"
     """One ball per token or per row."""
     where: str = "all"
-    """Positions it may touch: prompt (real tokens that are not targets), response (targets) or all."""
+    """Positions it may touch: prompt (real tokens that are not targets), response (targets), all, or the contents of messages: system,
+    user, last_user, assistant or tool."""
     share: str = "row"
     """One delta per row, or one per group."""
     special: bool = True

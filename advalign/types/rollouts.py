@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from advalign.errors import ConfigError
+from advalign.types.messages import Prompt, attackable, from_plain, to_plain, with_attackable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One prompt to respond to, or one text to classify."""
 
-    prompt: str
-    """The prompt, or the text."""
+    prompt: Prompt
+    """The prompt, a text or a conversation; of a classification the text."""
     answer: str | None = None
     """The reference answer."""
     id: str = ""
@@ -29,6 +30,15 @@ class Example:
     """Second sentence of a classification (NLI)."""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its row under the data's own column names; empty for a task's examples."""
+
+    @property
+    def text(self) -> str:
+        """What an attack rewrites: the prompt, or the last turn of the user in it."""
+        return attackable(self.prompt)
+
+    def with_text(self, text: str) -> Example:
+        """The same example, its verifier included, with another `text`."""
+        return self if text == self.text else replace(self, prompt=with_attackable(self.prompt, text))
 
 
 @dataclass(kw_only=True)
@@ -100,10 +110,14 @@ def without_verifier(group: RolloutGroup) -> RolloutGroup:
 
 def to_json(group: RolloutGroup) -> dict[str, Any]:
     """A group as nested plain values, without its example's verifier, `meta` and `row`: for checkpoints and other processes."""
-    return asdict(without_verifier(group))
+    stored = without_verifier(group)
+    prompt = stored.example.prompt
+    values = asdict(replace(stored, example=replace(stored.example, prompt="")))
+    return values | {"example": values["example"] | {"prompt": to_plain(prompt)}}
 
 
 def from_json(values: Mapping[str, Any]) -> RolloutGroup:
     """The inverse of `to_json`."""
     rollouts = [Rollout(**rollout) for rollout in values["rollouts"]]
-    return RolloutGroup(**{**values, "example": Example(**values["example"]), "rollouts": rollouts})
+    example = Example(**{**values["example"], "prompt": from_plain(values["example"]["prompt"])})
+    return RolloutGroup(**{**values, "example": example, "rollouts": rollouts})

@@ -50,6 +50,10 @@ class Tokens(Rows):
     """Rows of one prompt share a number."""
     key: Int[Tensor, "B"]
     """The row's number in its update, the same however the update is split; random starts are keyed by it."""
+    role: Int[Tensor, "B T"] | None = None
+    """Who wrote the token: index into `messages.ROLES`; -1: the chat template, or nobody. None: not known."""
+    turn: Int[Tensor, "B T"] | None = None
+    """The number of the message that the token belongs to; -1: none. None: not known."""
 
     @property
     def lengths(self) -> Int[Tensor, "B"]:
@@ -58,7 +62,15 @@ class Tokens(Rows):
 
     def fit(self, width: int) -> Tokens:
         """Crop or right-pad to `width` columns; cropped columns must be padding."""
-        return replace(self, ids=fit(self.ids, width), mask=fit(self.mask, width), target=fit(self.target, width))
+        columns = {name: fit(getattr(self, name), width) for name in ("ids", "mask", "target")}
+        more = {name: fit(x + 1, width) - 1 for name, x in (("role", self.role), ("turn", self.turn)) if x is not None}
+        return replace(self, **columns, **more)
+
+    def moved(self, source: Int[Tensor, "B T2"], *, ids: Int[Tensor, "B T2"], mask: Bool[Tensor, "B T2"], target: Tensor) -> Tokens:
+        """Rows of other tokens, of which token t belongs where token `source[b, t]` of these rows belongs (-1: to nobody)."""
+        columns = (("role", self.role), ("turn", self.turn))
+        more = {k: x.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1) for k, x in columns if x is not None}
+        return replace(self, ids=ids, mask=mask, target=target, **more)
 
 
 def fit(x: Tensor, width: int) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 
 from advalign import data
 from advalign.errors import ConfigError
+from advalign.types.messages import conversation
 
 
 def write(path, *rows):
@@ -115,12 +116,13 @@ def test_usual_columns_are_guessed(tmp_path, row, expected):
 def test_chat_turns_become_prompt_and_response(tmp_path):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     example = data.examples(write(tmp_path / "a.jsonl", {"messages": turns}))[0]
-    assert (example.prompt, example.meta["response"], example.meta["messages"]) == ("hi", "hello", turns)
+    asked = conversation(turns[:1])
+    assert (example.prompt, example.meta["response"], example.row["messages"]) == (asked, "hello", turns)
     other = [turns[0], {"role": "assistant", "content": "go away"}]
     pair = data.examples(write(tmp_path / "b.jsonl", {"chosen": turns, "rejected": other}))[0]
-    assert (pair.prompt, pair.meta["chosen"], pair.meta["rejected"]) == ("hi", "hello", "go away")
+    assert (pair.prompt, pair.meta["chosen"], pair.meta["rejected"]) == (asked, "hello", "go away")
     requests = data.examples(write(tmp_path / "c.jsonl", {"messages": turns[:1], "chosen": "hello", "rejected": "no"}))[0]
-    assert (requests.prompt, requests.meta["chosen"], "response" in requests.meta) == ("hi", "hello", False)
+    assert (requests.prompt, requests.meta["chosen"], "response" in requests.meta) == (asked, "hello", False)
 
 
 def test_a_mapping_goes_before_the_usual_names(tmp_path):

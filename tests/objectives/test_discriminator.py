@@ -15,7 +15,7 @@ from advalign.adversaries.pgd import PGD
 from advalign.engine import ascent
 from advalign.errors import ConfigError
 from advalign.models import ModelSpec, Network, adapters, load
-from advalign.models.encode import pad
+from advalign.models.padding import pad
 from advalign.models.sharing import share_base
 from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.gradient_penalty import GradientPenalty

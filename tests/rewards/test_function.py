@@ -173,7 +173,7 @@ class Ids:
     """An encoder that joins the sampler's ids."""
 
     def rollouts(self, groups):
-        from advalign.models.encode import pad
+        from advalign.models.padding import pad
 
         rows = [[*g.prompt_ids, *r.response_ids] for g in groups for r in g.rollouts]
         return pad(rows, [1] * len(rows), 0, [i for i, g in enumerate(groups) for _ in g.rollouts])

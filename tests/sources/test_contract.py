@@ -15,7 +15,7 @@ from helpers.sources import group
 from advalign import config, plugins
 from advalign.errors import ConfigError
 from advalign.interfaces import Source, SourceRuntime, check_rows
-from advalign.models.encode import pad
+from advalign.models.padding import pad
 from advalign.objectives.sft import SFT
 from advalign.types import (
     DemoRows,

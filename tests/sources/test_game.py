@@ -17,7 +17,7 @@ from helpers.runs import spy
 from advalign import Learner, Trainer, TrainingArguments, config, plugins
 from advalign.advantages.group import Group
 from advalign.errors import ConfigError, RewardError
-from advalign.models.encode import pad
+from advalign.models.padding import pad
 from advalign.objectives.grpo import GRPO
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.rewards.function import Function

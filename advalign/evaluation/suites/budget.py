@@ -12,7 +12,7 @@ def distance(target: Target, attack: Attack, example: Example, proposal: Proposa
     """In the attack's own unit: the norm of the edit over the unit of its radius (largest over sites and balls), or the fraction of
     words changed. Infinite for an edit outside the attack's stated threat model."""
     if proposal.edits is None:
-        return changed_words(example.prompt, example.prompt if proposal.text is None else proposal.text)
+        return changed_words(example.text, example.text if proposal.text is None else proposal.text)
     threat = attack.threat
     if threat is None:
         return math.inf

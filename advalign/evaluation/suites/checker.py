@@ -78,7 +78,7 @@ def judge_answers(score: ScoreAnswers, examples: Sequence[Example], texts: Seque
 
 def attempted_texts(example: Example, proposal: Proposal) -> tuple[str, ...]:
     """The texts a proposal consists of; where it has none, the example's own."""
-    return proposal.attempts or (example.prompt if proposal.text is None else proposal.text,)
+    return proposal.attempts or (example.text if proposal.text is None else proposal.text,)
 
 
 def group_by_example(number: int, order: Sequence[int], judgements: Sequence[Judgement]) -> list[list[Judgement]]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
@@ -26,7 +25,7 @@ class ClassifierChecker(AnswerChecker):
         self.target, self.names = target, tuple(names)
 
     def clean(self, examples: Sequence[Example]) -> list[Judgement]:
-        logits = self._logits(examples, [e.prompt for e in examples])
+        logits = self._logits(examples, [e.text for e in examples])
         for example in examples:
             if example.label is None or not 0 <= example.label < logits.shape[1]:  # of a model known by its answers
                 raise ConfigError(
@@ -42,7 +41,7 @@ class ClassifierChecker(AnswerChecker):
         logits = self._logits([examples[i] for i, _ in rows], [text for _, text in rows])
         edited = [r for r, (i, _) in enumerate(rows) if proposals[i].edits is not None]
         if edited:
-            moved = [replace(examples[i], prompt=text) for i, text in (rows[r] for r in edited)]
+            moved = [examples[i].with_text(text) for i, text in (rows[r] for r in edited)]
             logits[edited] = self.target.predict_edited(moved, [proposals[rows[r][0]].edits or {} for r in edited])
         judgements = self._judgements([examples[i] for i, _ in rows], logits)
         return group_by_example(len(examples), [i for i, _ in rows], judgements)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from advalign import plugins
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts, group_by_example, judge_answers
@@ -33,7 +32,7 @@ class GeneratorChecker(AnswerChecker):
         self._score = None if judge is None else judge.start()
 
     def clean(self, examples: Sequence[Example]) -> list[Judgement]:
-        return self._answered(examples, [e.prompt for e in examples])
+        return self._answered(examples, [e.text for e in examples])
 
     def after(
         self, examples: Sequence[Example], before: Sequence[Judgement], proposals: Sequence[Proposal], key: Sequence[object] = ()
@@ -90,27 +89,27 @@ class GeneratorChecker(AnswerChecker):
             judgements.append(Judgement(correct=correct, shown=text, metrics=metrics, undetermined=undetermined, note=note))
         return judgements
 
-    def _attempted(self, examples: Sequence[Example], prompts: Sequence[str], key: Sequence[object]) -> list[Judgement]:
+    def _attempted(self, examples: Sequence[Example], texts: Sequence[str], key: Sequence[object]) -> list[Judgement]:
         """Of attempts; one that exceeds the model's context is never sent and breaks nothing."""
-        fits = [self.target.fits(prompt) for prompt in prompts]
+        fits = [self.target.fits(e.with_text(text).prompt) for e, text in zip(examples, texts, strict=True)]
         sent = [i for i, fit in enumerate(fits) if fit]
-        answered = iter(self._answered([examples[i] for i in sent], [prompts[i] for i in sent], key))
+        answered = iter(self._answered([examples[i] for i in sent], [texts[i] for i in sent], key))
         return [next(answered) if fit else Judgement(correct=True, shown="", note="longer than the model's context") for fit in fits]
 
-    def _answered(self, examples: Sequence[Example], prompts: Sequence[str], key: Sequence[object] = ()) -> list[Judgement]:
-        """Of the responses to `prompts`, which replace the prompts of the examples: greedy, or sampled with a `key`."""
+    def _answered(self, examples: Sequence[Example], texts: Sequence[str], key: Sequence[object] = ()) -> list[Judgement]:
+        """Of the responses to prompts in which `texts` replace the texts of the examples: greedy, or sampled with a `key`."""
         if not examples:
             return []
-        moved = [replace(e, prompt=prompt) for e, prompt in zip(examples, prompts, strict=True)]
+        moved = [e.with_text(text) for e, text in zip(examples, texts, strict=True)]
         if key and "logprobs" in self.target.abilities:
-            texts = [g.rollouts[0].text for g in self.target.generate(moved, 1, self.sampling, key)]
+            answers = [g.rollouts[0].text for g in self.target.generate(moved, 1, self.sampling, key)]
         else:
-            texts = self.target.answer(moved, self.sampling.max_new_tokens)
-        return self.judgements(examples, texts, self._nll(moved))
+            answers = self.target.answer(moved, self.sampling.max_new_tokens)
+        return self.judgements(examples, answers, self._nll(moved))
 
     def _forced(self, examples: Sequence[Example], proposals: Sequence[Proposal]) -> list[Judgement]:
         """Of what the model adds to the forced beginnings of its responses."""
-        moved = [replace(e, prompt=p.text or e.prompt) for e, p in zip(examples, proposals, strict=True)]
+        moved = [e.with_text(p.text or e.text) for e, p in zip(examples, proposals, strict=True)]
         starts = self.target.network.encoder.responses([p.forced or "" for p in proposals], [False] * len(proposals))
         texts = self.target.continue_forced(moved, starts, self.sampling.max_new_tokens)
         return self.judgements(examples, texts, self._nll(moved))

@@ -191,7 +191,7 @@ class Suite:
             classes=clean.classes,
             failures=clean.failures,
             before={e.id: before[e.id] for e in attacked},
-            prompts={e.id: e.prompt for e in attacked},
+            prompts={e.id: e.text for e in attacked},
             results=results,
             certified=[row for name, rows in certified.items() for row in certificates.rates(name, self.certified[name], rows)],
             benign=clean.benign,

@@ -1,0 +1,205 @@
+"""Prompts: a text, or the messages of a conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from advalign.errors import ConfigError
+
+ROLES = ("system", "user", "assistant", "tool")
+"""Roles of messages; `Tokens.roles` holds their numbers."""
+SYNONYMS = {"developer": "system", "human": "user", "gpt": "assistant", "function": "tool", "ipython": "tool"}
+"""Other names of roles, for `role_number`; a message keeps the name that it has, which its template reads."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant or tool, or another name that the chat template knows."""
+    content: str | None = None
+    """Its text; None: none, as of an assistant that only calls tools."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """Calls of tools, as the chat template reads them."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys that the chat template reads: name, tool_call_id, reasoning_content, ..."""
+
+    def __hash__(self) -> int:
+        return hash((self.role, self.content, _canonical([self.tool_calls, self.extra])))
+
+    @property
+    def role_number(self) -> int:
+        """Its index into ROLES; -1: another role."""
+        role = SYNONYMS.get(self.role, self.role)
+        return ROLES.index(role) if role in ROLES else -1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as a chat template reads it."""
+        calls = {"tool_calls": [dict(call) for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content} | calls | dict(self.extra)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt of messages. With an assistant's message at its end, the response continues that message."""
+
+    messages: tuple[Message, ...]
+    """In order; at least one."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that the assistant may call."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for this conversation, such as enable_thinking."""
+
+    def __hash__(self) -> int:
+        return hash((self.messages, _canonical([self.tools, self.chat_template_kwargs])))
+
+    def __str__(self) -> str:
+        """The conversation as people read it: a line `role: text` per message."""
+        return "\n".join(f"{m.role}: {_shown(m)}" for m in self.messages)
+
+    def extended(self, response: Response) -> Conversation:
+        """The conversation with a response at its end; a text continues an assistant's message that ends the conversation."""
+        last = self.messages[-1]
+        if isinstance(response, str) and last.role_number == ROLES.index("assistant"):
+            return replace(self, messages=(*self.messages[:-1], replace(last, content=(last.content or "") + response)))
+        return replace(self, messages=(*self.messages, *response_messages(response)))
+
+
+Prompt = str | Conversation
+Response = str | tuple[Message, ...]
+"""What an assistant answers: a text, or its messages and the tool results between them."""
+
+
+def message(value: Message | Mapping[str, Any], path: str = "messages") -> Message:
+    """A message from a mapping with `role` and `content` (a text, parts of type text, or None)."""
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        raise ConfigError(f"{path}: {_excerpt(value)} is not a message; it needs role and content.")
+    extra = {k: v for k, v in value.items() if k not in ("role", "content", "tool_calls") and v is not None}
+    calls = value.get("tool_calls") or ()
+    if not isinstance(calls, Sequence) or isinstance(calls, str) or not all(isinstance(call, Mapping) for call in calls):
+        raise ConfigError(f"{path}.tool_calls: {_excerpt(calls)} is not a list of calls, each a mapping.")
+    return Message(value["role"], _content(value.get("content"), path), tuple(calls), extra)
+
+
+def conversation(
+    messages: Sequence[Message | Mapping[str, Any]], tools: Any = None, chat_template_kwargs: Any = None, path: str = "messages"
+) -> Conversation:
+    """A conversation from messages as data carries them; `tools` may be JSON text, as in TRL."""
+    if not messages:
+        raise ConfigError(f"{path}: a conversation needs at least one message.")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    turns = tuple(message(value, f"{path}[{i}]") for i, value in enumerate(messages))
+    return Conversation(turns, tuple(tools or ()), dict(chat_template_kwargs or {}))
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value of a data set is a list of messages."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(m, Message) or (isinstance(m, Mapping) and "role" in m and ("content" in m or "tool_calls" in m)) for m in value)
+
+
+def as_conversation(prompt: Prompt) -> Conversation:
+    """A text becomes the turn of a user."""
+    return Conversation((Message("user", prompt),)) if isinstance(prompt, str) else prompt
+
+
+def plain_text(prompt: Prompt) -> str:
+    """The prompt for what reads texts: the one turn of a user as its text, else lines `role: text`."""
+    if isinstance(prompt, Conversation) and len(prompt.messages) == 1 and prompt.messages[0].role_number == ROLES.index("user"):
+        return prompt.messages[0].content or ""
+    return str(prompt)
+
+
+def response_messages(response: Response) -> tuple[Message, ...]:
+    """A text becomes the turn of an assistant."""
+    return (Message("assistant", response),) if isinstance(response, str) else response
+
+
+def response_text(response: Response) -> str:
+    """The text of a response: of its last message with a text."""
+    texts = [m.content for m in response_messages(response) if m.content]
+    return texts[-1] if texts else ""
+
+
+def as_read(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """The prompt as foreign code reads it: a text, or messages as mappings."""
+    return prompt if isinstance(prompt, str) else [m.to_dict() for m in prompt.messages]
+
+
+def attackable(prompt: Prompt) -> str:
+    """The text of a prompt that an attack rewrites: the prompt, or the last turn of the user (without one: the last turn that is
+    not an assistant's)."""
+    return prompt if isinstance(prompt, str) else prompt.messages[_attackable_turn(prompt)].content or ""
+
+
+def with_attackable(prompt: Prompt, text: str) -> Prompt:
+    """The prompt with another text where `attackable` reads it; all other turns stay."""
+    if isinstance(prompt, str):
+        return text
+    turn = _attackable_turn(prompt)
+    messages = list(prompt.messages)
+    messages[turn] = replace(messages[turn], content=text)
+    return replace(prompt, messages=tuple(messages))
+
+
+def to_plain(value: Any) -> Any:
+    """A prompt or a response as plain values, for JSON; texts stay texts."""
+    if isinstance(value, Conversation):
+        turns = {"messages": [m.to_dict() for m in value.messages]}
+        return turns | {"tools": list(value.tools), "chat_template_kwargs": dict(value.chat_template_kwargs)}
+    if isinstance(value, tuple) and all(isinstance(m, Message) for m in value):
+        return {"response": [m.to_dict() for m in value]}
+    return value
+
+
+def from_plain(value: Any) -> Any:
+    """The inverse of `to_plain`."""
+    if isinstance(value, Mapping) and "response" in value:
+        return tuple(message(m) for m in value["response"])
+    return conversation(**value) if isinstance(value, Mapping) else value
+
+
+def _attackable_turn(prompt: Conversation) -> int:
+    for roles in ((1,), (-1, 0, 1, 3)):
+        turns = [i for i, m in enumerate(prompt.messages) if m.role_number in roles]
+        if turns:
+            return turns[-1]
+    raise ConfigError(
+        f"attack: the conversation '{_excerpt(str(prompt))}' has no turn but the assistant's, so there is nothing to rewrite."
+    )
+
+
+def _content(value: Any, path: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence):
+        raise ConfigError(f"{path}.content: {_excerpt(value)} is neither a text nor a list of parts.")
+    texts = []
+    for part in value:
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ConfigError(f"{path}.content: a part of type {kind}; only parts of type text are read.")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _shown(turn: Message) -> str:
+    calls = json.dumps([dict(call) for call in turn.tool_calls], default=str) if turn.tool_calls else ""
+    return " ".join(text for text in (turn.content, calls) if text)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _excerpt(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
