@@ -17,8 +17,8 @@ from advalign.errors import ConfigError
 from advalign.functional import balls
 from advalign.interfaces import Memory, PerturbationContext
 from advalign.models import Network, perturb
-from advalign.models.padding import pad
 from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
+from advalign.models.padding import pad
 from advalign.types import Edit, Tokens
 from advalign.types.messages import plain_text
 

@@ -22,8 +22,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from advalign.errors import ConfigError
 from advalign.models import perturb
-from advalign.models.padding import pad
 from advalign.models.forward import Network
+from advalign.models.padding import pad
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ from advalign.engine.plan import describe, plan
 from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import Network, load, perturb, scratch
-from advalign.models.encode import Encoder, pad
+from advalign.models.encode import Encoder
+from advalign.models.padding import pad
 from advalign.objectives.classify import Classify
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.dpo import DPO
