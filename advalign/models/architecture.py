@@ -164,11 +164,6 @@ def end_ids(model: Any) -> frozenset[int]:
     return frozenset() if ids is None else frozenset(int(i) for i in (ids if isinstance(ids, list | tuple) else [ids]))
 
 
-def gives_offsets(tokenizer: Any) -> bool:
-    """Whether a tokenizer says where its tokens stand in a text."""
-    return bool(getattr(tokenizer, "is_fast", False))
-
-
 def attention_dropout(backbone: Any) -> float:
     """The largest dropout rate of the configuration: inside attention and in some blocks, dropout is not a module."""
     return max((rate for name, rate in dropout_rates(backbone.config).items() if not name.startswith(HEAD_DROPOUTS)), default=0.0)

@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from advalign.errors import ConfigError
-from advalign.models import architecture
+from advalign.models.tokenization import TextReader
 from advalign.types.messages import ROLES, Conversation, Message
 
 ASSISTANT = ROLES.index("assistant")
@@ -41,11 +41,9 @@ class Tokenised:
 class ChatTemplate:
     """A tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, *, chat_template_kwargs: Mapping[str, Any], special_tokens_in_text: str) -> None:
-        """`chat_template_kwargs`: for all conversations; `special_tokens_in_text`: text or tokens."""
-        self.tokenizer, self.kwargs = tokenizer, dict(chat_template_kwargs)
-        self.reads_special_tokens = special_tokens_in_text == "tokens"
-        self.specials = tuple(text for text in (str(t) for t in tokenizer.all_special_tokens) if text)
+    def __init__(self, reader: TextReader, chat_template_kwargs: Mapping[str, Any]) -> None:
+        """`chat_template_kwargs`: arguments of the template for all conversations."""
+        self.reader, self.tokenizer, self.kwargs = reader, reader.tokenizer, dict(chat_template_kwargs)
 
     def prompt(self, conversation: Conversation) -> Tokenised:
         """The conversation, up to where the assistant's response begins; an assistant's message at its end is continued."""
@@ -114,7 +112,7 @@ class ChatTemplate:
 
     def _tokenise(self, text: str, conversation: Conversation, generated: list[Span] | None = None) -> Tokenised:
         contents = self._contents(text, conversation)
-        ids, offsets = self._ids(text, [(start, end) for start, end, _ in contents])
+        ids, offsets = self.reader.rendered(text, [(start, end) for start, end, _ in contents])
         roles, turns = [-1] * len(ids), [-1] * len(ids)
         for start, end, turn in contents:
             for position in _inside(offsets, start, end):
@@ -142,30 +140,6 @@ class ChatTemplate:
             return self._render(replace(conversation, messages=tuple(marked)), add_generation_prompt=not continued)[0]
         except ConfigError:
             return None
-
-    def _ids(self, text: str, contents: Sequence[Span]) -> tuple[list[int], list[Span]]:
-        """Ids and the character span of each. Special tokens spelled out in a content are text, unless they are asked to be tokens."""
-        spelled = not self.reads_special_tokens and any(t in text[a:b] for a, b in contents for t in self.specials)
-        if not spelled:
-            return self._encode(text, 0)
-        ids: list[int] = []
-        offsets: list[Span] = []
-        place = 0
-        for start, end in [*contents, (len(text), len(text))]:
-            for piece, offset, options in ((text[place:start], place, {}), (text[start:end], start, {"split_special_tokens": True})):
-                if piece:
-                    piece_ids, piece_offsets = self._encode(piece, offset, **options)
-                    ids, offsets = ids + piece_ids, offsets + piece_offsets
-            place = max(place, end)
-        return ids, offsets
-
-    def _encode(self, text: str, shift: int, **options: Any) -> tuple[list[int], list[Span]]:
-        if architecture.gives_offsets(self.tokenizer):
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
-            return list(encoded["input_ids"]), [(start + shift, end + shift) for start, end in encoded["offset_mapping"]]
-        ids = list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
-        ends = [len(self.tokenizer.decode(ids[: i + 1])) + shift for i in range(len(ids))]
-        return ids, list(zip([shift, *ends[:-1]], ends, strict=True)) if ids else []
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

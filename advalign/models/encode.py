@@ -14,6 +14,7 @@ from advalign.models import architecture
 from advalign.models.conversation import ASSISTANT, ChatTemplate, Tokenised
 from advalign.models.endings import Ending, find_ending
 from advalign.models.padding import Row, padded
+from advalign.models.tokenization import TextReader
 from advalign.types import RolloutGroup, Tokens
 from advalign.types.messages import ROLES, Conversation, Prompt, Response, as_conversation, plain_text, response_text
 
@@ -45,9 +46,8 @@ class Encoder:
     ) -> None:
         """`chat_template_kwargs`: arguments of the template, such as enable_thinking; `special_tokens_in_text`: whether special tokens
         that a text spells out are read as text or as tokens."""
-        if special_tokens_in_text not in ("text", "tokens"):
-            raise unknown("model.options.special_tokens_in_text", "reading", special_tokens_in_text, ("text", "tokens"))
         self.tokenizer = tokenizer
+        self.reader = TextReader(tokenizer, special_tokens_in_text)
         self.max_length = max_length
         self.bidirectional = bidirectional
         self.settings: dict[str, Any] = {
@@ -64,7 +64,7 @@ class Encoder:
         """The tokenizer's chat template; None: it has none, and only texts can be read."""
         source = self.tokenizer.chat_template if architecture.has_chat_template(self.tokenizer) else None
         if source != self._template[0]:
-            self._template = (source, None if source is None else ChatTemplate(self.tokenizer, **self.settings))
+            self._template = (source, None if source is None else ChatTemplate(self.reader, self.settings["chat_template_kwargs"]))
             self._prompts = {}
         return self._template[1]
 
