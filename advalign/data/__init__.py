@@ -65,7 +65,7 @@ def streamed(
 
     With `class_names` (of the model; empty: it has none) every example has a class index; the names are then the model's, or ClassLabel's.
     """
-    if isinstance(ref, str) or (isinstance(ref, Mapping) and not ref.get("streaming")):
+    if isinstance(ref, str | list | tuple) or (isinstance(ref, Mapping) and not ref.get("streaming")):
         return None
     spec = _references.specify(ref, split)
     table = None if "task" in spec else _references.table_of(spec)

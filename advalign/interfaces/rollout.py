@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advalign.errors import ConfigError
 from advalign.types import Example, RolloutGroup, Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ class RolloutEngine(ABC):
     ) -> list[RolloutGroup]:
         """`n` responses per example, one group each, in order: prompts become groups without rollouts, and `extend` samples."""
         prompts = network.encoder.prompts([e.prompt for e in examples])
+        without_tokens = next((e.id for e, ids in zip(examples, prompts, strict=True) if not ids), None)
+        if without_tokens is not None:
+            raise ConfigError(
+                f"rollout: the prompt of example '{without_tokens}' is empty, and the tokenizer puts no token before a text, so there is "
+                "nothing to continue; give prompts, or a tokenizer that adds a beginning-of-sequence token."
+            )
         groups = [RolloutGroup(example=e, prompt_ids=ids, rollouts=[]) for e, ids in zip(examples, prompts, strict=True)]
         return self.extend(network, groups, n, sampling, generator)
 

@@ -1,6 +1,7 @@
 """Functions as rewards: those written for TRL run unchanged, and are called as TRL calls them."""
 
 import asyncio
+import json
 import math
 from functools import partial
 
@@ -164,6 +165,39 @@ def test_metrics_and_extra_columns_are_logged():
     assert logs["metrics/mean_chars"] == 2
     assert logs["extra/chars"] == 2
     assert logs["extra/upper/distinct"] == 2
+
+
+class Ranks(FakeContext):
+    """A context of `world_size` processes, one after the other: process r does items r, r + world_size, ..."""
+
+    def __init__(self, world_size):
+        super().__init__()
+        self.world_size = world_size
+
+    def map_across_ranks(self, items, work):
+        joined = [None] * len(items)
+        for rank in range(self.world_size):
+            local_items = items[rank :: self.world_size]
+            joined[rank :: self.world_size] = json.loads(json.dumps(work(local_items) if local_items else []))
+        return joined
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_metrics_of_several_processes_are_means_over_their_calls(world_size):
+    """TRL: the sum of the values that all processes logged, by their number; a process without rows logs none."""
+    lengths = [1, 5, 2, 9, 4]
+
+    def fn(completions, log_metric, log_extra):
+        log_metric("longest", max(map(len, completions)))
+        log_extra("chars", [len(c) for c in completions])
+        return [float(len(c)) for c in completions]
+
+    groups = [g for n in lengths for g in groups_of([{"prompt": "p"}], "x" * n)]
+    logs = score(groups, [Function(fn=fn)], start_scorers([Function(fn=fn)], Ranks(world_size)), "sources.s")
+    calls = [lengths[rank::world_size] for rank in range(world_size) if lengths[rank::world_size]]
+    assert logs["metrics/longest"] == sum(map(max, calls)) / len(calls)
+    assert logs["extra/chars"] == sum(lengths) / len(lengths)
+    assert [g.rollouts[0].rewards for g in groups] == [[float(n)] for n in lengths]
 
 
 # ------------------------------------------------------------------------------------------------------- abstentions

@@ -1,10 +1,14 @@
 """A real response against the learner's own (SPIN): the opponent is the previous iterate, and the pairs are what was sampled."""
 
 import pytest
+from helpers import tokenizer_kinds
 from helpers.runs import SHORT, chat, game, policy, same, weights
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from advalign import Frozen, Trainer, TrainingArguments
+from advalign import Frozen, Learner, Trainer, TrainingArguments
+from advalign.errors import ConfigError
 from advalign.objectives.dpo import DPO
+from advalign.sources.demos import Demos
 from advalign.sources.self_vs_real import SelfVsReal
 
 
@@ -62,3 +66,32 @@ def test_the_rejected_side_is_what_was_sampled():
         for side in (0, 1):
             mask = pairs.tokens.mask[2 * i + side]
             assert pairs.tokens.ids[2 * i + side][mask].tolist() == alone.ids[side][alone.mask[side]].tolist()
+
+
+def test_texts_without_prompt_are_continued_from_a_beginning_of_sequence_alone(tmp_path):
+    """An empty prompt is answered where the tokenizer puts a token before a text; else there is nothing that could be continued."""
+    for adds in ("bos", ""):
+        tokenizer = tokenizer_kinds.words(adds)
+        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=tokenizer.eos_token_id)
+        folder = tmp_path / f"adds_{adds}"
+        GPT2LMHeadModel(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        texts = Demos(data=[{"text": "the cat"}, {"text": "a cat"}])
+        trainer = Trainer(
+            learners={"policy": Learner(model=str(folder), max_length=16)},
+            sources={"real": texts, "own": SelfVsReal(real="real", sampling=SHORT, batch_size=2)},
+            objectives={"spin": DPO(source="own")},
+            frozen={"reference": Frozen()},
+            args=TrainingArguments(max_steps=1),
+        )
+        if not adds:
+            with pytest.raises(ConfigError, match=r"rollout: the prompt of example '\d' is empty, and the tokenizer puts no token before"):
+                trainer.train(progress=False)
+            continue
+        trainer.start()
+        items = trainer.context.sources["own"].draw(0, 0)
+        rows = trainer.context.sources["own"].rows(items, trainer.learners["policy"].network.encoder).tokens
+        for i, (real, group) in enumerate(items):
+            assert group.prompt_ids == [tokenizer.bos_token_id]
+            assert rows.ids[2 * i][rows.mask[2 * i]].tolist() == [*tokenizer(real)["input_ids"], tokenizer.eos_token_id]
+            assert rows.ids[2 * i + 1][rows.mask[2 * i + 1]].tolist() == [tokenizer.bos_token_id, *group.rollouts[0].response_ids]
