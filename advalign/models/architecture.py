@@ -8,9 +8,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from advalign.errors import ConfigError
 
 BLOCK_PATHS = ("layers", "encoder.layer", "h", "transformer.layer", "encoder.layers", "block", "decoder.layers", "blocks", "layer")
 SKIPPED_LAYERS = ("layerdrop", "layer_dropout", "drop_path")  # rates of whole layers, in names of configurations
@@ -46,7 +49,7 @@ def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def block_stack(backbone: nn.Module) -> nn.ModuleList | None:
-    """The stack of transformer blocks; None where it is at no known path, and no list of modules has one for every layer."""
+    """The stack of transformer blocks; None where it is at no known path, and not exactly one list of modules has one for every layer."""
     for path in BLOCK_PATHS:
         module: Any = backbone
         for name in path.split("."):
@@ -55,7 +58,12 @@ def block_stack(backbone: nn.Module) -> nn.ModuleList | None:
             return module
     number = getattr(getattr(backbone, "config", None), "num_hidden_layers", 0)
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == number > 1]
-    return lists[0] if lists else None
+    return lists[0] if len(lists) == 1 else None  # several: XLM has a list of attentions, of norms and of feed-forward networks
+
+
+def can_checkpoint(model: Any) -> bool:
+    """Whether transformers can checkpoint its activations."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
 
 
 def checkpoints_activations(module: nn.Module) -> bool:
@@ -94,6 +102,36 @@ def slices_biases(model: Any) -> bool:
     return model_type(model) == "mpt"
 
 
+def first_position(backbone: Any) -> int:
+    """The position of a row's first token: RoBERTa and its kin count on from the index of padding."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def inputs_beside_embeddings(backbone: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What a forward must be given of the token ids beside their embeddings, "B T ...": a second embedding for each layer (Gemma 3n)."""
+    if not getattr(getattr(backbone, "config", None), "hidden_size_per_layer_input", 0) or not hasattr(backbone, "get_per_layer_inputs"):
+        return {}
+    takes_embeddings = "inputs_embeds" in (_arguments(backbone.get_per_layer_inputs.__func__) or ())
+    return {"per_layer_inputs": backbone.get_per_layer_inputs(ids, None) if takes_embeddings else backbone.get_per_layer_inputs(ids)}
+
+
+def classifier_inputs(model: Any, mask: Tensor) -> dict[str, Tensor]:
+    """What a classifier's forward derives from token ids, and cannot from embeddings: Longformer's global attention, of the first token."""
+    if "global_attention_mask" not in inspect.signature(type(model).forward).parameters:
+        return {}
+    first = torch.zeros_like(mask, dtype=torch.long)
+    first[:, 0] = 1
+    return {"global_attention_mask": first}
+
+
+def use_float64_experts(model: Any) -> None:
+    """A float64 model computes its experts one by one: the grouped product of transformers' default has no float64."""
+    if hasattr(model, "set_experts_implementation") and next(model.parameters()).dtype is torch.float64:
+        model.set_experts_implementation("eager")
+
+
 def logit_cap(model: Any) -> float | None:
     """c of the soft cap c tanh(z / c) on logits z; None: there is none."""
     return getattr(model.config, "final_logit_softcapping", None) or None
@@ -118,6 +156,19 @@ def pad_id(config: Any) -> int | None:
 def has_score_head(model: Any) -> bool:
     """Whether a sequence classifier applies one linear map, `score`, to a pooled hidden state."""
     return hasattr(model, "score")
+
+
+def has_embedding(model: Any) -> bool:
+    """Whether one module looks up the embeddings of tokens; Canine hashes them."""
+    try:
+        return model.get_input_embeddings() is not None
+    except NotImplementedError:
+        return False
+
+
+def has_two_stacks(backbone: Any) -> bool:
+    """Whether it is an encoder with a decoder behind it, such as T5."""
+    return bool(getattr(getattr(backbone, "config", None), "is_encoder_decoder", False))
 
 
 def has_segments(model: Any) -> bool:
@@ -180,10 +231,18 @@ def set_dropout(config: Any, rate: float) -> None:
     which is set to zero with the others and is left alone otherwise."""
     for name in dropout_rates(config):
         if rate == 0 or not any(part in name for part in SKIPPED_LAYERS):
-            setattr(config, name, float(rate))
+            _set_rate(config, name, rate)
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig):
             set_dropout(part, rate)
+
+
+def _set_rate(config: Any, name: str, rate: float) -> None:
+    """A rate as its field declares it: MPT has one that takes whole numbers alone."""
+    whole = inspect.get_annotations(type(config)).get(name) in (int, "int")
+    if whole and rate not in (0, 1):
+        raise ConfigError(f"model.options.dropout: {rate} given, but {type(config).__name__}.{name} takes whole numbers; allowed: 0.")
+    setattr(config, name, int(rate) if whole else float(rate))
 
 
 def has_option(config: Any, name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from advalign.errors import ConfigError
@@ -41,7 +41,9 @@ class Network(NetworkBase):
     ) -> None:
         super().__init__(model, encoder, head, pooling=pooling, head_dropout=head_dropout, spectral_norm=spectral_norm)
         self._head_form: own_head.HeadForm | None = None
-        self._packs: bool | None = None if self.reads_tokens and padding_free.prepare(model) and not encoder.bidirectional else False
+        architecture.use_float64_experts(model)
+        self._packs: bool | None = None if self.reads_tokens and not encoder.bidirectional else False
+        self._promises_packing = self._packs is None and padding_free.prepare(model)
 
     @property
     def head_form(self) -> own_head.HeadForm:
@@ -58,18 +60,19 @@ class Network(NetworkBase):
     def packs(self) -> bool:
         """Whether rows run without padding and with common beginnings once (`models/padding_free.py`); tried out on first use."""
         if self._packs is None:
-            self._packs = False
-            size = self.model.get_input_embeddings().weight.shape[0]
-            ids = padding_free.ordinary_ids(min(size, len(self.encoder.tokenizer)), self.encoder.special_ids, 6)
-            with without_dropout(self):
-                self._packs = padding_free.agrees(self._try_layout, self.device, ids)
-            if not self._packs:
-                warnings.warn(
-                    f"packing: {type(self.model).__name__} gives other hidden states without padding; its rows are padded.", stacklevel=2
-                )
+            self._packs, reason = False, "has no attention that can be replaced by one over rows without padding"
+            if self._promises_packing:
+                size = self.model.get_input_embeddings().weight.shape[0]
+                ids = padding_free.ordinary_ids(min(size, len(self.encoder.tokenizer)), self.encoder.special_ids, 6)
+                with without_dropout(self):
+                    self._packs = padding_free.agrees(self.hidden_states, self.device, ids)
+                reason = "gives other hidden states without padding"
+            if not self._packs and self.device.type != "meta":
+                warnings.warn(f"packing: {type(self.model).__name__} {reason}; its rows are padded.", stacklevel=2)
         return self._packs
 
-    def _try_layout(self, layout: padding_free.PackedLayout | None, tokens: Tokens) -> Tensor:
+    def hidden_states(self, tokens: Tokens, layout: padding_free.PackedLayout | None = None) -> Float[Tensor, "B T D"]:
+        """The last hidden states of unedited rows."""
         return self._hidden(self._inputs(tokens, self.model.get_input_embeddings()(tokens.ids)), layout)
 
     def forward(
@@ -146,7 +149,7 @@ class Network(NetworkBase):
         layout: padding_free.PackedLayout | None,
     ) -> Outputs:
         if self.head == "classifier" and not architecture.has_score_head(self.model):
-            return Outputs(class_logits=self.model(**inputs).logits)
+            return Outputs(class_logits=self.model(**inputs, **architecture.classifier_inputs(self.model, tokens.mask)).logits)
         hidden = self._hidden(inputs, layout)
         if self.head == "policy":
             return self._policy(hidden, tokens, needs, temperature)
@@ -187,8 +190,17 @@ class Network(NetworkBase):
                 ends = (tokens.ids == separator).long()
                 inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * tokens.mask
             return inputs
-        inputs["position_ids"] = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand_as(tokens.ids)
-        inputs["use_cache"] = False
+        positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand_as(tokens.ids)
+        return self.inputs_at(positions, tokens.ids, embeddings, attention_mask=inputs["attention_mask"], use_cache=False)
+
+    def inputs_at(
+        self, positions: Int[Tensor, "B T"], ids: Int[Tensor, "B T"], embeddings: Float[Tensor, "B T D"], **options: Any
+    ) -> dict[str, Any]:
+        """Arguments of a causal backbone over the embeddings of `ids`, and over what it needs of the ids beside them. `positions` in a row
+        count from 0. Those of `options` that it does not know are left out."""
+        positions = positions + architecture.first_position(self.backbone)
+        inputs = {"inputs_embeds": embeddings, "position_ids": positions, **options}
+        inputs |= architecture.inputs_beside_embeddings(self.backbone, ids)
         accepted = architecture.accepted_arguments(self.backbone)
         return inputs if accepted is None else {name: value for name, value in inputs.items() if name in accepted}
 

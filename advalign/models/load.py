@@ -207,6 +207,10 @@ def apply_options(network: Network, options: Mapping[str, Any]) -> Network:
     if options.get("lora"):
         adapters.inject(network, options["lora"])
     if options.get("gradient_checkpointing"):
+        if not architecture.can_checkpoint(network.model):
+            raise ConfigError(
+                f"model.options.gradient_checkpointing: transformers has none for {type(network.model).__name__}; leave it out."
+            )
         kwargs = {"use_reentrant": False, "context_fn": lambda: perturb.recompute_context(network)}
         network.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     if options.get("compile"):
@@ -216,9 +220,8 @@ def apply_options(network: Network, options: Mapping[str, Any]) -> Network:
             raise ConfigError(
                 f"model.options.compile: {type(network.backbone).__name__} has no stack of blocks to compile; leave it out."
             ) from error
+    self_check.check(network)  # before its blocks are compiled: a check compiles nothing
     _ = network.packs  # tried out now rather than in the first step
-    if network.head == "policy":
-        self_check.check_policy(network)  # before its blocks are compiled: a check compiles nothing
     if options.get("compile"):
         network.compiled = Compiled()
     return network

@@ -97,12 +97,22 @@ def find_form(model: Any) -> HeadForm:
     weight = model.get_output_embeddings().weight
     if weight.is_meta:
         return forms[-1]
+    if weight.shape[1] != architecture.hidden_size(model) and _runs(model, weight.new_zeros(1, architecture.hidden_size(model))):
+        return HeadForm(own=True, linear=False)  # a transform to another width lies between backbone and matrix
     vectors = _vectors(model, weight)
     try:
         logits = own_logits(model, vectors)
     except REFUSALS:  # the self-check at load compares what follows with the whole forward
         return forms[-1]
     return next((form for form in forms if _agree(apply(model, form, vectors), logits)), HeadForm(own=True, linear=False))
+
+
+def _runs(model: Any, hidden: Tensor) -> bool:
+    try:
+        own_logits(model, hidden)
+    except REFUSALS:
+        return False
+    return True
 
 
 def _form(scale: float, cap: float | None, linear: bool) -> HeadForm:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -73,7 +73,7 @@ class PackedLayout:
     order: Int[Tensor, "N"]
     """Puts the queries of all blocks, one after the other, in the order of the packed row."""
 
-    def pack(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "1 N D"]:
+    def pack(self, x: Shaped[Tensor, "B T *S"]) -> Shaped[Tensor, "1 N *S"]:
         return x.flatten(0, 1)[self.source][None]
 
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
@@ -82,10 +82,9 @@ class PackedLayout:
 
     def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of a forward over the packed row. A mask of four axes passes through transformers unchanged, and is never read."""
-        embeddings = self.pack(inputs["inputs_embeds"])
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
-        packed = {"inputs_embeds": embeddings, "position_ids": self.positions[None], "attention_mask": mask}
-        return {**inputs, **packed, KEYWORD: self}
+        rows = {name: self.pack(x) for name, x in inputs.items() if isinstance(x, Tensor)}
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows["inputs_embeds"].device)
+        return {"position_ids": self.positions[None], **inputs, **rows, "attention_mask": mask, KEYWORD: self}
 
     def edits(self, edits: Mapping[str, Edit]) -> dict[str, Edit]:
         """Edits of the outputs of blocks, packed."""
@@ -267,7 +266,7 @@ def ordinary_ids(size: int, special: Set[int], number: int) -> list[int]:
 
 
 @torch.no_grad()
-def agrees(run: Callable[[PackedLayout | None, Tokens], Tensor], device: torch.device, ids: Sequence[int]) -> bool:
+def agrees(run: Callable[[Tokens, PackedLayout | None], Tensor], device: torch.device, ids: Sequence[int]) -> bool:
     """Whether packed rows give what padded rows give: tried once, on three short rows of six tokens `ids`, of which two share a
     beginning. A model may mix tokens outside its attention, and its configuration does not say so; one that cannot run packed rows at
     all is padded too. The error of a token is relative to the length of its hidden state."""
@@ -284,7 +283,7 @@ def agrees(run: Callable[[PackedLayout | None, Tokens], Tensor], device: torch.d
     packed = build_layout(tokens, share=True)
     assert packed is not None
     try:
-        unpacked, padded = run(packed, tokens)[mask], run(None, tokens)[mask]
+        unpacked, padded = run(tokens, packed)[mask], run(tokens, None)[mask]
     except REFUSALS:
         return False
     tolerance = 0.1 if padded.dtype in (torch.bfloat16, torch.float16) else 1e-3  # mixed tokens are off by all of a hidden state

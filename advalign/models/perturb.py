@@ -95,8 +95,9 @@ def _on_hidden(change: Any) -> Any:
     """A hook that lets `change` replace the hidden states a block returns; None leaves them."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        new = change(output[0] if isinstance(output, tuple) else output)
-        return None if new is None else (new, *output[1:]) if isinstance(output, tuple) else new
+        several = isinstance(output, tuple | list)
+        new = change(output[0] if several else output)
+        return None if new is None else type(output)([new, *output[1:]]) if several else new
 
     return hook
 

@@ -8,7 +8,7 @@ row), head (logits from hidden states) or backbone (positions). Packed rows are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,36 +26,96 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 HALF_TOLERANCE = 0.2
 
 
-def check_policy(network: Network) -> None:
-    """Raises ConfigError where a policy's log-probabilities are not those of its own forward. Draws no random number."""
-    if network.device.type == "meta":
+def check(network: Network) -> None:
+    """Raises ConfigError where what a network gives is not what its own forward gives. Draws no random number and counts no forward."""
+    if network.device.type == "meta" or not network.reads_tokens:
         return
+    if architecture.has_two_stacks(network.backbone):
+        raise ConfigError(
+            f"model: {_name(network)} is an encoder with a decoder, which is not supported; choose an architecture with one stack."
+        )
+    if not architecture.has_embedding(network.model):
+        raise ConfigError(
+            f"model: {_name(network)} has no embedding of tokens; choose another architecture: docs/models.md lists those that work."
+        )
+    counts = network.num_forwards, network.num_rows
     tokens = _rows(network)
     with evaluation_mode(network), torch.no_grad():
-        own = _own_logits(network, tokens)
-        if own.isnan().any():
-            raise ConfigError(
-                f"model: {_name(network)} gives logits that are not finite numbers (nan) for ordinary words; its weights are damaged, "
-                "or dtype is too narrow for them (give float32)."
-            )
-        expected = own.double().log_softmax(-1).gather(1, tokens.ids[tokens.target][:, None].to(own.device)).squeeze(1)
-        zero = Edit(add=torch.zeros(*tokens.ids.shape, network.width("embedding"), dtype=network.dtype, device=network.device))
-        counts = network.num_forwards, network.num_rows
-        for edits in ({}, {"embedding": zero}):
-            outputs = _run(network, tokens, edits)
-            assert outputs.logprobs is not None
-            if not _close(outputs.logprobs[tokens.target], expected, own):
-                raise ConfigError(_sentence(network, tokens, own, (outputs.logprobs[tokens.target].double() - expected).abs().max()))
-        network.num_forwards, network.num_rows = counts
+        if network.head == "policy":
+            _check_policy(network, tokens)
+        elif network.head == "classifier":
+            _check_classifier(network, tokens)
+        else:
+            _check_backbone(network, tokens)
+    network.num_forwards, network.num_rows = counts
 
 
-def _run(network: Network, tokens: Tokens, edits: Mapping[str, Edit]) -> Outputs:
-    try:
-        return network(tokens, frozenset({"logprobs"}), edits)
-    except padding_free.REFUSALS as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+def _check_policy(network: Network, tokens: Tokens) -> None:
+    own = _own(network, lambda: [network.model(input_ids=row, use_cache=False).logits[0, :-1] for row in _alone(tokens)])
+    _check_finite(network, own)
+    _check_direction(network, _alone(tokens)[0], own)
+    expected = own.double().log_softmax(-1).gather(1, tokens.ids[tokens.target][:, None].to(own.device)).squeeze(1)
+    zero = Edit(add=torch.zeros(*tokens.ids.shape, network.width("embedding"), dtype=network.dtype, device=network.device))
+    for edits in ({}, {"embedding": zero}):
+        outputs = _run(network, tokens, "logprobs", edits)
+        assert outputs.logprobs is not None
+        if not _close(outputs.logprobs[tokens.target], expected, own):
+            difference = (outputs.logprobs[tokens.target].double() - expected).abs().max()
+            raise ConfigError(_sentence(network, "log-probabilities", difference, _differing_part(network, tokens, own)))
+
+
+def _check_classifier(network: Network, tokens: Tokens) -> None:
+    """A decoder that `pooling` makes read another state than its last has no forward of its own to compare with."""
+    if architecture.has_score_head(network.model) and network.pooling != "last":
+        return _check_backbone(network, tokens)
+    own = _own(network, lambda: [network.model(input_ids=row).logits for row in _alone(tokens)])
+    _check_finite(network, own)
+    logits = _run(network, tokens, "class_logits").class_logits
+    assert logits is not None
+    if _close(logits, own, own):
+        return None
+    row = _alone(tokens)[0]
+    part = _MASK
+    if not _close(network.model(inputs_embeds=network.model.get_input_embeddings()(row)).logits, own[:1], own):
+        part = _EMBEDDING
+    raise ConfigError(_sentence(network, "logits", (logits - own).abs().max(), part))
+
+
+def _check_backbone(network: Network, tokens: Tokens) -> None:
+    """Hidden states, which a scalar head reads."""
+    own = _own(network, lambda: [network.backbone(input_ids=row).last_hidden_state[0] for row in _alone(tokens)])
+    _check_finite(network, own)
+    hidden = network.hidden_states(tokens)
+    if not _same(hidden[tokens.mask], own):
+        difference = (hidden[tokens.mask] - own).abs().max()
+        raise ConfigError(_sentence(network, "hidden states", difference, _differing_backbone(network, tokens) or _POSITION))
+
+
+def _check_finite(network: Network, own: Tensor) -> None:
+    if own.isnan().any():
         raise ConfigError(
-            f"model: {_name(network)} cannot run from embeddings ({type(error).__name__}: {reason}); choose another architecture: "
+            f"model: {_name(network)} gives logits that are not finite numbers (nan) for ordinary words; its weights are damaged, "
+            "or dtype is too narrow for them (give float32)."
+        )
+
+
+def _check_direction(network: Network, row: Tensor, own: Tensor) -> None:
+    """Raises ConfigError where the tokens behind a token move its logits: an encoder without `is_decoder`, or XLNet without its mask."""
+    front = row[:, :-1]
+    logits = network.model(input_ids=front, use_cache=False).logits[0]
+    if not _same(logits, own[: front.shape[1]]):
+        raise ConfigError(
+            f"model: {_name(network)} is not causal: logits at a token change with the tokens behind it, so they are not those of "
+            "p(y_t | y_<t); choose a causal architecture, or set is_decoder in the configuration of an encoder that was trained as one."
+        )
+
+
+def _run(network: Network, tokens: Tokens, need: str, edits: Mapping[str, Edit] | None = None) -> Outputs:
+    try:
+        return network(tokens, frozenset({need}), edits)
+    except padding_free.REFUSALS as error:
+        raise ConfigError(
+            f"model: {_name(network)} cannot run from embeddings ({_reason(error)}); choose another architecture: "
             "docs/models.md lists those that work."
         ) from error
 
@@ -74,9 +134,18 @@ def _rows(network: Network) -> Tokens:
     return Tokens(ids=ids, mask=mask, target=mask & (columns > 0), group=rows, key=rows).to(network.device)
 
 
-def _own_logits(network: Network, tokens: Tokens) -> Tensor:
-    """Of the model's own forward, each row alone and without padding; at every position that predicts a target."""
-    return torch.cat([network.model(input_ids=row, use_cache=False).logits[0, :-1] for row in _alone(tokens)])
+def _own(network: Network, run: Callable[[], list[Tensor]]) -> Tensor:
+    """What the model's own forward gives for each row alone, without padding."""
+    try:
+        return torch.cat(run())
+    except padding_free.REFUSALS as error:
+        raise ConfigError(
+            f"model: the forward of {_name(network)} itself fails on short rows of ordinary tokens ({_reason(error)})."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _alone(tokens: Tokens) -> list[Tensor]:
@@ -91,30 +160,40 @@ def _close(values: Tensor, expected: Tensor, logits: Tensor) -> bool:
     return same_infinities and bool(difference.abs().max() <= TOLERANCE.get(logits.dtype, HALF_TOLERANCE) * size)
 
 
-def _sentence(network: Network, tokens: Tokens, own: Tensor, difference: Tensor) -> str:
-    part, remedy = _differing_part(network, tokens, own)
+def _sentence(network: Network, what: str, difference: Tensor, part: tuple[str, str]) -> str:
     return (
-        f"model: {_name(network)} is not computed right here: log-probabilities differ from those of its own forward by "
-        f"{float(difference):.2g} ({part}); {remedy} docs/models.md lists the architectures that work."
+        f"model: {_name(network)} is not computed right here: {what} differ from those of its own forward by "
+        f"{float(difference):.2g} ({part[0]}); {part[1]} docs/models.md lists the architectures that work."
     )
 
 
+# Part of a forward, and what works instead.
+_EMBEDDING = "embedding", "it needs token ids beside embeddings; choose a model that runs from inputs_embeds."
+_HEAD = "head", "its logits are not a function of its last hidden state alone; choose another architecture."
+_MASK = "mask", "rows of it change with their padding; choose an architecture that reads an attention mask."
+_POSITION = "position", "it counts positions in another way; choose another architecture."
+
+
 def _differing_part(network: Network, tokens: Tokens, own: Tensor) -> tuple[str, str]:
-    """The first part of a forward that does not give what the model's own forward gives, and what works instead."""
+    """The first part of a policy's forward that does not give what the model's own forward gives."""
     row = _alone(tokens)[0]
-    backbone = network.backbone
-    plain = backbone(input_ids=row, use_cache=False).last_hidden_state
-    embedded = backbone(inputs_embeds=network.model.get_input_embeddings()(row), use_cache=False).last_hidden_state
-    if not _same(plain, embedded):
-        return "embedding", "it needs token ids beside embeddings; choose a model that runs from inputs_embeds."
-    logits = network.next_token_logits(plain[0, :-1])
-    if not _same(logits, own[: row.shape[1] - 1]):
-        return "head", "its logits are not a function of its last hidden state alone; choose another architecture."
-    padded = backbone(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False).last_hidden_state
-    alone = torch.cat([backbone(input_ids=r, use_cache=False).last_hidden_state[0] for r in _alone(tokens)])
-    if not _same(padded[tokens.mask], alone):
-        return "mask", "rows of it change with their padding; choose an architecture that reads an attention mask."
-    return "position", "it counts positions in another way; choose another architecture."
+    logits = network.next_token_logits(network.backbone(input_ids=row, use_cache=False).last_hidden_state[0, :-1])
+    part = _differing_backbone(network, tokens)
+    if part == _EMBEDDING or _same(logits, own[: row.shape[1] - 1]):
+        return part or _POSITION
+    return _HEAD
+
+
+def _differing_backbone(network: Network, tokens: Tokens) -> tuple[str, str] | None:
+    row, backbone = _alone(tokens)[0], network.backbone
+    plain = backbone(input_ids=row).last_hidden_state
+    positions, embeddings = torch.arange(row.shape[1], device=row.device)[None], network.model.get_input_embeddings()(row)
+    inputs = {"inputs_embeds": embeddings} if network.encoder.bidirectional else network.inputs_at(positions, row, embeddings)
+    if not _same(plain, backbone(**inputs).last_hidden_state):
+        return _EMBEDDING
+    padded = backbone(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
+    alone = torch.cat([backbone(input_ids=r).last_hidden_state[0] for r in _alone(tokens)])
+    return None if _same(padded[tokens.mask], alone) else _MASK
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
@@ -127,4 +206,4 @@ def _name(network: Network) -> str:
     return f"{type(model).__name__} ({architecture.model_type(model)})"
 
 
-__all__ = ["check_policy"]
+__all__ = ["check"]

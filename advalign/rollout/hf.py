@@ -186,10 +186,11 @@ class _State:
     def _forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         # Embeddings, as in the trainer: given ids and no mask, transformers warns of padding that is not there.
         embeddings = self.network.model.get_input_embeddings()(ids)
-        inputs = {"inputs_embeds": embeddings, "attention_mask": self.mask, "position_ids": self.positions}
+        options = {"attention_mask": self.mask, "past_key_values": self.cache, "use_cache": True}
+        inputs = self.network.inputs_at(self.positions, ids, embeddings, **options)
         blocks = self.network.compiled if self.compiled and ids.shape[1] == 1 else None
         with nullcontext() if blocks is None else blocks.on(self.network.backbone):
-            return self.network.backbone(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+            return self.network.backbone(**inputs).last_hidden_state[:, -1]
 
     def _select(self, rows: Int[Tensor, "N"]) -> None:
         _cache.select_rows(self.cache, rows)

@@ -11,7 +11,6 @@ second computation of that row counts as tokens and forwards, not as a query.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -89,9 +88,10 @@ class CachedPrefix(PrefixScorer):
                     before = network.model.get_input_embeddings()(front)
                 embeddings = torch.cat([before, embeddings], 1)
         first = 0 if self.cache is None else start
-        inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
-        inputs["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-        inputs |= {"use_cache": False} if self.cache is None else {"use_cache": True, "past_key_values": _wide(self.cache, len(ids))}
+        positions = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
+        embeddings = network.model.get_input_embeddings()(ids) if embeddings is None else embeddings
+        options = {"use_cache": False} if self.cache is None else {"use_cache": True, "past_key_values": _wide(self.cache, len(ids))}
+        inputs = network.inputs_at(positions, ids, embeddings, **options)
         self.target.num_forwards += 1
         self.target.num_tokens += ids.numel()
         with without_dropout(network):
@@ -107,9 +107,8 @@ class CachedPrefix(PrefixScorer):
         self.target.num_forwards += 1
         self.target.num_tokens += ids.numel()
         with without_dropout(network):
-            network.backbone(
-                input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None], use_cache=True, past_key_values=cache
-            )
+            positions, embeddings = torch.arange(ids.shape[1], device=ids.device)[None], network.model.get_input_embeddings()(ids)
+            network.backbone(**network.inputs_at(positions, ids, embeddings, use_cache=True, past_key_values=cache))
         if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
             raise ValueError("a layer without keys")  # a state-space or linear-attention layer keeps a state instead
         return cache

@@ -12,7 +12,7 @@ from advalign.models import forward, self_check
 def test_models_that_are_right_pass_and_nothing_is_counted_or_drawn(family):
     net = build(family)
     state = torch.random.get_rng_state()
-    self_check.check_policy(net)
+    self_check.check(net)
     assert (net.num_forwards, net.num_rows) == (0, 0)
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -22,9 +22,9 @@ def test_a_head_that_differs_is_named():
     hook = net.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 2))
     net._head_form = forward.own_head.HeadForm()
     with pytest.raises(ConfigError, match=r"^model: LlamaForCausalLM \(llama\) is not computed right here: .* \(head\); "):
-        self_check.check_policy(net)
+        self_check.check(net)
     hook.remove()
-    self_check.check_policy(net)
+    self_check.check(net)
 
 
 def test_an_embedding_that_needs_ids_is_named():
@@ -38,23 +38,35 @@ def test_an_embedding_that_needs_ids_is_named():
 
     net.backbone.forward = changed
     with pytest.raises(ConfigError, match=r"\(embedding\); it needs token ids beside embeddings"):
-        self_check.check_policy(net)
+        self_check.check(net)
 
 
-def test_a_mask_that_is_not_read_is_named():
-    """A backbone that mixes all positions of a row, padding included."""
-    net = build("Llama")
+def changed_backbone(net, change):
+    """The backbone, with `change(hidden states, mask)` behind it."""
     inner = net.backbone.forward
 
-    def changed(**options):
+    def forward(**options):
         output = inner(**options)
-        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(1, keepdim=True)
+        output.last_hidden_state = change(output.last_hidden_state, options.get("attention_mask"))
         return output
 
-    net.backbone.forward = changed
+    net.backbone.forward = forward
     net._packs = False
+
+
+def test_a_row_that_changes_with_padding_beside_it_is_named():
+    net = build("Llama")
+    changed_backbone(net, lambda hidden, mask: hidden if mask is None or bool(mask.all()) else hidden + 1.0)
     with pytest.raises(ConfigError, match=r"\(mask\); rows of it change with their padding"):
-        self_check.check_policy(net)
+        self_check.check(net)
+
+
+def test_a_model_that_reads_both_ways_is_no_policy():
+    """A backbone that mixes all positions of a row."""
+    net = build("Llama")
+    changed_backbone(net, lambda hidden, mask: hidden + hidden.mean(1, keepdim=True))
+    with pytest.raises(ConfigError, match=r"^model: LlamaForCausalLM \(llama\) is not causal: logits at a token change with the tokens"):
+        self_check.check(net)
 
 
 def test_a_model_without_finite_numbers_is_refused():
@@ -62,4 +74,4 @@ def test_a_model_without_finite_numbers_is_refused():
     with torch.no_grad():
         net.model.lm_head.weight[0] = torch.nan
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives logits that are not finite numbers \(nan\)"):
-        self_check.check_policy(net)
+        self_check.check(net)
