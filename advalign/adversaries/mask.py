@@ -22,7 +22,8 @@ class Mask(Adversary[Edit]):
 
     The noise to train a classifier on that will be certified, or deployed, as a vote over masked copies.
     Ours: words are found from the tokens (`models/word_masking.py`), so for WordPiece a punctuation mark is a word; at least one word is
-    kept (the released code keeps two). There is no radius.
+    kept (the released code keeps two). There is no radius. Of a policy, masked targets count nowhere: losses and metrics on this view are
+    of the targets that are left, a comparison of two views of those that both have.
     """
 
     family: ClassVar[str] = "discrete"
@@ -48,6 +49,10 @@ class Mask(Adversary[Edit]):
             raise unknown("mask.replace", "replacement", self.replace, word_masking.REPLACEMENTS)
         if self.share != "row":
             raise ConfigError(f"mask.share: '{self.share}' given; each row has its own masks, so it must be 'row'.")
+
+    @property
+    def removes_targets(self) -> bool:
+        return True
 
     def start(self, context: PerturbationContext) -> Edit:
         assert context.tokens is not None

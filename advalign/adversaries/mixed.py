@@ -88,6 +88,10 @@ class Mixed(UnboundedAdversary[_State]):
     def starts_at_zero(self) -> bool:
         return self.continuous.starts_at_zero
 
+    @property
+    def removes_targets(self) -> bool:
+        return self.discrete.removes_targets
+
     def start(self, context: PerturbationContext) -> _State:
         streams = [torch.Generator().manual_seed(_derived_seed(g.initial_seed())) for g in context.generators]
         # One coin per row, tossed in the stream of its own discrete half: the continuous half draws what it would draw alone.

@@ -16,6 +16,7 @@ from advalign.engine.gradients import ObjectiveGradients
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import Plan
 from advalign.engine.process_group import ProcessGroup
+from advalign.engine.removals import remaining_tokens, weights_of
 from advalign.engine.rng import seed_of
 from advalign.engine.views import UpdateContext
 from advalign.errors import ConfigError
@@ -24,7 +25,7 @@ from advalign.interfaces.adversary import Memory
 from advalign.models import ModelSpec, Network, sharding
 from advalign.models.sharding import Sharding
 from advalign.models.sharing import frozen_copy
-from advalign.types import TokenRows, Weights
+from advalign.types import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +123,11 @@ class LearnerRuntime:
         metrics = MetricAccumulator()
         self.network.train()
         self._seed_dropout(key)
-        context = self._context(plan, rows, frozen, key, metrics)
         gradients = ObjectiveGradients(self.network, self.processes.all_reduce) if measure else None
         self._note_row_memory(plan)
         self.optimizer.zero_grad(set_to_none=True)
         with self._unsharded_root():
+            context = self._context(plan, rows, frozen, key, metrics)
             for micro, idle in self._micro_batches(plan, rows, budget):
                 self._backward(replace(context, idle=idle), micro, rows, gradients, train)
         if not train:
@@ -147,11 +148,13 @@ class LearnerRuntime:
         key: tuple[object, ...],
         metrics: MetricAccumulator,
     ) -> UpdateContext:
+        remaining = remaining_tokens(self.autocast_network, plan, rows, key)
         return UpdateContext(
             network=self.autocast_network,
             plan=plan,
             frozen=frozen,
-            weights=_weights(plan, rows),
+            weights=weights_of(plan, rows, remaining),
+            remaining=remaining,
             num_rows={s: r.tokens.ids.shape[0] for s, r in rows.items()},
             key=key,
             metrics=metrics,
@@ -284,12 +287,6 @@ class LearnerRuntime:
 def _unedited(plan: Plan) -> frozenset[str]:
     """Sources whose rows no adversary edits: what their rows have in common is run once."""
     return frozenset(plan.sources) - {s for view in plan.adversaries for s in plan.readers(view)}
-
-
-def _weights(plan: Plan, rows: Mapping[str, TokenRows]) -> dict[str, Weights]:
-    """{objective: its weights over the rows of the whole update}, inner objectives included."""
-    objectives = {**plan.objectives, **plan.inner_objectives}
-    return {name: objective.weights(rows[objective.source]) for name, objective in objectives.items() if objective.source in rows}
 
 
 def _whole_groups(plan: Plan) -> frozenset[str]:

@@ -31,6 +31,7 @@ from advalign.engine.ascent import (
 from advalign.engine.checks import check_losses, check_metrics, evaluate
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import CLEAN, Plan
+from advalign.engine.removals import Remaining, without_removed
 from advalign.interfaces import Adversary, Objective, PerturbationContext
 from advalign.interfaces.adversary import Memory
 from advalign.models import Network
@@ -58,6 +59,8 @@ class UpdateContext:
     """The name of the update in every random stream."""
     metrics: MetricAccumulator
     """Where metrics are added."""
+    remaining: Remaining = field(default_factory=dict)
+    """Tokens that are left on views that remove targets."""
     memory: dict[str, Memory] = field(default_factory=dict)
     """{adversary: what it keeps between updates}"""
     idle: frozenset[str] = frozenset()
@@ -167,7 +170,7 @@ class UpdateContext:
 
     def _ascended_losses(self, objectives: Mapping[str, Objective], batch: ViewBatch, outputs: ViewOutputs) -> dict[str, Tensor]:
         return {
-            name: o.coef * self._weighted(name, o, batch.micro, batch.rows, self._losses(name, o, batch.rows, outputs))
+            name: o.coef * self._weighted(name, o, batch.micro, batch.rows, self._losses(name, o, batch.micro, batch.rows, outputs))
             for name, o in objectives.items()
             if o.source in batch.sources
         }
@@ -207,15 +210,15 @@ class UpdateContext:
         """{objective: pass_weight * coef * weights / count * losses, unreduced}; recorded for the log."""
         weighted = {}
         for name, objective in objectives.items():
-            losses = self._losses(name, objective, rows, outputs)
+            losses = self._losses(name, objective, micro, rows, outputs)
             weighted[name] = pass_weight * objective.coef * self._weighted(name, objective, micro, rows, losses)
             if objective.source not in self.idle:
                 self._record(name, objective, weighted[name].sum(), losses, pass_weight)
         return weighted
 
-    def _losses(self, name: str, objective: Objective, rows: Mapping[str, TokenRows], outputs: ViewOutputs) -> Losses:
-        views = {view: outputs[view][objective.source] for view in objective.reads}
-        return evaluate(name, objective, rows[objective.source], views)
+    def _losses(self, name: str, objective: Objective, micro: mb.Micro, rows: Mapping[str, TokenRows], outputs: ViewOutputs) -> Losses:
+        views, source = {view: outputs[view][objective.source] for view in objective.reads}, objective.source
+        return evaluate(name, objective, without_removed(objective, rows[source], self.remaining, micro[source]), views)
 
     def _weighted(self, name: str, objective: Objective, micro: mb.Micro, rows: Mapping[str, TokenRows], losses: Losses) -> Tensor:
         """weights / count * losses of a micro-batch."""

@@ -114,6 +114,12 @@ class Adversary(ABC, Generic[State]):
         return False
 
     @property
+    def removes_targets(self) -> bool:
+        """Whether tokens that are targets may be gone after its edit (`Edit.origin` -1); `start` must then decide which, for each row
+        by its own generator."""
+        return False
+
+    @property
     def memory_scope(self) -> str:
         """What `memory` is kept for: none, rows (see `row_memory`) or global (then every process runs rows of the view)."""
         return "none"

@@ -1,6 +1,7 @@
 """The training noise of RanMASK: how many words it hides, which, as what; and that training on it is training on masked texts."""
 
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import Network, word_masking
 from advalign.models.encode import Encoder
 from advalign.models.scratch import train_tokenizer
-from advalign.objectives.classify import Classify
+from advalign.objectives import DPO, GRPO, SFT, Classify, Consistency
 from advalign.types import LabelRows
 
 TEXTS = ["a b c d e f g h i j", "a b c", "k", "c c c d"]
@@ -180,3 +181,110 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
     with pytest.raises(ConfigError, match=r"mask.replace: the tokenizer has no mask token to replace a word with; give `replace: unknown`"):
         adversaries.Mask().start(context)
     assert [r.count("<unk>") for r in pieces(reader, masked(adversaries.Mask(replace="unknown"), context).tokens)] == [7, 2, 0, 3]
+
+
+# --------------------------------------------------------------------------------------- targets of a policy that are gone
+
+
+class Watching(adversaries.Mask):
+    """Notes what it asks for, by the rows' own streams."""
+
+    edits: ClassVar[list] = []
+
+    def ask(self, state):
+        type(self).edits.append(state)
+        return super().ask(state)
+
+
+def shown(rate=0.5, seed=0):
+    """A policy, demonstrations, and what one mask leaves of them: (network, rows, edit)."""
+    net = networks.network()
+    rows = networks.demos(net)
+    Watching.edits = []
+    networks.update(networks.learner(net), {"x": SFT(source="s", view="m")}, {"s": rows}, {"m": mask(rate, Watching)}, key=("u", seed))
+    edit = Watching.edits[-1]
+    left = rows.tokens.target & (edit.origin >= 0)
+    assert 3 < left.sum() < rows.tokens.target.sum()
+    return net, rows, edit, left
+
+
+def mask(rate=0.5, cls=adversaries.Mask):
+    return cls(rate=rate, replace="unknown")
+
+
+def at_origin(x, edit):
+    """Values "B T2 ..." of the masked rows at the positions "B T" of the rows."""
+    index = edit.origin.clamp(min=0)
+    return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
+
+
+@pytest.mark.parametrize("budget", [10_000, 16])
+def test_the_loss_of_a_policy_is_the_mean_over_targets_that_are_left(budget):
+    """-mean log p of the masked rows' own targets by a plain forward: value, metric and gradient, in one micro-batch and in many."""
+    net, rows, edit, left = shown()
+    logits = net.model(input_ids=edit.tokens.ids, attention_mask=edit.tokens.mask.long()).logits.log_softmax(-1)
+    logp = logits[:, :-1].gather(2, edit.tokens.ids[:, 1:, None]).squeeze(2)[edit.tokens.target[:, 1:]]
+    assert len(logp) == left.sum()
+    net.zero_grad()
+    (-logp.mean()).backward()
+    expected = networks.gradients(net)
+    gradient, logs = networks.update(
+        networks.learner(net), {"x": SFT(source="s", view="m")}, {"s": rows}, {"m": mask()}, key=("u", 0), budget=budget
+    )
+    assert logs["x/loss"] == pytest.approx(-logp.mean().item(), abs=1e-12)
+    assert logs["x/nll"] == pytest.approx(-logp.mean().item(), abs=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_a_policy_s_distance_is_compared_where_both_views_are():
+    """KL(clean || masked) at targets that are left, by full distributions."""
+    net, rows, edit, left = shown()
+    clean = net.model(input_ids=rows.tokens.ids, attention_mask=rows.tokens.mask.long()).logits.log_softmax(-1)
+    masked_ = net.model(input_ids=edit.tokens.ids, attention_mask=edit.tokens.mask.long()).logits.log_softmax(-1)
+    p = torch.cat([clean[:, :1], clean[:, :-1]], 1)
+    q = at_origin(torch.cat([masked_[:, :1], masked_[:, :-1]], 1), edit)
+    kl = (p.exp() * (p - q)).sum(-1)[left]
+    _, logs = networks.update(
+        networks.learner(net),
+        {"x": Consistency(source="s", view="m", output="tokens", divergence="kl")},
+        {"s": rows},
+        {"m": mask()},
+        key=("u", 0),
+    )
+    assert logs["x/loss"] == pytest.approx(kl.mean().item(), abs=1e-12)
+    assert logs["x/divergence"] == pytest.approx(kl.mean().item(), abs=1e-12)
+
+
+def test_a_pair_compares_policy_and_reference_on_the_targets_that_are_left():
+    """d of each response: sums over the targets that are left, of the policy on the masked rows and of the reference's numbers."""
+    net = networks.network()
+    rows = networks.pairs(net)
+    Watching.edits = []
+    objectives = {"x": DPO(source="s", view="m")}
+    _, logs = networks.update(networks.learner(net), objectives, {"s": rows}, {"m": mask(0.5, Watching)}, key=("u", 3))
+    edit = Watching.edits[-1]
+    left = rows.tokens.target & (edit.origin >= 0)
+    assert 0 < left.sum() < rows.tokens.target.sum()
+    logits = net.model(input_ids=edit.tokens.ids, attention_mask=edit.tokens.mask.long()).logits.log_softmax(-1)
+    logp = torch.cat([torch.zeros(4, 1, dtype=torch.float64), logits[:, :-1].gather(2, edit.tokens.ids[:, 1:, None]).squeeze(2)], 1)
+    d = ((at_origin(logp, edit) - rows.ref_logprobs) * left).sum(1)
+    loss = -torch.nn.functional.logsigmoid(0.1 * (d[0::2] - d[1::2])).mean()
+    assert logs["x/loss"] == pytest.approx(loss.item(), abs=1e-12)
+
+
+def test_rollouts_count_the_targets_that_are_left_and_clean_views_all_of_them():
+    """With a ratio of 1 and weights by token: -mean A log p' over what is left, and -mean A over all sampled tokens on the clean view."""
+    net = networks.network()
+    rows = networks.rollouts(net, old=False)
+    Watching.edits = []
+    objectives = {"x": GRPO(source="s", view="m", weighting="token"), "c": GRPO(source="s", weighting="token")}
+    _, logs = networks.update(networks.learner(net), objectives, {"s": rows}, {"m": mask(0.5, Watching)}, key=("u", 1))
+    edit = Watching.edits[-1]
+    target = rows.tokens.target
+    left = target & (edit.origin >= 0)
+    assert 3 < left.sum() < target.sum()
+    logits = net.model(input_ids=edit.tokens.ids, attention_mask=edit.tokens.mask.long()).logits.log_softmax(-1)
+    logp = torch.cat([logits[:, :1, 0], logits[:, :-1].gather(2, edit.tokens.ids[:, 1:, None]).squeeze(2)], 1)
+    wanted = {"x": (-rows.advantages * at_origin(logp, edit))[left].mean(), "c": -rows.advantages[target].mean()}
+    for name, value in wanted.items():
+        assert logs[f"{name}/loss"] == pytest.approx(value.item(), abs=1e-12)
