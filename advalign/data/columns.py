@@ -15,8 +15,11 @@ USUAL = {
     "label": ("label",),
     "pair": ("pair", "hypothesis", "sentence2", "question2"),
     "id": ("id", "unique_id"),
+    "messages": ("messages", "conversations"),
 }
-FIELDS = (*USUAL, "chosen", "rejected", "messages")
+FIELDS = (*USUAL, "chosen", "rejected")
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+"""Roles of messages with the keys `from` and `value`, where they are not those of templates."""
 
 
 def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, label: int | None = None) -> Example:
@@ -71,7 +74,7 @@ def _used_columns(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[st
         unused = [name for name in names if name in row and name not in used.values()]
         if field not in used and unused:
             used[field] = unused[0]
-    for field in ("chosen", "rejected", "messages"):
+    for field in ("chosen", "rejected"):
         if field in row:
             used.setdefault(field, field)
     return used
@@ -81,8 +84,9 @@ def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str,
     """Messages -> a prompt that is a conversation, and responses; a response that is one plain turn of the assistant is its text.
     Alpaca's `input` joins its instruction."""
     for name in ("prompt", "response", "chosen", "rejected", "messages"):
-        if is_messages(fields.get(name)):
-            fields[name] = tuple(message(turn, f"data: {location}: {name}[{i}]") for i, turn in enumerate(fields[name]))
+        turns = _with_roles(fields.get(name))
+        if is_messages(turns):
+            fields[name] = tuple(message(turn, f"data: {location}: {name}[{i}]") for i, turn in enumerate(turns))
     turns = fields.pop("messages", None)
     if isinstance(turns, tuple):
         number = len(turns) - 1 if turns[-1].role == "assistant" else len(turns)
@@ -90,9 +94,11 @@ def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str,
         if number < len(turns):
             fields.setdefault("response", turns[number:])
     chosen, rejected = fields.get("chosen"), fields.get("rejected")
-    if "prompt" not in fields and isinstance(chosen, tuple) and isinstance(rejected, tuple):
+    # A text may stand beside conversations that hold it as their first turns.
+    if not isinstance(fields.get("prompt"), tuple) and isinstance(chosen, tuple) and isinstance(rejected, tuple):
         number = _common_turns(chosen, rejected, location)
-        fields |= {"prompt": chosen[:number], "chosen": chosen[number:], "rejected": rejected[number:]}
+        if number or "prompt" not in fields:
+            fields |= {"prompt": chosen[:number], "chosen": chosen[number:], "rejected": rejected[number:]}
     for name in ("response", "chosen", "rejected"):
         if isinstance(fields.get(name), tuple):
             fields[name] = _response(fields[name])
@@ -101,6 +107,14 @@ def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str,
         fields["prompt"] = conversation(fields["prompt"], tools, arguments, f"data: {location}: prompt")
     if meta.get("input") and fields.get("prompt") == row.get("instruction"):
         fields["prompt"] = f"{fields['prompt']}\n\n{meta.pop('input')}"
+
+
+def _with_roles(value: Any) -> Any:
+    """Messages with the keys `from` and `value` as messages with role and content; other values as they are."""
+    if not isinstance(value, list | tuple) or not all(isinstance(m, Mapping) and "from" in m and "value" in m for m in value):
+        return value
+    others = [{k: v for k, v in m.items() if k not in ("from", "value")} for m in value]
+    return [{"role": SHAREGPT.get(m["from"], m["from"]), "content": m["value"], **other} for m, other in zip(value, others, strict=True)]
 
 
 def _common_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...], location: str) -> int:
