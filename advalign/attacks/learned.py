@@ -12,6 +12,7 @@ import torch
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack, Target
 from advalign.models import Network, load
+from advalign.models.generation import plain_generation
 from advalign.models.perturb import without_dropout
 from advalign.types import Budget, Example, Proposal
 
@@ -80,7 +81,8 @@ class Learned(Attack):
         free = encoder.max_length - ids.shape[1]
         if free < 1:
             raise ConfigError(f"attacks.learned: example '{example.id}' leaves no room in the attacker's max_length {encoder.max_length}.")
-        with torch.random.fork_rng(devices=[attacker.device] if attacker.device.type == "cuda" else []), without_dropout(attacker):
+        devices = [attacker.device] if attacker.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), without_dropout(attacker), plain_generation(attacker.model):
             torch.manual_seed(seed)
             rows = attacker.model.generate(
                 input_ids=ids,

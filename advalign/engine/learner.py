@@ -81,7 +81,8 @@ class LearnerRuntime:
         from transformers.optimization import get_scheduler  # takes seconds to import, and loads peft
 
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
-        _ = network.packs  # tried out now: a sharded network cannot be called past its root
+        # Tried out now: a sharded network cannot be called past its root.
+        _ = network.packs, network.head == "policy" and network.caches
         self.processes = ProcessGroup.launched(accelerator)
         self.processes.broadcast_weights(network)
         self.shards, self.template = shards, sharding.empty_like(network) if shards is not None else None

@@ -48,6 +48,11 @@ def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
 
 
+def cache_argument(backbone: nn.Module) -> str:
+    """The argument of its forward that takes a cache."""
+    return "cache_params" if "cache_params" in inspect.signature(type(backbone).forward).parameters else "past_key_values"
+
+
 def block_stack(backbone: nn.Module) -> nn.ModuleList | None:
     """The stack of transformer blocks; None where it is at no known path, and not exactly one list of modules has one for every layer."""
     for path in BLOCK_PATHS:
@@ -209,9 +214,14 @@ def added_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(added_tokens(tokenizer).values())
 
 
+def generation_config(model: Any) -> Any:
+    """Of a model that generates; None: it does not."""
+    return getattr(model, "generation_config", None)
+
+
 def end_ids(model: Any) -> frozenset[int]:
     """Every `eos_token_id` of the generation config; empty where the model has none, since it generates nothing."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = getattr(generation_config(model), "eos_token_id", None)
     return frozenset() if ids is None else frozenset(int(i) for i in (ids if isinstance(ids, list | tuple) else [ids]))
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from advalign.errors import ConfigError
 from advalign.functional import logprobs as lp
-from advalign.models import architecture, own_head, padding_free, saving
+from advalign.models import architecture, decoding, own_head, padding_free, saving
 from advalign.models.base import NetworkBase
 from advalign.models.encode import Encoder
-from advalign.models.perturb import apply_edit, captured, edited, twice_differentiable, without_dropout
+from advalign.models.perturb import apply_edit, captured, edited, evaluation_mode, twice_differentiable, without_dropout
 from advalign.types import Distribution, Edit, Outputs, Tokens
 
 
@@ -44,6 +44,7 @@ class Network(NetworkBase):
         architecture.use_float64_experts(model)
         self._packs: bool | None = None if self.reads_tokens and not encoder.bidirectional else False
         self._promises_packing = self._packs is None and padding_free.prepare(model)
+        self._caches: bool | None = None
 
     @property
     def head_form(self) -> own_head.HeadForm:
@@ -70,6 +71,23 @@ class Network(NetworkBase):
             if not self._packs and self.device.type != "meta":
                 warnings.warn(f"packing: {type(self.model).__name__} {reason}; its rows are padded.", stacklevel=2)
         return self._packs
+
+    @property
+    def caches(self) -> bool:
+        """Whether rows are decoded with the model's cache (`models/decoding.py`); tried out on first use."""
+        if self._caches is None:
+            self._caches = False
+            size = self.model.get_input_embeddings().weight.shape[0]
+            ids = padding_free.ordinary_ids(min(size, len(self.encoder.tokenizer)), self.encoder.special_ids, 10)
+            with evaluation_mode(self):
+                self._caches = decoding.agrees(self, ids)
+            if not self._caches:
+                warnings.warn(
+                    f"decoding: {type(self.model).__name__} gives other hidden states from its cache than from whole rows; every sampled "
+                    "token reads its whole row again, which is slow.",
+                    stacklevel=2,
+                )
+        return self._caches
 
     def hidden_states(self, tokens: Tokens, layout: padding_free.PackedLayout | None = None) -> Float[Tensor, "B T D"]:
         """The last hidden states of unedited rows."""

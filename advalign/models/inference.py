@@ -5,14 +5,14 @@ Which rows share a batch is an argument, because the layout of a batch moves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from advalign.models.forward import Network
+from advalign.models.perturb import evaluation_mode
 from advalign.models.sharding import reshard
 from advalign.types import Prompt, Response, Tokens, fit
 
@@ -92,18 +92,6 @@ def score_texts(network: Network, rows: Sequence[tuple[Prompt, Response, bool]],
     scores = batched_forward(network, tokens, {"scores"}, batches=batches)["scores"].double().tolist()
     score_of = dict(zip(distinct, scores, strict=True))
     return [score_of[row] for row in rows]
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in evaluation mode; afterwards each is in the mode it was in."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 __all__ = ["batched_forward", "batches_in_order", "evaluation_mode", "length_sorted_batches", "map_batches", "score_texts"]

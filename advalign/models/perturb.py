@@ -161,6 +161,18 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in evaluation mode; afterwards each is in the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def recompute_context(network: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """`context_fn` of a checkpoint: the recomputation sees the modes, the compiled blocks and the attention kernels of this moment. A
     backward may run after dropout is on again (random states alone do not restore that it was off), and outside `twice_differentiable`."""

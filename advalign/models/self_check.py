@@ -8,6 +8,7 @@ row), head (logits from hidden states) or backbone (positions). Packed rows are 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from advalign.errors import ConfigError
-from advalign.models import architecture, padding_free
+from advalign.models import architecture, generation, padding_free, positions
 from advalign.models.forward import Network
 from advalign.models.inference import evaluation_mode
 from advalign.types import Edit, Outputs, Tokens
 
 LENGTHS = (6, 4, 2)
+NUM_READ, NUM_GENERATED = 3, 3  # tokens of the prompt and of the response that `generate` is asked for
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Largest difference of a log-probability, for logits of size 1; half precision: `HALF_TOLERANCE`."""
 HALF_TOLERANCE = 0.2
@@ -50,6 +52,31 @@ def check(network: Network) -> None:
     network.num_forwards, network.num_rows = counts
 
 
+def _check_generated(network: Network, prompt: Tensor) -> None:
+    """The tokens of the model's own greedy `generate` are the most likely ones of its forward over the whole row."""
+    number = min(NUM_GENERATED, (positions.row_bound(network.model, None)[0] or prompt.shape[1] + NUM_GENERATED) - prompt.shape[1])
+    if number < 1:
+        return
+    options = {"do_sample": False, "max_new_tokens": number, "pad_token_id": network.encoder.pad_id}
+    try:
+        with generation.plain_generation(network.model):
+            row = network.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
+    except padding_free.REFUSALS as error:
+        warnings.warn(
+            f"model: generate of {_name(network)} fails ({_reason(error)}), so greedy tokens were not compared with it.",
+            stacklevel=2,
+        )
+        return
+    logits = network.model(input_ids=row, use_cache=False).logits[0, prompt.shape[1] - 1 : -1]
+    tolerance = TOLERANCE.get(logits.dtype, HALF_TOLERANCE) * logits.masked_fill(logits.isinf(), 0).abs().max().clamp(min=1)
+    chosen = logits.gather(1, row[0, prompt.shape[1] :, None]).squeeze(1)
+    if not bool((chosen >= logits.amax(1) - 2 * tolerance).all()):
+        raise ConfigError(
+            f"model: generate of {_name(network)} gives other tokens than its own forward over the whole row (cache); a policy that is "
+            "trained on the one would be served by the other: choose another architecture or version of transformers."
+        )
+
+
 def _check_policy(network: Network, tokens: Tokens) -> None:
     own = _own(network, lambda: [network.model(input_ids=row, use_cache=False).logits[0, :-1] for row in _alone(tokens)])
     _check_finite(network, own)
@@ -62,6 +89,8 @@ def _check_policy(network: Network, tokens: Tokens) -> None:
         if not _close(outputs.logprobs[tokens.target], expected, own):
             difference = (outputs.logprobs[tokens.target].double() - expected).abs().max()
             raise ConfigError(_sentence(network, "log-probabilities", difference, _differing_part(network, tokens, own)))
+    _ = network.caches
+    _check_generated(network, _alone(tokens)[0][:, :NUM_READ])
 
 
 def _check_classifier(network: Network, tokens: Tokens) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network, positions
+from advalign.models.decoding import Decoder, new_decoder
 from advalign.models.endings import StopRule
+from advalign.models.generation import warn_left_out
 from advalign.models.inference import evaluation_mode
-from advalign.rollout import _cache
+from advalign.rollout._checks import check_finite
 from advalign.types import Rollout, RolloutGroup, Sampling
 
 __all__ = ["HF"]
@@ -63,12 +63,14 @@ class HF(RolloutEngine):
             raise ConfigError(
                 "rollout.compile: true given, but the policy is not compiled; give its learner options: {compile: true}, or leave it out."
             )
+        warn_left_out(network.model)
         draws = torch.rand(len(groups) * n, sampling.max_new_tokens, dtype=torch.float64, generator=generator, device=generator.device)
         rollouts: dict[int, Rollout] = {}
         with evaluation_mode(network):
             for batch in self._batches([len(g.prompt_ids) for g in groups], n):
                 prompts, rows = [groups[g].prompt_ids for g, _ in batch], [group_rows for _, group_rows in batch]
                 rollouts |= _decode(network, prompts, rows, sampling, draws, self.compile)
+        check_finite(rollouts.values())
         for g, group in enumerate(groups):
             group.rollouts += [rollouts[row] for row in range(g * n, (g + 1) * n)]
         return groups
@@ -107,7 +109,7 @@ def _decode(
     lengths, ended = torch.zeros(len(places), dtype=torch.long, device=device), torch.zeros(len(places), dtype=torch.bool, device=device)
     stop_ids = torch.tensor(sorted(rule.ids), dtype=torch.long, device=device)
     for step in range(sampling.max_new_tokens):
-        sampled, logprobs = sample(network.next_token_logits(state.hidden), sampling, draws[state.rows, step])
+        sampled, logprobs = sample(network.next_token_logits(state.decoder.hidden), sampling, draws[state.rows, step])
         tokens[state.rows, step], scores[state.rows, step] = sampled, logprobs.to(precision)
         lengths[state.rows[state.alive]] = step + 1
         ended[state.rows[state.alive & torch.isin(sampled, stop_ids)]] = True
@@ -133,38 +135,25 @@ def _ended_in_text(rule: StopRule, tokens: Int[Tensor, "R N"], state: _State, le
 class _State:
     """The rows that are still decoded."""
 
-    hidden: Float[Tensor, "B D"]
-    """The states that predict the next token."""
+    decoder: Decoder
+    """What reads them; `hidden` are the states that predict the next token."""
     rows: Int[Tensor, "B"]
     """Their places among all rows of the batch."""
     alive: Bool[Tensor, "B"]
     """Which of them are not finished."""
     remaining: Int[Tensor, "B"]
     """How many tokens their prompts leave in the model's context."""
-    positions: Int[Tensor, "B 1"]
-    """Positions of the tokens that are read next."""
-    mask: Int[Tensor, "B T"] | None
-    """Which tokens of the cache are not padding; None: none is, and attention is faster without a mask."""
 
     def __init__(
         self, network: Network, prompts: Sequence[Sequence[int]], copies: Sequence[int], sampling: Sampling, compiled: bool = False
     ) -> None:
-        self.network, self.compiled = network, compiled
-        ids, mask = _left_pad(prompts, network.encoder.pad_id)
-        ids, mask = ids.to(network.device), mask.to(network.device)
-        self.remaining, self.last_position = _remaining_context(network, mask.sum(1), sampling.max_length)
-        self.cache = _cache.new_cache(network.model.config, min(sampling.max_new_tokens, int(self.remaining.max())))
-        self.shares_prompts = _cache.has_selectable_rows(self.cache)
-        owner = torch.arange(len(prompts), device=network.device).repeat_interleave(torch.tensor(copies, device=network.device))
-        if not self.shares_prompts:  # the prompt is repeated for every response, and no row is dropped
-            ids, mask = ids[owner], mask[owner]
-        self.positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.mask = None if bool(mask.all()) else mask
-        self.hidden = self._forward(ids)
-        self.positions, self.remaining = self.positions[:, -1:], self.remaining[owner]
-        if self.shares_prompts:
-            self._select(owner)
-        self.rows = torch.arange(len(owner), device=network.device)
+        device, lengths = network.device, torch.tensor([len(prompt) for prompt in prompts], device=network.device)
+        remaining, last_position = _remaining_context(network, lengths, sampling.max_length)
+        number = min(sampling.max_new_tokens, int(remaining.max()))
+        self.decoder = new_decoder(network, prompts, number, last_position, compiled=compiled)
+        owner = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
+        self.decoder.select(owner)
+        self.remaining, self.rows = remaining[owner], torch.arange(len(owner), device=device)
         self.alive = torch.ones_like(self.rows, dtype=torch.bool)
 
     def advance(self, sampled: Int[Tensor, "B"]) -> bool:
@@ -172,30 +161,12 @@ class _State:
         num_alive = int(self.alive.sum())
         if not num_alive:
             return False
-        if self.shares_prompts and num_alive <= (1 - DROP_FRACTION) * len(self.rows):
+        if num_alive <= (1 - DROP_FRACTION) * len(self.rows):
             alive = self.alive.nonzero().squeeze(1)
-            self._select(alive)
+            self.decoder.select(alive)
             self.rows, self.remaining, self.alive, sampled = self.rows[alive], self.remaining[alive], self.alive[alive], sampled[alive]
-        # Rows at the end of the context are decoded along with their batch, and dropped.
-        self.positions = (self.positions + 1).clamp(max=self.last_position)
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        self.hidden = self._forward(sampled[:, None])
+        self.decoder.read(sampled)
         return True
-
-    def _forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        # Embeddings, as in the trainer: given ids and no mask, transformers warns of padding that is not there.
-        embeddings = self.network.model.get_input_embeddings()(ids)
-        options = {"attention_mask": self.mask, "past_key_values": self.cache, "use_cache": True}
-        inputs = self.network.inputs_at(self.positions, ids, embeddings, **options)
-        blocks = self.network.compiled if self.compiled and ids.shape[1] == 1 else None
-        with nullcontext() if blocks is None else blocks.on(self.network.backbone):
-            return self.network.backbone(**inputs).last_hidden_state[:, -1]
-
-    def _select(self, rows: Int[Tensor, "N"]) -> None:
-        _cache.select_rows(self.cache, rows)
-        self.positions, self.hidden = self.positions[rows], self.hidden[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
 
 
 def _remaining_context(network: Network, lengths: Int[Tensor, "B"], max_length: int | None) -> tuple[Int[Tensor, "B"], int]:
@@ -235,12 +206,3 @@ def _nucleus(logprobs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V
     # A token stays while the mass before it is below top_p, so the most likely one always does.
     before = ordered.exp().cumsum(-1) - ordered.exp()
     return logprobs.masked_fill(torch.zeros_like(logprobs).scatter(1, order, (before >= top_p).to(logprobs.dtype)).bool(), -torch.inf)
-
-
-def _left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = repeat(torch.arange(width), "t -> b t", b=len(rows)) >= torch.tensor([[width - len(row)] for row in rows])
-    for b, row in enumerate(rows):
-        ids[b, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-    return ids, mask.long()

@@ -16,7 +16,9 @@ from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network
 from advalign.models.endings import StopRule
+from advalign.models.generation import warn_left_out
 from advalign.models.inference import batched_forward, batches_in_order
+from advalign.rollout._checks import check_finite
 from advalign.rollout._vllm_local import LocalBackend
 from advalign.rollout._vllm_server import ServerBackend
 from advalign.rollout._vllm_weights import signature
@@ -108,7 +110,9 @@ class VLLM(RolloutEngine):
         with self.state.lock:  # rollouts of coming steps are sampled in another thread, from a copy of the weights
             if self.state.network is None or self.state.network() is not network:
                 self.sync(network, -1)
+            warn_left_out(network.model)
             new = self._sample(network, groups, n, sampling, generator)
+            check_finite(rollout for rollouts in new for rollout in rollouts)
             if self.state.due:
                 self._check(network, groups, new, sampling.temperature or 1.0)
         for group, rollouts in zip(groups, new, strict=True):

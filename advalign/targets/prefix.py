@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from advalign.interfaces import PrefixScorer
+from advalign.models import row_cache
 from advalign.models.perturb import without_dropout
 from advalign.targets.target import NetworkTarget
 
@@ -109,8 +110,8 @@ class CachedPrefix(PrefixScorer):
         with without_dropout(network):
             positions, embeddings = torch.arange(ids.shape[1], device=ids.device)[None], network.model.get_input_embeddings()(ids)
             network.backbone(**network.inputs_at(positions, ids, embeddings, use_cache=True, past_key_values=cache))
-        if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
-            raise ValueError("a layer without keys")  # a state-space or linear-attention layer keeps a state instead
+        if row_cache.holds_states(cache) or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
+            raise ValueError("a layer without keys")  # a state-space or linear-attention layer keeps a state, which every token overwrites
         return cache
 
     @torch.no_grad()

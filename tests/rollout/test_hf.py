@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from advalign.errors import BudgetError
 from advalign.models import Network, load
-from advalign.rollout import _cache
+from advalign.models.row_cache import GrowingLayer
 from advalign.rollout.hf import DROP_FRACTION, HF, sample
 from advalign.tasks.constraints import Constraints
 from advalign.types import Example, Sampling
@@ -166,7 +166,7 @@ def windowed():
 
 
 @pytest.mark.parametrize("model", [*MODELS, "windowed"])
-def test_who_shares_a_batch_and_a_prompt_changes_no_response(model, monkeypatch):
+def test_who_shares_a_batch_and_a_prompt_changes_no_response(model):
     """Prompts read once per group, rows that leave, batches of 3 and of 512, and every response decoded alone: the same tokens."""
     net = windowed() if model == "windowed" else network(model)
     ids = lambda groups: [[r.response_ids for r in g.rollouts] for g in groups]  # noqa: E731
@@ -175,7 +175,7 @@ def test_who_shares_a_batch_and_a_prompt_changes_no_response(model, monkeypatch)
     assert len({len(r) for g in together for r in g}) > 3  # some left early
     assert ids(generate(net, PROMPTS, 6, sampling, max_rows=3)) == together
     assert ids(generate(net, PROMPTS, 6, sampling, max_rows=1)) == together
-    monkeypatch.setattr(_cache, "has_selectable_rows", lambda cache: False)
+    net._caches = False  # every token reads its whole row
     assert ids(generate(net, PROMPTS, 6, sampling)) == together
 
 
@@ -206,7 +206,7 @@ def test_greedy_is_transformers_own(model):
 
 def test_the_cache_grows_in_place_and_keeps_what_it_held():
     """Three tokens, then one at a time into the same buffer, beyond the room it was given; rows are chosen and repeated."""
-    layer = _cache.GrowingLayer(2)
+    layer = GrowingLayer(2)
     keys = [torch.randn(2, 1, n, 3, dtype=torch.float64) for n in (3, 1, 1, 1)]
     for i, k in enumerate(keys):
         before = None if layer._buffers is None else layer._buffers[0].data_ptr()

@@ -1,14 +1,21 @@
-"""A key-value cache whose rows can be selected: one row per prompt becomes one per response, and finished rows are dropped.
+"""A cache whose rows can be selected: one row per prompt becomes one per response, and finished rows are dropped.
 
-Buffers are allocated ahead, so a new token is written into its place; transformers' own cache copies everything at every token.
+Buffers of keys and values are allocated ahead, so a new token is written into its place; transformers' own cache copies everything at
+every token. States of recurrent layers are selected as they are.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
+
+RECURRENT: tuple[type, ...] = tuple(
+    value for name, value in vars(cache_utils).items() if name == "LinearAttentionCacheLayerMixin"
+)  # transformers 4 has none
 
 
 class GrowingLayer(DynamicLayer):
@@ -55,21 +62,31 @@ class GrowingLayer(DynamicLayer):
 
 
 def new_cache(config: Any, reserve: int) -> DynamicCache:
-    """A cache for a model; layers that attend to everything get growing buffers, others (sliding windows) those of transformers."""
+    """A cache for a model; layers that attend to everything get growing buffers, others (sliding windows, states) those of transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer(reserve) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-def has_selectable_rows(cache: DynamicCache) -> bool:
-    """Whether rows can be selected; those of a state-space layer cannot."""
-    return bool(cache.layers) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+def holds_states(cache: DynamicCache) -> bool:
+    """Whether a layer has a state that every token overwrites."""
+    return any(isinstance(layer, RECURRENT) for layer in cache.layers)
 
 
 def select_rows(cache: DynamicCache, rows: Int[Tensor, "N"]) -> None:
     """The cache of the rows at `rows`, which may repeat, in place."""
     for layer in cache.layers:
-        layer.batch_select_indices(rows)
+        if isinstance(layer, DynamicLayer):
+            layer.batch_select_indices(rows)
+        if isinstance(layer, RECURRENT):
+            _select_states(layer, rows)
+
+
+def _select_states(layer: Any, rows: Int[Tensor, "N"]) -> None:
+    for states in (layer.conv_states, layer.recurrent_states):
+        for number, state in states.items() if isinstance(states, dict) else enumerate(states):
+            if isinstance(state, Tensor):
+                states[number] = state.index_select(0, rows)
 
 
 def _select(values: Tensor, rows: Int[Tensor, "N"], size: int) -> Tensor:
@@ -78,4 +95,4 @@ def _select(values: Tensor, rows: Int[Tensor, "N"], size: int) -> Tensor:
     return buffer
 
 
-__all__ = ["GrowingLayer", "has_selectable_rows", "new_cache", "select_rows"]
+__all__ = ["GrowingLayer", "holds_states", "new_cache", "select_rows"]
