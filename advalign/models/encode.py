@@ -187,7 +187,7 @@ class Encoder:
         """The row, with `ending` behind it where the template does not close its last message."""
         content = [position for position, turn in enumerate(row.turns) if turn == last]
         tail, ending = row.ids[content[-1] + 1 :] if content else row.ids, self.ending
-        if self.special_ids & set(tail) or (ending.text is not None and ending.text in self.tokenizer.decode(tail)):
+        if architecture.added_ids(self.tokenizer) & set(tail) or (ending.ids and ending.ids[-1] in tail):
             return row
         more = len(ending.ids)
         return Row([*row.ids, *ending.ids], [*row.target, *[True] * more], [*row.roles, *[-1] * more], [*row.turns, *[-1] * more])
