@@ -181,12 +181,12 @@ class TokenSearchRun:
 
 def reference_response(example: Example) -> str:
     """The response that a suffix is to bring about."""
-    response = example.meta.get("response", example.answer)
+    response = example.reference
     if response is None:
         raise ConfigError(
             f"example '{example.id}': no reference response; give meta['response'] or an answer for the suffix to bring about."
         )
-    return str(response)
+    return response
 
 
 __all__ = ["GOALS", "OBJECTIVES", "Aim", "Prompt", "TokenSearchRun", "reference_response"]

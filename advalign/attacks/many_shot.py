@@ -62,10 +62,10 @@ class ManyShot(Attack):
         """(request, response) of every shot."""
         examples = self.shots if isinstance(self.shots, list | tuple) else loading.demonstrations(self.shots)
         rows = [Example(**e) if isinstance(e, dict) else e for e in examples]
-        missing = next((e for e in rows if e.meta.get("response", e.answer) is None), None)
+        missing = next((e for e in rows if e.reference is None), None)
         if missing is not None:
             raise ConfigError(f"attacks.many_shot.shots: example '{missing.id}' has no response; give meta['response'] or an answer.")
-        return [(e.text, str(e.meta.get("response", e.answer))) for e in rows]
+        return [(e.text, e.reference or "") for e in rows]
 
     def text(self, shots: Sequence[tuple[str, str]], prompt: str) -> str:
         """The dialogues, then the request."""

@@ -59,10 +59,10 @@ class Prefill(Attack):
 
 
 def _reference_response(example: Example) -> str:
-    response = example.meta.get("response", example.answer)
+    response = example.reference
     if response is None:
         raise ConfigError(f"attacks.prefill: example '{example.id}' has no reference response; give it an answer, or the attack a text.")
-    return str(response)
+    return response
 
 
 __all__ = ["Prefill"]

@@ -148,7 +148,7 @@ def demonstrations(
         response = e.meta.get("response", e.answer)
         if task is not None:
             response = task.demonstrate(e, random.Random(f"{seed}/{e.id}"))
-        if not isinstance(response, str):
+        if not isinstance(response, str | tuple):
             name = ref if isinstance(ref, str | Mapping) else "rows at hand"
             raise ConfigError(f"data: {name}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
         demonstrated.append(dataclasses.replace(e, meta={**e.meta, "response": response}))

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
-from advalign.types import Conversation, Example, Message, Response
-from advalign.types.messages import conversation, is_messages, message
+from advalign.types import Conversation, Example, Message
+from advalign.types.messages import as_response, conversation, is_messages, message
 
 # In order of preference. A field without a column stays empty; only the prompt is required.
 USUAL = {
@@ -101,7 +101,7 @@ def _unpack_chat(fields: dict[str, Any], meta: dict[str, Any], row: Mapping[str,
             fields |= {"prompt": chosen[:number], "chosen": chosen[number:], "rejected": rejected[number:]}
     for name in ("response", "chosen", "rejected"):
         if isinstance(fields.get(name), tuple):
-            fields[name] = _response(fields[name])
+            fields[name] = as_response(fields[name])
     if isinstance(fields.get("prompt"), tuple):
         tools, arguments = (meta.pop(name, None) for name in ("tools", "chat_template_kwargs"))
         fields["prompt"] = conversation(fields["prompt"], tools, arguments, f"data: {location}: prompt")
@@ -124,11 +124,6 @@ def _common_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...], lo
     if chosen == rejected:
         raise ConfigError(f"data: {location}: chosen and rejected are the same messages, so neither is preferred.")
     return min(number, shorter - 1)
-
-
-def _response(turns: tuple[Message, ...]) -> Response:
-    plain = len(turns) == 1 and turns[0].role == "assistant" and not turns[0].tool_calls and not turns[0].extra
-    return (turns[0].content or "") if plain else turns
 
 
 def _split_common(fields: dict[str, Any], location: str) -> None:

@@ -33,7 +33,7 @@ class PrefixJudge(Judge):
         return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]
 
     def _score(self, example: Example, text: str) -> float:
-        target = self.text if self.text is not None else example.meta.get("response", example.answer)
+        target = self.text if self.text is not None else example.reference
         if target is None:
             return math.nan
         prefix, answer = " ".join(_text.folded(str(target)).split()[: self.words]), _text.folded(text)

@@ -21,6 +21,7 @@ from advalign.types.messages import ROLES, Conversation, Message
 ASSISTANT = ROLES.index("assistant")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MARK = re.compile("\ue000(\\d+)\ue001")
+STRIPS = (lambda text, _: text, str.strip, str.rstrip, str.lstrip)  # what templates do to contents
 Span = tuple[int, int]
 
 
@@ -76,7 +77,7 @@ class ChatTemplate:
                 if common_prefix(alone, whole) < end:
                     raise ConfigError(
                         f"chat_template: it writes message {turn} otherwise once others follow (it rewrites earlier turns), so all "
-                        "assistant turns cannot be trained in one row; set assistant_turns: last, or each (a row per turn)."
+                        "assistant turns cannot be trained in one row; use demos with assistant_turns: last, or each (a row per turn)."
                     )
             spans.append((min(start, end), end))
         return spans
@@ -190,7 +191,7 @@ def _fill(skeleton: str, texts: Sequence[str | None], text: str) -> list[tuple[i
             continue
         turn, following = int(piece), pieces[index + 1]
         content = texts[turn] or ""
-        for candidate in dict.fromkeys((content, content.strip(), content.rstrip(), content.lstrip())):
+        for candidate in dict.fromkeys(strip(content, characters) for characters in (None, "\n") for strip in STRIPS):
             end = place + len(candidate)
             if text.startswith(candidate, place) and (text.startswith(following, end) or following.startswith(text[end:])):
                 spans.append((place, end, turn))
@@ -213,5 +214,5 @@ def _search(texts: Sequence[str | None], text: str) -> list[tuple[int, int, int]
 
 
 def _inside(offsets: Sequence[Span], start: int, end: int) -> list[int]:
-    """Tokens whose characters begin in a span."""
-    return [i for i, (first, last) in enumerate(offsets) if start <= first < end and last > first]
+    """Tokens with characters in a span."""
+    return [i for i, (first, last) in enumerate(offsets) if max(first, start) < min(last, end)]

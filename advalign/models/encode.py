@@ -181,7 +181,8 @@ class Encoder:
         for start, end in spans:
             for position in range(max(start, 1), end):
                 target[position] = row.generation is None or row.generation[position]
-        return self._closed(Row(row.ids, target, row.roles, row.turns), len(conversation.messages) - 1)
+        closed = self._closed(Row(row.ids, target, row.roles, row.turns), len(conversation.messages) - 1)
+        return self._bounded(closed, closed.target.index(True) if True in closed.target else len(closed.ids))
 
     def _closed(self, row: Row, last: int) -> Row:
         """The row, with `ending` behind it where the template does not close its last message."""
@@ -233,16 +234,20 @@ class Encoder:
 
     def _joined(self, prompt: Tokenised, response_ids: Sequence[int]) -> Row:
         """A prompt and the ids of its response, cut at `max_length`."""
-        if len(prompt.ids) >= self.max_length:
-            raise BudgetError(
-                f"encoder: a prompt of {len(prompt.ids)} tokens leaves no room in max_length {self.max_length}; "
-                "raise max_length or shorten the prompt."
-            )
         number = len(response_ids)
         turn = max(prompt.turns, default=-1) + 1
         start = max(len(prompt.ids), 1)
         target = [position >= start for position in range(len(prompt.ids) + number)]
         row = Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
+        return self._bounded(row, len(prompt.ids))
+
+    def _bounded(self, row: Row, prompt_length: int) -> Row:
+        """The row, cut at `max_length`."""
+        if prompt_length >= self.max_length:
+            raise BudgetError(
+                f"encoder: a prompt of {prompt_length} tokens leaves no room in max_length {self.max_length}; "
+                "raise max_length or shorten the prompt."
+            )
         return row.cut(self.max_length)
 
     def _segmented(self, ids: list[int], start: int, target: list[bool]) -> Row:

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from advalign.errors import unknown
 from advalign.interfaces import Task
 from advalign.sources._responses import is_plain_text, with_response
 from advalign.sources._stream import ListSource
-from advalign.types import DemoRows, Example, Rows
+from advalign.types import Conversation, DemoRows, Example, Rows
+from advalign.types.messages import as_response, response_messages
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
 
 __all__ = ["Demos"]
+
+ASSISTANT_TURNS = ("last", "all", "each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,31 @@ class Demos(ListSource):
     A row with a `text` and neither response nor answer is a text without prompt: all of its tokens are the target, outside of any chat
     template, as in TRL's language modelling format."""
 
+    assistant_turns: str = "last"
+    """Of a conversation: last (the assistant's last turn is the target), all (every turn of the assistant), or each (every turn of the
+    assistant is a row of its own, of what precedes it). TRL's `assistant_only_loss` is all."""
+
     row_type: ClassVar[type[Rows]] = DemoRows
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.assistant_turns not in ASSISTANT_TURNS:
+            raise unknown("sources.demos.assistant_turns", "choice", self.assistant_turns, ASSISTANT_TURNS)
+
+    def expand(self, example: Example) -> Sequence[Example]:
+        if self.assistant_turns != "each" or not isinstance(example.prompt, Conversation):
+            return (example,)
+        messages = (*example.prompt.messages, *response_messages(example.meta.get("response", ())))
+        return [
+            replace(
+                example,
+                prompt=replace(example.prompt, messages=messages[:number]),
+                id=f"{example.id}/{number}",
+                meta={**example.meta, "response": as_response(messages[number : number + 1])},
+            )
+            for number, turn in enumerate(messages)
+            if turn.role == "assistant" and number > 0
+        ]
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if is_plain_text(example) and task is None:
@@ -32,4 +60,6 @@ class Demos(ListSource):
         return with_response(example, task, self.rng(index), path)
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> DemoRows:
-        return DemoRows(tokens=encoder.demos([e.prompt for e in items], [e.meta["response"] for e in items]))
+        turns = "all" if self.assistant_turns == "all" else "last"
+        prompts, responses = [e.prompt for e in items], [e.meta["response"] for e in items]
+        return DemoRows(tokens=encoder.demos(prompts, responses, assistant_turns=turns))

@@ -161,10 +161,9 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         return not are_equal([total_reward(r, self.weights) for r in group.rollouts])
 
     def _demonstration(self, example: Example, number: int) -> Rollout:
-        text = example.meta.get("response")
-        if text is None and self.task is not None:
+        text = example.reference
+        if "response" not in example.meta and self.task is not None:
             text = self.task.demonstrate(example, random.Random(f"{self.name}/{example.id}/{number}"))
-        text = example.answer if text is None else text
         if text is None:
             raise ConfigError(f"{self.path}.demonstrations: row '{example.id}' has no response to demonstrate; name its column.")
         ids = self.context.encoder(self.config.learner).response(text)

@@ -12,6 +12,7 @@ from advalign.interfaces import Context, SourceRuntime
 from advalign.sources._checks import require_positive, require_proper_fraction
 from advalign.sources._rollouts import LearnerSource
 from advalign.types import Example, PairRows, Rollout, RolloutGroup, Rows, Sampling, from_json, to_json, without_verifier
+from advalign.types.messages import response_text
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -90,7 +91,7 @@ class _Runtime(SourceRuntime[Pair]):
             groups = self.context.generate(self.config.learner, examples, 1, self.config.sampling, key)
             again: list[Example] = []
             for example, group in zip(examples, groups, strict=True):
-                text, real = group.rollouts[0].text, example.meta["response"]
+                text, real = group.rollouts[0].text, response_text(example.meta["response"])
                 right = self.config.override and example.verify is not None and example.verify(text) >= 1
                 if text == real or right:
                     again.append(example)

@@ -105,8 +105,8 @@ def _groups(examples: Sequence[Example], names: Mapping[str, str], encoder: Enco
 
 
 def _rollout(example: Example, names: Mapping[str, str], encoder: Encoder, path: str) -> Rollout:
-    row, text = f"{path}: row '{example.id}'", example.meta.get("response", example.answer)
-    if not isinstance(text, str):
+    row, text = f"{path}: row '{example.id}'", example.reference
+    if text is None:
         raise ConfigError(f"{row} has no response; name its column with columns: {{response: ...}}.")
     finished = bool(example.meta.get(names["finished"], True))
     ids = encoder.response(text, finished)

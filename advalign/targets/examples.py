@@ -51,14 +51,14 @@ def paired_texts(examples: Sequence[Example]) -> list[str] | None:
 
 def has_reference_response(example: Example) -> bool:
     """Whether `meta['response']` or an answer is given."""
-    return example.meta.get("response", example.answer) is not None
+    return example.reference is not None
 
 
 def reference_response(example: Example) -> str:
     """`meta['response']`, else the answer."""
-    if not has_reference_response(example):
+    if example.reference is None:
         raise ConfigError(f"example '{example.id}': no reference response; give meta['response'] or an answer to measure a loss.")
-    return str(example.meta.get("response", example.answer))
+    return example.reference
 
 
 __all__ = [

@@ -22,8 +22,8 @@ from advalign.training import discriminator_evaluation
 from advalign.training.columns import columns
 from advalign.training.context import RunContext
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
-from advalign.types import DemoRows, Example, RolloutGroup, Sampling, Tokens
-from advalign.types.messages import plain_text
+from advalign.types import DemoRows, Example, Response, RolloutGroup, Sampling, Tokens
+from advalign.types.messages import plain_text, response_text
 
 RIGHT = 1 - 1e-9
 """The verified score from which a response counts as solved."""
@@ -126,7 +126,8 @@ def run(
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
     logs = verified(groups, evaluation.verifier, context)
     responses = _references(evaluation, examples)
-    logs |= diversity.group_diversity(groups, references=responses, order=evaluation.self_bleu)
+    references = None if responses is None else [response_text(response) for response in responses]
+    logs |= diversity.group_diversity(groups, references=references, order=evaluation.self_bleu)
     logs |= lengths(groups) | entropy(network, groups, budget)
     return logs if responses is None else logs | {"nll": nll(network, examples, responses, budget)}
 
@@ -210,19 +211,19 @@ def accuracy(network: Network, examples: list[Example], budget: int) -> float:
     return float((logits.argmax(1) == labels).float().mean())
 
 
-def nll(network: Network, examples: Sequence[Example], responses: Sequence[str], budget: int) -> float:
+def nll(network: Network, examples: Sequence[Example], responses: Sequence[Response], budget: int) -> float:
     """Mean of -log p over the tokens of the reference responses, the end token included."""
     tokens = network.encoder.demos([e.prompt for e in examples], responses)
     return -float(_column(network, tokens, "logprobs", budget)[tokens.target].mean())
 
 
-def _references(evaluation: Evaluation, examples: Sequence[Example]) -> list[str] | None:
+def _references(evaluation: Evaluation, examples: Sequence[Example]) -> list[Response] | None:
     """A task's demonstrations, else the responses of the data, else their answers; None where one is missing."""
     task, seed = loading.task_of(evaluation.data), evaluation.seed
     if task is not None:
         return [task.demonstrate(e, random.Random(f"{seed}/{e.id}")) for e in examples]
     responses = [e.meta.get("response", e.answer) for e in examples]
-    return responses if all(isinstance(text, str) for text in responses) else None
+    return responses if all(isinstance(response, str | tuple) for response in responses) else None
 
 
 def _column(network: Network, tokens: Tokens, need: str, budget: int) -> torch.Tensor:

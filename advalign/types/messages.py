@@ -122,6 +122,12 @@ def response_messages(response: Response) -> tuple[Message, ...]:
     return (Message("assistant", response),) if isinstance(response, str) else response
 
 
+def as_response(turns: tuple[Message, ...]) -> Response:
+    """Messages as a response: of one plain turn of the assistant its text."""
+    plain = len(turns) == 1 and turns[0].role == "assistant" and not turns[0].tool_calls and not turns[0].extra
+    return (turns[0].content or "") if plain else turns
+
+
 def response_text(response: Response) -> str:
     """The text of a response: of its last message with a text."""
     texts = [m.content for m in response_messages(response) if m.content]

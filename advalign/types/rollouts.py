@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from advalign.errors import ConfigError
-from advalign.types.messages import Prompt, attackable, from_plain, to_plain, with_attackable
+from advalign.types.messages import Prompt, attackable, from_plain, response_text, to_plain, with_attackable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,12 @@ class Example:
     def text(self) -> str:
         """What an attack rewrites: the prompt, or the last turn of the user in it."""
         return attackable(self.prompt)
+
+    @property
+    def reference(self) -> str | None:
+        """The text of its reference response (`meta["response"]`), else its answer; None: it has neither."""
+        response = self.meta.get("response", self.answer)
+        return None if response is None else response_text(response) if isinstance(response, str | tuple) else str(response)
 
     def with_text(self, text: str) -> Example:
         """The same example, its verifier included, with another `text`."""
