@@ -14,6 +14,7 @@ from advalign import plugins
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Reward, Scorer
 from advalign.types import Conversation, Example, RolloutGroup
+from advalign.types.messages import is_messages, message
 
 RESERVED = frozenset({"prompt", "completion", "completion_ids"})
 """Columns of the data that TRL does not hand to a reward function."""
@@ -132,8 +133,14 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
 
 
 def prompt_messages(example: Example) -> list[dict[str, Any]] | None:
-    """The prompt of an example as messages, without the reference answer; None where it is a text."""
-    return [turn.to_dict() for turn in example.prompt.messages] if isinstance(example.prompt, Conversation) else None
+    """The prompt of an example as messages, without the reference answer, as the data's column `prompt` has them; None where it is a
+    text."""
+    if not isinstance(example.prompt, Conversation):
+        return None
+    column = example.row.get("prompt")
+    if is_messages(column) and tuple(message(turn) for turn in column) == example.prompt.messages:
+        return [dict(turn) for turn in column]
+    return [turn.to_dict() for turn in example.prompt.messages]
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -92,6 +93,26 @@ def test_prompts_and_completions_are_messages_where_the_data_has_messages():
     assert scores(fn, groups_of([{"prompt": CHAT}], "a", "bb")) == [1, 2]
     reference = [*CHAT, {"role": "assistant", "content": "the reference answer"}]
     assert scores(fn, groups_of([{"messages": reference}], "a", "bb")) == [1, 2]
+
+
+def test_messages_are_those_of_the_data():
+    """TRL: `prompts` are the values of the column, whatever keys and contents they have; an attacked prompt is what was asked."""
+    system = {"role": "system", "content": "be polite", "name": "me"}
+    parts = {"role": "user", "content": [{"type": "text", "text": "say "}, {"type": "text", "text": "red"}]}
+    row = {"prompt": [system, parts], "tools": [{"name": "f"}], "chat_template_kwargs": {"enable_thinking": False}, "solution": "red"}
+    seen = {}
+
+    def fn(**columns):
+        seen.update(columns)
+        return [0.0]
+
+    (group,) = groups_of([row], "a")
+    scores(fn, [group])
+    assert seen["prompts"] == [row["prompt"]]
+    assert seen["completions"] == [[{"role": "assistant", "content": "a"}]]
+    assert {key: seen[key] for key in row if key != "prompt"} == {key: [value] for key, value in row.items() if key != "prompt"}
+    scores(fn, [replace(group, example=group.example.with_text("say blue"))])
+    assert seen["prompts"] == [[system, {"role": "user", "content": "say blue"}]]
 
 
 def test_a_function_without_annotations_gets_text_where_the_data_has_text():
