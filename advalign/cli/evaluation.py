@@ -24,6 +24,7 @@ RESULT_FILES = ("suite.json", "results.jsonl", "timings.jsonl", "certified.jsonl
 Model = Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")]
 SuiteFile = Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")]
 Data = Annotated[str | None, typer.Option(help="Other data than the suite's: a file, a hub id or task:<name>.")]
+Column = Annotated[list[str] | None, typer.Option(help="A column of the data by field: label=sentiment; repeatable.")]
 Output = Annotated[Path | None, typer.Option(help="The folder of results.jsonl and report.html.")]
 Learner = Annotated[str | None, typer.Option(help="A learner of a trained run; the first by default.")]
 Device = Annotated[str | None, typer.Option(help="The device of the model, for example cpu; by default an accelerator if there is one.")]
@@ -47,6 +48,7 @@ def evaluate(
     suite: SuiteFile,
     *,
     data: Data = None,
+    column: Column = None,
     output: Output = None,
     resume: Resume = True,
     learner: Learner = None,
@@ -61,7 +63,7 @@ def evaluate(
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
     _check_options(output, export, self_check, transfer)
-    attacks, network = load_suite(suite, data), load_network(model, learner, device)
+    attacks, network = load_suite(suite, data, column or ()), load_network(model, learner, device)
     others = [load_network(path, learner, device) for path in transfer or []]
     if output is not None and not resume:
         for name in RESULT_FILES:
@@ -118,6 +120,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="The other one; differences are second minus first.")],
     suite: Annotated[Path | None, typer.Option(help="Run this suite on both models first.")] = None,
     data: Data = None,
+    column: Column = None,
     output: Annotated[Path | None, typer.Option(help="The folder of compare.html, and with --suite of the results of both.")] = None,
     device: Device = None,
 ) -> None:
@@ -125,9 +128,10 @@ def compare(
     from advalign.evaluation.reports import compare as reports
 
     if suite is not None:
-        comparison = _compare_models((first, second), load_suite(suite, data), output, device)
-    elif data is not None:
-        raise ConfigError("compare: --data was given without --suite, which reads it; add --suite, or give two folders of results.")
+        comparison = _compare_models((first, second), load_suite(suite, data, column or ()), output, device)
+    elif data is not None or column is not None:
+        option = "--data" if column is None else "--column"
+        raise ConfigError(f"compare: {option} was given without --suite, which reads it; add --suite, or give two folders of results.")
     else:
         comparison = reports.folders(first, second)
     say(comparison.markdown())

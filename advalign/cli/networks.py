@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,22 @@ if TYPE_CHECKING:
     from advalign.models import Network
 
 
-def load_suite(path: Path, data: str | None) -> Suite:
-    """A suite, with other data if `data` is given."""
+def load_suite(path: Path, data: str | None, columns: Sequence[str] = ()) -> Suite:
+    """A suite, with other data if `data` is given, whose `columns` are `field=column`."""
+    from advalign.data import with_columns
     from advalign.evaluation.suites.suite import Suite
 
     suite = Suite.load(path)
-    return suite if data is None else replace(suite, data=data)
+    suite = suite if data is None else replace(suite, data=data)
+    if not columns:
+        return suite
+    pairs = [pair.partition("=") for pair in columns]
+    wrong = next((pair for pair, (field, sign, column) in zip(columns, pairs, strict=True) if not (field and sign and column)), None)
+    if wrong is not None:
+        raise ConfigError(f"--column: '{wrong}' given; write it as field=column, for example label=sentiment.")
+    if not isinstance(suite.data, str | Mapping):
+        raise ConfigError("--column: the suite's data is a list of examples, whose fields have their names; give --data.")
+    return replace(suite, data=with_columns(suite.data, {field: column for field, _, column in pairs}))
 
 
 def load_network(model: str, learner: str | None, device: str | None) -> Network:

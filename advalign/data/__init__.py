@@ -23,7 +23,20 @@ from advalign.errors import ConfigError
 from advalign.interfaces import Task
 from advalign.types import Example
 
-__all__ = ["Reference", "Streamed", "demonstrations", "examples", "expand", "labelled", "rows", "same_rows", "streamed", "task_of", "texts"]
+__all__ = [
+    "Reference",
+    "Streamed",
+    "demonstrations",
+    "examples",
+    "expand",
+    "labelled",
+    "rows",
+    "same_rows",
+    "streamed",
+    "task_of",
+    "texts",
+    "with_columns",
+]
 
 DEFAULT_NUMBER = 1000
 """Examples of a task, where nothing says how many."""
@@ -159,6 +172,13 @@ def task_of(ref: Reference) -> Task | None:
     """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
     reference = _references.specify(ref, "train").get("task")
     return None if reference is None else builder.build(Task, reference, "data.task")
+
+
+def with_columns(ref: str | Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A reference with a column mapping, which goes before its own."""
+    spec = _references.specify(ref, "")
+    split = {} if isinstance(ref, str) or "split" not in ref else {"split": ref["split"]}
+    return {name: value for name, value in spec.items() if name != "split"} | split | {"columns": _mapping(spec, columns)}
 
 
 def same_rows(first: Reference, first_split: str, second: Reference, second_split: str) -> str | None:

@@ -137,7 +137,7 @@ def prompt_messages(example: Example) -> list[dict[str, Any]] | None:
     text."""
     if not isinstance(example.prompt, Conversation):
         return None
-    column = example.row.get("prompt")
+    column: Any = example.row.get("prompt")
     if is_messages(column) and tuple(message(turn) for turn in column) == example.prompt.messages:
         return [dict(turn) for turn in column]
     return [turn.to_dict() for turn in example.prompt.messages]

@@ -226,6 +226,29 @@ def test_attack_takes_the_name_of_a_class(advalign, victim, tmp_path):
     assert "(positive → negative)" in printed
 
 
+def test_eval_takes_columns_and_classes_by_their_names(advalign, victim, tmp_path):
+    from advalign.models import load
+
+    network = load(str(victim))
+    network.name_classes(["negative", "positive"])
+    network.save_pretrained(tmp_path / "named")
+    rows = [f"{e.prompt},{('negative', 'positive')[e.label]}\n" for e in sentences(6, seed=5)]
+    (tmp_path / "reviews.csv").write_text("review,sentiment\n" + "".join(rows))
+    (tmp_path / "suite.yaml").write_text("data: nowhere.jsonl\nexamples: 2\nattacks: {w: {kind: words, style: deepwordbug}}\n")
+    options = ["--suite", tmp_path / "suite.yaml", "--data", tmp_path / "reviews.csv"]
+    columns = ["--column", "prompt=review", "--column", "label=sentiment"]
+    printed = done(advalign("eval", tmp_path / "named", *options, *columns))
+    assert "| negative | 3 | 1.000 |" in printed
+    assert "clean" in done(advalign("compare", tmp_path / "named", tmp_path / "named", *options, *columns))
+    for given, sentence in (
+        ([], "row 2 has no column 'label' with its label, only review, sentiment; name it with columns"),
+        (["--column", "label"], "--column: 'label' given; write it as field=column, for example label=sentiment."),
+        (["--column", "label=stars", "--column", "prompt=review"], "row 2 has no column 'stars'"),
+    ):
+        code, _, errors = advalign("eval", tmp_path / "named", *options, *given)
+        assert (code, sentence in errors) == (2, True), errors
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
