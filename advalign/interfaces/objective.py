@@ -30,6 +30,9 @@ class Objective(ABC, Generic[RowsRead]):
     """Row containers it reads; a source that builds another one is refused. Empty: any."""
     annotations: ClassVar[frozenset[str]] = frozenset()
     """Columns that it reads and that are computed once per draw: old_logprobs, old_entropy, ref_logprobs, values, anchor."""
+    first_pass_metrics: ClassVar[frozenset[str]] = frozenset()
+    """Metrics, by what stands before their first slash, that a step logs of rows before it has trained on them: of the first of several
+    `updates` and `epochs` alone."""
     is_divergence: ClassVar[bool] = False
     """Compares its view with another view of the same rows, so its gradient is zero at a zero edit."""
 

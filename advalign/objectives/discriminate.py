@@ -59,6 +59,7 @@ class Discriminate(Objective[LabelRows]):
     """{kind of row: its weight}, such as {"generated": 0.5}; 1 for kinds that are not named."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
+    first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "margin", "saturation", "score"})
 
     def __post_init__(self) -> None:
         if self.loss not in ALONE + COMPARED:

@@ -12,6 +12,7 @@ post-norm and without spectral norms but for that of its head, if asked; states 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +45,8 @@ class Latent(PairObjective):
     """For discriminate: the frozen copy that follows the policy (`ema: 0.0`)."""
     critic: str = "critic"
     """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
+
+    first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "score"})
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

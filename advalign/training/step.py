@@ -64,7 +64,8 @@ class TrainingStep:
                 for source in plan.sources:
                     rows[source], source_logs = self.rows(source, name, repeat)
                     logs |= source_logs
-                logs |= self._update(plan, rows, repeat, train=not skips)
+                numbers = self._update(plan, rows, repeat, train=not skips)
+                logs |= {name: x for name, x in numbers.items() if repeat == 0 or not _before_training(plan, name)}
             self.copies.average(name)
             self.context.learners[name].scheduler.step()
         return logs
@@ -175,5 +176,12 @@ class TrainingStep:
                 )
                 self.meter.updated(name, plan, minibatch)
                 for k, v in logs.items():
-                    values.setdefault(k, []).append(v)
+                    if epoch == 0 or not _before_training(plan, k):
+                        values.setdefault(k, []).append(v)
         return {k: sum(v) / len(v) for k, v in values.items()}
+
+
+def _before_training(plan: Plan, name: str) -> bool:
+    """Whether a number of the log is to be of rows that the step has not trained on yet."""
+    objective, _, metric = name.partition("/")
+    return objective in plan.objectives and metric.partition("/")[0] in plan.objectives[objective].first_pass_metrics

@@ -244,3 +244,31 @@ def test_airl_has_one_policy_in_reward_and_discriminator(temperature):
         (score,), _ = trainer.context.score("discriminator", [item.prompt], [item.text], [item.finished])
         assert rollout.rewards[0] == pytest.approx(score - want, abs=1e-5)
     assert num_compared
+
+
+@pytest.mark.parametrize("repeats", [{"updates": 2}, {"epochs": 2}, {"updates": 2, "epochs": 2, "minibatches": 2}])
+def test_the_logged_accuracy_is_of_rows_that_the_step_has_not_trained_on(monkeypatch, repeats):
+    """Scores of the discriminator as it was before the step, on the rows of its first pass; the later ones would look better."""
+    scores, seen = [], []
+
+    def before(runtime, rows):
+        if runtime.name != "discriminator":
+            return
+        network, contrast = runtime.network, rows["contrast"]
+        mode = network.training
+        network.eval()
+        with torch.no_grad():
+            signed = network(contrast.tokens, {"scores"}).scores * (2 * contrast.labels - 1)
+        network.train(mode)
+        scores.append(((signed > 0).double().mean().item(), signed.mean().item(), len(signed)))
+        seen.append(runtime.version)
+
+    spy(monkeypatch, before=before)
+    learners = {"policy": policy(), "discriminator": discriminator(learning_rate=1e-2, options={"dropout": 0.0}, **repeats)}
+    (log,) = game(learners=learners, args=TrainingArguments(max_steps=1)).train(progress=False)
+    number = repeats.get("minibatches", 1)
+    assert len(scores) == repeats.get("updates", 1) * repeats.get("epochs", 1) * number
+    first = scores[:number]
+    assert log["discriminator/accuracy"] == pytest.approx(sum(a for a, _, _ in first) / number)
+    assert log["discriminator/margin"] == pytest.approx(sum(m for _, m, _ in first) / number)
+    assert scores[-1][1] > log["discriminator/margin"]
