@@ -147,7 +147,7 @@ def _load_state(network: NetworkBase, state: Mapping[str, Tensor], folder: Path)
     if changed := [k for k, v in base.items() if not torch.equal(parameters[k].detach().to(v), v)]:
         raise ConfigError(f"model: {folder}/{WEIGHTS} changes a weight of the base ({changed[0]}); merge it with peft first.")
     try:
-        result = adapters.import_peft().set_peft_model_state_dict(network.model, {PREFIX + k: v for k, v in state.items() if k not in base})
+        result = adapters.import_peft().set_peft_model_state_dict(network.model, {k: v for k, v in state.items() if k not in base})
         unmatched = sorted([*result.unexpected_keys, *filter(adapters.is_adapter, result.missing_keys)])
     except (RuntimeError, KeyError) as error:
         unmatched = [" ".join(str(error).split())]
@@ -162,7 +162,7 @@ def _load_heads(network: NetworkBase, heads: Mapping[str, Tensor], folder: Path)
             wanted = tuple(own[name].shape) if name in own else "no such weight"
             raise ConfigError(f"model: the head in {folder} does not fit: {name} is {tuple(weight.shape)}, and the model has {wanted}.")
         own[name].data.copy_(weight)
-    network.has_trained_head |= set(network.new_weights) <= set(heads)
+    network.drawn_weights = tuple(name for name in network.drawn_weights if name not in heads)
 
 
 def _name_classes(network: NetworkBase, folder: Path) -> None:

@@ -44,8 +44,8 @@ class NetworkBase(nn.Module):
     """The name its base was loaded from; None: from scratch."""
     new_weights: tuple[str, ...] = ()
     """Names in `model` of a classifier's weights that the files of its base do not hold: its head."""
-    has_trained_head: bool = True
-    """Whether no head was drawn from the seed when it was loaded."""
+    drawn_weights: tuple[str, ...] = ()
+    """Those of `new_weights` that were drawn from the seed: no adapter's folder held them either."""
     revision: str | None = None
     """Of `source` on the hub; None: the newest."""
     shares_base: bool = False
@@ -80,6 +80,11 @@ class NetworkBase(nn.Module):
             self.dropout = nn.Dropout(head_dropout) if head_dropout else nn.Identity()
             if spectral_norm:
                 heads.normalize(self.scalar)
+
+    @property
+    def has_trained_head(self) -> bool:
+        """Whether no weight of its head was drawn from the seed when it was loaded."""
+        return not self.drawn_weights
 
     @property
     def num_classes(self) -> int:

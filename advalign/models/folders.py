@@ -14,7 +14,7 @@ FACTS = "advalign.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_BASE = "base"
 MODEL_CONFIG = "config.json"
-HEAD_OF_TASK = {"CAUSAL_LM": "policy", "SEQ_CLS": "classifier"}  # of peft
+HEADS_OF_TASKS = {"CAUSAL_LM": "policy", "SEQ_CLS": "classifier", "FEATURE_EXTRACTION": None}  # of peft
 
 
 def model_folder(model: str) -> Path | None:
@@ -89,7 +89,10 @@ def saved_head(folder: Path | None) -> str | None:
     """The head that a folder was saved with, by what `save_pretrained` wrote or by the task of an adapter; None: neither says."""
     head = saved_facts(folder).get("head")
     if head is None and folder is not None and holds_adapter(folder):
-        head = HEAD_OF_TASK.get(str(adapter_config(folder).get("task_type")))
+        task = adapter_config(folder).get("task_type")
+        if task is not None and task not in HEADS_OF_TASKS:
+            raise ConfigError(f"model: the adapter in {folder} is of task_type {task}; known: {', '.join(HEADS_OF_TASKS)}.")
+        head = HEADS_OF_TASKS.get(str(task))
     return head
 
 

@@ -92,8 +92,10 @@ def _load_with_adapter(folder: Path, spec: ModelSpec, head: str | None, facts: M
     own_tokenizer = not isinstance(spec.tokenizer, str) and (folder / "tokenizer_config.json").is_file()
     tokenizer = str(folder) if own_tokenizer else spec.tokenizer
     head = head or folders.saved_head(folder)
+    if head is None and folders.adapter_config(folder).get("task_type") == "FEATURE_EXTRACTION":
+        raise ConfigError(f"model: the adapter in {folder} was trained for features and has no head; train one (head: score or value).")
     options = adapter_files.base_options(folder, base, head) | {"adapter": str(folder)} | dict(spec.options)
-    base_facts = folders.saved_facts(base_folder) | {k: facts[k] for k in ("pooling",) if k in facts}
+    base_facts = folders.saved_facts(base_folder) | {k: facts[k] for k in ("pooling", *ENCODER_OPTIONS) if k in facts}
     return _load(replace(spec, model=base, tokenizer=tokenizer, options=options), head, base_folder, base_facts, ())
 
 
@@ -149,7 +151,7 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
     if spec.head == "score" and "num_features" in facts:
         return HiddenStateCritic(body, encoder, facts["num_features"], pooling=pooling, **options)
     network = Network(body, encoder, spec.head, pooling=pooling, **options)
-    network.new_weights, network.has_trained_head = new, not new
+    network.new_weights = network.drawn_weights = new
     network.revision = spec.options.get("revision")
     return network
 

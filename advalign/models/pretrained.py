@@ -111,7 +111,7 @@ def load_body(spec: ModelSpec, source: str, config: Any, **arguments: Any) -> tu
 def warn_of_new_head(model: str, network: NetworkBase) -> None:
     """Says that a head is drawn at random."""
     if not network.has_trained_head:
-        drawn = _list(network.new_weights)
+        drawn = _list(network.drawn_weights)
         warnings.warn(f"model: '{model}' has no trained classifier; its head is drawn from the seed ({drawn}).", stacklevel=3)
 
 

@@ -40,7 +40,7 @@ def check_exportable(network: NetworkBase) -> None:
 
 def refuse_new_head(network: NetworkBase, folder: Path | None) -> None:
     """Raises ConfigError where a model that was asked for as it is has a head that its folder does not hold."""
-    missing = [] if network.has_trained_head else list(network.new_weights[:3])
+    missing = list(network.drawn_weights[:3])
     if folder is not None and saved_facts(folder).get("head") == network.head:
         missing += [name for name in network.head_files if not (folder / name).is_file()]
     if missing:

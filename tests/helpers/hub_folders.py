@@ -19,6 +19,33 @@ SIZES = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden
 LLAMA = {"model_type": "llama", **SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0}
 BERT = {"model_type": "bert", **SIZES, "intermediate_size": 48, "max_position_embeddings": 32, "initializer_range": 0.3}
 GPT2 = {"model_type": "gpt2", "vocab_size": SIZES["vocab_size"], "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
+EXPERTS = {**SIZES, "intermediate_size": 48, "moe_intermediate_size": 24, "num_experts_per_tok": 2, "pad_token_id": 0}
+QWEN3_MOE = {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 4, "num_key_value_heads": 2, "head_dim": 8}
+MIXTRAL = {"model_type": "mixtral", **EXPERTS, "num_local_experts": 4, "num_key_value_heads": 2}
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    **EXPERTS,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+DISTILBERT = {"model_type": "distilbert", "vocab_size": SIZES["vocab_size"], "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+ROBERTA = {
+    "model_type": "roberta",
+    **SIZES,
+    "intermediate_size": 48,
+    "max_position_embeddings": 34,
+    "type_vocab_size": 1,
+    "pad_token_id": 0,
+}
+PRECISE = {"dtype": torch.float64, "experts_implementation": "eager"}  # arguments of from_pretrained: grouped products have no float64
 AUTO = {
     "causal": AutoModelForCausalLM,
     "classifier": AutoModelForSequenceClassification,
@@ -45,7 +72,8 @@ def tokenizer(both_ways: bool) -> PreTrainedTokenizerFast:
 def build(sizes: dict, kind: str, seed: int = 0, **options):
     """A random model in float64; `kind`: a key of AUTO."""
     torch.manual_seed(seed)
-    model = AUTO[kind].from_config(AutoConfig.for_model(**{**sizes, **options})).double()
+    config = AutoConfig.for_model(**{**sizes, **options})
+    model = AUTO[kind].from_config(config, experts_implementation="eager").double()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)  # nothing is a zero of its initialisation
     return model.eval()
@@ -55,5 +83,14 @@ def write(folder: Path, sizes: dict, kind: str, seed: int = 0, **options):
     """The model and its tokenizer in a folder; returns the model."""
     model = build(sizes, kind, seed, **options)
     model.save_pretrained(folder)
-    tokenizer(sizes["model_type"] == "bert").save_pretrained(folder)
+    tokenizer("bert" in sizes["model_type"]).save_pretrained(folder)
     return model
+
+
+def shake(model):
+    """Moves what trains, as training does."""
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
