@@ -14,6 +14,10 @@ class ConfigError(AdvalignError, ValueError):
     """A run that cannot start: an unknown name, a wrong type, a combination that is not supported."""
 
 
+class NonFiniteError(AdvalignError):
+    """Numbers that are not finite (nan, inf) where training needs finite ones. It stops the run before they reach a weight."""
+
+
 class RewardError(AdvalignError):
     """A reward that failed, or returned the wrong number of scores. It stops the run."""
 

@@ -93,8 +93,8 @@ class Free(Adversary[_State]):
         return context.memory.setdefault(draw, {})
 
     def _places(self, context: PerturbationContext) -> list[str]:
-        """A row's place in its draw: the minibatch it is in, and its number there."""
-        return [f"{context.key[6] if len(context.key) > 6 else 0}/{name}" for name in context.names]
+        """A row's place in its draw, whatever minibatch it is in."""
+        return list(context.names)
 
 
 __all__ = ["Free"]

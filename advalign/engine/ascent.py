@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from advalign.engine.finite import finite_feedback
 from advalign.engine.rng import generator
 from advalign.errors import ConfigError, unknown
 from advalign.functional.balls import PLACES
@@ -34,11 +35,12 @@ def ascend(
     context: PerturbationContext,
     delta_index: Tensor,
     losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
-) -> tuple[dict[str, Edit], Tensor | None]:
+) -> tuple[dict[str, Edit], Tensor | None, int]:
     """The inner loop of training (`maximise`): gradients with respect to the deltas alone; then the final edits, by row.
 
     `delta_index[b]` is the delta of row b. `losses(edits)` gives the sum to ascend and its part per row. A step costs two forwards, not
-    three, because no gradient of a parameter is computed. Also returns the losses per row at the first edits.
+    three, because no gradient of a parameter is computed. Also returns the losses per row at the first edits, and how often a delta had a
+    loss or gradient that is not finite.
     """
     first: Tensor | None = None
 
@@ -49,11 +51,15 @@ def ascend(
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
         first = per_row if first is None else first
-        return sum_by_delta(per_row, delta_index, context), dict(zip(leaves, dense, strict=True))
+        by_delta = sum_by_delta(per_row, delta_index, context)
+        by_delta, finite, bad = finite_feedback(by_delta, dict(zip(leaves, dense, strict=True)), context.allowed)
+        num_bad.append(bad)
+        return by_delta, finite
 
+    num_bad: list[Tensor] = []
     final = maximise(adversary, context, evaluate)
     assert final is not None
-    return split_edits(final, delta_index, gradients=False)[1], first
+    return split_edits(final, delta_index, gradients=False)[1], first, sum(map(int, num_bad))
 
 
 def split_edits(requested: Mapping[str, Edit], delta_index: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,17 +13,19 @@ import torch
 from accelerate import Accelerator
 
 from advalign.engine import micro as mb
+from advalign.engine import optimizer as optim
+from advalign.engine.finite import FiniteGuard
 from advalign.engine.gradients import ObjectiveGradients
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import Plan
 from advalign.engine.process_group import ProcessGroup
 from advalign.engine.removals import remaining_tokens, weights_of
 from advalign.engine.rng import seed_of
+from advalign.engine.row_memory import RowMemories
 from advalign.engine.views import UpdateContext
-from advalign.errors import ConfigError
-from advalign.interfaces import Adversary
+from advalign.errors import ConfigError, NonFiniteError
 from advalign.interfaces.adversary import Memory
-from advalign.models import ModelSpec, Network, sharding
+from advalign.models import ModelSpec, Network, self_check, sharding
 from advalign.models.sharding import Sharding
 from advalign.models.sharing import frozen_copy
 from advalign.types import TokenRows
@@ -35,13 +38,13 @@ class Learner(ModelSpec):
     learning_rate: float = 1e-5
     """Base rate of AdamW."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW; biases and norms do not decay, as in transformers."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm; 0: they are not clipped, as in transformers."""
     lr_scheduler_type: str = "constant"
-    """Name of a transformers scheduler."""
+    """Name of a transformers scheduler; its length is the number of this learner's updates in the run."""
     warmup_steps: int = 0
-    """Training steps of linear warm-up."""
+    """Updates of this learner during linear warm-up."""
     updates: int = 1
     """Draws of its own sources per training step (n_d of a discriminator); 0: it only reads."""
     minibatches: int = 1
@@ -65,6 +68,11 @@ class Learner(ModelSpec):
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             raise ConfigError("learners: lr_scheduler_type 'constant' has no warm-up; use 'constant_with_warmup', or warmup_steps 0.")
 
+    @property
+    def num_updates(self) -> int:
+        """Updates in a step that it takes part in."""
+        return self.updates * self.epochs * self.minibatches
+
 
 class LearnerRuntime:
     """A started learner. `version` counts its updates."""
@@ -75,9 +83,10 @@ class LearnerRuntime:
         config: Learner,
         network: Network,
         accelerator: Accelerator,
-        total_steps: int,
+        num_updates: int,
         shards: Sharding | None = None,
     ) -> None:
+        """`num_updates`: the length of the learning rate's schedule."""
         from transformers.optimization import get_scheduler  # takes seconds to import, and loads peft
 
         self.name, self.config, self.network, self.accelerator = name, config, network, accelerator
@@ -89,21 +98,21 @@ class LearnerRuntime:
         if shards is not None:
             sharding.check_shardable(name, network)
             shards.shard(network)
-        trained = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = optim.adamw(network, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         self.scheduler = get_scheduler(
-            config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps
+            config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_updates
         )
         # Precision alone: gradients of several processes are summed here, once per update, or by the shards.
         self.autocast_network: Network = network if shards is not None else accelerator.prepare_model(network, evaluation_mode=True)
         self.optimizer = accelerator.prepare_optimizer(self.optimizer)
+        self.masters = optim.MasterWeights(self.optimizer)
+        self.guard = FiniteGuard(name)
         self.max_grad_norm = config.max_grad_norm
         """The bound of the current step; 0: none."""
         self.version = 0
         self.memory: dict[str, Memory] = {}
         """{adversary: what it keeps between updates}"""
-        self._row_memory: dict[str, dict[str, Any]] = {}
-        """{adversary: the row memory that all processes share}"""
+        self.row_memories = RowMemories(self.processes)
 
     def update(
         self,
@@ -125,7 +134,9 @@ class LearnerRuntime:
         self.network.train()
         self._seed_dropout(key)
         gradients = ObjectiveGradients(self.network, self.processes.all_reduce) if measure else None
-        self._note_row_memory(plan)
+        self.row_memories.begin_update(plan, self.memory)
+        if train:
+            self.masters.begin()
         self.optimizer.zero_grad(set_to_none=True)
         with self._unsharded_root():
             context = self._context(plan, rows, frozen, key, metrics)
@@ -133,11 +144,22 @@ class LearnerRuntime:
                 self._backward(replace(context, idle=idle), micro, rows, gradients, train)
         if not train:
             return metrics.all_reduce(self.processes).report()
-        norm = self._step(plan)
-        logs = metrics.all_reduce(self.processes).report()
+        norm = self._gradient_norm(plan)
+        metrics = metrics.all_reduce(self.processes)
+        self._step({name: metrics.totals.get(f"{name}/loss", 0.0) for name in plan.objectives}, norm, rows)
+        logs = metrics.report()
         logs |= {f"{a}/gain": logs[f"{a}/loss_end"] - logs[f"{a}/loss_start"] for a in plan.adversaries if f"{a}/loss_start" in logs}
         logs |= gradients.summary() if gradients is not None else {}
-        return logs | {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        logs |= {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.advance_schedule()
+        return logs
+
+    def advance_schedule(self, updates: int = 1) -> None:
+        """Moves the learning rate on by some updates, whether they were made or skipped."""
+        with warnings.catch_warnings():  # torch warns where none was made yet
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(updates):
+                self.scheduler.step()
 
     # ---------------------------------------------------------------------------------------- parts of an update
 
@@ -181,8 +203,8 @@ class LearnerRuntime:
 
     def _micro_batches(self, plan: Plan, rows: Mapping[str, TokenRows], budget: int) -> list[tuple[mb.Micro, frozenset[str]]]:
         """(micro-batch, sources whose rows are idle in it) of this process. All ranks compute the same partition."""
-        whole_groups = _whole_groups(plan)
-        layout = mb.BatchLayout(self.network.packs and not plan.needs_input_gradients, _unedited(plan))
+        whole_groups = plan.whole_groups
+        layout = mb.BatchLayout(self.network.packs and not plan.needs_input_gradients, plan.unedited_sources)
         processes = self.processes
         per_rank = mb.partition(rows, budget, whole_groups=whole_groups, layout=layout, parts=processes.world_size)
         # The memory of an adversary must begin on every process, whatever its rows; and forwards of shards wait for each other.
@@ -206,42 +228,31 @@ class LearnerRuntime:
                     gradients.add(losses)
                 # Weights carry the counts of the whole update, so gradients of processes are summed.
                 self.accelerator.backward(sum(losses.values()), retain_graph=keep_graph)
+                self.masters.collect()
 
-    def _step(self, plan: Plan) -> float:
-        """The optimizer's step, after adversaries have ended their update; returns the norm of the gradient."""
-        self._end_update(plan)
+    def _gradient_norm(self, plan: Plan) -> float:
+        """The norm of the gradient of all processes, which is then clipped, after adversaries have ended their update."""
+        self.row_memories.end_update(plan, self.memory)
         if self.shards is None:
-            self.processes.all_reduce_gradients([p for p in self.network.parameters() if p.requires_grad])
-        norm = sharding.full_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.max_grad_norm or math.inf))
-        self.optimizer.step()
-        self.version += 1
-        return float(norm)
+            self.processes.all_reduce_gradients(self.masters.updated(p for p in self.network.parameters() if p.requires_grad))
+        parameters = self.masters.updated(self.network.parameters())
+        return float(sharding.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or math.inf)))
 
-    def _note_row_memory(self, plan: Plan) -> None:
-        """Before the first update: what an adversary keeps by row is the same on all processes."""
-        for name, adversary in plan.adversaries.items():
-            if adversary.memory_scope == "rows" and name not in self._row_memory:
-                self._row_memory[name] = dict(adversary.row_memory(self.memory.setdefault(name, {})))
+    def _step(self, losses: Mapping[str, float], norm: float, rows: Mapping[str, TokenRows]) -> None:
+        """The optimizer's step, unless `losses` {objective: loss} or the norm of the gradient are not finite."""
+        if self.guard.passes(losses, norm, rows):
+            self.optimizer.step()
+            self.masters.round()
+            self.version += 1
+        elif self.guard.skipped_in_a_row == 1:
+            self._check_network()
 
-    def _end_update(self, plan: Plan) -> None:
-        """Adversaries after the last micro-batch; the row memories of all processes are merged before."""
-        for name, adversary in plan.adversaries.items():
-            memory = self.memory.setdefault(name, {})
-            if self.processes.world_size > 1 and adversary.memory_scope == "rows":
-                self._merge_row_memory(name, adversary, memory)
-            adversary.end_update(memory, self.processes.all_reduce)
-
-    def _merge_row_memory(self, name: str, adversary: Adversary, memory: Memory) -> None:
-        rows, shared = adversary.row_memory(memory), self._row_memory[name]
-        changed = {row: sites for row, sites in rows.items() if shared.get(row) is not sites}
-        for row in changed:
-            del rows[row]
-        local = {f"{row}\t{site}": x for row, sites in changed.items() for site, x in sites.items() if mb.has_row_key(row)}
-        for tensors in self.processes.all_gather_tensors(local):
-            for row_and_site, x in tensors.items():
-                row, _, site = row_and_site.partition("\t")
-                rows.setdefault(row, {})[site] = x
-        self._row_memory[name] = dict(rows)
+    def _check_network(self) -> None:
+        """Raises where an update was skipped because the model itself gives no finite numbers."""
+        try:
+            self_check.check_numbers(self.network)
+        except ConfigError as error:
+            raise NonFiniteError(f"learners.{self.name}.{error}") from None
 
     # ------------------------------------------------------------------------------------------------ the network
 
@@ -258,39 +269,24 @@ class LearnerRuntime:
 
     def configure(self, config: Learner) -> None:
         """What a stage or a schedule may move of the optimizer, as `config` has it; the scheduler's factor of the rate stays."""
-        self.max_grad_norm, base = config.max_grad_norm, config.learning_rate
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = config.weight_decay
-        for group, factor, i in zip(
-            self.optimizer.param_groups, self.scheduler.lr_lambdas, range(len(self.scheduler.base_lrs)), strict=True
-        ):
-            if self.scheduler.base_lrs[i] != base:
-                self.scheduler.base_lrs[i] = base
-                group["lr"] = base * factor(self.scheduler.last_epoch)
+        self.max_grad_norm = config.max_grad_norm
+        optim.configure(self.optimizer, self.scheduler, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, weights apart."""
         return {
             "optimizer": self.optimizer.state_dict(),
+            "masters": self.masters.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "version": self.version,
+            "skipped_in_a_row": self.guard.skipped_in_a_row,
             "memory": self.memory,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        self.masters.load_state_dict(state["masters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.version = int(state["version"])
-        self.memory, self._row_memory = state.get("memory", {}), {}
-
-
-def _unedited(plan: Plan) -> frozenset[str]:
-    """Sources whose rows no adversary edits: what their rows have in common is run once."""
-    return frozenset(plan.sources) - {s for view in plan.adversaries for s in plan.readers(view)}
-
-
-def _whole_groups(plan: Plan) -> frozenset[str]:
-    """Sources whose groups must not be split over micro-batches."""
-    shared = {s for view, a in plan.adversaries.items() if a.threat.share == "group" for s in plan.readers(view)}
-    return frozenset(shared | {o.source for o in plan.objectives.values() if o.bundle == "group"})
+        self.version, self.guard.skipped_in_a_row = int(state["version"]), int(state["skipped_in_a_row"])
+        self.memory, self.row_memories = state.get("memory", {}), RowMemories(self.processes)

@@ -238,7 +238,10 @@ def temperatures(rows: Sequence[TokenRows]) -> Float[Tensor, "B"] | None:
     return torch.cat([torch.full((r.tokens.ids.shape[0],), float(v)) for r, v in zip(rows, values, strict=True)])
 
 
-def split_groups(rows: TokenRows, parts: int) -> list[Tensor]:
-    """A draw split into `parts` updates, groups (and so pairs) whole: row numbers per update."""
+def split_groups(rows: TokenRows, parts: int, generator: torch.Generator | None = None) -> list[Tensor]:
+    """A draw split into `parts` updates, groups (and so pairs) whole: row numbers per update. The groups are shuffled by `generator`."""
     owner = rows.tokens.group
-    return [torch.isin(owner, chunk).nonzero().squeeze(1) for chunk in torch.tensor_split(owner.unique(), parts)]
+    groups = owner.unique()
+    if generator is not None:
+        groups = groups[torch.randperm(len(groups), generator=generator).to(groups.device)]
+    return [torch.isin(owner, chunk).nonzero().squeeze(1) for chunk in torch.tensor_split(groups, parts)]

@@ -44,6 +44,17 @@ class Plan:
         """Whether some objective reads gradients of scores, which are computed in padded rows."""
         return any("score_gradients" in needs for o in self.objectives.values() for needs in o.reads.values())
 
+    @property
+    def unedited_sources(self) -> frozenset[str]:
+        """Sources whose rows no adversary edits: what their rows have in common is run once."""
+        return frozenset(self.sources) - {s for view in self.adversaries for s in self.readers(view)}
+
+    @property
+    def whole_groups(self) -> frozenset[str]:
+        """Sources whose groups must not be split over micro-batches."""
+        shared = {s for view, a in self.adversaries.items() if a.threat.share == "group" for s in self.readers(view)}
+        return frozenset(shared | {o.source for o in self.objectives.values() if o.bundle == "group"})
+
     def objectives_on(self, view: str) -> dict[str, Objective]:
         """The objectives evaluated on this view."""
         return {name: objective for name, objective in self.objectives.items() if objective.view == view}

@@ -29,6 +29,7 @@ from advalign.engine.ascent import (
     with_same_masks,
 )
 from advalign.engine.checks import check_losses, check_metrics, evaluate
+from advalign.engine.finite import finite_feedback
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import CLEAN, Plan
 from advalign.engine.removals import Remaining, without_removed
@@ -109,7 +110,7 @@ class UpdateContext:
         with dropout_policy(self.network, adversary.dropout) as same_masks:
             forward = with_same_masks(run, same_masks)
             inner_forward = reuse_prefix(self.network, adversary, forward)
-            edits, start = ascend(
+            edits, start, num_bad = ascend(
                 adversary,
                 context=self._perturbation_context(view, adversary, batch),
                 delta_index=delta_indices(adversary.threat, tokens),
@@ -117,6 +118,8 @@ class UpdateContext:
             )
             if start is not None:
                 self.metrics.add(f"{view}/loss_start", float(start.sum()))
+            if num_bad:
+                self.metrics.add(f"{view}/num_nonfinite_gradients", num_bad)
             return forward(edits)
 
     def _train_every_pass(
@@ -147,7 +150,10 @@ class UpdateContext:
                 losses |= self._weighted_losses(still, batch.micro, batch.rows, outputs) if last else {}
                 yield {name: weighted.sum() for name, weighted in losses.items()}, not last
                 gradients = {site: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for site, leaf in leaves.items()}
-                state = adversary.tell(state, sum_by_delta(row_losses, delta_index, context), gradients)
+                by_delta, finite, bad = finite_feedback(sum_by_delta(row_losses, delta_index, context), gradients, context.allowed)
+                if num_bad := int(bad):
+                    self.metrics.add(f"{view}/num_nonfinite_gradients", num_bad)
+                state = adversary.tell(state, by_delta, finite)
 
     def _perturbation_context(self, view: str, adversary: Adversary, batch: ViewBatch) -> PerturbationContext:
         memory = self.memory.setdefault(view, {})

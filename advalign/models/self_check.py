@@ -19,6 +19,7 @@ from advalign.errors import ConfigError
 from advalign.models import architecture, generation, padding_free, positions
 from advalign.models.forward import Network
 from advalign.models.inference import evaluation_mode
+from advalign.models.sharding import gathered, local_shard
 from advalign.types import Edit, Outputs, Tokens
 
 LENGTHS = (6, 4, 2)
@@ -50,6 +51,23 @@ def check(network: Network) -> None:
         else:
             _check_backbone(network, tokens)
     network.num_forwards, network.num_rows = counts
+
+
+def check_numbers(network: Network) -> None:
+    """Raises ConfigError where weights of a network, or what it gives for ordinary words, are not finite numbers."""
+    for name, weight in network.named_parameters():
+        finite = local_shard(weight).isfinite()
+        if not finite.all():
+            number = finite.numel() - int(finite.sum())
+            raise ConfigError(
+                f"model: {_name(network)} gives no finite numbers: {number} of {finite.numel()} numbers in {name} are nan or infinite; "
+                "load weights that are not damaged."
+            )
+    if network.reads_tokens:
+        with gathered(network), evaluation_mode(network), torch.no_grad():
+            run = network.backbone if network.head in ("score", "value") else network.model
+            outputs = [run(input_ids=row)[0].flatten() for row in _alone(_rows(network))]
+        _check_finite(network, torch.cat(outputs))
 
 
 def _check_generated(network: Network, prompt: Tensor) -> None:
@@ -121,9 +139,11 @@ def _check_backbone(network: Network, tokens: Tokens) -> None:
 
 
 def _check_finite(network: Network, own: Tensor) -> None:
-    if own.isnan().any():
+    """-inf is a number here: of a padded vocabulary."""
+    bad = own[own.isnan() | (own == torch.inf)]
+    if bad.numel():
         raise ConfigError(
-            f"model: {_name(network)} gives logits that are not finite numbers (nan) for ordinary words; its weights are damaged, "
+            f"model: {_name(network)} gives no finite numbers: its outputs for ordinary words are {float(bad[0])}; its weights are damaged, "
             "or dtype is too narrow for them (give float32)."
         )
 
@@ -235,4 +255,4 @@ def _name(network: Network) -> str:
     return f"{type(model).__name__} ({architecture.model_type(model)})"
 
 
-__all__ = ["check"]
+__all__ = ["check", "check_numbers"]

@@ -6,6 +6,7 @@ Every process holds the whole draw and runs its part of the rows; the advantages
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +86,7 @@ class Annotator:
         assert advantage is not None
         rows = self._rollout_columns(draw, advantage, rows)
         state = self._state(draw.name, source)
+        before = copy.deepcopy(state)
         logs = {} if rows.old_logprobs is None else _sampler_mismatch(rows)
         summed = not advantage.reads_token_rewards
         if summed and rows.token_rewards is not None:
@@ -95,6 +97,8 @@ class Annotator:
             logs |= penalty_logs
         estimate = advantage(rows, state["advantage"], _sum_over_all_rows)
         advantages, returns = check_advantages(f"sources.{draw.name}.advantage", estimate, rows.tokens)
+        if not advantages[rows.tokens.target].isfinite().all():  # the update will be skipped, and what is carried stays finite
+            self.states[draw.name] = before
         return replace(rows, advantages=advantages, returns=returns), logs
 
     def pairs(self, draw: Draw, rows: PairRows) -> tuple[PairRows, dict[str, float]]:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from advalign.engine.optimizer import trained_parameters
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.models import sharding
@@ -121,7 +122,7 @@ def without_moments(network: nn.Module, state: dict[str, Any]) -> dict[str, Any]
     """The state of a learner as the main process writes it; moments of a sharded network are written with its weights."""
     if not sharding.units(network):
         return state
-    names = [n for n, p in network.named_parameters() if p.requires_grad]
+    names = [n for n, _ in trained_parameters(network)]
     steps = {names[i]: float(moments["step"]) for i, moments in state["optimizer"]["state"].items()}
     return {**state, "optimizer": {"steps": steps, "param_groups": state["optimizer"]["param_groups"]}}
 

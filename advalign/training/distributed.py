@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 
+from advalign.engine.optimizer import HALF
 from advalign.errors import ConfigError
 from advalign.interfaces import Objective, Source
+from advalign.models import Network
 from advalign.models.sharding import Sharding
 from advalign.training.run_spec import TrainingArguments
 
@@ -31,6 +33,17 @@ def check(world_size: int, sharded: bool, sources: Mapping[str, Source], objecti
                 f"objectives.{name}: {type(objective).__name__} differentiates twice, which FSDP does not support; use "
                 "args.distributed: ddp."
             )
+
+
+def check_precision(name: str, network: Network, sharded: bool, objectives: Mapping[str, Objective]) -> None:
+    """Refuses to train sharded weights of half precision, which have no float32 copies."""
+    dtypes = {p.dtype for p in network.parameters() if p.requires_grad and p.dtype in HALF}
+    if sharded and dtypes and any(o.learner == name for o in objectives.values()):
+        given = str(dtypes.pop()).removeprefix("torch.")
+        raise ConfigError(
+            f"learners.{name}.dtype: {given} given, and sharded weights (fsdp) of half precision are not trained; use dtype: float32 with "
+            "args.mixed_precision: bf16, or args.distributed: ddp."
+        )
 
 
 def accelerator(mixed_precision: str) -> Accelerator:

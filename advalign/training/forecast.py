@@ -219,7 +219,7 @@ class _StageForecast:
         passes = sum(plan.forwards().values())
         number = max(tokens / self.budget, spec.minibatches) * times
         result.moved += number * passes * PASSES["weights"] * cost.parameters * cost.bytes + 2 * times * passes * tokens * stored
-        result.moved += times * spec.minibatches * PASSES["optimizer"] * cost.trained * cost.bytes
+        result.moved += times * spec.minibatches * PASSES["optimizer"] * cost.trained * max(cost.bytes, 4)
         return micro * stored * num_live_views(plan)
 
     def _add_weights(self, name: str) -> None:
@@ -229,8 +229,10 @@ class _StageForecast:
         trained = num_trained(spec.options, cost)
         memory["weights"] += (0 if shares_base else cost.parameters * cost.bytes) + (trained * cost.bytes if adapted else 0)
         if name in self.plan.active:
-            memory["gradients"] += trained * cost.bytes
-            memory["optimizer"] += 2 * trained * cost.bytes
+            exact = max(cost.bytes, 4)  # of what the optimizer holds; weights of half precision have copies and gradients in float32
+            copied = cost.bytes < exact and not adapted
+            memory["gradients"] += trained * (cost.bytes + (exact if copied else 0))
+            memory["optimizer"] += trained * exact * (3 if copied else 2)
         copies = [copy for copy in self.spec.frozen.values() if copy.learner == name]
         memory["copies"] += len(copies) * (trained if adapted else cost.parameters) * cost.bytes
 

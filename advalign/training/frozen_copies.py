@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from advalign.engine.learner import LearnerRuntime
+from advalign.engine.optimizer import HALF
 from advalign.models import Network
 from advalign.models.sharding import local_shard, reshard
 from advalign.training.run_spec import Frozen
@@ -19,6 +21,8 @@ class FrozenCopies:
         self.specs, self.learners = specs, learners
         self.networks: dict[str, Network] = {}
         """The copies that exist."""
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        """{copy: {parameter of half precision: its average in float32}}; the copy has them rounded."""
         self.versions: dict[str, int] = {}
         """The version of the learner whose weights a copy holds."""
 
@@ -49,8 +53,14 @@ class FrozenCopies:
         copy, current = self.get(name), runtime.network
         reshard(copy)
         reshard(current)
-        for mean, value in zip(copy.parameters(), current.parameters(), strict=True):
-            local_shard(mean).copy_(local_shard(value)) if fraction == 1 else local_shard(mean).lerp_(local_shard(value), fraction)
+        for (parameter, mean), value in zip(copy.named_parameters(), current.parameters(), strict=True):
+            if fraction == 1:
+                local_shard(mean).copy_(local_shard(value))
+            elif mean.dtype in HALF and mean is not value:  # a small step would be lost in rounding
+                average = self.averages.setdefault(name, {}).setdefault(parameter, local_shard(mean).float())
+                local_shard(mean).copy_(average.lerp_(local_shard(runtime.masters.exact(value)).float(), fraction))
+            else:
+                local_shard(mean).lerp_(local_shard(value), fraction)
         for old, buffer in zip(copy.buffers(), current.buffers(), strict=True):
             old.copy_(buffer)
         self.versions[name] = runtime.version

@@ -43,7 +43,7 @@ class RunLog:
                     self._writer.add_scalar(name, value, step)
 
     def _write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        clean = {k: (None if isinstance(v, float) and math.isnan(v) else v) for k, v in numbers.items()}
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in numbers.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
 

@@ -14,6 +14,9 @@ from advalign.interfaces import Objective, Source
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, replace_leaf
 
 DISTRIBUTED = ("auto", "ddp", "fsdp")
+PRECISIONS = ("no", "bf16")
+UPDATE_FIELDS = ("updates", "minibatches", "epochs", "every", "coef")
+"""Fields of learners and objectives that decide how many updates a step makes."""
 
 REFERENCE = "reference"
 """The frozen copy of this name has the role of the reference: `ref_logprobs` and KL penalties are computed with it, or with the copy
@@ -40,12 +43,26 @@ class TrainingArguments:
     """Steps between measurements of gradient norms and cosines per objective; 0: none."""
     mixed_precision: str = "no"
     """Autocast of accelerate: no or bf16."""
+    max_skipped: int = 5
+    """The run stops after so many updates of a learner in a row that were skipped, since a loss or gradient was not finite."""
     distributed: str = "auto"
     """Use of several processes: ddp (each holds all weights), fsdp (each holds a part of them), or auto (as accelerate was configured)."""
 
     def __post_init__(self) -> None:
         if self.distributed not in DISTRIBUTED:
             raise unknown("args.distributed", "way to use several processes", self.distributed, DISTRIBUTED)
+        if self.mixed_precision not in PRECISIONS:
+            raise unknown("args.mixed_precision", "precision of autocast", self.mixed_precision, PRECISIONS)
+        for name, value, least in (
+            ("max_steps", self.max_steps, 0),
+            ("token_budget", self.token_budget, 1),
+            ("eval_steps", self.eval_steps, 0),
+            ("save_steps", self.save_steps, 0),
+            ("measure_every", self.measure_every, 0),
+            ("max_skipped", self.max_skipped, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"args.{name}: {value} given; it must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +164,21 @@ class RunSpec:
                 active = {n: o for n, o in active.items() if (step - first) % (spec.every * o.interval) == 0}
             plans[learner] = plan(learner, active, config["adversaries"], self.frozen)
         return StepPlan(config=config, objectives=objectives, plans=plans)
+
+    def num_updates(self, learner: str) -> int:
+        """Updates of a learner in the whole run, where no stage ends early; skipped ones count."""
+        total = first = 0
+        for stage in self.stages:
+            moving = any(path.rpartition(".")[2] in UPDATE_FIELDS and s.stage in (None, stage.name) for path, s in self.schedules.items())
+            constant = None if moving else self.active_config(stage, first, first)
+            for step in range(stage.steps):
+                config = self.active_config(stage, first + step, first) if constant is None else constant
+                spec, names = config["learners"][learner], stage.objectives or tuple(config["objectives"])
+                read = [config["objectives"][name] for name in names]
+                active = [o for o in read if o.learner == learner and o.coef != 0 and step % (spec.every * o.interval) == 0]
+                total += spec.num_updates if active else 0
+            first += stage.steps
+        return total
 
     def formula(self) -> str:
         """The losses of every stage, as text."""

@@ -41,6 +41,7 @@ class RunState:
             "learners": {n: checkpoint.without_moments(r.network, r.state_dict()) for n, r in learners.items()},
             "sources": {n: s.state_dict() for n, s in self.context.sources.items()},
             "copies": dict(self.copies.versions),
+            "averages": self.copies.averages,
             "annotator": self.annotator.states,
             "random": torch.get_rng_state(),
         }
@@ -58,6 +59,7 @@ class RunState:
         for name, version in state["copies"].items():
             checkpoint.read_network(path, f"frozen.{name}", self.copies.get(name))
             self.copies.versions[name] = version
+        self.copies.averages = state["averages"]
         for name, source in self.context.sources.items():
             source.load_state_dict(state["sources"][name])
         self.annotator.states |= state["annotator"]

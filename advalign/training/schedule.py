@@ -25,25 +25,30 @@ class Ramp:
     start: float = 0.0
     """First value."""
     steps: int = 1
-    """Steps from `start` to `end`."""
+    """Its length: the first of these steps has `start`, the last one `end`; a single step has `end`."""
     delay: int = 0
     """Steps at `start` before."""
     kind: str = "linear"
-    """linear, cosine, or constant, which jumps at the end."""
+    """linear, cosine, or constant: `start` during these steps, and `end` after them."""
     stage: str | None = None
     """Steps are counted from the start of this stage; None: of the run."""
 
     def __post_init__(self) -> None:
         if self.kind not in SHAPES:
             raise unknown("schedules", "ramp", self.kind, SHAPES)
+        if self.steps < 1 or self.delay < 0:
+            raise ConfigError(f"schedules: steps is {self.steps} and delay {self.delay}; at least 1 step, and no negative delay.")
 
     def at(self, step: int) -> float:
         """The value at a step."""
-        progress = min(max((step - self.delay) / max(self.steps, 1), 0.0), 1.0)
+        if step < self.delay:
+            return self.start
+        if self.kind == "constant":
+            progress = float(step - self.delay >= self.steps)
+        else:
+            progress = min((step - self.delay) / (self.steps - 1), 1.0) if self.steps > 1 else 1.0
         if self.kind == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
-        if self.kind == "constant":
-            progress = float(progress >= 1)
         return self.start + (self.end - self.start) * progress
 
     def __str__(self) -> str:
@@ -207,6 +212,7 @@ class Timeline:
 
     def observe(self, step: int, logs: Mapping[str, Any]) -> None:
         """After a step: ends its stage where `until` is met, and moves the numbers that follow a metric."""
+        logs = {name: value for name, value in logs.items() if not isinstance(value, float) or math.isfinite(value)}  # nan moves nothing
         for path, follow in self.followers.items():
             if follow.metric in logs:
                 mean = self._mean(path, follow.smoothing, logs[follow.metric])

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from advalign.engine.optimizer import trained_parameters
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError
 from advalign.models import sharding
@@ -57,10 +58,9 @@ def read(folder: Path, name: str, network: nn.Module) -> None:
 
 def read_moments(folder: Path, name: str, network: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
     """The state of an optimizer over this network: moments from the files, steps and parameter groups from `saved`."""
-    trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     state: dict[int, dict[str, Any]] = {}
     with _Reader(folder, name) as reader:
-        for number, (n, p) in enumerate(trained):
+        for number, (n, p) in enumerate(trained_parameters(network)):
             if n in saved["steps"]:
                 moments = {key: sharding.shard_like(p, reader.rows([n], p, key).to(p.device)) for key in ("exp_avg", "exp_avg_sq")}
                 state[number] = {"step": torch.tensor(saved["steps"][n]), **moments}
@@ -69,7 +69,7 @@ def read_moments(folder: Path, name: str, network: nn.Module, saved: Mapping[str
 
 def cut(network: nn.Module, optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """The state of an optimizer over a full network, for one over the same network, now sharded."""
-    trained = [p for p in network.parameters() if p.requires_grad]
+    trained = [p for _, p in trained_parameters(network)]
     state = {}
     for number, moments in optimizer["state"].items():
         p = trained[number]

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from advalign.engine import rng
 from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
 from advalign.interfaces import check_rows
@@ -59,6 +60,9 @@ class TrainingStep:
             skips, spec = skipping.get(name, False), self.plan.config["learners"][name]
             logs |= {f"{name}/skipped": float(skips)} if name in skipping else {}
             logs |= self._complete_samples_of(name)
+            runtime = self.context.learners[name]
+            if skips:
+                runtime.advance_schedule(spec.num_updates)
             for repeat in range(1 if skips else spec.updates):
                 rows = {}
                 for source in plan.sources:
@@ -66,8 +70,8 @@ class TrainingStep:
                     logs |= source_logs
                 numbers = self._update(plan, rows, repeat, train=not skips)
                 logs |= {name: x for name, x in numbers.items() if repeat == 0 or not _before_training(plan, name)}
+            logs |= runtime.guard.take_counts()
             self.copies.average(name)
-            self.context.learners[name].scheduler.step()
         return logs
 
     # ------------------------------------------------------------------------------------------------------ rows
@@ -167,18 +171,24 @@ class TrainingStep:
         runtime.configure(spec)
         measure = bool(args.measure_every) and self.step % args.measure_every == 0
         for epoch in range(spec.epochs if train else 1):
-            splits = {source: split_groups(r, spec.minibatches) for source, r in rows.items()}
+            splits = {source: self._split(source, r, spec.minibatches, name, repeat, epoch) for source, r in rows.items()}
             for number in range(spec.minibatches):
                 minibatch = {s: r.index(splits[s][number]) for s, r in rows.items() if len(splits[s][number])}
                 key = (args.seed, "update", name, self.step, repeat, epoch, number)
                 logs = runtime.update(
                     plan, minibatch, self.copies.networks, budget=args.token_budget, key=key, measure=measure, train=train
                 )
+                runtime.guard.stop_after(args.max_skipped)
                 self.meter.updated(name, plan, minibatch)
                 for k, v in logs.items():
                     if epoch == 0 or not _before_training(plan, k):
                         values.setdefault(k, []).append(v)
         return {k: sum(v) / len(v) for k, v in values.items()}
+
+    def _split(self, source: str, rows: TokenRows, number: int, learner: str, repeat: int, epoch: int) -> list[Tensor]:
+        """Row numbers of every minibatch: consecutive groups in the first epoch, shuffled groups in the others."""
+        key = (self.args.seed, "minibatches", learner, source, self.step, repeat, epoch)
+        return split_groups(rows, number, rng.generator(*key) if epoch else None)
 
 
 def _before_training(plan: Plan, name: str) -> bool:

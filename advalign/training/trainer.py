@@ -141,7 +141,8 @@ class Trainer:
         networks = build.networks(specs, self.prebuilt_networks, args.seed)
         for name, learner in self.config["learners"].items():
             network = networks[name].to(accelerator.device)
-            self.learners[name] = LearnerRuntime(name, learner, network, accelerator, self.total_steps, shards)
+            distributed.check_precision(name, network, shards is not None, self.config["objectives"])
+            self.learners[name] = LearnerRuntime(name, learner, network, accelerator, self.run_spec.num_updates(name), shards)
         self.context.learners = self.learners
         owners = {name: copy.learner for name, copy in self.run_spec.frozen.items()}
         self.meter = Meter(self.learners, self.processes.world_size, owners)

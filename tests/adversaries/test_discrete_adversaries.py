@@ -130,7 +130,7 @@ def run(adversary, context, losses):
         return values.sum(), values.detach()
 
     rows = torch.arange(len(context.generators))
-    edits, first = ascent.ascend(adversary, context=context, delta_index=rows, losses=sum_and_values)
+    edits, first, _ = ascent.ascend(adversary, context=context, delta_index=rows, losses=sum_and_values)
     return edits["embedding"], sum_and_values(edits)[1], first
 
 

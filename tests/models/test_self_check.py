@@ -73,5 +73,5 @@ def test_a_model_without_finite_numbers_is_refused():
     net = build("Llama")
     with torch.no_grad():
         net.model.lm_head.weight[0] = torch.nan
-    with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives logits that are not finite numbers \(nan\)"):
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives no finite numbers: its outputs for ordinary words are nan"):
         self_check.check(net)

@@ -107,7 +107,8 @@ def test_the_policys_gradient_goes_through_the_discriminator_and_is_that_of_auto
     trainer = shaken(ganpo(sides=("chosen",), preference=False))
     runtime, rows = trainer.learners["policy"], drawn(trainer)
     plan = trainer.step_plan().plans["policy"]
-    runtime.optimizer.param_groups[0]["lr"] = 0.0
+    for group in runtime.optimizer.param_groups:
+        group["lr"] = 0.0
     runtime.update(plan, {"pairs": rows}, trainer.frozen, budget=8192, key=(0, "update"))
     gradients = {n: p.grad.clone() for n, p in runtime.network.named_parameters() if p.grad is not None}
     critic, reference = trainer.frozen["critic_chosen"], trainer.frozen["reference"]

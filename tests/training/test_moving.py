@@ -57,9 +57,10 @@ def test_two_equal_stages_each_end_on_their_own():
 @pytest.mark.parametrize(
     ("ramp", "expected"),
     [
-        (Ramp(end=1.0, steps=4), {0: 0, 1: 1 / 4, 2: 1 / 2, 4: 1, 9: 1}),
-        (Ramp(start=2.0, end=1.0, steps=2, delay=3), {0: 2, 3: 2, 4: 1.5, 5: 1}),
-        (Ramp(end=1.0, steps=4, kind="cosine"), {0: 0, 1: (1 - math.sqrt(0.5)) / 2, 2: 1 / 2, 3: (1 + math.sqrt(0.5)) / 2, 4: 1}),
+        (Ramp(end=1.0, steps=5), {0: 0, 1: 1 / 4, 2: 1 / 2, 4: 1, 9: 1}),  # the last of five steps
+        (Ramp(start=2.0, end=1.0, steps=3, delay=3), {0: 2, 3: 2, 4: 1.5, 5: 1}),
+        (Ramp(start=2.0, end=1.0, steps=1, delay=3), {0: 2, 2: 2, 3: 1}),
+        (Ramp(end=1.0, steps=5, kind="cosine"), {0: 0, 1: (1 - math.sqrt(0.5)) / 2, 2: 1 / 2, 3: (1 + math.sqrt(0.5)) / 2, 4: 1}),
         (Ramp(end=3.0, steps=4, kind="constant"), {0: 0, 3: 0, 4: 3, 5: 3}),
     ],
 )
@@ -71,9 +72,9 @@ def test_ramps(ramp, expected):
 def test_schedules_move_numbers_while_it_runs():
     objectives = {"imitate": SFT(source="chat"), "robust": SFT(source="chat", view="pgd")}
     schedules = {
-        "objectives.robust.coef": Ramp(end=0.5, steps=2),
-        "adversaries.pgd.steps": Ramp(start=1, end=3, steps=4),  # whole numbers stay whole: 1, 1.5 -> 2, 2, 2.5 -> 2, 3
-        "learners.policy.learning_rate": Ramp(start=1e-3, end=2e-3, steps=1, stage="late"),  # counted from the start of its stage
+        "objectives.robust.coef": Ramp(end=0.5, steps=3),
+        "adversaries.pgd.steps": Ramp(start=1, end=3, steps=5),  # whole numbers stay whole: 1, 1.5 -> 2, 2, 2.5 -> 2, 3
+        "learners.policy.learning_rate": Ramp(start=1e-3, end=2e-3, steps=2, stage="late"),  # counted from the start of its stage
     }
     stages = [Stage(name="early", steps=3), Stage(name="late", steps=2)]
     trainer = imitation(objectives=objectives, adversaries={"pgd": PGD(radius=0.1)}, schedules=schedules, stages=stages)
@@ -91,7 +92,7 @@ def test_schedules_move_numbers_while_it_runs():
     assert forwards == [1] + [1 + n + 1 for n in steps[1:]]  # a term of coefficient 0 costs nothing
     assert rates == [1e-3, 1e-3, 1e-3, 1e-3, 2e-3]
     assert "0.5 sft(chat | pgd)" in trainer.formula()
-    assert "objectives.robust.coef goes from 0 to 0.5 in 2 steps (linear)" in trainer.formula()
+    assert "objectives.robust.coef goes from 0 to 0.5 in 3 steps (linear)" in trainer.formula()
 
 
 def test_follow_by_hand():
