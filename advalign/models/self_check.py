@@ -143,8 +143,8 @@ def _check_finite(network: Network, own: Tensor) -> None:
     bad = own[own.isnan() | (own == torch.inf)]
     if bad.numel():
         raise ConfigError(
-            f"model: {_name(network)} gives no finite numbers: its outputs for ordinary words are {float(bad[0])}; its weights are damaged, "
-            "or dtype is too narrow for them (give float32)."
+            f"model: {_name(network)} gives no finite numbers: its outputs for ordinary words are {float(bad[0])}; its weights are "
+            "damaged, or dtype is too narrow for them (give float32)."
         )
 
 
