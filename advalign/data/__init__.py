@@ -78,7 +78,8 @@ def streamed(
 
     With `class_names` (of the model; empty: it has none) every example has a class index; the names are then the model's, or ClassLabel's.
     """
-    if isinstance(ref, str | list | tuple) or (isinstance(ref, Mapping) and not ref.get("streaming")):
+    by_name = isinstance(ref, Mapping) and bool({"task", "path", "hub"} & set(ref))
+    if isinstance(ref, str | list | tuple) or (by_name and not ref.get("streaming")):  # type: ignore[union-attr]
         return None
     spec = _references.specify(ref, split)
     table = None if "task" in spec else _references.table_of(spec)

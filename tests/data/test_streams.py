@@ -85,6 +85,15 @@ def test_sources_draw_from_a_stream_without_end_and_go_on_after_a_resume(kind):
     assert len(set(itertools.chain(*drawn, following))) == 16
 
 
+def test_splits_of_a_stream_are_streams():
+    stream, read = endless(demonstration)
+    splits = datasets.IterableDatasetDict({"train": stream})
+    assert len(Demos(data=splits, batch_size=3).start(FakeContext(), "s").draw(0, 0)) == 3
+    assert len(read) <= BUFFER + 4
+    with pytest.raises(ConfigError, match=r"no split 'dev'\. Known: train"):
+        Demos(data=splits, split="dev").start(FakeContext(), "s")
+
+
 def test_a_preference_is_two_rows_of_feedback_in_a_stream_too():
     stream, _ = endless(lambda i: {"prompt": f"q{i}", "chosen": f" a{i}", "rejected": " no"})
     items = Feedback(data=stream, batch_size=4).start(FakeContext(), "s").draw(0, 0)

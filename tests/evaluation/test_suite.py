@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import victims
 
-from advalign import adversaries, attacks
+from advalign import adversaries, attacks, data
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.budget import changed_words
@@ -255,3 +255,14 @@ def test_constant_needs_labels_that_differ():
     assert utility.constant(["1"] * 10, ["0", "1"] * 5)
     assert not utility.constant(["1"] * 10, ["1"] * 10)
     assert not utility.constant(["1", "0"] * 5, ["0", "1"] * 5)
+
+
+def test_rows_of_messages_are_examples_of_a_suite():
+    """A list of rows may be mappings of the fields of an example, or rows of a data set, such as a prompt of messages with its answer."""
+    from advalign.evaluation.suites.data import read_examples
+
+    row = {"prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "one plus two ="}], "answer": "three"}
+    (example,) = read_examples([row], data.examples, seed=0)
+    assert [m.role for m in example.prompt.messages] == ["system", "user"]
+    assert example.answer == "three"
+    assert read_examples([{"prompt": "one plus two =", "answer": "three"}], data.examples, seed=0)[0].answer == "three"

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from advalign.targets.examples import with_ids
-from advalign.types import Example
+from advalign.types import Conversation, Example
 
 Data = str | Mapping[str, Any] | Sequence[Any]
 """Examples, mappings of their fields, or a reference to a data set (see `advalign.data`)."""
@@ -24,7 +24,9 @@ def read_examples(data: Data, read: Callable[..., Sequence[Example]], *, seed: i
 
 def _is_example(row: Any) -> bool:
     """Whether it is an example or a mapping of the fields of one; else it is a row of a data set, with columns of its own."""
-    return isinstance(row, Example) or (isinstance(row, Mapping) and set(row) <= FIELDS)
+    if isinstance(row, Example):
+        return True
+    return isinstance(row, Mapping) and set(row) <= FIELDS and isinstance(row.get("prompt"), str | Conversation)
 
 
 __all__ = ["Data", "read_examples"]
