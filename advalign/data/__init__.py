@@ -21,7 +21,7 @@ from advalign.data import references as _references
 from advalign.data.references import Reference, expand
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
-from advalign.types import Example
+from advalign.types import Conversation, Example
 
 __all__ = [
     "Reference",
@@ -188,7 +188,8 @@ def same_rows(first: Reference, first_split: str, second: Reference, second_spli
     if any("task" in spec for spec in specs):
         return None
     if first is second and "rows" in specs[0]:
-        return "the same rows in memory"
+        apart = isinstance(first, Mapping) and first_split != second_split  # a DatasetDict
+        return None if apart else "the same rows in memory"
     files = [_references.local_file(spec) if "path" in spec else None for spec in specs]
     if files[0] is not None and files[1] is not None:
         has_splits = files[0].is_dir() and not (files[0] / "dataset_info.json").is_file()
@@ -200,13 +201,16 @@ def same_rows(first: Reference, first_split: str, second: Reference, second_spli
 
 
 def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
-    """Texts to build a tokenizer from: a task's vocabulary, or every prompt, pair, answer and response of a file."""
+    """Texts to build a tokenizer from: a task's vocabulary, or every prompt, pair, answer and response of a file; of
+    messages, their roles and contents."""
     task = task_of(ref)
     if task is not None:
         return list(task.vocabulary())
     fields: list[Any] = []
     for e in examples(ref, columns, split):
-        fields += [e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))]
+        for field in (e.prompt, e.pair, e.answer, *(e.meta.get(name) for name in ("response", "chosen", "rejected"))):
+            turns = field.messages if isinstance(field, Conversation) else field if isinstance(field, tuple) else None
+            fields += [field] if turns is None else [text for turn in turns for text in (turn.role, turn.content)]
     return [text for text in fields if isinstance(text, str)]
 
 

@@ -187,3 +187,21 @@ def test_conversations_out_of_every_file(tmp_path):
         (example,) = data.examples(str(tmp_path / name))
         assert as_read(example.prompt) == [COLOR | {"name": "me"}]
         assert example.meta["response"] == "red"
+
+
+def test_a_tokenizer_is_built_from_what_messages_say():
+    row = {"prompt": [SYSTEM, COLOR], "chosen": [RED], "rejected": [YOU, COLOR, MAT]}
+    texts = [
+        "system",
+        "be polite",
+        "user",
+        "say a color",
+        "red",
+        "assistant",
+        "hello you",
+        "user",
+        "say a color",
+        "assistant",
+        "the mat so red",
+    ]
+    assert data.texts([row]) == texts

@@ -169,3 +169,11 @@ def test_an_evaluation_of_rows_that_are_trained_on_is_noted(tmp_path):
     assert not trainer(same, evaluations={"e": Evaluation(data=str(tmp_path / "test.csv"))}).notes()
     rows = [{"text": "good film", "label": 0}]
     assert len(trainer(rows, evaluations={"e": Evaluation(data=rows)}).notes()) == 1
+
+
+def test_splits_of_one_data_set_in_memory_are_apart():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"text": "good film", "label": 0}])
+    splits = datasets.DatasetDict({"train": rows, "test": rows})
+    assert not trainer(splits, evaluations={"e": Evaluation(data=splits)}).notes()
+    assert len(trainer(splits, evaluations={"e": Evaluation(data=splits, split="train")}).notes()) == 1
