@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from advalign.engine import micro as mb
 from advalign.engine import optimizer as optim
+from advalign.engine.dropout import dropout_of_update
 from advalign.engine.finite import FiniteGuard
 from advalign.engine.gradients import ObjectiveGradients
 from advalign.engine.metrics import MetricAccumulator
@@ -138,7 +139,7 @@ class LearnerRuntime:
         if train:
             self.masters.begin()
         self.optimizer.zero_grad(set_to_none=True)
-        with self._unsharded_root():
+        with self._unsharded_root(), dropout_of_update(self.network, self.config.options, plan.objectives.values()):
             context = self._context(plan, rows, frozen, key, metrics)
             for micro, idle in self._micro_batches(plan, rows, budget):
                 self._backward(replace(context, idle=idle), micro, rows, gradients, train)

@@ -42,6 +42,12 @@ class Objective(ABC, Generic[RowsRead]):
         return self.annotations
 
     @property
+    def compares_logprobs(self) -> bool:
+        """Whether its losses compare the current policy with log-probabilities that were taken without dropout, so that by default the
+        update of its learner has none (`engine/dropout.py`)."""
+        return bool(self.columns & {"old_logprobs", "ref_logprobs"})
+
+    @property
     def interval(self) -> int:
         """It is active in every `interval`-th step of a stage, and multiplies its own losses by that number."""
         return 1

@@ -113,7 +113,7 @@ class Network(NetworkBase):
             embeddings = embeddings.detach().requires_grad_()
         inside = {site: edit for site, edit in edits.items() if site != "embedding"}
         packed = self.packs and not differentiate
-        layout = padding_free.build_layout(rows, share=not edits and not self._draws_dropout()) if packed else None
+        layout = padding_free.build_layout(rows, share=not edits and not self.draws_dropout) if packed else None
         outputs = self._run_blocks(rows, embeddings, needs, inside, temperature, layout)
         return outputs if edit.origin is None else outputs.gather(edit.origin)
 
@@ -194,11 +194,12 @@ class Network(NetworkBase):
             return self.backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
         return layout.unpack(self.backbone(**layout.inputs(inputs)).last_hidden_state)
 
-    def _draws_dropout(self) -> bool:
+    @property
+    def draws_dropout(self) -> bool:
         """Whether dropout is on: then two rows with the same beginning draw masks of their own for it."""
-        attention = architecture.attention_dropout(self.backbone)
-        training = self.training and self.backbone.training
-        return training and (attention > 0 or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()))
+        if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in self.modules()):
+            return True
+        return self.training and self.backbone.training and architecture.attention_dropout(self.backbone) > 0
 
     def _inputs(self, tokens: Tokens, embeddings: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": tokens.mask.long()}

@@ -20,7 +20,7 @@ from advalign.models import architecture
 from advalign.models.base import cast_parameters
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
-from advalign.models.specification import ModelSpec
+from advalign.models.specification import ModelSpec, dropout_rate
 from advalign.types import Edit, Outputs, ScoreReader, Tokens
 
 PREFIX = "latent:"
@@ -76,7 +76,8 @@ def build_critic(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> H
     _check(spec, path)
     options = {"seed": seed, "dropout": 0.1, "pooling": "mean", **spec.options}
     length = min(spec.max_length, owner.encoder.max_length)
-    rate = float(options["dropout"])
+    rate = dropout_rate(options)
+    rate = 0.1 if rate is None else rate
     config = BertConfig(
         **_sizes(spec.model, path),
         vocab_size=1,

@@ -28,6 +28,7 @@ from advalign.models.specification import (
     check_dtype,
     check_head,
     check_options,
+    dropout_rate,
     head_options,
 )
 
@@ -164,7 +165,7 @@ def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool
         raise ConfigError(f"head: '{spec.model}' reads both ways, so it cannot be a {spec.head}; use a preset such as scratch:tiny.")
     tokenizer = _scratch_tokenizer(spec.tokenizer, texts, bidirectional)
     config = scratch.build_config(preset, len(tokenizer), spec.max_length)
-    architecture.set_dropout(config, spec.options.get("dropout", 0.0))
+    architecture.set_dropout(config, dropout_rate(spec.options) or 0.0)
     if spec.head == "classifier" and "num_labels" in spec.options:
         config.num_labels = int(spec.options["num_labels"])
     body = pretrained.auto_class(spec.head).from_config(config)
@@ -175,8 +176,8 @@ def _from_source(
     spec: ModelSpec, source: str, config: Any, facts: Mapping[str, Any], weights: bool
 ) -> tuple[Any, Any, bool, tuple[str, ...]]:
     """(transformers model, tokenizer, whether it reads both ways, names of the weights of a new head)."""
-    if "dropout" in spec.options:
-        architecture.set_dropout(config, spec.options["dropout"])
+    if (rate := dropout_rate(spec.options)) is not None:
+        architecture.set_dropout(config, rate)
     # In its precision from the start: transformers knows which parts of a model stay in float32.
     dtype, new = DTYPES[spec.dtype], tuple[str, ...]()
     if weights:

@@ -149,16 +149,25 @@ def _replace(stack: ExitStack, block: nn.Module, forward: Any) -> None:
 
 
 @contextmanager
-def without_dropout(network: nn.Module) -> Iterator[None]:
-    """Inside, dropout is off. Modules that checkpoint stay in training mode, because transformers checkpoints only then."""
-    changed = [m for m in network.modules() if m.training and not architecture.checkpoints_activations(m)]
-    for module in changed:
-        module.training = False
-    try:
-        yield
-    finally:
+def without_dropout(network: nn.Module, *, except_adapter: bool = False) -> Iterator[None]:
+    """Inside, dropout is off; with `except_adapter`, that of LoRA stays on. Modules that checkpoint stay in training mode, because
+    transformers checkpoints only then: rates that they apply themselves are zero."""
+    adapters = {m for name, m in network.named_modules() if except_adapter and "lora_dropout" in name.split(".")}
+    changed = [m for m in network.modules() if m.training and m not in adapters and not architecture.checkpoints_activations(m)]
+    with ExitStack() as stack:
         for module in changed:
-            module.training = True
+            module.training = False
+            stack.callback(setattr, module, "training", True)
+        for module, name, rate in _own_rates(network):
+            setattr(module, name, 0.0)
+            stack.callback(setattr, module, name, rate)
+        yield
+
+
+def _own_rates(network: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """(module, attribute, rate) of the dropout that checkpointed modules apply without a module for it (OPT, BART)."""
+    checkpointed = [m for m in network.modules() if architecture.checkpoints_activations(m)]
+    return [(m, n, rate) for m in checkpointed for n, rate in vars(m).items() if "drop" in n and isinstance(rate, float)]
 
 
 @contextmanager
@@ -177,14 +186,20 @@ def recompute_context(network: nn.Module) -> tuple[AbstractContextManager[Any], 
     """`context_fn` of a checkpoint: the recomputation sees the modes, the compiled blocks and the attention kernels of this moment. A
     backward may run after dropout is on again (random states alone do not restore that it was off), and outside `twice_differentiable`."""
     compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
-    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], compiled, _only_math_attention())
+    return nullcontext(), _Modes([(m, m.training) for m in network.modules()], _own_rates(network), compiled, _only_math_attention())
 
 
 class _Modes(AbstractContextManager[None]):
     """Modes of a forward, restored for its recomputation; entered once per recomputation, twice for a second derivative."""
 
-    def __init__(self, modes: list[tuple[nn.Module, bool]], compiled: list[tuple[nn.Module, Any]], only_math: bool) -> None:
-        self.modes, self.compiled, self.only_math = modes, compiled, only_math
+    def __init__(
+        self,
+        modes: list[tuple[nn.Module, bool]],
+        rates: list[tuple[nn.Module, str, float]],
+        compiled: list[tuple[nn.Module, Any]],
+        only_math: bool,
+    ) -> None:
+        self.modes, self.rates, self.compiled, self.only_math = modes, rates, compiled, only_math
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
@@ -192,6 +207,9 @@ class _Modes(AbstractContextManager[None]):
         for module, before in [(m, m.training) for m, training in self.modes if m.training != training]:
             module.training = not before
             stack.callback(setattr, module, "training", before)
+        for module, name, rate in self.rates:
+            stack.callback(setattr, module, name, module.__dict__[name])
+            setattr(module, name, rate)
         for module, call in self.compiled:
             stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
             module._compiled_call_impl = call

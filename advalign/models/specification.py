@@ -50,11 +50,12 @@ class ModelSpec:
     dtype: str = "float32"
     """Precision of the weights: float32, bfloat16, float16 or float64."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout, seed,
-    lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value)
-    head_dropout and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs
-    (arguments of the template, such as enable_thinking) and special_tokens_in_text (whether special tokens that a text spells out are
-    read as text, the default, or as tokens)."""
+    """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout (off,
+    on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed, lora (fields
+    of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value) head_dropout
+    and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs (arguments of
+    the template, such as enable_thinking) and special_tokens_in_text (whether special tokens that a text spells out are read as text,
+    the default, or as tokens)."""
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
@@ -75,6 +76,16 @@ def chat_template_text(value: Any) -> str | None:
             f"model.options.chat_template: '{value}' is neither a file nor a template with {{{{ }}}} or {{% %}}; none turns it off."
         )
     return file.read_text(encoding="utf-8")
+
+
+def dropout_rate(options: Mapping[str, Any]) -> float | None:
+    """The rate that `options` give every dropout of a model: a number, or 0 for off; None: not given, or on, the model's own rates."""
+    value = options.get("dropout")
+    if value in ("on", "off") or isinstance(value, bool) or value is None:
+        return 0.0 if value in ("off", False) else None
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"model.options.dropout: got {value}; give off, on (the model's own rates) or a rate from 0 up to, but not, 1.")
+    return float(value)
 
 
 def check_head(head: str) -> None:
