@@ -99,7 +99,8 @@ def streamed(
     def read(rng: random.Random) -> Iterator[Example]:
         for location, row in _references.buffered(table.rows, rng):
             label = None if classes is None else classes.index(_label(row, column, location), f"data: {location}")
-            yield _columns.example(row, mapping, location, label=label)
+            example = _columns.example(row, mapping, location, label=label)
+            yield example if classes is None else _whole(example)
 
     return Streamed(read=read, class_names=() if classes is None else classes.names)
 
@@ -137,7 +138,7 @@ def labelled(
     )
     indices = [classes.index(_label(row, column, location), f"data: {location}") for location, row in chosen]
     examples = [_columns.example(row, mapping, location, label=i) for (location, row), i in zip(chosen, indices, strict=True)]
-    return examples, classes.names
+    return [_whole(e) for e in examples], classes.names
 
 
 def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
@@ -229,6 +230,13 @@ def _mapping(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict
 
 def _label_column(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
     return _mapping(spec, columns).get("label", _columns.USUAL["label"][0])
+
+
+def _whole(example: Example) -> Example:
+    """What a classifier reads: of a conversation, the assistant's last turn too."""
+    if not isinstance(example.prompt, Conversation) or "response" not in example.meta:
+        return example
+    return dataclasses.replace(example, prompt=example.prompt.extended(example.meta["response"]))
 
 
 def _label(row: Mapping[str, Any], column: str, location: str) -> Any:

@@ -9,7 +9,7 @@ from helpers.context import FakeContext
 from advalign import data
 from advalign.errors import ConfigError
 from advalign.models.encode import Encoder
-from advalign.sources import Demos, Feedback, Pairs
+from advalign.sources import Demos, Feedback, Labels, Pairs
 from advalign.types.messages import Conversation, as_read
 
 datasets = pytest.importorskip("datasets")
@@ -205,3 +205,12 @@ def test_a_tokenizer_is_built_from_what_messages_say():
         "the mat so red",
     ]
     assert data.texts([row]) == texts
+
+
+@pytest.mark.parametrize("row", [{"messages": [SYSTEM, COLOR, MAT]}, {"prompt": [SYSTEM, COLOR], "completion": [MAT]}])
+def test_a_classifier_reads_whole_conversations(tokenizer, row):
+    source = Labels(data=[row | {"label": 1}])
+    (example,) = source.start(FakeContext(), "s").examples
+    assert as_read(example.prompt) == [SYSTEM, COLOR, MAT]
+    tokens = source.build([example], Encoder(tokenizer)).tokens
+    assert tokens.ids[0].tolist() == tokenizer.apply_chat_template([SYSTEM, COLOR, MAT], return_dict=False)
