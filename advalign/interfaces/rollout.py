@@ -42,7 +42,7 @@ class RolloutEngine(ABC):
         self, network: Network, examples: Sequence[Example], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[RolloutGroup]:
         """`n` responses per example, one group each, in order: prompts become groups without rollouts, and `extend` samples."""
-        prompts = network.encoder.prompts([e.prompt for e in examples])
+        prompts = network.encoder.prompts([e.prompt for e in examples], room=sampling.max_new_tokens)
         without_tokens = next((e.id for e, ids in zip(examples, prompts, strict=True) if not ids), None)
         if without_tokens is not None:
             raise ConfigError(

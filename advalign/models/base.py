@@ -131,7 +131,7 @@ class NetworkBase(nn.Module):
         """What a folder must remember beside the weights."""
         facts = {"head": self.head, "pooling": self.pooling, "max_length": self.encoder.max_length}
         facts |= {"bidirectional": self.encoder.bidirectional}
-        facts |= {name: value for name, value in self.encoder.settings.items() if value not in ({}, "text")}
+        facts |= {name: value for name, value in self.encoder.settings.items() if value not in ({}, "text", None)}
         options = {"head_dropout": self.head_dropout, "spectral_norm": self.spectral_norm}
         return facts | {name: value for name, value in options.items() if value}
 

@@ -6,15 +6,16 @@ pass through the same function (`scored_pairs`); sampled ids are never re-tokeni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from advalign.errors import BudgetError, ConfigError, unknown
+from advalign.errors import ConfigError, unknown
 from advalign.models import architecture
 from advalign.models.conversation import ASSISTANT, ChatTemplate, Tokenised
 from advalign.models.endings import Ending, find_ending
 from advalign.models.padding import Row, padded
 from advalign.models.tokenization import TextReader
+from advalign.models.truncation import Truncation
 from advalign.types import RolloutGroup, Tokens
 from advalign.types.messages import ROLES, Conversation, Prompt, Response, as_conversation, plain_text, response_text
 
@@ -29,7 +30,7 @@ class Encoder:
     tokenizer: Any
     """A tokenizer of transformers."""
     max_length: int
-    """The most tokens of a row."""
+    """The most tokens of a row: what was asked for, or what the model has positions for, if that is less."""
     bidirectional: bool
     """Segments are joined by the tokenizer's own pair template (BERT); otherwise prompt and response ids are concatenated."""
     pad_id: int
@@ -43,17 +44,22 @@ class Encoder:
         bidirectional: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         special_tokens_in_text: str = "text",
+        truncation: str | None = None,
+        positions: int | None = None,
     ) -> None:
         """`chat_template_kwargs`: arguments of the template, such as enable_thinking; `special_tokens_in_text`: whether special tokens
-        that a text spells out are read as text or as tokens."""
+        that a text spells out are read as text or as tokens; `truncation`: what happens to longer rows (`models/truncation.py`);
+        `positions`: the most tokens of a row that the model has positions for, None: any number."""
         self.tokenizer = tokenizer
-        self.reader = TextReader(tokenizer, special_tokens_in_text)
-        self.max_length = max_length
         self.bidirectional = bidirectional
         self.settings: dict[str, Any] = {
             "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "special_tokens_in_text": special_tokens_in_text,
+            "truncation": truncation,
         }
+        self.reader = TextReader(tokenizer, special_tokens_in_text)
+        self.truncation = Truncation(truncation, max_length, positions)
+        self.max_length = self.truncation.limit
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self._ending: tuple[Any, Ending] | None = None
         self._template: tuple[Any, ChatTemplate | None] = (None, None)
@@ -68,14 +74,15 @@ class Encoder:
             self._prompts = {}
         return self._template[1]
 
-    def with_length(self, max_length: int) -> Encoder:
-        """The same encoder with another bound on rows."""
-        return Encoder(self.tokenizer, max_length=max_length, bidirectional=self.bidirectional, **self.settings)
+    def with_length(self, max_length: int, **settings: Any) -> Encoder:
+        """The same encoder with another bound on rows, and other settings where they are given."""
+        positions, settings = self.truncation.positions, self.settings | settings
+        return Encoder(self.tokenizer, max_length=max_length, bidirectional=self.bidirectional, positions=positions, **settings)
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Tokens without text. (The unknown token has some.)"""
-        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return self.reader.special_ids
 
     @property
     def ending(self) -> Ending:
@@ -92,11 +99,12 @@ class Encoder:
 
     # ------------------------------------------------------------------------------------------------------ ids
 
-    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Ids of prompts, in the chat template where the tokenizer has one."""
+    def prompts(self, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
+        """Ids of prompts, in the chat template where the tokenizer has one. `room`: of the responses that are sampled behind them."""
         templated = [self._is_templated(prompt) for prompt in prompts]
         texts = iter(self._prompt_texts([plain_text(p) for p, chat in zip(prompts, templated, strict=True) if not chat]))
-        return [self._prompt(p).ids if chat else next(texts) for p, chat in zip(prompts, templated, strict=True)]
+        rows = [self._prompt(p).ids if chat else next(texts) for p, chat in zip(prompts, templated, strict=True)]
+        return [self.truncation.prompt(ids, begins=self._begins(ids), room=room) for ids in rows]
 
     def prompt(self, prompt: Prompt) -> list[int]:
         return self.prompts([prompt])[0]
@@ -104,8 +112,9 @@ class Encoder:
     def responses(self, texts: Sequence[str], finished: Sequence[bool] | None = None) -> list[list[int]]:
         """Ids of responses, closed as `ending` says where they are finished."""
         closed = finished if finished is not None else [True] * len(texts)
-        rows = self._ids(texts, add_special_tokens=False)
-        return [[*ids, *self.ending.ids] if done else ids for ids, done in zip(rows, closed, strict=True)]
+        end = self.ending.ids
+        rows = self.reader.texts(texts)
+        return [[*ids, *end] if done and not (end and ids[-len(end) :] == [*end]) else ids for ids, done in zip(rows, closed, strict=True)]
 
     def response(self, text: str, finished: bool = True) -> list[int]:
         return self.responses([text], [finished])[0]
@@ -124,21 +133,26 @@ class Encoder:
             raise unknown("assistant_turns", "choice", assistant_turns, ASSISTANT_TURNS)
         return self._padded(self._rows(prompts, responses, [True] * len(prompts), assistant_turns), group)
 
-    def rollouts(self, groups: Sequence[RolloutGroup]) -> Tokens:
-        """The sampler's own ids. Rows of one prompt share a group number."""
-        rows = [self._joined(self._prompt_of(g), r.response_ids) for g in groups for r in g.rollouts]
+    def rollouts(self, groups: Sequence[RolloutGroup], *, whole: bool = True) -> Tokens:
+        """The sampler's own ids. Rows of one prompt share a group number. Without `whole`, for what only looks at them, a row that is too
+        long loses its end."""
+        rows = []
+        for group in groups:
+            prompt = self._prompt_of(group)
+            for rollout in group.rollouts:
+                if whole:
+                    self.truncation.rollout(len(prompt.ids), len(rollout.response_ids))
+                rows.append(self._joined(prompt, rollout.response_ids).cut(self.max_length))
         return self._padded(rows, [i for i, g in enumerate(groups) for _ in g.rollouts])
 
-    def classify(self, texts: Sequence[Prompt], pairs: Sequence[str] | None = None) -> Tokens:
+    def classify(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None, *, read: Collection[str] = ()) -> Tokens:
         """Whole texts for a classifier; nothing is a target. A conversation is read as its template writes it, without a template as
-        lines `role: text`."""
+        lines `role: text`. The special tokens `read` are tokens wherever a text spells them."""
         if self.template is not None and any(isinstance(text, Conversation) for text in texts):
-            rows = [self.template.complete(as_conversation(text)) for text in texts]
-            return self._padded([Row(r.ids, [False] * len(r.ids), r.roles, r.turns).cut(self.max_length) for r in rows], None)
-        first = [plain_text(text) for text in texts]
-        ids = self._segments(first, pairs)
-        starts = [len(row) for row in ids] if pairs is None else [len(row) for row in self._segments(first, None)]
-        return self._padded([self._segmented(row, start, [False] * len(row)) for row, start in zip(ids, starts, strict=True)], None)
+            rendered = [self.template.complete(as_conversation(text)) for text in texts]
+            rows = [Row(r.ids, [False] * len(r.ids), r.roles, r.turns) for r in rendered]
+            return self._padded(self.truncation.texts(rows, self.tokenizer.truncation_side), None)
+        return self._padded(self._segments([plain_text(text) for text in texts], pairs, read), None)
 
     def scored_pairs(
         self, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], group: Sequence[int] | None = None
@@ -146,13 +160,7 @@ class Encoder:
         """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it."""
         if not self.bidirectional:
             return self._padded(self._rows(prompts, texts, finished, "last"), group)
-        # A truncated text carries no closing token, as in a decoder.
-        first = [plain_text(prompt) for prompt in prompts]
-        segments = self._segments(first, [response_text(text) for text in texts])
-        rows = [ids if done else ids[:-1] for ids, done in zip(segments, finished, strict=True)]
-        starts = [min(len(ids), len(row)) for ids, row in zip(self._segments(first, None), rows, strict=True)]
-        targets = [[t >= start for t in range(len(row))] for row, start in zip(rows, starts, strict=True)]
-        return self._padded([self._segmented(*row) for row in zip(rows, starts, targets, strict=True)], group)
+        return self._padded(self._segments([plain_text(p) for p in prompts], [response_text(t) for t in texts], (), finished), group)
 
     def _rows(self, prompts: Sequence[Prompt], responses: Sequence[Response], finished: Sequence[bool], assistant_turns: str) -> list[Row]:
         whole = [self._is_templated(p) and done for p, done in zip(prompts, finished, strict=True)]
@@ -160,7 +168,8 @@ class Encoder:
         prompt_ids = self.prompts([p for p, _, _ in texts])
         response_ids = self.responses([response_text(r) for _, r, _ in texts], [done for _, _, done in texts])
         plain = iter(
-            self._joined(self._described(p, ids), answer) for (p, _, _), ids, answer in zip(texts, prompt_ids, response_ids, strict=True)
+            self._fitted(self._joined(self._described(p, ids), answer), len(ids))
+            for (p, _, _), ids, answer in zip(texts, prompt_ids, response_ids, strict=True)
         )
         return [
             self._conversation(as_conversation(prompt), response, assistant_turns) if chat else next(plain)
@@ -182,7 +191,7 @@ class Encoder:
             for position in range(max(start, 1), end):
                 target[position] = row.generation is None or row.generation[position]
         closed = self._closed(Row(row.ids, target, row.roles, row.turns), len(conversation.messages) - 1)
-        return self._bounded(closed, closed.target.index(True) if True in closed.target else len(closed.ids))
+        return self._fitted(closed, closed.target.index(True) if True in closed.target else len(closed.ids))
 
     def _closed(self, row: Row, last: int) -> Row:
         """The row, with `ending` behind it where the template does not close its last message."""
@@ -216,7 +225,7 @@ class Encoder:
         return Tokenised(list(rendered.ids), list(rendered.roles), list(rendered.turns))
 
     def _prompt_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._ids(texts) if self.template is not None else self._ids(texts, add_special_tokens=not self.bidirectional)
+        return self.reader.texts(texts) if self.bidirectional and self.template is None else self.reader.prompts(texts)
 
     def _prompt_of(self, group: RolloutGroup) -> Tokenised:
         """The prompt of a group as the sampler read it; the beginning of a response that it may hold is the assistant's."""
@@ -229,39 +238,46 @@ class Encoder:
             more = len(ids) - len(rendered.ids)
             turn = len(as_conversation(prompt).messages)
             return Tokenised(ids, rendered.roles + [ASSISTANT] * more, rendered.turns + [turn] * more)
+        if self.template is not None and prompt != "" and (lost := self.truncation.lost_beginning(rendered.ids, ids)) is not None:
+            return Tokenised(ids, rendered.roles[lost:], rendered.turns[lost:])
         special = self.special_ids
         return Tokenised(ids, [-1 if i in special else USER for i in ids], [-1 if i in special else 0 for i in ids])
 
     def _joined(self, prompt: Tokenised, response_ids: Sequence[int]) -> Row:
-        """A prompt and the ids of its response, cut at `max_length`."""
+        """A prompt and the ids of its response."""
         number = len(response_ids)
         turn = max(prompt.turns, default=-1) + 1
         start = max(len(prompt.ids), 1)
         target = [position >= start for position in range(len(prompt.ids) + number)]
-        row = Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
-        return self._bounded(row, len(prompt.ids))
+        return Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
 
-    def _bounded(self, row: Row, prompt_length: int) -> Row:
-        """The row, cut at `max_length`."""
-        if prompt_length >= self.max_length:
-            raise BudgetError(
-                f"encoder: a prompt of {prompt_length} tokens leaves no room in max_length {self.max_length}; "
-                "raise max_length or shorten the prompt."
-            )
-        return row.cut(self.max_length)
+    def _fitted(self, row: Row, prompt_length: int) -> Row:
+        return self.truncation.row(row, begins=self._begins(row.ids), prompt_length=prompt_length)
 
-    def _segmented(self, ids: list[int], start: int, target: list[bool]) -> Row:
-        """A row of one or two segments: the user's, and from `start` on the assistant's (of a classifier: the second sentence)."""
-        special = self.special_ids
-        roles = [-1 if token in special else USER if t < start else ASSISTANT for t, token in enumerate(ids)]
-        return Row(ids, target, roles, [-1 if role < 0 else role - USER for role in roles])
+    def _begins(self, ids: Sequence[int]) -> bool:
+        """Whether ids begin with the token that begins every text."""
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    def _segments(
+        self, first: Sequence[str], second: Sequence[str | None] | None, read: Collection[str], finished: Sequence[bool] | None = None
+    ) -> list[Row]:
+        """Rows of a text, the user's, and where there is one a second: of a classifier, or the assistant's (`finished`: whether it is
+        closed), which is then the target."""
+        side = self.truncation.text_side(self.tokenizer.truncation_side)
+        segments = self.reader.segments(first, second, limit=self.max_length, side=side, read=read)
+        self.truncation.check_texts([row.length for row in segments])
+        prefix, suffix = self.reader.affixes
+        typed = "token_type_ids" in self.tokenizer.model_input_names
+        rows = []
+        for b, row in enumerate(segments):
+            start = min(len(prefix) + row.counts[0] + len(suffix), len(row.ids)) if len(row.counts) > 1 else len(row.ids)
+            roles = [-1 if i in self.special_ids else USER if t < start else ASSISTANT for t, i in enumerate(row.ids)]
+            target = [finished is not None and t >= start for t in range(len(row.ids))]
+            turns = [-1 if role < 0 else role - USER for role in roles]
+            # A text without its end carries no closing token, as in a decoder.
+            closed = finished is None or (finished[b] and not row.lost_end)
+            rows.append(Row(row.ids, target, roles, turns, row.types if typed else None).cut(len(row.ids) - (not closed)))
+        return rows
 
     def _padded(self, rows: Sequence[Row], group: Sequence[int] | None) -> Tokens:
         return padded(rows, self.pad_id, group)
-
-    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer(list(texts), **options)["input_ids"]] if texts else []
-
-    def _segments(self, first: Sequence[str], second: Sequence[str] | None) -> list[list[int]]:
-        pairs = None if second is None else list(second)
-        return self._ids(first, text_pair=pairs, truncation=True, max_length=self.max_length)

@@ -204,10 +204,8 @@ class Network(NetworkBase):
     def _inputs(self, tokens: Tokens, embeddings: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": tokens.mask.long()}
         if self.encoder.bidirectional:
-            separator = self.encoder.tokenizer.sep_token_id
-            if architecture.has_segments(self.model) and separator is not None:
-                ends = (tokens.ids == separator).long()
-                inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * tokens.mask
+            if architecture.has_segments(self.model) and tokens.token_types is not None:
+                inputs["token_type_ids"] = tokens.token_types
             return inputs
         positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand_as(tokens.ids)
         return self.inputs_at(positions, tokens.ids, embeddings, attention_mask=inputs["attention_mask"], use_cache=False)

@@ -13,12 +13,13 @@ import torch
 from transformers import AutoTokenizer
 
 from advalign.errors import ConfigError
-from advalign.models import adapter_files, adapters, architecture, folders, perturb, pretrained, saving, scratch, self_check
+from advalign.models import adapter_files, adapters, architecture, folders, perturb, pretrained, saving, scratch, self_check, vocabulary
 from advalign.models.base import cast_parameters
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
 from advalign.models.hidden_state_critic import HiddenStateCritic
+from advalign.models.positions import position_limit
 from advalign.models.specification import (
     DTYPES,
     ENCODER_OPTIONS,
@@ -64,6 +65,8 @@ def load(
         network = _load_with_adapter(folder, spec, head, facts)
     else:
         network = _load(spec, head or facts.get("head"), folder, facts, texts)
+    if network.head == "classifier" and max_length is None and "max_length" not in facts:
+        network.encoder = network.encoder.with_length(vocabulary.text_length(network.encoder.tokenizer, length))
     if head is None or head == folders.saved_head(folder):
         saving.refuse_new_head(network, folder)
     pretrained.warn_of_new_head(model, network)
@@ -107,7 +110,7 @@ def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     facts = folders.saved_facts(folder)
     model = folders.adapter_base(folder) if folder is not None and folders.holds_adapter(folder) else spec.model
     base = folders.model_folder(model)
-    carried = ("num_labels", "dropout", "pooling", "revision", "chat_template", *ENCODER_OPTIONS)
+    carried = ("num_labels", "dropout", "pooling", "revision", "chat_template", vocabulary.RESIZE, *ENCODER_OPTIONS)
     options = {k: v for k, v in spec.options.items() if k in carried}
     spec = ModelSpec(model=model, head=spec.head, tokenizer=spec.tokenizer, max_length=spec.max_length, dtype=spec.dtype, options=options)
     with _sentences(model, base), torch.random.fork_rng(), torch.device("meta"):
@@ -140,14 +143,17 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
         config = pretrained.read_config(spec, source, head)
         spec = replace(spec, head=pretrained.choose_head(spec.model, config, head))
         body, tokenizer, bidirectional, new = _from_source(spec, source, config, facts, weights)
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise ConfigError(f"{spec.model}: its tokenizer has neither a padding nor an end-of-sequence token; set one of them.")
+    if "num_features" not in facts:  # what reads hidden states has no row for a token
+        vocabulary.fit_vocabulary(body, tokenizer, spec.options, spec.model)
+    if facts.get("bidirectional") and architecture.has_segments(body):
+        vocabulary.give_token_types(tokenizer)
     pretrained.check_pooling(spec, body)
     pooling = spec.options.get("pooling") or facts.get("pooling") or ("mean" if bidirectional else "last")
     chat = {k: v for k, v in (*facts.items(), *spec.options.items()) if k in ENCODER_OPTIONS}
     if "chat_template" in spec.options:
         tokenizer.chat_template = chat_template_text(spec.options["chat_template"])
-    encoder = Encoder(tokenizer, max_length=spec.max_length, bidirectional=bidirectional, **chat)
+    positions = position_limit(body)
+    encoder = Encoder(tokenizer, max_length=spec.max_length, bidirectional=bidirectional, positions=positions, **chat)
     options = head_options(spec.head, facts, spec.options)
     if spec.head == "score" and "num_features" in facts:
         return HiddenStateCritic(body, encoder, facts["num_features"], pooling=pooling, **options)

@@ -24,14 +24,26 @@ class Row:
     """Per token: index into ROLES; -1: the template."""
     turns: list[int]
     """Per token: the number of its message; -1: the template."""
+    types: list[int] | None = None
+    """Per token: its segment, as the tokenizer says. None: it says nothing."""
 
     def cut(self, length: int) -> Row:
         """Its first tokens."""
-        return Row(self.ids[:length], self.target[:length], self.roles[:length], self.turns[:length])
+        return self if len(self.ids) <= length else self.pick(range(length))
+
+    def pick(self, positions: Sequence[int]) -> Row:
+        """The tokens at these positions. Nothing predicts the first one, so it is not a target."""
+        return Row(
+            ids=[self.ids[t] for t in positions],
+            target=[place > 0 and self.target[t] for place, t in enumerate(positions)],
+            roles=[self.roles[t] for t in positions],
+            turns=[self.turns[t] for t in positions],
+            types=None if self.types is None else [self.types[t] for t in positions],
+        )
 
 
 def padded(rows: Sequence[Row], pad_id: int, group: Sequence[int] | None = None) -> Tokens:
-    """Right-padded rows; `group`: their group numbers (None: each row its own)."""
+    """Right-padded rows; `group`: their group numbers (None: each row its own). Token types are there where every row has them."""
     tokens = pad([row.ids for row in rows], [0] * len(rows), pad_id, group)
     columns = {
         name: _filled(values, tokens.ids.shape[1], fill)
@@ -41,6 +53,9 @@ def padded(rows: Sequence[Row], pad_id: int, group: Sequence[int] | None = None)
             ("turn", [row.turns for row in rows], -1),
         )
     }
+    types = [row.types for row in rows if row.types is not None]
+    if rows and len(types) == len(rows):
+        columns["token_types"] = _filled(types, tokens.ids.shape[1], 0)
     return replace(tokens, **columns)
 
 

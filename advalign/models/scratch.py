@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from advalign.errors import ConfigError, unknown
 from advalign.models import architecture
+from advalign.models.vocabulary import give_token_types
 
 # name -> (transformers model type, its options).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,9 +81,12 @@ def train_tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidire
     if bidirectional:
         ids = [("<cls>", core.token_to_id("<cls>")), ("<sep>", core.token_to_id("<sep>"))]
         core.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=ids)
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", cls_token="<cls>", sep_token="<sep>"
     )
+    if bidirectional:
+        give_token_types(tokenizer)
+    return tokenizer
 
 
 def _word_level(kind: str) -> tuple[Tokenizer, Any]:

@@ -39,7 +39,8 @@ def share_base(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> Net
     if spec.head == "policy" and not {"lora", "adapter"} & set(options):
         raise ConfigError(f"{path}.options: a policy on '{spec.model}' has nothing of its own to train; give options: {{lora: {{r: 8}}}}.")
     body = adapters.without_adapter(owner.model if spec.head == "policy" else owner.backbone)
-    encoder = owner.encoder.with_length(min(spec.max_length, owner.encoder.max_length))
+    truncation = options.get("truncation", owner.encoder.truncation.mode)
+    encoder = owner.encoder.with_length(min(spec.max_length, owner.encoder.max_length), truncation=truncation)
     with torch.random.fork_rng():
         torch.manual_seed(int(options["seed"]))
         pooling = options.get("pooling") or owner.pooling

@@ -15,7 +15,7 @@ from advalign.models.folders import saved_facts
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
-ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text")
+ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text", "truncation")
 OPTIONS = (
     "pooling",
     "num_labels",
@@ -30,9 +30,10 @@ OPTIONS = (
     *HEAD_OPTIONS,
     "chat_template",
     *ENCODER_OPTIONS,
+    "resize_token_embeddings",
 )
 # What a learner may set on the base of another one.
-SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", *HEAD_OPTIONS)
+SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", "truncation", *HEAD_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class ModelSpec:
     tokenizer: Any = None
     """An id, or {kind: words|characters|bpe, data: ...} for a model from scratch. None: the model's own."""
     max_length: int = 512
-    """The most tokens of a row."""
+    """The most tokens of a row; fewer where the model has positions for fewer."""
     dtype: str = "float32"
     """Precision of the weights: float32, bfloat16, float16 or float64."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -54,8 +55,9 @@ class ModelSpec:
     on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed, lora (fields
     of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value) head_dropout
     and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs (arguments of
-    the template, such as enable_thinking) and special_tokens_in_text (whether special tokens that a text spells out are read as text,
-    the default, or as tokens)."""
+    the template, such as enable_thinking), special_tokens_in_text (whether special tokens that a text spells out are read as text, the
+    default, or as tokens), truncation (of longer rows: error, left or right; `models/truncation.py`) and resize_token_embeddings (true,
+    or arguments of transformers' method: rows for ids that the embedding lacks)."""
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -17,6 +18,29 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 Span = tuple[int, int]
 AsText = Callable[[Sequence[int]], list[int]]
 """Replaces special tokens among the ids of a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """A text, or a pair of texts, as a tokenizer joins them."""
+
+    ids: list[int]
+    """Token ids."""
+    types: list[int]
+    """The tokenizer's token types: the segment of every token."""
+    counts: list[int]
+    """Tokens of each text that are there, without what the tokenizer adds."""
+    length: int
+    """Tokens before the row was cut."""
+    lost_end: bool
+    """Whether the last text lost its end."""
+
+
+def segments_of(cut: Encoding, whole: Encoding, side: str) -> Segments:
+    """A row that lost tokens at the `side` of its texts, beside the whole one."""
+    counts, before = ([encoding.sequence_ids.count(k) for k in range(encoding.n_sequences)] for encoding in (cut, whole))
+    lost = side == "right" and counts[-1] < before[-1]
+    return Segments(ids=list(cut.ids), types=list(cut.type_ids), counts=counts, length=len(whole.ids), lost_end=lost)
 
 
 class SplitTokenizer:
@@ -46,18 +70,16 @@ class SplitTokenizer:
         encoding = self.core.encode(written, add_special_tokens=False)
         return self._numbers(as_text, encoding), [(_origin(edits, a), _origin(edits, b)) for a, b in encoding.offsets]
 
-    def segments(
-        self, as_text: AsText, row: Sequence[str], tokens: Sequence[Sequence[Span]], limit: int, side: str
-    ) -> tuple[list[int], list[int], int]:
-        """(ids, token types, length before it was cut)."""
+    def segments(self, as_text: AsText, row: Sequence[str], tokens: Sequence[Sequence[Span]], limit: int, side: str) -> Segments:
+        """A text or a pair of texts, as the tokenizer joins them, within `limit` tokens."""
         texts = [self._write(text, spans)[0] for text, spans in zip(row, tokens, strict=True)]
-        encoding = self.core.encode(texts[0], texts[1] if len(texts) > 1 else None)
-        length = len(encoding.ids)
-        if length > limit:
+        first, second = texts[0], texts[1] if len(texts) > 1 else None
+        whole = cut = self.core.encode(first, second)
+        if len(whole.ids) > limit:
             self.core.enable_truncation(limit, direction=side)
-            encoding = self.core.encode(texts[0], texts[1] if len(texts) > 1 else None)
+            cut = self.core.encode(first, second)
             self.core.no_truncation()
-        return self._numbers(as_text, encoding), list(encoding.type_ids), length
+        return replace(segments_of(cut, whole, side), ids=self._numbers(as_text, cut))
 
     def _numbers(self, as_text: AsText, encoding: Encoding) -> list[int]:
         """Ids of the original tokenizer. Special tokens that the post-processor adds stay; others are words of a text."""
@@ -83,4 +105,4 @@ def _origin(edits: Sequence[tuple[int, int]], place: int) -> int:
     return place - (edits[number - 1][1] if number else 0)
 
 
-__all__ = ["AsText", "Span", "SplitTokenizer"]
+__all__ = ["AsText", "Segments", "Span", "SplitTokenizer", "segments_of"]

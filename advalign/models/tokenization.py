@@ -14,30 +14,18 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from advalign.errors import ConfigError, unknown
-from advalign.models.split_tokenizer import Span, SplitTokenizer
+from advalign.models.split_tokenizer import Segments, Span, SplitTokenizer, segments_of
 
 READINGS = ("text", "tokens")
 PROBES = 50  # words of the vocabulary that are tried for what the tokenizer puts around them
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Texts, or pairs of them, as the tokenizer joins them."""
-
-    ids: list[list[int]]
-    """Token ids of every row."""
-    types: list[list[int]]
-    """The tokenizer's token types: the segment of every token."""
-    lengths: list[int]
-    """Tokens of every row before it was cut."""
 
 
 class TextReader:
@@ -92,13 +80,13 @@ class TextReader:
 
     # ----------------------------------------------------------------------------------------------------- ids
 
-    @cached_property
+    @property
     def prefix(self) -> tuple[int, ...]:
         """What the tokenizer puts in front of a text."""
-        return self._affixes[0]
+        return self.affixes[0]
 
     @cached_property
-    def _affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer puts in front of a text and behind it."""
         special = frozenset(self.special_tokens.values())
         words = (self.tokenizer.decode([i]) for i in sorted(self.tokenizer.get_vocab().values()) if i not in special)
@@ -135,69 +123,68 @@ class TextReader:
 
     def segments(
         self, first: Sequence[str], second: Sequence[str | None] | None, *, limit: int, side: str, read: Collection[str] = ()
-    ) -> Segments:
+    ) -> list[Segments]:
         """Rows as the tokenizer joins a text and, where there is one, a second; the longer text loses tokens at its `side` (left, right)
         until the row has `limit`. The special tokens `read` are tokens wherever a text spells them."""
-        pairs = list(second) if second is not None else [None] * len(first)
-        apart = [self._reads_apart(a, b) or bool(read) for a, b in zip(first, pairs, strict=True)]
-        rows: list[tuple[list[int], list[int], int]] = [([], [], 0)] * len(first)
-        for split in (False, True):
-            for paired in (False, True):
-                numbers = [i for i, pair in enumerate(pairs) if apart[i] == split and (pair is not None) == paired]
-                chosen: list[Any] = [(first[i], pairs[i]) if paired else (first[i],) for i in numbers]
-                joined = self._split_segments(chosen, limit, side, read) if split else self._segments(chosen, limit, side)
-                for i, row in zip(numbers, joined, strict=True):
-                    rows[i] = row
-        return Segments(*(list(column) for column in zip(*rows, strict=True))) if rows else Segments([], [], [])
+        texts = [(a,) if b is None else (a, b) for a, b in zip(first, second if second is not None else [None] * len(first), strict=True)]
+        apart = [self._reads_apart(*row) or bool(read) for row in texts]
+        rows: dict[int, Segments] = {}
+        for paired in (False, True):
+            numbers = [i for i, row in enumerate(texts) if not apart[i] and (len(row) > 1) == paired]
+            rows |= dict(zip(numbers, self._joined([texts[i] for i in numbers], limit, side), strict=True))
+        return [rows[i] if i in rows else self._joined_apart(row, limit, side, read) for i, row in enumerate(texts)]
 
     # ------------------------------------------------------------------------------------------------- helpers
 
-    def _segments(self, rows: Sequence[tuple[str, ...]], limit: int, side: str) -> list[tuple[list[int], list[int], int]]:
-        """(ids, token types, length before it was cut) of every row, by the tokenizer itself."""
+    def _joined(self, rows: Sequence[tuple[str, ...]], limit: int, side: str) -> list[Segments]:
+        """Rows as the tokenizer itself joins them; all of them are pairs, or none is."""
         if not rows:
             return []
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return [self._joined_in_python([self._bare(text) for text in row], limit, side) for row in rows]
         whole = self._call(rows)
-        long = [i for i, (ids, _) in enumerate(whole) if len(ids) > limit]
-        results = [(ids, types, len(ids)) for ids, types in whole]
+        long = [i for i, encoding in enumerate(whole) if len(encoding.ids) > limit]
+        cut = dict(enumerate(whole))
         if long:
             own, self.tokenizer.truncation_side = self.tokenizer.truncation_side, side
             try:
-                cut = self._call([rows[i] for i in long], truncation=True, max_length=limit)
+                cut |= dict(zip(long, self._call([rows[i] for i in long], truncation=True, max_length=limit), strict=True))
             finally:
                 self.tokenizer.truncation_side = own
-            for i, (ids, types) in zip(long, cut, strict=True):
-                results[i] = (ids, types, len(whole[i][0]))
-        return results
+        return [segments_of(cut[i], encoding, side) for i, encoding in enumerate(whole)]
 
-    def _call(self, rows: Sequence[tuple[str, ...]], **options: Any) -> list[tuple[list[int], list[int]]]:
+    def _call(self, rows: Sequence[tuple[str, ...]], **options: Any) -> list[Encoding]:
         pairs = [row[1] for row in rows] if len(rows[0]) > 1 else None
-        encoded = self.tokenizer([row[0] for row in rows], text_pair=pairs, return_token_type_ids=True, verbose=False, **options)
-        return [(list(ids), list(types)) for ids, types in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)]
+        encoded = self.tokenizer([row[0] for row in rows], text_pair=pairs, verbose=False, **options)
+        return list(encoded.encodings)
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _joined_in_python(self, parts: list[list[int]], limit: int, side: str) -> Segments:
+        """Texts, as ids, as a tokenizer in Python joins them."""
+        length = len(self.tokenizer.build_inputs_with_special_tokens(*parts))
+        own, self.tokenizer.truncation_side = self.tokenizer.truncation_side, side
+        try:
+            first, second, _ = self.tokenizer.truncate_sequences(parts[0], *parts[1:], num_tokens_to_remove=length - limit)
+        finally:
+            self.tokenizer.truncation_side = own
+        cut = [first, second][: len(parts)]
+        ids, types = self.tokenizer.build_inputs_with_special_tokens(*cut), self.tokenizer.create_token_type_ids_from_sequences(*cut)
+        lost = side == "right" and len(cut[-1]) < len(parts[-1])
+        return Segments(ids=list(ids), types=list(types), counts=[len(part) for part in cut], length=length, lost_end=lost)
 
     @cached_property
     def _copy(self) -> SplitTokenizer | None:
         """None: the tokenizer is written in Python."""
         return SplitTokenizer(self.tokenizer) if isinstance(self.tokenizer, PreTrainedTokenizerFast) else None
 
-    def _split_segments(
-        self, rows: Sequence[tuple[str, ...]], limit: int, side: str, read: Collection[str]
-    ) -> list[tuple[list[int], list[int], int]]:
-        results = []
-        for row in rows:
-            tokens = [[(a, b) for a, b in self.spelled(text) if self._is_read(text[a:b], read)] for text in row]
-            if self._copy is not None:
-                results.append(self._copy.segments(self.as_text, row, tokens, limit, side))
-                continue
-            parts = [self._split_ids(text, spans)[0] for text, spans in zip(row, tokens, strict=True)]
-            own, self.tokenizer.truncation_side = self.tokenizer.truncation_side, side
-            try:
-                options = {"truncation": True, "max_length": limit, "return_token_type_ids": True, "verbose": False}
-                whole = self.tokenizer.build_inputs_with_special_tokens(*parts)
-                encoded = self.tokenizer.prepare_for_model(*parts, **options)
-            finally:
-                self.tokenizer.truncation_side = own
-            results.append((list(encoded["input_ids"]), list(encoded["token_type_ids"]), len(whole)))
-        return results
+    def _joined_apart(self, row: Sequence[str], limit: int, side: str, read: Collection[str]) -> Segments:
+        """A row in which special tokens are text, but for those that are `read`."""
+        tokens = [[(a, b) for a, b in self.spelled(text) if self._is_read(text[a:b], read)] for text in row]
+        if self._copy is not None:
+            return self._copy.segments(self.as_text, row, tokens, limit, side)
+        return self._joined_in_python([self._split_ids(text, spans)[0] for text, spans in zip(row, tokens, strict=True)], limit, side)
 
     def _is_read(self, token: str, read: Collection[str]) -> bool:
         return token in read or self.special_tokens_in_text == "tokens"
@@ -235,4 +222,4 @@ class TextReader:
         return [unknown_id if i in self.special_ids else i for i in ids]
 
 
-__all__ = ["READINGS", "Segments", "TextReader"]
+__all__ = ["READINGS", "TextReader"]

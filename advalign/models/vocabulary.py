@@ -1,4 +1,5 @@
-"""A tokenizer and the rows of an embedding: every id has a row, or rows are added on request, as transformers adds them."""
+"""What a tokenizer needs of its model, and says about it: a row of the embedding for every id, which may be added on request as
+transformers adds them; token types; the length of a text."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from advalign.errors import ConfigError, unknown
 RESIZE = "resize_token_embeddings"
 ARGUMENTS = ("pad_to_multiple_of", "mean_resizing")
 """Those of `PreTrainedModel.resize_token_embeddings`."""
+LARGEST_LENGTH = 10**6  # above it `model_max_length` stands for no bound
 PATH = f"model.options.{RESIZE}"
 
 
@@ -34,6 +36,18 @@ def fit_vocabulary(model: Any, tokenizer: Any, options: Mapping[str, Any], name:
     model.resize_token_embeddings(num_ids, **arguments | ({"mean_resizing": False} if on_meta else {}))
 
 
+def give_token_types(tokenizer: Any) -> None:
+    """Lets a tokenizer give its token types with every row, as that of a model with segments does."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+def text_length(tokenizer: Any, default: int) -> int:
+    """Where transformers' pipelines cut a text: the tokenizer's `model_max_length`; `default` where its files give none."""
+    length = tokenizer.model_max_length
+    return int(length) if length <= LARGEST_LENGTH else default
+
+
 def count_ids(tokenizer: Any) -> int:
     """The largest id of a tokenizer, plus one."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -53,4 +67,4 @@ def _arguments(option: Any) -> dict[str, Any] | None:
     return dict(option)
 
 
-__all__ = ["RESIZE", "count_ids", "fit_vocabulary"]
+__all__ = ["RESIZE", "count_ids", "fit_vocabulary", "give_token_types", "text_length"]

@@ -216,7 +216,7 @@ def _rollout(rule: StopRule, ids: list[int], logprobs: list[float], limit: int) 
 
 def _gaps(network: Network, groups: list[RolloutGroup], temperature: float) -> torch.Tensor:
     """|log p - log p_sampler| of every sampled token, without dropout."""
-    tokens = network.encoder.rollouts(groups)
+    tokens = network.encoder.rollouts(groups, whole=False)
     temperatures = torch.full((len(groups),), temperature, dtype=network.dtype)
     batches = batches_in_order(len(groups), len(groups))
     logprobs = batched_forward(network, tokens, {"logprobs"}, batches=batches, temperatures=temperatures)["logprobs"].double()

@@ -58,7 +58,7 @@ class GeneratorTarget(NetworkTarget):
 
     def entropy(self, groups: Sequence[RolloutGroup]) -> Float[Tensor, "B"]:
         """Mean entropy of the next-token distribution (temperature 1) along each response, prompts in order."""
-        tokens = self.network.encoder.rollouts(groups)
+        tokens = self.network.encoder.rollouts(groups, whole=False)
 
         def read(outputs: Outputs, part: Tokens) -> Tensor:
             assert outputs.entropy is not None

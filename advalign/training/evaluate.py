@@ -174,7 +174,7 @@ def entropy(network: Network, groups: Sequence[RolloutGroup], budget: int) -> di
     """Mean entropy of the next-token distribution, at temperature 1, along the sampled responses, and at their k-th token.
 
     k = 1, 2, 4, ... as far as half of the responses reach."""
-    tokens = network.encoder.rollouts(groups)
+    tokens = network.encoder.rollouts(groups, whole=False)
     values = _column(network, tokens, "entropy", budget)
     curve = utility.entropy_curve(values, tokens.target)
     reach = int(tokens.target.sum(1).double().quantile(0.5, interpolation="lower"))

@@ -54,6 +54,8 @@ class Tokens(Rows):
     """Who wrote the token: index into `messages.ROLES`; -1: the chat template, or nobody. None: not known."""
     turn: Int[Tensor, "B T"] | None = None
     """The number of the message that the token belongs to; -1: none. None: not known."""
+    token_types: Int[Tensor, "B T"] | None = None
+    """The segment of the token, as the tokenizer gave it; 0 at padding. None: the tokenizer gives none."""
 
     @property
     def lengths(self) -> Int[Tensor, "B"]:
@@ -64,13 +66,25 @@ class Tokens(Rows):
         """Crop or right-pad to `width` columns; cropped columns must be padding."""
         columns = {name: fit(getattr(self, name), width) for name in ("ids", "mask", "target")}
         more = {name: fit(x + 1, width) - 1 for name, x in (("role", self.role), ("turn", self.turn)) if x is not None}
+        more |= {} if self.token_types is None else {"token_types": fit(self.token_types, width)}
         return replace(self, **columns, **more)
 
     def moved(self, source: Int[Tensor, "B T2"], *, ids: Int[Tensor, "B T2"], mask: Bool[Tensor, "B T2"], target: Tensor) -> Tokens:
-        """Rows of other tokens, of which token t belongs where token `source[b, t]` of these rows belongs (-1: to nobody)."""
+        """Rows of other tokens, of which token t belongs where token `source[b, t]` of these rows belongs (-1: to nobody, and to the
+        segment of the token after it)."""
         columns = (("role", self.role), ("turn", self.turn))
         more = {k: x.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1) for k, x in columns if x is not None}
+        if self.token_types is not None:
+            more["token_types"] = self.token_types.gather(1, _nearest(source)) * mask
         return replace(self, ids=ids, mask=mask, target=target, **more)
+
+
+def _nearest(source: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Numbers of tokens, where -1 has become the next one that there is, else the last."""
+    known, place = source >= 0, torch.arange(source.shape[1], device=source.device).expand_as(source)
+    after = place.masked_fill(~known, source.shape[1]).flip(1).cummin(1).values.flip(1)
+    before = place.masked_fill(~known, 0).cummax(1).values
+    return source.gather(1, torch.where(after < source.shape[1], after, before)).clamp(min=0)
 
 
 def fit(x: Tensor, width: int) -> Tensor:

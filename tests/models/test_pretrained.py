@@ -124,7 +124,7 @@ def test_a_new_classifier_of_a_decoder_gives_a_batch_what_transformers_gives_eac
 def test_where_the_end_of_a_sequence_is_padding_a_classifier_reads_the_token_before_it(tmp_path):
     """As `LlamaForSequenceClassification` does: it pools the last token that is not padding by its id."""
     model = hub_folders.write(tmp_path, LLAMA, "classifier", pad_token_id=3)
-    network = load(str(tmp_path), dtype="float64")
+    network = load(str(tmp_path), dtype="float64", options={"special_tokens_in_text": "tokens"})
     texts = [f"{text} <eos>" for text in TEXTS]
     with torch.no_grad():
         logits = network.eval()(network.encoder.classify(texts), {"class_logits"}).class_logits

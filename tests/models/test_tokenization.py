@@ -115,12 +115,15 @@ def test_segments_are_those_of_the_tokenizer(tokenizer, pair, side):
         expected = tokenizer(text, pair, truncation=True, max_length=limit, return_token_type_ids=True)
         own = "left" if side == "right" else "right"
         tokenizer.truncation_side = own
-        rows = TextReader(tokenizer).segments([text], None if pair is None else [pair], limit=limit, side=side)
+        (row,) = TextReader(tokenizer).segments([text], None if pair is None else [pair], limit=limit, side=side)
         assert tokenizer.truncation_side == own
         tokenizer.truncation_side = side
-        assert rows.ids == [expected["input_ids"]]
-        assert rows.types == [expected["token_type_ids"]]
-        assert rows.lengths == [len(tokenizer(text, pair)["input_ids"])]
+        whole = tokenizer(text, pair)["input_ids"]
+        assert (row.ids, row.types, row.length) == (expected["input_ids"], expected["token_type_ids"], len(whole))
+        parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, pair) if part is not None]
+        added = len(whole) - sum(map(len, parts))
+        assert sum(row.counts) == len(row.ids) - added
+        assert row.lost_end == (side == "right" and row.counts[-1] < len(parts[-1]))
 
 
 def test_rows_with_and_without_a_second_text_do_not_look_at_each_other():
@@ -128,9 +131,9 @@ def test_rows_with_and_without_a_second_text_do_not_look_at_each_other():
     rows = reader.segments(["the cat", "a mat", "so good"], [None, "say red", ""], limit=100, side="right")
     for i, (text, pair) in enumerate([("the cat", None), ("a mat", "say red"), ("so good", "")]):
         alone = reader.segments([text], [pair], limit=100, side="right")
-        assert (rows.ids[i], rows.types[i]) == (alone.ids[0], alone.types[0])
-    assert rows.types[0] == [0, 0, 0, 0]
-    assert rows.types[2][-1] == 1
+        assert [rows[i]] == alone
+    assert rows[0].types == [0, 0, 0, 0]
+    assert rows[2].types[-1] == 1
 
 
 @pytest.mark.filterwarnings("ignore:encoder")
@@ -139,23 +142,23 @@ def test_a_separator_in_a_sentence_moves_no_segment(side):
     tokenizer = word_pieces()
     separator = tokenizer.sep_token_id
     rows = TextReader(tokenizer).segments(["the cat [SEP] sat", "the cat [SEP] sat"], [None, "red"], limit=100, side=side)
-    assert [ids.count(separator) for ids in rows.ids] == [1, 2]
-    assert rows.types[0] == [0] * len(rows.ids[0])
-    assert rows.types[1] == [0] * (len(rows.ids[1]) - 2) + [1, 1]
+    assert [row.ids.count(separator) for row in rows] == [1, 2]
+    assert rows[0].types == [0] * len(rows[0].ids)
+    assert rows[1].types == [0] * (len(rows[1].ids) - 2) + [1, 1]
     # The oracle: the same words with another word in brackets, which no tokenizer takes for a token.
     other = tokenizer("the cat [ sep ] sat", "red", return_token_type_ids=True)
-    assert (rows.ids[1], rows.types[1]) == (other["input_ids"], other["token_type_ids"])
-    cut = TextReader(tokenizer).segments(["the cat [SEP] sat"], ["red"], limit=6, side=side)
+    assert (rows[1].ids, rows[1].types) == (other["input_ids"], other["token_type_ids"])
+    (cut,) = TextReader(tokenizer).segments(["the cat [SEP] sat"], ["red"], limit=6, side=side)
     tokenizer.truncation_side = side
     other = tokenizer("the cat [ sep ] sat", "red", truncation=True, max_length=6, return_token_type_ids=True)
-    assert (cut.ids, cut.types) == ([other["input_ids"]], [other["token_type_ids"]])
-    assert cut.lengths == [len(rows.ids[1])]
+    assert (cut.ids, cut.types) == (other["input_ids"], other["token_type_ids"])
+    assert cut.length == len(rows[1].ids)
 
 
 @pytest.mark.filterwarnings("ignore:encoder")
 def test_chosen_special_tokens_are_read_and_others_are_text():
     tokenizer = word_pieces()
-    rows = TextReader(tokenizer).segments(["the [MASK] sat [SEP] on"], None, limit=100, side="right", read=["[MASK]"])
+    (row,) = TextReader(tokenizer).segments(["the [MASK] sat [SEP] on"], None, limit=100, side="right", read=["[MASK]"])
     expected = tokenizer("the [MASK] sat [ sep ] on")["input_ids"]
-    assert rows.ids == [expected]
-    assert rows.ids[0].count(tokenizer.mask_token_id) == 1
+    assert row.ids == expected
+    assert row.ids.count(tokenizer.mask_token_id) == 1
