@@ -40,6 +40,7 @@ def give_token_types(tokenizer: Any) -> None:
     """Lets a tokenizer give its token types with every row, as that of a model with segments does."""
     if "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its folder remembers
 
 
 def text_length(tokenizer: Any, default: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +14,13 @@ from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source
 from advalign.sources._checks import require_positive
 from advalign.sources._scoring import are_equal, sample_std, total_reward
-from advalign.types import RolloutGroup, RolloutRows, Rows, Sampling
+from advalign.types import Example, RolloutGroup, RolloutRows, Rows, Sampling
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
+
+
+NUM_MEASURED = 256  # prompts of a source that are tokenised before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,19 @@ class Sampled(LearnerSource):
         if not self.rewards:
             raise ConfigError("sources: prompts without rewards teach nothing; give at least one reward.")
         require_positive("sources", group_size=self.group_size, batch_size=self.batch_size)
+
+
+def warn_of_short_rows(encoder: Encoder, examples: Sequence[Example], sampling: Sampling, path: str) -> None:
+    """Says that responses will be cut by `max_length` where the first prompts leave less room than `max_new_tokens`."""
+    if encoder.truncation.mode == "left" or not examples:
+        return
+    longest = max(len(ids) for ids in encoder.prompts([example.prompt for example in examples[:NUM_MEASURED]]))
+    if longest + sampling.max_new_tokens > encoder.max_length:
+        warnings.warn(
+            f"{path}: prompts of up to {longest} tokens and sampling.max_new_tokens {sampling.max_new_tokens} do not fit in "
+            f"{encoder.truncation.bound}; responses end there, unfinished, and num_truncated in the log counts them.",
+            stacklevel=2,
+        )
 
 
 def weights(rewards: Sequence[Reward]) -> list[float]:

@@ -12,7 +12,16 @@ from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Attack, Context
 from advalign.sources._checks import require_proper_fraction
 from advalign.sources._game import PAYOFFS, attack_payoff, with_prompt
-from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, completion_metrics, require_scored, weights, without_abstentions
+from advalign.sources._rollouts import (
+    RolloutSource,
+    Sampled,
+    build_rows,
+    completion_metrics,
+    require_scored,
+    warn_of_short_rows,
+    weights,
+    without_abstentions,
+)
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream, StreamRuntime
 from advalign.sources._variants import Distractors, Rewrites, Solver
@@ -75,6 +84,7 @@ class _Runtime(StreamRuntime[RolloutGroup]):
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
+        warn_of_short_rows(context.encoder(config.learner), examples, config.sampling, self.path)
         self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.rewrites = None if config.rewrites is None else Rewrites(config.rewrites, examples, config.limit, context.seed, self.path)
         self.scorers = start_scorers(config.rewards, context)

@@ -15,7 +15,16 @@ from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.sources._ahead import PendingRollouts, RolloutQueue
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
-from advalign.sources._rollouts import RolloutSource, Sampled, build_rows, completion_metrics, require_scored, weights, without_abstentions
+from advalign.sources._rollouts import (
+    RolloutSource,
+    Sampled,
+    build_rows,
+    completion_metrics,
+    require_scored,
+    warn_of_short_rows,
+    weights,
+    without_abstentions,
+)
 from advalign.sources._scoring import LastScaled, are_equal, score, start_scorers, total_reward
 from advalign.sources._stream import LazyStream, Stream
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
@@ -88,6 +97,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         if streamed is not None:
             return LazyStream(streamed.read, rng, self.path)
         examples = loading.examples(config.data, limit=config.limit, seed=self.context.seed)
+        warn_of_short_rows(self.context.encoder(config.learner), examples, config.sampling, self.path)
         if config.curriculum is not None:
             return config.curriculum.start(examples, self.context, self.name)
         return Stream(examples, rng, self.path)

@@ -101,6 +101,11 @@ class RunContext(Context):
     def encoder(self, learner: str) -> Encoder:
         return self.network(learner)[0].encoder
 
+    def count_truncated(self) -> int:
+        """Rows so far that learners' encoders have cut, and responses that max_length has cut."""
+        encoders = {id(runtime.network.encoder): runtime.network.encoder for runtime in self.learners.values()}
+        return self.num_truncated + sum(encoder.truncation.num_truncated for encoder in encoders.values())
+
     def version(self, learner: str) -> int:
         return self.network(learner)[1]
 

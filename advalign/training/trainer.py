@@ -202,10 +202,12 @@ class Trainer:
     def _logged_step(self, stage: Stage) -> dict[str, Any]:
         """A training step of a stage, and the evaluations that are due after it."""
         logs: dict[str, Any] = {"stage": stage.name} | {f"schedules/{path}": value for path, value in self.timeline.values.items()}
+        truncated = self.context.count_truncated()
         with self.meter.step():
             logs |= self.training_step()
         due = bool(self.args.eval_steps) and self.step % self.args.eval_steps == 0
         logs |= self.evaluate() if due else {}
+        logs["num_truncated"] = float(self.context.count_truncated() - truncated)
         logs = self.processes.broadcast(logs)  # what follows from a number happens everywhere
         self.timeline.observe(self.step, logs)  # a stage may end by what was just evaluated
         if self.args.eval_steps and not due and self.timeline.finished(self.step):

@@ -178,10 +178,10 @@ def test_mismatched_rows_need_two():
 @pytest.mark.parametrize("cls", [Demos, Pairs, Feedback])
 def test_a_text_that_is_too_long_is_one_sentence(cls):
     # Prompts of a task have eight words; their responses up to seven and an end.
-    def run(max_length=32, token_budget=8192):
+    def run(max_length=32, token_budget=8192, **options):
         objective = {Demos: SFT, Pairs: DPO, Feedback: KTO}[cls](source="taste")
         args = TrainingArguments(max_steps=1, token_budget=token_budget)
-        learner, frozen = policy(max_length=max_length), {"reference": Frozen()}
+        learner, frozen = policy(max_length=max_length, options=options), {"reference": Frozen()}
         sources = {"taste": cls(data=DATA, limit=8, batch_size=8)}
         return Trainer(model=learner, sources=sources, objectives={"a": objective}, frozen=frozen, args=args).train(progress=False)
 
@@ -189,7 +189,15 @@ def test_a_text_that_is_too_long_is_one_sentence(cls):
         run(max_length=6)
     with pytest.raises(BudgetError, match=r"^args.token_budget: \d row\(s\) of \d+ tokens of source '\w+' must stay together and need "):
         run(token_budget=9)
-    assert math.isfinite(run(max_length=9)[0]["a/loss"])  # cut, but something is left to learn
+    with pytest.raises(
+        BudgetError, match=r"^sources.taste: encoder: a prompt of \d+ tokens and a response of \d+ are longer than max_length 9; "
+    ):
+        run(max_length=9)
+    for side in ("left", "right"):
+        (entry,) = run(max_length=9, truncation=side)  # something is left to learn
+        assert math.isfinite(entry["a/loss"])
+        assert entry["num_truncated"] > 0
+    assert run()[0]["num_truncated"] == 0
 
 
 def test_pairs_carry_the_margins_of_their_data(tmp_path):
