@@ -60,7 +60,7 @@ def _answer_scores(target: Target, searches: Sequence[WordSearch]) -> None:
     rows = [(search, text) for search in searches for text in search.unsent()]
     if rows:
         paired = any(search.example.pair is not None for search in searches)
-        pairs = [search.example.pair or "" for search, _ in rows] if paired else None
+        pairs = [search.example.pair for search, _ in rows] if paired else None
         scores = torch.log_softmax(target.predict([text for _, text in rows], pairs).detach().cpu().double(), -1)
         predicted = scores.argmax(-1).tolist()
         for (search, text), score, k in zip(rows, scores.tolist(), predicted, strict=True):

@@ -49,7 +49,7 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, l
         id=_text(fields.get("id", location.rpartition("row ")[2])),
         meta=meta,
         label=label if label is not None else _label(fields.get("label"), "label" in mapping, location, meta),
-        pair=fields.get("pair"),
+        pair=fields.get("pair") or None,
         row=row,
     )
 

@@ -92,13 +92,14 @@ class Solver(Target):
         """The problems as examples of class 1."""
         return [Example(prompt=e.text, id=e.id, label=1, pair=str(i)) for i, e in enumerate(self.problems)]
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Tensor:
         """Log-probabilities "B 2" of failing and solving."""
-        if pairs is None:
+        numbers = [int(pair) for pair in pairs or () if pair is not None]
+        if len(numbers) < len(texts):
             raise ConfigError(
                 "sources.adversarial_prompts.attack: this attack does not say which problem a text belongs to; use attack words."
             )
         self.num_queries += len(texts)
-        questions = [(self.problems[int(i)], text) for text, i in zip(texts, pairs, strict=True)]
+        questions = [(self.problems[i], text) for text, i in zip(texts, numbers, strict=True)]
         solved = torch.tensor(self._measure(questions), dtype=torch.float64).clamp(0, 1)
         return torch.stack([1 - solved, solved], 1).clamp(min=FLOOR).log()

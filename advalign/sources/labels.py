@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -64,6 +64,6 @@ class Labels(ListSource):
         return example
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> LabelRows:
-        pairs: list[Any] | None = [e.pair for e in items] if items[0].pair is not None else None
+        pairs = [e.pair for e in items] if any(e.pair is not None for e in items) else None
         tokens = encoder.classify([e.prompt for e in items], pairs)
         return LabelRows(tokens=tokens, labels=torch.tensor([e.label for e in items]))

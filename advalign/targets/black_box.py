@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
-from advalign.targets.cache import AnswerCache
+from advalign.targets.cache import AnswerCache, Row
 from advalign.types import Example, Prompt
 from advalign.types.messages import as_read
 
@@ -84,22 +84,29 @@ class BlackBoxClassifierTarget(BlackBoxTarget):
         super().__init__(model)
         self.cache = cache
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Float[Tensor, "B C"]:
+    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
         """Scores. Equal texts of one call are sent once; cached ones are not sent."""
-        rows = list(zip(texts, pairs if pairs is not None else [""] * len(texts), strict=True))
+        rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
         distinct = list(dict.fromkeys(rows))
         scores_of = {} if self.cache is None else self.cache.get(distinct)
         uncached = [row for row in distinct if row not in scores_of]
         self.spend(len(distinct))
         self.num_cached += len(scores_of)
         if uncached:
-            scores = self._call(uncached, pairs is not None)
+            scores = self._scores(uncached)
             scores_of |= dict(zip(uncached, scores, strict=True)) if self.cache is None else self.cache.put(uncached, scores)
         return torch.stack([scores_of[row] for row in rows])
 
-    def _call(self, rows: Sequence[tuple[str, str]], paired: bool) -> Float[Tensor, "B C"]:
-        texts = [text for text, _ in rows]
-        values = self.model.function(texts, [pair for _, pair in rows]) if paired else self.model.function(texts)
+    def _scores(self, rows: Sequence[Row]) -> Float[Tensor, "B C"]:
+        """Of rows, those without a second sentence asked apart from the others."""
+        single = [i for i, (_, pair) in enumerate(rows) if pair is None]
+        paired = [i for i, (_, pair) in enumerate(rows) if pair is not None]
+        parts = [self._call([rows[i] for i in part]) for part in (single, paired) if part]
+        return torch.cat(parts)[torch.tensor([*single, *paired]).argsort()]
+
+    def _call(self, rows: Sequence[Row]) -> Float[Tensor, "B C"]:
+        texts, pairs = [text for text, _ in rows], [pair for _, pair in rows if pair is not None]
+        values = self.model.function(texts, pairs) if pairs else self.model.function(texts)
         scores = torch.as_tensor(values).detach().float().cpu()
         if scores.ndim != 2 or scores.shape[0] != len(rows):
             raise ConfigError(

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Row = tuple[str, str]
+Row = tuple[str, str | None]
+"""A text and its second sentence, if it has one."""
 
 
 class AnswerCache:
@@ -63,7 +64,8 @@ class AnswerCache:
         return self._connection
 
     def _key(self, row: Row) -> bytes:
-        return hashlib.sha256("\0".join([self.fingerprint, *row]).encode()).digest()
+        text, pair = row
+        return hashlib.sha256("\0".join([self.fingerprint, text, *([] if pair is None else [pair])]).encode()).digest()
 
 
 __all__ = ["AnswerCache"]

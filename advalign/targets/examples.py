@@ -44,9 +44,9 @@ def class_names(model: Network | BlackBoxModel) -> tuple[str, ...]:
     return model.class_names if isinstance(model, Network) and model.head == "classifier" else ()
 
 
-def paired_texts(examples: Sequence[Example]) -> list[str] | None:
-    """The second sentences, if the examples are pairs."""
-    return [e.pair or "" for e in examples] if examples[0].pair is not None else None
+def paired_texts(examples: Sequence[Example]) -> list[str | None] | None:
+    """The second sentences, None for an example that has none; None where none has one."""
+    return [e.pair for e in examples] if any(e.pair is not None for e in examples) else None
 
 
 def has_reference_response(example: Example) -> bool:

@@ -73,7 +73,9 @@ class RanMask(Ensemble):
         self.rate = rate
         self.mask_text, self.mask_id = word_masking.mask_token(network.encoder.tokenizer, replace, "RanMask")
 
-    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None, batch_tokens: int = random_copies.BATCH_TOKENS) -> EnsembleAnswers:
+    def answer(
+        self, texts: Sequence[str], pairs: Sequence[str | None] | None, batch_tokens: int = random_copies.BATCH_TOKENS
+    ) -> EnsembleAnswers:
         """Logits of texts from their masked copies; equal copies of a text run once."""
         inner = ClassifierTarget(self.network, batch_tokens=batch_tokens)
         rows = []

@@ -231,6 +231,6 @@ def _column(network: Network, tokens: Tokens, need: str, budget: int) -> torch.T
     return columns(network, DemoRows(tokens=tokens), {need}, budget)[need].float()
 
 
-def _texts(examples: list[Example]) -> tuple[list[str], list[str] | None]:
-    pairs = [e.pair or "" for e in examples] if examples[0].pair is not None else None
+def _texts(examples: list[Example]) -> tuple[list[str], list[str | None] | None]:
+    pairs = [e.pair for e in examples] if any(e.pair is not None for e in examples) else None
     return [plain_text(e.prompt) for e in examples], pairs
