@@ -148,11 +148,12 @@ class Encoder:
     def classify(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None, *, read: Collection[str] = ()) -> Tokens:
         """Whole texts for a classifier; nothing is a target. A conversation is read as its template writes it, without a template as
         lines `role: text`. The special tokens `read` are tokens wherever a text spells them."""
-        if self.template is not None and any(isinstance(text, Conversation) for text in texts):
-            rendered = [self.template.complete(as_conversation(text)) for text in texts]
-            rows = [Row(r.ids, [False] * len(r.ids), r.roles, r.turns) for r in rendered]
-            return self._padded(self.truncation.texts(rows, self.tokenizer.truncation_side), None)
-        return self._padded(self._segments([plain_text(text) for text in texts], pairs, read), None)
+        second = [None] * len(texts) if pairs is None else pairs
+        rendered = [self.template is not None and isinstance(text, Conversation) for text in texts]
+        conversations = iter(self._conversations([text for text, chat in zip(texts, rendered, strict=True) if chat]))
+        others = [(plain_text(text), pair) for text, pair, chat in zip(texts, second, rendered, strict=True) if not chat]
+        plain = iter(self._segments([text for text, _ in others], [pair for _, pair in others], read) if others else ())
+        return self._padded([next(conversations if chat else plain) for chat in rendered], None)
 
     def scored_pairs(
         self, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], group: Sequence[int] | None = None
@@ -257,6 +258,15 @@ class Encoder:
     def _begins(self, ids: Sequence[int]) -> bool:
         """Whether ids begin with the token that begins every text."""
         return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    def _conversations(self, texts: Sequence[Prompt]) -> list[Row]:
+        """Rows of whole conversations for a classifier."""
+        if self.template is None or not texts:
+            return []
+        typed = "token_type_ids" in self.tokenizer.model_input_names
+        whole = [self.template.complete(as_conversation(text)) for text in texts]
+        rows = [Row(r.ids, [False] * len(r.ids), r.roles, r.turns, [0] * len(r.ids) if typed else None) for r in whole]
+        return self.truncation.texts(rows, self.tokenizer.truncation_side)
 
     def _segments(
         self, first: Sequence[str], second: Sequence[str | None] | None, read: Collection[str], finished: Sequence[bool] | None = None

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from advalign import Evaluation, Learner, Trainer, TrainingArguments, attacks, data
 from advalign.evaluation import Suite
 from advalign.models import load
+from advalign.models.encode import Encoder
 from advalign.objectives import Classify
 from advalign.sources import Labels
 from advalign.targets import AnswerCache, target_of
@@ -99,3 +100,13 @@ def test_an_empty_second_sentence_is_none(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"text": "a", "pair": None}) + "\n" + json.dumps({"text": "b", "pair": "c"}) + "\n")
     for name in ("d.csv", "d.jsonl"):
         assert [e.pair for e in data.examples(str(tmp_path / name))] == [None, "c"]
+
+
+def test_a_text_is_not_rendered_because_a_conversation_is_beside_it():
+    encoder = Encoder(tokenizer_kinds.byte_pairs(chat_template=tokenizer_kinds.CHAT))
+    text, chat = "say a color", data.examples([{"prompt": [{"role": "user", "content": "hello you"}]}])[0].prompt
+    alone = [encoder.classify([row]) for row in (text, chat)]
+    for order in ([text, chat], [chat, text]):
+        together = encoder.classify(order)
+        ids = {tuple(row[mask].tolist()) for row, mask in zip(together.ids, together.mask, strict=True)}
+        assert ids == {tuple(tokens.ids[0].tolist()) for tokens in alone}
