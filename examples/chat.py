@@ -3,7 +3,7 @@ penalty in one step; at the end plain transformers opens what was saved and answ
 
     python examples/chat.py [--model FOLDER_OR_HUB_ID] [--data chat.jsonl] [--smoke]
 
-Without arguments both are made here: sums of two digits over two turns behind a system prompt, and a small Llama with a ChatML template,
+Without arguments both are made here: sums of two numbers below twenty over two turns behind a system prompt, and a small Llama with a ChatML template,
 saved by transformers as a hub repository is laid out.
 """
 
@@ -32,12 +32,13 @@ CHATML = (
 def write_conversations(folder: Path, number: int) -> str:
     """train.jsonl and test.jsonl: rows of messages, whose last turn is the assistant's, and the answer."""
     rng = random.Random(0)
-    sums = [(a, b) for a in range(10) for b in range(10)]
+    sums = [(a, b) for a in range(20) for b in range(20)]
     rng.shuffle(sums)
-    for split, known, size in (("train", sums[:80], number), ("test", sums[80:], 200)):
+    seen, unseen = sums[:320], sums[320:]
+    for split, last, size in (("train", seen, number), ("test", unseen, 200)):
         rows = []
         for _ in range(size):
-            (a, b), (c, d) = rng.choice(sums[:80]), rng.choice(known)
+            (a, b), (c, d) = rng.choice(seen), rng.choice(last)
             turns = [("system", "add"), ("user", f"{a}+{b}"), ("assistant", str(a + b)), ("user", f"{c}+{d}"), ("assistant", str(c + d))]
             rows.append({"messages": [{"role": role, "content": content} for role, content in turns], "answer": str(c + d)})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -65,7 +66,7 @@ def write_model(folder: Path) -> str:
 
 
 def train(model: str, data: str, smoke: bool) -> Trainer:
-    first, then = (2, 2) if smoke else (600, 100)
+    first, then = (2, 2) if smoke else (800, 100)
     sampling = Sampling(max_new_tokens=8)
     trainer = Trainer(
         model=Learner(model=model, max_length=96, learning_rate=1e-3),
@@ -83,7 +84,7 @@ def train(model: str, data: str, smoke: bool) -> Trainer:
         frozen={"reference": Frozen(learner="policy")},
         stages=[
             Stage(name="imitate", steps=first, objectives=("imitate",)),
-            Stage(name="mix", steps=then, objectives=("policy", "robust", "anchor")),
+            Stage(name="mix", steps=then, objectives=("policy", "robust", "anchor"), set={"learners.policy.learning_rate": 2e-4}),
         ],
         evaluations={"heldout": Evaluation(data=data, split="test", number=8 if smoke else 100, samples=2, sampling=sampling)},
         args=TrainingArguments(eval_steps=then),
