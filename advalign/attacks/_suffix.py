@@ -19,7 +19,7 @@ class SuffixEncoder:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         tokenizer = encoder.tokenizer
-        self.special_ids = sorted({i for i in tokenizer.all_special_ids if i is not None})
+        self.special_ids = sorted({*encoder.special_ids, *tokenizer.all_special_ids})
         self.vocabulary_size = len(tokenizer)
         # A byte-level token carries its own space; where the tokenizer drops spaces, words need one between them.
         self.space = "" if encoder.decode(tokenizer(" a", add_special_tokens=False)["input_ids"])[:1] == " " else " "

@@ -89,9 +89,10 @@ class VictimWrapper(ModelWrapper):
         return {"ids": tokens.ids, "gradient": gradient.float().cpu().numpy()}
 
     def _tokenize(self, inputs: Sequence[Any]) -> list[list[str]]:
-        tokenizer, length = self.model.network.encoder.tokenizer, self.max_length
-        rows = [x if isinstance(x, tuple) else (x,) for x in inputs]
-        return [tokenizer.convert_ids_to_tokens(tokenizer(*row, truncation=True, max_length=length)["input_ids"]) for row in rows]
+        encoder = self.model.network.encoder
+        first, second = zip(*(x if isinstance(x, tuple) else (x, None) for x in inputs), strict=True)
+        rows = encoder.reader.segments(first, second, limit=self.max_length, side=encoder.text_side)
+        return [encoder.tokenizer.convert_ids_to_tokens(row.ids) for row in rows]
 
 
 # ------------------------------------------------------------------------------------- building and running

@@ -77,12 +77,12 @@ def _answer_gradients(target: Target, searches: Sequence[WordSearch]) -> None:
         return
     examples = [search.example for search in searches]
     gradients, _ = embedding_gradients(target, examples, "attacks.words.rank")
-    tokenizer, length = target.network.encoder.tokenizer, target.network.encoder.max_length
+    encoder = target.network.encoder
     for search, gradient in zip(searches, gradients.double().cpu(), strict=True):
         search.num_gradients += 1
         prompt, pair = search.example.text, search.example.pair
-        row = tokenizer(prompt, pair, truncation=True, max_length=length, return_offsets_mapping=True)
-        search.tell(_norms(gradient, search.pieces, row["offset_mapping"], row.sequence_ids()))
+        offsets, parts = encoder.reader.offsets(prompt, pair, limit=encoder.max_length, side=encoder.text_side)
+        search.tell(_norms(gradient, search.pieces, offsets, parts))
 
 
 def _norms(

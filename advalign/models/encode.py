@@ -97,6 +97,11 @@ class Encoder:
         """The token that ends a response; None: it is not closed, or by several tokens."""
         return self.ending.stop_id
 
+    @property
+    def text_side(self) -> str:
+        """Where texts for a classifier lose tokens: left or right."""
+        return self.truncation.text_side(self.tokenizer.truncation_side)
+
     # ------------------------------------------------------------------------------------------------------ ids
 
     def prompts(self, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
@@ -273,8 +278,7 @@ class Encoder:
     ) -> list[Row]:
         """Rows of a text, the user's, and where there is one a second: of a classifier, or the assistant's (`finished`: whether it is
         closed), which is then the target."""
-        side = self.truncation.text_side(self.tokenizer.truncation_side)
-        segments = self.reader.segments(first, second, limit=self.max_length, side=side, read=read)
+        segments = self.reader.segments(first, second, limit=self.max_length, side=self.text_side, read=read)
         self.truncation.check_texts([row.length for row in segments])
         prefix, suffix = self.reader.affixes
         typed = "token_type_ids" in self.tokenizer.model_input_names

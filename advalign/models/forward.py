@@ -118,6 +118,7 @@ class Network(NetworkBase):
         return outputs if edit.origin is None else outputs.gather(edit.origin)
 
     def _count(self, tokens: Tokens) -> None:
+        self.encoder.truncation.check_width(tokens.ids.shape[1])
         self.num_forwards += 1
         self.num_rows += tokens.ids.shape[0]
 

@@ -134,6 +134,17 @@ class TextReader:
             rows |= dict(zip(numbers, self._joined([texts[i] for i in numbers], limit, side), strict=True))
         return [rows[i] if i in rows else self._joined_apart(row, limit, side, read) for i, row in enumerate(texts)]
 
+    def offsets(self, text: str, pair: str | None, *, limit: int, side: str) -> tuple[list[Span], list[int | None]]:
+        """The characters of every token of a row of `segments`, and which of the texts they are of (None: the tokenizer's own)."""
+        own, self.tokenizer.truncation_side = self.tokenizer.truncation_side, side
+        try:
+            split = self._reads_apart(text, pair)
+            options = {"truncation": True, "max_length": limit, "return_offsets_mapping": True, "split_special_tokens": split}
+            row = self.tokenizer(text, pair, **options)
+        finally:
+            self.tokenizer.truncation_side = own
+        return [(int(a), int(b)) for a, b in row["offset_mapping"]], row.sequence_ids()
+
     # ------------------------------------------------------------------------------------------------- helpers
 
     def _joined(self, rows: Sequence[tuple[str, ...]], limit: int, side: str) -> list[Segments]:

@@ -17,6 +17,7 @@ from advalign.errors import BudgetError, unknown
 from advalign.models.padding import Row
 
 MODES = ("error", "left", "right")
+SHARED_REMEDY = "rows of rollouts are built once, so give this learner the max_length of the one that samples, or less to that one"
 
 
 class Truncation:
@@ -91,6 +92,13 @@ class Truncation:
                 "and what was rewarded whole is not trained in part; give this learner the max_length of the one that samples, or lower "
                 "sampling.max_new_tokens."
             )
+
+    def check_width(self, width: int, *, shared: bool = False) -> None:
+        """Refuses rows that another encoder has built: where the model has no positions for them, and with `shared` beyond `max_length`."""
+        if self.positions is not None and width > self.positions:
+            raise BudgetError(f"encoder: rows of {width} tokens, and this model has {self.positions} positions; {SHARED_REMEDY}.")
+        if shared and width > self.limit:
+            raise BudgetError(f"encoder: rows of {width} tokens are longer than {self.bound}; {SHARED_REMEDY}.")
 
     def prompt(self, ids: list[int], *, begins: bool, room: int) -> list[int]:
         """A prompt that responses of `room` tokens are sampled behind: where rows lose their beginning, it already has lost its own."""

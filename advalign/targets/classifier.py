@@ -1,6 +1,6 @@
 """A classifier under attack."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ class ClassifierTarget(NetworkTarget):
 
     abilities = frozenset({"labels", "scores", "logprobs", "gradients"})
     needs = frozenset({"class_logits"})
+    read: Collection[str] = ()
+    """Special tokens that `predict` reads as tokens in its texts: those that the library itself writes into them."""
 
     def tokens(self, examples: Sequence[Example]) -> Tokens:
         return self.network.encoder.classify([e.prompt for e in examples], paired_texts(examples))
@@ -39,7 +41,7 @@ class ClassifierTarget(NetworkTarget):
         texts, second = [text for text, _ in rows], [pair for _, pair in rows]
         pairs = second if any(pair is not None for pair in second) else None
         if not isinstance(self.network, Ensemble) or not self.network.changes_text:
-            return self._all(self.network.encoder.classify(texts, pairs), None, _class_logits)
+            return self._all(self.network.encoder.classify(texts, pairs, read=self.read), None, _class_logits)
         self.spend(len(texts))
         answers = self.network.answer(texts, pairs, self.batch_tokens)
         self.num_forwards += answers.num_copies

@@ -1,5 +1,6 @@
 """A language model under attack."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -75,6 +76,7 @@ class GeneratorTarget(NetworkTarget):
         cropped = [{site: add[: len(p)] for site, add in edit.items()} for p, edit in zip(prompts, edits, strict=True)]
         responses: list[list[int]] = [[] for _ in examples]
         unfinished = list(range(len(examples)))
+        longest = encoder.truncation.positions or math.inf
         for _ in range(max_new_tokens):
             tokens = _with_next_column([prompts[i] + responses[i] for i in unfinished], encoder.pad_id)
             adds = stack([cropped[i] for i in unfinished], tokens.ids.shape[1], self.network.device)
@@ -84,7 +86,8 @@ class GeneratorTarget(NetworkTarget):
             chosen = self.network.next_token_logits(last).argmax(-1).tolist()
             for i, token in zip(unfinished, chosen, strict=True):
                 responses[i].append(token)
-            unfinished = [i for i in unfinished if not rule.ends(responses[i])]
+            lengths = {i: len(prompts[i]) + len(responses[i]) for i in unfinished}
+            unfinished = [i for i in unfinished if lengths[i] < longest and not rule.ends(responses[i])]
             if not unfinished:
                 break
         return [rule.text(response, rule.ends(response)) for response in responses]

@@ -78,6 +78,7 @@ class RanMask(Ensemble):
     ) -> EnsembleAnswers:
         """Logits of texts from their masked copies; equal copies of a text run once."""
         inner = ClassifierTarget(self.network, batch_tokens=batch_tokens)
+        inner.read = [self.mask_text]
         rows = []
         for i, text in enumerate(texts):
             pair = None if pairs is None else pairs[i]

@@ -79,6 +79,8 @@ class TrainingStep:
     def rows(self, source: str, learner: str, repeat: int = 0) -> tuple[TokenRows, dict[str, float]]:
         """The rows that a learner reads of a source, and what to log about them."""
         if source in self.annotated:
+            width = int(self.annotated[source].tokens.lengths.max())
+            self.context.learners[learner].network.encoder.truncation.check_width(width, shared=True)
             return self._with_own_reference(source, learner), {}
         config, runtime = self.plan.config["sources"][source], self.context.sources[source]
         items = self._draw(source, repeat)

@@ -151,6 +151,7 @@ class Masking(CertificateMethod):
     def certify(self, network: Network, name: str, example: Example, seed: int) -> Certificate:
         mask, _ = word_masking.mask_token(network.encoder.tokenizer, self.replace, "certified.ranmask")
         target, words = ClassifierTarget(network), example.text.split()
+        target.read = [mask]
         kept = certify.ranmask_num_kept(len(words), rate=self.rate)
 
         def votes(sets: Sequence[frozenset[int]]) -> tuple[Int[Tensor, "N"], Int[Tensor, "C"]]:
