@@ -21,7 +21,6 @@ FOREIGN = {
     "plugins.py": ("a module from outside the package", "__all__"),
     "rewards/_symbolic.py": ("the standard library, which has no timers on some systems", "setitimer"),
     "rewards/function.py": ("a callable from outside the package", "__qualname__"),
-    "rewards/model.py": ("a configuration of transformers", "architectures"),
     "rollout/_vllm_local.py": ("a model of vLLM", "lm_head cpu_linear"),
     "rollout/_vllm_server.py": ("an error of urllib", "reason"),
     "targets/black_box.py": ("a callable from outside the package", "__module__ __qualname__"),

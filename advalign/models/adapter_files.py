@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advalign.errors import ConfigError
-from advalign.models import adapters, architecture, pretrained
+from advalign.models import adapters, architecture, loading_arguments, pretrained
 from advalign.models.base import NetworkBase
-from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, MODEL_CONFIG, adapter_config, saved_facts, saved_head
+from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, MODEL_CONFIG, adapter_config, model_folder, saved_facts, saved_head
 
 WEIGHTS, CLASSIFIER_HEAD = "adapter_model.safetensors", "classifier_head.safetensors"
 PREFIX = "base_model.model."  # of every name in peft's files
@@ -42,7 +42,9 @@ def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any]) -> dict[s
     (folder / MODEL_CONFIG).unlink(missing_ok=True)
     (folder / CLASSIFIER_HEAD).unlink(missing_ok=True)
     labels = {"num_labels": network.num_classes, "class_names": network.class_names} if network.head == "classifier" else {}
-    return labels | {adapters.FINGERPRINT: adapters.fingerprint(network).hex()}
+    # Packed weights are not those of the same base in another precision.
+    quantised = loading_arguments.is_quantized(network.model)
+    return labels | ({} if quantised else {adapters.FINGERPRINT: adapters.fingerprint(network).hex()})
 
 
 def export(network: NetworkBase, folder: Path) -> None:
@@ -68,7 +70,7 @@ def remove_files(folder: Path) -> None:
 def base_options(folder: Path, model: str, head: str | None) -> dict[str, Any]:
     """Options of the base that an adapter needs: the number of classes of its trained head, and a revision."""
     config, facts = adapter_config(folder), saved_facts(folder)
-    options = {"revision": config["revision"]} if config.get("revision") else {}
+    options = {"revision": config["revision"]} if config.get("revision") and model_folder(model) is None else {}
     if head != "classifier" or saved_head(folder) != "classifier":
         return options
     number = facts.get("num_labels")
@@ -90,7 +92,8 @@ def attach(network: NetworkBase, folder: Path) -> None:
     lora = {k: config[k] for k in adapters.FIELDS if config.get(k) is not None and k != "modules_to_save"}
     adapters.inject(network, lora | ({"modules_to_save": modules} if modules else {}))
     _load_state(network, state, folder)
-    if saved_facts(folder).get(adapters.FINGERPRINT) not in (None, adapters.fingerprint(network).hex()):
+    saved = None if loading_arguments.is_quantized(network.model) else saved_facts(folder).get(adapters.FINGERPRINT)
+    if saved not in (None, adapters.fingerprint(network).hex()):
         raise ConfigError(f"model: the adapter in {folder} was trained on another base than the one it is given.")
     _load_heads(network, heads, folder)
     _name_classes(network, folder)

@@ -13,7 +13,19 @@ import torch
 from transformers import AutoTokenizer
 
 from advalign.errors import ConfigError
-from advalign.models import adapter_files, adapters, architecture, folders, perturb, pretrained, saving, scratch, self_check, vocabulary
+from advalign.models import (
+    adapter_files,
+    adapters,
+    architecture,
+    folders,
+    loading_arguments,
+    perturb,
+    pretrained,
+    saving,
+    scratch,
+    self_check,
+    vocabulary,
+)
 from advalign.models.base import cast_parameters
 from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
@@ -140,9 +152,10 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
         body, tokenizer, bidirectional = _from_scratch(spec, texts)
         new: tuple[str, ...] = ()
     else:
-        config = pretrained.read_config(spec, source, head)
+        given = loading_arguments.arguments(spec, folders.model_folder(spec.model))
+        config = pretrained.read_config(spec, source, head, revision=given.get("revision"))
         spec = replace(spec, head=pretrained.choose_head(spec.model, config, head))
-        body, tokenizer, bidirectional, new = _from_source(spec, source, config, facts, weights)
+        body, tokenizer, bidirectional, new = _from_source(spec, source, config, facts, given if weights else None)
     if "num_features" not in facts:  # what reads hidden states has no row for a token
         vocabulary.fit_vocabulary(body, tokenizer, spec.options, spec.model)
     if facts.get("bidirectional") and architecture.has_segments(body):
@@ -174,23 +187,28 @@ def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool
     architecture.set_dropout(config, dropout_rate(spec.options) or 0.0)
     if spec.head == "classifier" and "num_labels" in spec.options:
         config.num_labels = int(spec.options["num_labels"])
-    body = pretrained.auto_class(spec.head).from_config(config)
+    body = pretrained.auto_class(spec.head).from_config(config, **loading_arguments.arguments(spec, None))
     return cast_parameters(body, DTYPES[spec.dtype]), tokenizer, bidirectional
 
 
 def _from_source(
-    spec: ModelSpec, source: str, config: Any, facts: Mapping[str, Any], weights: bool
+    spec: ModelSpec, source: str, config: Any, facts: Mapping[str, Any], given: Mapping[str, Any] | None
 ) -> tuple[Any, Any, bool, tuple[str, ...]]:
-    """(transformers model, tokenizer, whether it reads both ways, names of the weights of a new head)."""
+    """(transformers model, tokenizer, whether it reads both ways, names of the weights of a new head); `given`: arguments of
+    `from_pretrained`; None: no weights."""
     if (rate := dropout_rate(spec.options)) is not None:
         architecture.set_dropout(config, rate)
     # In its precision from the start: transformers knows which parts of a model stay in float32.
     dtype, new = DTYPES[spec.dtype], tuple[str, ...]()
-    if weights:
-        body, new = pretrained.load_body(spec, source, config, dtype=dtype)
+    if given is not None:
+        body, new = pretrained.load_body(spec, source, config, dtype=dtype, **given)
+        loading_arguments.check_body(body, spec)
     else:
         body = cast_parameters(pretrained.auto_class(spec.head).from_config(config), dtype)
-    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer if isinstance(spec.tokenizer, str) else source)
+    own = {"revision": given["revision"]} if given and "revision" in given else {}
+    tokenizer = (
+        AutoTokenizer.from_pretrained(spec.tokenizer) if isinstance(spec.tokenizer, str) else AutoTokenizer.from_pretrained(source, **own)
+    )
     if new and architecture.pad_id(config) is None:  # without it, no batch has a last token
         body.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # What reads hidden states has a body of its own, but the rows of the network it reads.

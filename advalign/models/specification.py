@@ -16,11 +16,11 @@ HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
 ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text", "truncation")
+LOADING_OPTIONS = ("attn_implementation", "revision", "device_map", "quantization_config")  # arguments of `from_pretrained`
 OPTIONS = (
     "pooling",
     "num_labels",
     "sha256",
-    "revision",
     "gradient_checkpointing",
     "compile",
     "dropout",
@@ -31,6 +31,7 @@ OPTIONS = (
     "chat_template",
     *ENCODER_OPTIONS,
     "resize_token_embeddings",
+    *LOADING_OPTIONS,
 )
 # What a learner may set on the base of another one.
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", "truncation", *HEAD_OPTIONS)
@@ -57,7 +58,8 @@ class ModelSpec:
     and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs (arguments of
     the template, such as enable_thinking), special_tokens_in_text (whether special tokens that a text spells out are read as text, the
     default, or as tokens), truncation (of longer rows: error, left or right; `models/truncation.py`) and resize_token_embeddings (true,
-    or arguments of transformers' method: rows for ids that the embedding lacks)."""
+    or arguments of transformers' method: rows for ids that the embedding lacks); by transformers' names attn_implementation, revision
+    (of a hub id), device_map (one device) and quantization_config (a mapping; such a base trains with lora alone)."""
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:

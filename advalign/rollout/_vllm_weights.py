@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from advalign.models import Network, adapter_files, adapters, architecture
+from advalign.errors import ConfigError
+from advalign.models import Network, adapter_files, adapters, architecture, loading_arguments
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM lets `max_lora_rank` be, from peft's default on
 
@@ -30,6 +31,8 @@ def rank(network: Network) -> int:
 
 def base(network: Network) -> Any:
     """The transformers model that vLLM holds: without the adapter where that is sent separately, else merged."""
+    if loading_arguments.is_quantized(network.model):
+        raise ConfigError("rollout: vllm does not take the weights of a quantised base; use rollout: {kind: hf}.")
     if adapted(network):
         return adapters.without_adapter(network.model)
     return adapters.merge_adapter(network.model) if adapters.has_adapter(network.model) else network.model

@@ -8,7 +8,7 @@ from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError
 from advalign.interfaces import Source
-from advalign.models import Network, load
+from advalign.models import Network, load, loading_arguments
 from advalign.models.hidden_state_critic import build_critic, read_learner
 from advalign.models.sharing import base_owner, load_order, share_base
 from advalign.training.context import RunContext
@@ -21,6 +21,8 @@ def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], s
     loaded: dict[str, Network] = {}
     for name in load_order(learners, prebuilt):
         loaded[name] = prebuilt.get(name) or _load(name, learners[name], seed, loaded)
+        if learners[name].updates:
+            loading_arguments.check_trainable(loaded[name], f"learners.{name}")
     return loaded
 
 
