@@ -15,7 +15,9 @@ from advalign.models.folders import FACTS, saved_facts
 
 def save(network: NetworkBase, path: Path, *, merged: bool) -> None:
     """The whole model, or the adapter alone where there is one (then peft reads it too), unless it is to be `merged`."""
-    check_exportable(network, merged=merged)
+    check_exportable(network)
+    if merged:
+        _check_mergeable(network)
     path.mkdir(parents=True, exist_ok=True)
     facts = network.facts
     if adapters.has_adapter(network.model) and not merged:
@@ -29,17 +31,20 @@ def save(network: NetworkBase, path: Path, *, merged: bool) -> None:
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / name)
 
 
-def check_exportable(network: NetworkBase, *, merged: bool = False) -> None:
-    """Raises ConfigError where transformers would compute something else from the saved folder."""
-    if merged and loading_arguments.is_quantized(network.model):
+def check_exportable(network: NetworkBase, path: str = "save_pretrained") -> None:
+    """Raises ConfigError where transformers would compute something else from the saved folder. `path`: of the learner, or this call."""
+    if network.head == "classifier" and architecture.has_score_head(network.model) and network.pooling != "last":
+        raise ConfigError(
+            f"{path}: {type(network.model).__name__} reads the last token of a text in transformers, and pooling is "
+            f"'{network.pooling}', so its folder would be another classifier there; use pooling: last, or head: score."
+        )
+
+
+def _check_mergeable(network: NetworkBase) -> None:
+    if loading_arguments.is_quantized(network.model):
         raise ConfigError(
             f"save_pretrained: the base of this adapter, '{network.source}', is quantised, so merging would round it; save with "
             "merged=False, and merge the adapter into the base in full precision."
-        )
-    if network.head == "classifier" and architecture.has_score_head(network.model) and network.pooling != "last":
-        raise ConfigError(
-            f"save_pretrained: {type(network.model).__name__} reads the last token of a text in transformers, and pooling is "
-            f"'{network.pooling}', so its folder would be another classifier there; use pooling: last, or head: score."
         )
 
 

@@ -8,7 +8,7 @@ from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError
 from advalign.interfaces import Source
-from advalign.models import Network, load, loading_arguments
+from advalign.models import Network, load, loading_arguments, saving
 from advalign.models.hidden_state_critic import build_critic, read_learner
 from advalign.models.sharing import base_owner, load_order, share_base
 from advalign.training.context import RunContext
@@ -16,13 +16,16 @@ from advalign.training.run_spec import RunSpec
 from advalign.types import DemoRows, RolloutRows
 
 
-def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], seed: int) -> dict[str, Network]:
-    """{learner: its network}: `prebuilt`, or loaded after the network whose base it shares or whose hidden states it reads."""
+def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], seed: int, *, saved: bool = False) -> dict[str, Network]:
+    """{learner: its network}: `prebuilt`, or loaded after the network whose base it shares or whose hidden states it reads. `saved`:
+    their folders will be written."""
     loaded: dict[str, Network] = {}
     for name in load_order(learners, prebuilt):
         loaded[name] = prebuilt.get(name) or _load(name, learners[name], seed, loaded)
         if learners[name].updates:
             loading_arguments.check_trainable(loaded[name], f"learners.{name}")
+        if saved:
+            saving.check_exportable(loaded[name], f"learners.{name}")
     return loaded
 
 

@@ -138,7 +138,7 @@ class Trainer:
         )
         self.learners: dict[str, LearnerRuntime] = {}
         specs = class_labels.with_num_labels(self.config["learners"], self.prebuilt_networks, sources, self.config["objectives"])
-        networks = build.networks(specs, self.prebuilt_networks, args.seed)
+        networks = build.networks(specs, self.prebuilt_networks, args.seed, saved=bool(args.output_dir))
         for name, learner in self.config["learners"].items():
             network = networks[name].to(accelerator.device)
             distributed.check_precision(name, network, shards is not None, self.config["objectives"])
