@@ -125,11 +125,13 @@ def run(
     rollout_engine.sync(network, context.version(evaluation.learner))
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
     logs = verified(groups, evaluation.verifier, context)
-    responses = _references(evaluation, examples)
-    references = None if responses is None else [response_text(response) for response in responses]
+    referenced = [(e, r) for e, r in zip(examples, _references(evaluation, examples), strict=True) if r is not None]
+    references = [response_text(response) for _, response in referenced] or None
     logs |= diversity.group_diversity(groups, references=references, order=evaluation.self_bleu)
     logs |= lengths(groups) | entropy(network, groups, budget)
-    return logs if responses is None else logs | {"nll": nll(network, examples, responses, budget)}
+    if not referenced:
+        return logs
+    return logs | {"nll": nll(network, [e for e, _ in referenced], [response for _, response in referenced], budget)}
 
 
 # -------------------------------------------------------------------------------------------- of sampled responses
@@ -217,13 +219,13 @@ def nll(network: Network, examples: Sequence[Example], responses: Sequence[Respo
     return -float(_column(network, tokens, "logprobs", budget)[tokens.target].mean())
 
 
-def _references(evaluation: Evaluation, examples: Sequence[Example]) -> list[Response] | None:
-    """A task's demonstrations, else the responses of the data, else their answers; None where one is missing."""
+def _references(evaluation: Evaluation, examples: Sequence[Example]) -> list[Response | None]:
+    """A task's demonstration, else the response of the data, else its answer, of every example; None where there is none."""
     task, seed = loading.task_of(evaluation.data), evaluation.seed
     if task is not None:
         return [task.demonstrate(e, random.Random(f"{seed}/{e.id}")) for e in examples]
     responses = [e.meta.get("response", e.answer) for e in examples]
-    return responses if all(isinstance(response, str | tuple) for response in responses) else None
+    return [response if isinstance(response, str | tuple) else None for response in responses]
 
 
 def _column(network: Network, tokens: Tokens, need: str, budget: int) -> torch.Tensor:

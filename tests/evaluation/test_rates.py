@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+import torch
 from helpers import victims
 from helpers.attackers import Say
 
 from advalign import judges
+from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites import rates
 from advalign.evaluation.suites.checker import Judgement
 from advalign.interfaces import Attack
-from advalign.targets import AnsweringGenerator
-from advalign.types import AttackResult, Budget, Example, Proposal
+from advalign.targets import AnsweringClassifier, AnsweringGenerator
+from advalign.types import AttackResult, Budget, Example, Proposal, Sampling
 
 LETTERS = {"e": "error", "f": "failed", "s": "succeeded", "w": "skipped", "u": "undetermined", "o": "over_budget"}
 
@@ -144,3 +146,106 @@ def test_curves_have_the_same_examples_at_every_radius():
     assert {j.correct for j in result.before.values()} == {True, False}
     _, values = result.curves("probability")["pgd"]
     assert values == pytest.approx([values[0]] * 3, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------- rows that do not look at each other
+
+
+def test_an_example_of_a_suite_gets_what_it_gets_alone():
+    """Probabilities of labels and results, with second sentences on some examples, in both orders."""
+    texts = [("good movie", "the plot was bad"), ("good movie", None), ("a bad plot", "the movie was dull"), ("an awful movie", None)]
+    examples = [Example(prompt=a, pair=b, label=i // 2 ^ 1, id=str(i)) for i, (a, b) in enumerate(texts)]
+
+    def run(data):
+        from advalign.attacks import Words
+
+        suite = Suite(data=data, attacks={"say": Say(texts=("{} was",)), "words": Words()})
+        result = suite.run(victims.classifier(dtype="float64"))
+        measured = {(r.attack, r.example): (r.status, r.note, r.after, r.metrics) for r in result.results}
+        return measured, {name: j.metrics["probability"] for name, j in result.before.items()}
+
+    alone = [run([e]) for e in examples]
+    for data in (examples, examples[::-1]):
+        results, probabilities = run(data)
+        for own_results, own_probability in alone:
+            assert {key: results[key] for key in own_results} == own_results
+            assert {key: probabilities[key] for key in own_probability} == pytest.approx(own_probability, abs=1e-12)
+
+
+def test_a_generator_s_examples_are_judged_each_by_what_it_has():
+    """Some with a verifier, some with a reference response alone: what an attack did to each is what it did alone."""
+    sums = victims.sums()[:6]
+    mixed = [e if i % 2 else Example(prompt=e.prompt, id=e.id, meta={"response": e.answer}) for i, e in enumerate(sums)]
+    attacks = {"say": Say(texts=("one {}",))}
+
+    def run(data):
+        result = Suite(data=data, attacks=attacks, sampling=Sampling(max_new_tokens=4)).run(victims.generator_model())
+        return {r.example: (r.status, r.after, r.metrics) for r in result.results}
+
+    together = run(mixed)
+    assert {name: x for e in mixed for name, x in run([e]).items()} == together
+    assert {status for status, _, _ in together.values()} <= {"failed", "succeeded"}
+
+
+def test_an_answer_that_nothing_verifies_is_judged_by_the_loss_of_its_reference():
+    """An attack succeeds where -log p per token of the reference rises by log 2, by the target's own numbers."""
+    from advalign.targets import GeneratorTarget
+
+    network = victims.generator_model()
+    data = [Example(prompt=e.prompt, id=e.id, meta={"response": e.answer}) for e in victims.sums()[:8]]
+    result = Suite(data=data, attacks={"say": Say(texts=("two {}",))}, sampling=Sampling(max_new_tokens=4)).run(network)
+    target = GeneratorTarget(network)
+    before, after = target.nll(data), target.nll([replace(e, prompt=f"two {e.prompt}") for e in data])
+    expected = ["succeeded" if b - a >= math.log(2) else "failed" for a, b in zip(before, after, strict=True)]
+    assert [r.status for r in result.results] == expected
+    assert "succeeded" in expected
+
+
+def test_what_nothing_can_judge_is_undetermined():
+    """Answers alone, neither judge nor verifier: nothing says whether a response is right."""
+    data = [Example(prompt=f"say {i}", id=str(i), meta={"response": "x"}) for i in range(3)]
+    result = Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringGenerator(lambda p: p, name="echo"))
+    assert {r.status for r in result.results} == {"undetermined"}
+    assert math.isnan(result.clean_subset)
+    assert result.fails(0.0) != []
+
+
+# --------------------------------------------------------------------------------------------- numbers that are not there
+
+
+@pytest.mark.parametrize("broken", ["all", "one"])
+def test_a_classifier_without_finite_numbers_is_refused(broken):
+    def scores(texts):
+        return [[math.nan, math.nan] if broken == "all" or "3" in t else [1.0, -math.inf] for t in texts]
+
+    data = [Example(prompt=f"say {i}", id=str(i), label=0) for i in range(5)]
+    says = "5 of 5 examples" if broken == "all" else "1 of 5 examples"
+    with pytest.raises(ConfigError, match=f"^evaluation: the model gives no finite numbers .*{says}"):
+        Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringClassifier(scores, name="fn"))
+
+
+def test_a_network_without_finite_numbers_is_refused():
+    network = victims.classifier(steps=3)
+    weight = network.model.classifier.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[0, 0] = math.nan
+    try:
+        with pytest.raises(ConfigError, match=r"^evaluation: the model gives no finite numbers"):
+            Suite(data=victims.sentences(6), attacks={}).run(network)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_an_attack_that_leaves_no_finite_numbers_has_shown_nothing():
+    """Under attack on one of two examples the scores are nan: neither broken nor withstood."""
+
+    def scores(texts):
+        return [[math.nan, 0.0] if t == "say 0!" else [1.0, 0.0] for t in texts]
+
+    data = [Example(prompt=f"say {i}", id=str(i), label=0) for i in range(2)]
+    result = Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringClassifier(scores, name="fn"))
+    assert [r.status for r in result.results] == ["undetermined", "failed"]
+    assert result.worst_case()["n"] == 1
+    assert any("no finite numbers" in warning for warning in result.warnings())

@@ -10,6 +10,8 @@ from advalign.errors import ConfigError
 from advalign.interfaces import ScoreAnswers
 from advalign.types import Example, Proposal
 
+NOT_FINITE = "the model gives no finite numbers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -76,6 +78,16 @@ def judge_answers(score: ScoreAnswers, examples: Sequence[Example], texts: Seque
     return [(s, "" if not math.isnan(s) else "the judge could not tell") for s in scores]
 
 
+def check_finite(examples: Sequence[Example], finite: Sequence[bool], numbers: str) -> None:
+    """Raises ConfigError where a clean answer has `numbers` (logits, a loss) that are not finite: nothing about such a model is known."""
+    broken = [e.id for e, is_finite in zip(examples, finite, strict=True) if not is_finite]
+    if broken:
+        raise ConfigError(
+            f"evaluation: {NOT_FINITE} ({numbers} of example '{broken[0]}', {len(broken)} of {len(examples)} examples); its weights have "
+            "diverged or are damaged, or dtype is too narrow for them."
+        )
+
+
 def attempted_texts(example: Example, proposal: Proposal) -> tuple[str, ...]:
     """The texts a proposal consists of; where it has none, the example's own."""
     return proposal.attempts or (example.text if proposal.text is None else proposal.text,)
@@ -89,4 +101,4 @@ def group_by_example(number: int, order: Sequence[int], judgements: Sequence[Jud
     return groups
 
 
-__all__ = ["AnswerChecker", "Judgement", "attempted_texts", "group_by_example", "judge_answers"]
+__all__ = ["NOT_FINITE", "AnswerChecker", "Judgement", "check_finite", "attempted_texts", "group_by_example", "judge_answers"]

@@ -1,5 +1,6 @@
 """Judgements about a classifier: its largest logit is the label's, or it is not."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import ConfigError
-from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts, group_by_example
+from advalign.evaluation.suites.checker import (
+    NOT_FINITE,
+    AnswerChecker,
+    Judgement,
+    attempted_texts,
+    check_finite,
+    group_by_example,
+)
 from advalign.interfaces import Target
 from advalign.metrics import utility
 from advalign.targets.examples import paired_texts
@@ -32,6 +40,7 @@ class ClassifierChecker(AnswerChecker):
                     f"evaluation: example '{example.id}' has label {example.label}, and the model knows {logits.shape[1]} classes, 0 to "
                     f"{logits.shape[1] - 1}; map the labels, or load the model that was trained on them."
                 )
+        check_finite(examples, logits.softmax(1).isfinite().all(1).tolist(), "logits")
         return self._judgements(examples, logits)
 
     def after(
@@ -86,7 +95,9 @@ class ClassifierChecker(AnswerChecker):
         chosen = logits.argmax(1).tolist()
         confidence = logits.softmax(1)[range(len(chosen)), [e.label or 0 for e in examples]].tolist()
         return [
-            Judgement(correct=k == e.label, shown=self._name(k), metrics={"probability": c})
+            Judgement(correct=True, shown="", undetermined=True, note=NOT_FINITE)
+            if math.isnan(c)
+            else Judgement(correct=k == e.label, shown=self._name(k), metrics={"probability": c})
             for k, c, e in zip(chosen, confidence, examples, strict=True)
         ]
 

@@ -2,9 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from advalign import plugins
-from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts, group_by_example, judge_answers
+from advalign.evaluation.suites.checker import (
+    NOT_FINITE,
+    AnswerChecker,
+    Judgement,
+    attempted_texts,
+    check_finite,
+    group_by_example,
+    judge_answers,
+)
 from advalign.interfaces import Edits, Judge, Target
 from advalign.metrics import utility
 from advalign.rewards.exact_answer import grade
@@ -32,7 +41,10 @@ class GeneratorChecker(AnswerChecker):
         self._score = None if judge is None else judge.start()
 
     def clean(self, examples: Sequence[Example]) -> list[Judgement]:
-        return self._answered(examples, [e.text for e in examples])
+        judgements = self._answered(examples, [e.text for e in examples])
+        known = ["nll" in j.metrics or not has_reference_response(e) for e, j in zip(examples, judgements, strict=True)]
+        check_finite(examples, known if "logprobs" in self.target.abilities else [True] * len(examples), "the loss")
+        return [self._by_loss(judgement, judgement, clean=True) for judgement in judgements]
 
     def after(
         self, examples: Sequence[Example], before: Sequence[Judgement], proposals: Sequence[Proposal], key: Sequence[object] = ()
@@ -43,6 +55,7 @@ class GeneratorChecker(AnswerChecker):
         order, judgements = [i for i, _ in rows], self._attempted([examples[i] for i, _ in rows], [text for _, text in rows], key)
         if forced:
             order, judgements = order + forced, judgements + self._forced([examples[i] for i in forced], [proposals[i] for i in forced])
+        judgements = [self._by_loss(before[i], judgement) for i, judgement in zip(order, judgements, strict=True)]
         if edited:
             edits = [proposals[i].edits or {} for i in edited]
             judgements += self._edited([examples[i] for i in edited], [before[i] for i in edited], edits)
@@ -122,9 +135,20 @@ class GeneratorChecker(AnswerChecker):
         judged = self.judgements([examples[i] for i in answered], texts, [nll[i] for i in answered])
         judgement_of = dict(zip(answered, judged, strict=True))
         for i, (judgement, loss) in enumerate(zip(before, nll, strict=True)):
+            if math.isnan(loss):
+                judgement_of[i] = Judgement(correct=True, shown="", undetermined=True, note=NOT_FINITE)
+                continue
             halved = loss >= judgement.metrics["nll"] + math.log(2)
             judgement_of.setdefault(i, Judgement(correct=judgement.correct and not halved, shown=f"nll {loss:.3f}", metrics={"nll": loss}))
         return [judgement_of[i] for i in range(len(examples))]
+
+    def _by_loss(self, before: Judgement, after: Judgement, *, clean: bool = False) -> Judgement:
+        """The judgement of an answer that nothing can verify: by the loss of the reference response, if there is one."""
+        if self._can_judge(before) or after.note:
+            return after
+        if "nll" not in before.metrics or "nll" not in after.metrics:
+            return replace(after, undetermined=True, note="nothing can verify the answer; give a judge, or a model that gives losses")
+        return replace(after, correct=clean or after.metrics["nll"] < before.metrics["nll"] + math.log(2))
 
     def _can_judge(self, judgement: Judgement) -> bool:
         """Whether responses to this example can be judged at all."""
