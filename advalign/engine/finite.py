@@ -14,7 +14,7 @@ from torch import Tensor
 from advalign.errors import NonFiniteError
 from advalign.types import TokenRows
 
-COLUMNS = ("rewards", "advantages", "returns", "old_logprobs", "ref_logprobs", "values", "penalty")
+COLUMNS = ("rewards", "advantages", "returns", "old_logprobs", "current_logprobs", "ref_logprobs", "values", "penalty")
 """Columns of rows that are looked at when a loss is not finite; others may hold nan for "unknown"."""
 
 

@@ -121,7 +121,8 @@ def surrogate(
         losses = clipped_surrogate(ratio, advantages, low=low, high=high, dual_clip=dual_clip)
     else:
         losses = weighted_likelihood(zero_off_target(attacked, target), ratio.clamp(1 - low, 1 + high), advantages)
-    return Losses(losses * target, policy_metrics(ratio, logprobs, old, advantages, target, low=low, high=high))
+    clips = attacked is None
+    return Losses(losses * target, policy_metrics(ratio, logprobs, old, advantages, target, low=low, high=high, clips=clips))
 
 
 def policy_metrics(
@@ -133,17 +134,17 @@ def policy_metrics(
     *,
     low: float,
     high: float,
+    clips: bool = True,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Token-weighted metrics: clip_ratio/low_mean and /high_mean (tokens whose gradient the clip removes from below, from above),
-    clip_fraction (their sum), ratio, ratio_variance (of r around 1), approx_kl (k3 of KL(p_old || p), whose samples these are)."""
+    clip_fraction (their sum), ratio, ratio_variance (of r around 1), approx_kl (k3 of KL(p_old || p), whose samples these are). Without
+    `clips` no clip removes a gradient, as on an attacked view, and the first three are left out."""
     ratio, weight = ratio.detach(), target.to(ratio.dtype)
     advantages = zero_off_target(advantages, target)
     above = ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
     below = ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
-    return {
-        "clip_fraction": (above + below, weight),
-        "clip_ratio/low_mean": (below, weight),
-        "clip_ratio/high_mean": (above, weight),
+    clipped = {"clip_fraction": (above + below, weight), "clip_ratio/low_mean": (below, weight), "clip_ratio/high_mean": (above, weight)}
+    return (clipped if clips else {}) | {
         "ratio": (ratio, weight),
         "ratio_variance": ((ratio - 1) ** 2, weight),
         "approx_kl": (divergence.k3(zero_off_target(old, target).detach(), zero_off_target(logprobs, target).detach()), weight),

@@ -29,7 +29,8 @@ class Objective(ABC, Generic[RowsRead]):
     row_types: ClassVar[tuple[type[Rows], ...]] = ()
     """Row containers it reads; a source that builds another one is refused. Empty: any."""
     annotations: ClassVar[frozenset[str]] = frozenset()
-    """Columns that it reads and that are computed once per draw: old_logprobs, old_entropy, ref_logprobs, values, anchor."""
+    """Columns that it reads and that are computed once per draw: old_logprobs, old_entropy, ref_logprobs, values, anchor; or before every
+    update: current_logprobs."""
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset()
     """Metrics, by what stands before their first slash, that a step logs of rows before it has trained on them: of the first of several
     `updates` and `epochs` alone."""

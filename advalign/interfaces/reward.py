@@ -49,6 +49,9 @@ class Reward(ABC):
     scores_whole_draw: ClassVar[bool] = False
     """Scores depend on the whole draw, so every process scores all of it instead of its part of the groups."""
 
+    prices_length: ClassVar[bool] = False
+    """A price on length beside what is judged: `dynamic` does not call a group informative that differs by it alone."""
+
     @property
     def scoring_learner(self) -> str | None:
         """The learner (or frozen copy) with head `score` that gives this reward, if one does."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
@@ -106,6 +106,23 @@ class PolicyObjective(Objective[RolloutRows]):
         assert clean is not None
         old = clean.detach() if rows.old_logprobs is None else rows.old_logprobs
         return clean, old, None if self.view == "clean" else on_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class CovarianceObjective(PolicyObjective):
+    """Abstract base of what chooses tokens by their covariance, before the update, over all of its tokens."""
+
+    annotations: ClassVar[frozenset[str]] = frozenset({"old_logprobs", "current_logprobs"})
+
+    @property
+    def exact_old(self) -> bool:
+        return True
+
+    def covariance(self, rows: RolloutRows) -> Float[Tensor, "B T"]:
+        """(log p_t - mean log p)(A_t - mean A) under the current weights, zero off target."""
+        current = rows.old_logprobs if rows.current_logprobs is None else rows.current_logprobs
+        assert current is not None
+        return policy.covariance(current, rows.advantages, self.target(rows))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 cov_t = (log p_t - mean log p)(A_t - mean A): the tokens that drive entropy down. `fraction` of all tokens, drawn at random among those with
 low_cov < cov_t < high_cov (and whose gradient the clip leaves), lose their loss; the count stays that of all tokens. At least one is drawn.
 
-Differences: covariances are those of the draw (old log-probabilities), not of the current weights, so the split into micro-batches
-does not change the choice; the random choice is keyed by the draw's own tokens. The paper's scripts open the clip to 1 and 1 here.
+Covariances are those of the current weights, taken before the update over all of its tokens (public code: those of a micro-batch, so
+that its size moves the choice); the random choice is keyed by these tokens. The paper's scripts open the clip to 1 and 1 here.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from advalign.errors import ConfigError
 from advalign.functional import policy
-from advalign.objectives._policy import PolicyObjective
+from advalign.objectives._policy import CovarianceObjective
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["ClipCov"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipCov(PolicyObjective):
+class ClipCov(CovarianceObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), without a fraction of the high-covariance tokens."""
 
     clip_low: float = 1.0
@@ -45,19 +45,13 @@ class ClipCov(PolicyObjective):
                 "a fraction is between 0 and 1, and low_cov below high_cov."
             )
 
-    @property
-    def exact_old(self) -> bool:
-        return True
-
     def weights(self, rows: RolloutRows) -> Weights:
         average = super().weights(rows)
         return Weights(average.values * ~self.removed(rows), average.count)
 
     def removed(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         """The tokens whose loss is removed."""
-        assert rows.old_logprobs is not None
-        target = self.target(rows)
-        cov = policy.covariance(rows.old_logprobs, rows.advantages, target)
+        target, cov = self.target(rows), self.covariance(rows)
         candidates = (target & (cov > self.low_cov) & (cov < self.high_cov)).flatten().nonzero().squeeze(1)
         number = min(max(int(self.fraction * int(target.sum())), 1), candidates.numel()) if self.fraction else 0
         # Keyed by content: the same draw loses the same tokens, in a resumed run too.

@@ -44,4 +44,5 @@ class GMPO(PolicyObjective):
         ratio = policy.token_ratio(clean, old, target)
         high = math.expm1(self.clip)
         low = -math.expm1(-self.clip)
-        return Losses(losses * target, policy.policy_metrics(ratio, clean, old, advantages, target, low=low, high=high))
+        clips = attacked is None
+        return Losses(losses * target, policy.policy_metrics(ratio, clean, old, advantages, target, low=low, high=high, clips=clips))

@@ -1,7 +1,8 @@
 """l_t = -r_t A_t, plus beta |log r_t| on the `fraction` of tokens with the largest covariance   (KL-Cov, arXiv:2505.22617, eq. 12).
 
 cov_t = (log p_t - mean log p)(A_t - mean A) over the tokens of the update; at least one token is penalised. Mean over all tokens, no clip.
-Difference: covariances are those of the draw (old log-probabilities), as in `clip_cov`. Paper: fraction 2e-3 (7B) or 2e-4 (32B), beta 1.
+Covariances are those of the current weights, taken before the update over all of its tokens (public code: those of a micro-batch, so
+that its size moves the choice). Paper: fraction 2e-3 (7B) or 2e-4 (32B), beta 1.
 On another view the policy term is -sg(r) A log p(y_t | y_<t, x + delta), and the penalty is on the attacked log-probabilities.
 """
 
@@ -15,14 +16,14 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import policy
 from advalign.functional.logprobs import zero_off_target
-from advalign.objectives._policy import PolicyObjective
+from advalign.objectives._policy import CovarianceObjective
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["KLCov"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLCov(PolicyObjective):
+class KLCov(CovarianceObjective):
     """-r A + beta |log r| on the tokens of largest covariance."""
 
     fraction: float = 2e-3
@@ -35,10 +36,6 @@ class KLCov(PolicyObjective):
         if not 0 < self.fraction <= 1 or self.beta < 0:
             raise ConfigError(f"objectives.kl_cov: fraction {self.fraction}, beta {self.beta}; a fraction is in (0, 1], beta at least 0.")
 
-    @property
-    def exact_old(self) -> bool:
-        return True
-
     def weights(self, rows: RolloutRows) -> Weights:
         """Two losses per token, "B T 2": the surrogate, and the penalty on the tokens of largest covariance."""
         average = super().weights(rows)
@@ -46,9 +43,8 @@ class KLCov(PolicyObjective):
 
     def penalised(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         """The tokens of largest covariance."""
-        assert rows.old_logprobs is not None
         target = self.target(rows)
-        cov = policy.covariance(rows.old_logprobs, rows.advantages, target).masked_fill(~target, -torch.inf)
+        cov = self.covariance(rows).masked_fill(~target, -torch.inf)
         number = min(max(int(self.fraction * int(target.sum())), 1), int(target.sum()))
         penalised = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
         penalised[cov.flatten().topk(number).indices] = True

@@ -45,4 +45,5 @@ class SAPO(PolicyObjective):
         else:
             slope = policy.soft_gate_slope(ratio, advantages, **taus)
             losses = policy.weighted_likelihood(zero_off_target(attacked, target), slope * ratio, advantages)
-        return Losses(losses * target, policy.policy_metrics(ratio, clean, old, advantages, target, low=0.2, high=0.2))
+        metrics = policy.policy_metrics(ratio, clean, old, advantages, target, low=0.2, high=0.2, clips=attacked is None)
+        return Losses(losses * target, metrics)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
@@ -22,6 +23,8 @@ class Length(Reward):
     """b, in tokens."""
     target: int | None = None
     """Length that costs nothing, in tokens."""
+
+    prices_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.buffer <= self.max_length:

@@ -14,7 +14,7 @@ from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.functional.divergence import ESTIMATORS
 from advalign.functional.masks import sampled_tokens
-from advalign.interfaces import Context, RewardPenalty
+from advalign.interfaces import Context, Reward, RewardPenalty
 from advalign.sources._checks import require_positive, require_proper_fraction
 from advalign.types import Example, RolloutGroup, RolloutRows
 
@@ -22,14 +22,25 @@ from advalign.types import Example, RolloutGroup, RolloutRows
 @dataclass(frozen=True, kw_only=True)
 class Dynamic:
     """Dynamic sampling: prompts are drawn and answered until the batch is full of groups whose rewards differ, since equal rewards
-    teach nothing (DAPO, arXiv:2503.14476, section 3.2)."""
+    teach nothing (DAPO, arXiv:2503.14476, section 3.2). As there, correctness decides: a price on length beside it does not count."""
 
     max_batches: int = 10
     """Batches after which the batch is filled up with uninformative groups, and their number is logged (10 in DAPO's code, which
     then stops the run)."""
 
+    by: tuple[str, ...] = ()
+    """The rewards that decide, by their names in the log (`rewards/<name>/mean`). Empty: all but `length`; all if there is no other."""
+
     def __post_init__(self) -> None:
         require_positive("dynamic", max_batches=self.max_batches)
+
+    def deciding(self, rewards: Sequence[Reward], labels: Sequence[str], path: str) -> list[bool]:
+        """Which rewards decide. Raises ConfigError for a name in `by` that is not among the labels of the rewards."""
+        for name in self.by:
+            if name not in labels:
+                raise unknown(f"{path}.dynamic.by", "reward", name, labels)
+        chosen = [label in self.by if self.by else not r.prices_length for r, label in zip(rewards, labels, strict=True)]
+        return chosen if any(chosen) else [True] * len(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

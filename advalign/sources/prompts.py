@@ -25,7 +25,7 @@ from advalign.sources._rollouts import (
     weights,
     without_abstentions,
 )
-from advalign.sources._scoring import LastScaled, are_equal, score, start_scorers, total_reward
+from advalign.sources._scoring import LastScaled, are_equal, reward_labels, score, start_scorers, total_reward
 from advalign.sources._stream import LazyStream, Stream
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
 
@@ -44,7 +44,7 @@ class Prompts(Sampled, RolloutSource):
     """
 
     dynamic: Dynamic | None = None
-    """Refill groups whose rewards are all equal."""
+    """Refill groups whose rewards are all equal, but for a price on length."""
     demonstrations: Demonstrations | None = None
     """Demonstrations as off-policy rows inside the groups."""
     kl: KLPenalty | None = None
@@ -82,6 +82,8 @@ class _Runtime(SourceRuntime[RolloutGroup]):
     def __init__(self, config: Prompts, context: Context, name: str) -> None:
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
+        labels = reward_labels(config.rewards)
+        self.deciding = [True] * len(labels) if config.dynamic is None else config.dynamic.deciding(config.rewards, labels, self.path)
         self.task: Task | None = loading.task_of(config.data)
         self.stream = self._prompts()
         self.scorers = start_scorers(config.rewards, context)
@@ -168,7 +170,12 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         return (informative + constant)[:number]
 
     def _informative(self, group: RolloutGroup) -> bool:
-        return not are_equal([total_reward(r, self.weights) for r in group.rollouts])
+        """Whether the rewards that decide differ within a group."""
+        chosen = [i for i, decides in enumerate(self.deciding) if decides]
+        weights = [self.weights[i] for i in chosen]
+        totals = [total_reward(replace(r, rewards=[r.rewards[i] for i in chosen]), weights) for r in group.rollouts]
+        scored = [total for total in totals if not math.isnan(total)]
+        return bool(scored) and not are_equal(scored)
 
     def _demonstration(self, example: Example, number: int) -> Rollout:
         text = example.reference

@@ -29,7 +29,7 @@ from advalign.types import (
 )
 
 B, T, V, D = 8, 7, 5, 3
-ANNOTATIONS = ("old_logprobs", "old_entropy", "ref_logprobs", "values", "anchor")
+ANNOTATIONS = ("old_logprobs", "current_logprobs", "old_entropy", "ref_logprobs", "values", "anchor")
 Leaves = dict[tuple[str, str], Tensor]  # {(view, need): tensor}
 
 
@@ -71,6 +71,7 @@ def _rollouts(t: Tokens) -> RolloutRows:
         sampler_logprobs=-normal(B, T, seed=4).abs(),
         finished=torch.tensor([1, 0, 1, 1, 1, 1, 0, 1]).bool(),
         old_logprobs=-normal(B, T, seed=5).abs(),
+        current_logprobs=-normal(B, T, seed=11).abs(),
         ref_logprobs=-normal(B, T, seed=6).abs(),
         values=normal(B, T, seed=7),
         returns=normal(B, T, seed=8),

@@ -18,6 +18,7 @@ from advalign.engine.micro import split_groups
 from advalign.engine.plan import Plan
 from advalign.interfaces import check_rows
 from advalign.training.annotate import Annotator, Draw, needed_columns
+from advalign.training.columns import columns
 from advalign.training.context import RunContext
 from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.references import reads_reference
@@ -176,6 +177,7 @@ class TrainingStep:
             splits = {source: self._split(source, r, spec.minibatches, name, repeat, epoch) for source, r in rows.items()}
             for number in range(spec.minibatches):
                 minibatch = {s: r.index(splits[s][number]) for s, r in rows.items() if len(splits[s][number])}
+                minibatch = self._with_current(plan, minibatch, first=(repeat, epoch, number) == (0, 0, 0))
                 key = (args.seed, "update", name, self.step, repeat, epoch, number)
                 logs = runtime.update(
                     plan, minibatch, self.copies.networks, budget=args.token_budget, key=key, measure=measure, train=train
@@ -186,6 +188,18 @@ class TrainingStep:
                     if epoch == 0 or not _before_training(plan, k):
                         values.setdefault(k, []).append(v)
         return {k: sum(v) / len(v) for k, v in values.items()}
+
+    def _with_current(self, plan: Plan, rows: Mapping[str, TokenRows], *, first: bool) -> dict[str, TokenRows]:
+        """The rows with `current_logprobs` where an objective reads them: log-probabilities of the weights as they are now. In the `first`
+        update on what the learner has just sampled they are `old_logprobs`."""
+        result = dict(rows)
+        for source in sorted({o.source for o in plan.objectives.values() if "current_logprobs" in o.columns} & rows.keys()):
+            config, network = self.plan.config["sources"][source], self.context.learners[plan.learner].network
+            if first and config.samples_with == plan.learner and not config.steps_ahead:
+                continue
+            current = columns(network, rows[source], {"logprobs"}, self.args.token_budget, self.context.processes)["logprobs"]
+            result[source] = replace(rows[source], current_logprobs=current)  # type: ignore[call-arg]
+        return result
 
     def _split(self, source: str, rows: TokenRows, number: int, learner: str, repeat: int, epoch: int) -> list[Tensor]:
         """Row numbers of every minibatch: consecutive groups in the first epoch, shuffled groups in the others."""

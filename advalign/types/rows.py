@@ -165,6 +165,8 @@ class RolloutRows(TokenRows):
     """Whether the response ended by itself, and not by the length limit."""
     old_logprobs: Float[Tensor, "B T"] | None = None
     """Annotation: log-probabilities under the policy when the draw was made. None: one update per draw, so the ratio is exactly 1."""
+    current_logprobs: Float[Tensor, "B T"] | None = None
+    """Annotation: log-probabilities under the learner's weights before the update. None: those of `old_logprobs`."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
     """Annotation: log-probabilities under the reference."""
     old_entropy: Float[Tensor, "B T"] | None = None

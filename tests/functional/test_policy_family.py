@@ -271,6 +271,30 @@ def test_kl_cov_holds_the_largest_covariances():
     torch.testing.assert_close(got, want, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("term", [KLCov(**S, fraction=0.05), ClipCov(**S, fraction=0.05, low_cov=0.1, high_cov=5.0)], ids=str)
+def test_tokens_are_chosen_by_the_current_weights_where_they_are_known(term):
+    """Public code: (A - mean A)(log p - mean log p) of the current log p; without the column those of the draw, which are then the same."""
+    rows, new = made(*[6] * 20, per_row=False)
+    choice = term.penalised if isinstance(term, KLCov) else term.removed
+    assert torch.equal(choice(rows), choice(replace(rows, current_logprobs=rows.old_logprobs)))
+    moved = replace(rows, current_logprobs=new)
+    assert torch.equal(choice(moved), choice(replace(rows, old_logprobs=new)))
+    assert not torch.equal(choice(moved), choice(rows))
+    assert "current_logprobs" in term.columns
+
+
+@pytest.mark.parametrize("term", [GRPO, GSPO, SAPO, GMPO, ClipCov, CISPO, LUFFY], ids=lambda cls: cls.__name__)
+def test_clip_metrics_are_left_out_on_an_attacked_view(term):
+    """There the gradient goes through the attacked log-probabilities, also where the ratio is clipped; CISPO caps the weight everywhere."""
+    rows, new = made(4, 5, 3)
+    views = {"clean": Outputs(logprobs=new), "pgd": Outputs(logprobs=new - 0.1)}
+    on_clean = term(**S).losses(rows, views).metrics
+    attacked = term(**{**S, "view": "pgd"}).losses(rows, views).metrics
+    clips = {"clip_fraction", "clip_ratio/low_mean", "clip_ratio/high_mean"}
+    assert clips <= on_clean.keys()
+    assert attacked.keys() == (on_clean.keys() if term is CISPO else on_clean.keys() - clips)
+
+
 # --------------------------------------------------------------------------------- sampler against trainer
 
 

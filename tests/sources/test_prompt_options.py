@@ -26,6 +26,7 @@ from advalign.objectives.sft import SFT
 from advalign.objectives.value import Value
 from advalign.rewards.discriminator import Discriminator
 from advalign.rewards.function import Function
+from advalign.rewards.length import Length
 from advalign.sources._options import Curriculum, Demonstrations, Dynamic, KLPenalty
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Tokens
 
@@ -97,6 +98,45 @@ def test_dynamic_sampling_gives_up_and_says_so(tmp_path):
     assert len(found) == 2
     assert len(context.asked) == 3
     assert runtime.logs["dynamic/informative"] == 0.0
+
+
+def overlong(completions, **_):
+    return [-len(c) / 10 for c in completions]
+
+
+LONG = Length(max_length=3, buffer=3)  # a price of 1/3 per character of these answers
+SAME, RIGHT = ["1", "1.0"], ["1", "0.0"]  # equally right at different lengths; one right and one wrong
+
+
+@pytest.mark.parametrize(
+    ("rewards", "dynamic", "kept"),
+    [
+        ([Function(fn=numeric), LONG], Dynamic(max_batches=6), {"right"}),
+        ([LONG, Function(fn=numeric)], Dynamic(max_batches=6), {"right"}),
+        ([LONG], Dynamic(max_batches=6), {"right", "same"}),  # there is no other reward
+        ([Function(fn=numeric), LONG], Dynamic(max_batches=6, by=("function", "length")), {"right", "same"}),
+        ([Function(fn=numeric), Function(fn=overlong)], Dynamic(max_batches=6, by=("function",)), {"right"}),
+        ([Function(fn=numeric), Function(fn=overlong)], Dynamic(max_batches=6), {"right", "same"}),  # what a function prices is not known
+    ],
+)
+def test_a_price_on_length_alone_makes_no_group_informative(tmp_path, rewards, dynamic, kept):
+    table = {"right": RIGHT, "same": SAME, "equal": ["1", "1"], "none": ["0", "0"]}
+    runtime, _ = source(tmp_path, table, rewards=rewards, dynamic=dynamic, batch_size=4)
+    groups = runtime.draw(0, 0)
+    assert {g.example.prompt for g in groups} == kept
+    assert runtime.logs["dynamic/informative"] == 1.0
+
+
+def test_a_group_whose_deciding_rewards_abstain_is_not_informative(tmp_path):
+    table = {"a": ["1", "1.0"], "b": ["0", "1"]}
+    unsure = Function(fn=lambda completions, prompts, **_: [math.nan if p == "a" else float(c) for p, c in zip(prompts, completions)])
+    runtime, _ = source(tmp_path, table, rewards=[unsure, LONG], dynamic=Dynamic(max_batches=6), batch_size=2)
+    assert {g.example.prompt for g in runtime.draw(0, 0)} == {"b"}
+
+
+def test_a_reward_that_is_to_decide_must_exist(tmp_path):
+    with pytest.raises(ConfigError, match=r"^sources\.s\.dynamic\.by: no reward 'fnction'\. Known: .* Did you mean 'function'"):
+        source(tmp_path, {"a": RIGHT}, rewards=[Function(fn=numeric), LONG], dynamic=Dynamic(by=("fnction",)))
 
 
 # ---------------------------------------------------------------------------------------- demonstrations, gate

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from helpers.runs import chat, discriminator, game, imitation, policy, spy
+from helpers.runs import chat, discriminator, game, imitation, policy, spy, write
 from transformers.optimization import get_scheduler
 
 from advalign import Gate, Ramp, Stage, TrainingArguments
+from advalign.advantages.group import Group
 from advalign.adversaries.free import Free
 from advalign.adversaries.pgd import PGD
 from advalign.engine.micro import split_groups
+from advalign.objectives.clip_cov import ClipCov
+from advalign.objectives.kl_cov import KLCov
 from advalign.objectives.sft import SFT
+from advalign.rewards.function import Function
+from advalign.training.columns import columns
 from advalign.training.run_spec import RunSpec
 
 
@@ -143,3 +148,34 @@ def test_a_ramp_of_the_length_of_the_run_reaches_its_end_in_the_last_step(kind):
     assert values[-1] == pytest.approx(1.0)
     assert values == sorted(values)
     assert values[2] == pytest.approx(0.6)  # half way
+
+
+# ------------------------------------------------------------------------------------------------------- covariances
+
+
+@pytest.mark.parametrize("term", [KLCov, ClipCov])
+def test_covariances_are_those_of_the_weights_before_each_update(term, monkeypatch):
+    """In the first update of a draw they are the old log-probabilities; then those of the network at that moment."""
+    trainer = game(
+        learners={"policy": policy(minibatches=2, epochs=2, learning_rate=0.05)},
+        sources={
+            "write": write(rewards=[Function(fn=lambda completions: [float(len(c)) for c in completions])], advantage=Group(scale="none"))
+        },
+        objectives={"learn": term(source="write")},
+        adversaries={},
+    )
+    seen = []
+
+    def look(runtime, rows):
+        rows = rows["write"]
+        now = columns(runtime.network, rows, {"logprobs"}, 10_000)["logprobs"]
+        seen.append((rows.current_logprobs, rows.old_logprobs, now, rows.tokens.target))
+
+    spy(monkeypatch, before=look)
+    trainer.start()
+    trainer.training_step()
+    assert seen[0][0] is None
+    torch.testing.assert_close(seen[0][1], seen[0][2], rtol=0, atol=1e-12)
+    for current, old, now, target in seen[1:]:
+        torch.testing.assert_close(current, now, rtol=0, atol=1e-12)
+        assert (current - old)[target].abs().max() > 1e-3
