@@ -50,7 +50,7 @@ class Scripted(FakeContext):
         return random.Random(str((self.seed, *key)))
 
     def encoder(self, learner):
-        return SimpleNamespace(response=lambda text: [ord(c) for c in text])
+        return SimpleNamespace(response=lambda text: [ord(c) for c in text], truncation=SimpleNamespace(mode="left"))
 
     def generate(self, learner, examples, n, sampling, key):
         self.asked.append(tuple(e.prompt for e in examples))

@@ -156,11 +156,10 @@ def test_a_ramp_of_the_length_of_the_run_reaches_its_end_in_the_last_step(kind):
 @pytest.mark.parametrize("term", [KLCov, ClipCov])
 def test_covariances_are_those_of_the_weights_before_each_update(term, monkeypatch):
     """In the first update of a draw they are the old log-probabilities; then those of the network at that moment."""
+    longer = Function(fn=lambda completions: [float(len(c)) for c in completions])
     trainer = game(
         learners={"policy": policy(minibatches=2, epochs=2, learning_rate=0.05)},
-        sources={
-            "write": write(rewards=[Function(fn=lambda completions: [float(len(c)) for c in completions])], advantage=Group(scale="none"))
-        },
+        sources={"write": write(rewards=[longer], advantage=Group(scale="none"))},
         objectives={"learn": term(source="write")},
         adversaries={},
     )
