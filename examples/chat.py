@@ -3,8 +3,8 @@ penalty in one step; at the end plain transformers opens what was saved and answ
 
     python examples/chat.py [--model FOLDER_OR_HUB_ID] [--data chat.jsonl] [--smoke]
 
-Without arguments both are made here: sums of two numbers below twenty over two turns behind a system prompt, and a small Llama with a ChatML template,
-saved by transformers as a hub repository is laid out.
+Without arguments both are made here: sums of two numbers below twenty over two turns behind a system prompt, and a small Llama with a
+ChatML template, saved by transformers as a hub repository is laid out.
 """
 
 import argparse
