@@ -142,13 +142,15 @@ class Discrete(UnboundedAdversary[DiscreteState]):
         assert tokens is not None
         reader = reader_of(network.encoder)
         allowed = context.allowed & ~tokens.target if network.head in PER_TOKEN else context.allowed
+        if tokens.role is not None:  # what a chat template writes stays
+            allowed = allowed & (tokens.role >= 0)
         lengths, ends = tokens.lengths.tolist(), torch.where(tokens.target.any(1), tokens.target.int().argmax(1), -1).tolist()
         rows = []
         for length, end, padded, open_places, generator in zip(
             lengths, ends, tokens.ids.tolist(), allowed.tolist(), context.generators, strict=True
         ):
             ids = padded[:length]
-            if any(reader.template) and end >= 0:
+            if tokens.role is None and any(reader.template) and end >= 0:
                 start, stop = reader.content(ids, end)
                 open_places = [ok and (t >= end or start <= t < stop) for t, ok in enumerate(open_places)]
             words = reader.words(ids, open_places)

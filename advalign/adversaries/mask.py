@@ -59,7 +59,9 @@ class Mask(Adversary[Edit]):
         assert context.network is not None
         encoder = context.network.encoder
         _, mask_id = word_masking.mask_token(encoder.tokenizer, self.replace, "mask")
-        words = word_masking.number_words(encoder.tokenizer, context.tokens, context.allowed)
+        role = context.tokens.role  # what a chat template writes stays
+        allowed = context.allowed if role is None else context.allowed & (role >= 0)
+        words = word_masking.number_words(encoder.tokenizer, context.tokens, allowed)
         hidden = [self._draw(number, g) for number, g in zip(words.amax(1).tolist(), context.generators, strict=True)]
         tokens, origin = word_masking.mask_words(context.tokens, words, hidden, mask_id=mask_id, pad_id=encoder.pad_id)
         return Edit(tokens=tokens, origin=origin)

@@ -19,8 +19,7 @@ from advalign.interfaces import Memory, PerturbationContext
 from advalign.models import Network, perturb
 from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
 from advalign.models.padding import pad
-from advalign.types import Edit, Tokens
-from advalign.types.messages import plain_text
+from advalign.types import Edit, Prompt, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class RefusalDirection(UnboundedAdversary[PerturbationContext]):
         return {site: directions[site if self.layer is None else read[0]] for site in ablated}
 
 
-def last_states(network: Network, prompts: Sequence[str], sites: Sequence[str], batch_size: int = 16) -> dict[str, Float[Tensor, "D"]]:
+def last_states(network: Network, prompts: Sequence[Prompt], sites: Sequence[str], batch_size: int = 16) -> dict[str, Float[Tensor, "D"]]:
     """The mean hidden state at the last token of the prompts, per site, without gradient and without dropout."""
     rows = network.encoder.prompts(prompts)
     tokens = pad(rows, [len(ids) for ids in rows], network.encoder.pad_id)
@@ -119,8 +118,8 @@ def _between(harmful: Float[Tensor, "D"], harmless: Float[Tensor, "D"], site: st
 
 
 @lru_cache(maxsize=8)
-def _prompts(reference: str, name: str) -> list[str]:
-    prompts = [plain_text(example.prompt) for example in data.examples(json.loads(reference))]
+def _prompts(reference: str, name: str) -> list[Prompt]:
+    prompts = [example.prompt for example in data.examples(json.loads(reference))]
     if not prompts:
         raise ConfigError(f"refusal.{name}: {reference} holds no prompts.")
     return prompts

@@ -25,6 +25,16 @@ def embedding_gradients(target: Target, examples: Sequence[Example], path: str) 
     return result.gradients["embedding"], tokens
 
 
+def refuse_conversations(examples: Sequence[Example], path: str) -> None:
+    """Refuses what has no offsets of its words: a chat template writes the tokens of a conversation."""
+    example = next((e for e in examples if not isinstance(e.prompt, str)), None)
+    if example is not None:
+        raise ConfigError(
+            f"{path}: words are ranked by gradients, and example '{example.id}' is a conversation, whose words have no places in the "
+            "model's row; use another ranking, or texts."
+        )
+
+
 def _loss(outputs: Outputs, tokens: Tokens, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     logits = outputs.class_logits
     assert logits is not None

@@ -25,12 +25,23 @@ class SuffixEncoder:
         self.space = "" if encoder.decode(tokenizer(" a", add_special_tokens=False)["input_ids"])[:1] == " " else " "
 
     def text(self, prompt: Prompt, suffix: Suffix) -> str:
-        """The text of the prompt that an attack rewrites, with the suffix behind it."""
-        return f"{attackable(prompt)}{self.space}{self.encoder.decode(suffix)}"
+        """The text of the prompt that an attack rewrites, with the suffix behind it. White space at its end that the chat template drops
+        is dropped here."""
+        text = attackable(prompt)
+        if text != text.rstrip() and self._drops_space(prompt):
+            text = text.rstrip()
+        return f"{text}{self.space}{self.encoder.decode(suffix)}"
 
     def prompts(self, prompt: Prompt, suffixes: Sequence[Suffix]) -> list[list[int]]:
         """Ids of the prompt with each suffix."""
         return self.encoder.prompts([with_attackable(prompt, self.text(prompt, s)) for s in suffixes]) if suffixes else []
+
+    def _drops_space(self, prompt: Prompt) -> bool:
+        """Whether the chat template writes the prompt without the white space at the end of its text."""
+        if self.encoder.template is None:
+            return False
+        bare = with_attackable(prompt, attackable(prompt).rstrip())
+        return self.encoder.prompt(bare) == self.encoder.prompt(prompt)
 
     def survivors(self, prompt: Prompt, suffixes: Sequence[Suffix]) -> list[Suffix]:
         """The suffixes whose text is encoded to the prompt, exactly these ids, and the rest of the template."""

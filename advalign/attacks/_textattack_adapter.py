@@ -28,7 +28,7 @@ from textattack.models.wrappers import ModelWrapper
 from textattack.shared import AttackedText, WordEmbedding
 from torch import Tensor
 
-from advalign.attacks._gradients import embedding_gradients
+from advalign.attacks._gradients import embedding_gradients, refuse_conversations
 from advalign.attacks._textattack_patches import nltk_stopwords, patched
 from advalign.attacks._textattack_replacements import (
     HomoglyphSwap,
@@ -64,6 +64,7 @@ class VictimWrapper(ModelWrapper):
 
     def __init__(self, target: Target) -> None:
         self.model, self.num_sent, self.deadline, self.queries = target, 0, math.inf, math.inf
+        self.example = Example(prompt="")  # whose text is attacked
         # A2T reads how many words the model can take.
         self.max_length = target.max_length or 512
 
@@ -73,7 +74,8 @@ class VictimWrapper(ModelWrapper):
         self.num_sent += len(set(text_input_list))  # a target sends equal texts of one call once
         paired = bool(text_input_list) and isinstance(text_input_list[0], tuple)
         texts = [item[0] if paired else item for item in text_input_list]
-        logits = self.model.predict(texts, [item[1] for item in text_input_list] if paired else None)
+        prompts = [self.example.with_text(text).prompt for text in texts]
+        logits = self.model.predict(prompts, [item[1] for item in text_input_list] if paired else None)
         # TextAttack takes rows that sum to 1 (to 1e-6) for probabilities and puts others through a softmax: leave it no choice.
         return torch.softmax(logits.detach().cpu().double(), dim=-1)
 
@@ -84,6 +86,7 @@ class VictimWrapper(ModelWrapper):
         if self.num_sent >= self.queries:
             raise OutOfBudget
         self.num_sent += 1
+        refuse_conversations([self.example], "attacks.textattack.recipe")
         text, pair = text_input if isinstance(text_input, tuple) else (text_input, None)
         (gradient,), tokens = embedding_gradients(self.model, [Example(prompt=text, pair=pair)], "attacks.textattack.recipe")
         return {"ids": tokens.ids, "gradient": gradient.float().cpu().numpy()}
@@ -163,16 +166,17 @@ def offline(resources: Mapping[str, Any]) -> contextlib.AbstractContextManager[N
     return tagged(resources.get("tags"), resources.get("entities"))
 
 
-def run(attack: Any, text: str, pair: str | None, label: int, queries: float, seconds: float) -> tuple[Any, int]:
+def run(attack: Any, example: Example, queries: float, seconds: float) -> tuple[Any, int]:
     """(the best result of the search, texts sent). TextAttack counts hits of its cache as queries; here only what the target was sent
     counts. Raises OutOfBudget when the search wants more than is left."""
     goal, victim = attack.goal_function, attack.goal_function.model
     attack.clear_cache()
-    victim.num_sent, victim.deadline, victim.queries = 0, time.monotonic() + seconds, queries
+    victim.num_sent, victim.deadline, victim.queries, victim.example = 0, time.monotonic() + seconds, queries, example
     goal.query_budget = queries
     attack.search_method.get_goal_results = _count_sent(goal, victim, queries)
+    text, pair = example.text, example.pair
     attacked = AttackedText(text if pair is None else OrderedDict(text=text, pair=pair))
-    first, _ = goal.init_attack_example(attacked, label)
+    first, _ = goal.init_attack_example(attacked, example.label)
     if first.goal_status == SKIPPED:
         return first, victim.num_sent
     return attack.search_method(first), victim.num_sent

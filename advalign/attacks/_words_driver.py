@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.attacks import _words_models as models
-from advalign.attacks._gradients import embedding_gradients
+from advalign.attacks._gradients import embedding_gradients, refuse_conversations
 from advalign.attacks._words_search import SearchStrategy, TextScore, WordSearch
 from advalign.interfaces import Target
 from advalign.types import Budget, Example, Proposal
@@ -61,7 +61,7 @@ def _answer_scores(target: Target, searches: Sequence[WordSearch]) -> None:
     if rows:
         paired = any(search.example.pair is not None for search in searches)
         pairs = [search.example.pair for search, _ in rows] if paired else None
-        scores = torch.log_softmax(target.predict([text for _, text in rows], pairs).detach().cpu().double(), -1)
+        scores = torch.log_softmax(target.predict([search.example.with_text(text).prompt for search, text in rows], pairs).detach().cpu().double(), -1)
         predicted = scores.argmax(-1).tolist()
         for (search, text), score, k in zip(rows, scores.tolist(), predicted, strict=True):
             label = search.example.label
@@ -76,6 +76,7 @@ def _answer_gradients(target: Target, searches: Sequence[WordSearch]) -> None:
     if not searches:
         return
     examples = [search.example for search in searches]
+    refuse_conversations(examples, "attacks.words.rank")
     gradients, _ = embedding_gradients(target, examples, "attacks.words.rank")
     encoder = target.network.encoder
     for search, gradient in zip(searches, gradients.double().cpu(), strict=True):

@@ -16,7 +16,7 @@ from advalign.types import Budget, Example, Proposal
 class ManyShot(Attack):
     """x_n = (u_1, a_1), .., (u_n, a_n), x:  n dialogues before the request   (many-shot jailbreaking, Anil et al., NeurIPS 2024).
 
-    All dialogues are in one user turn.
+    All dialogues are in one user turn; in a conversation, in its last one: an attacker writes that turn, not the assistant's.
     Ours: the dialogues of an example are drawn with its own random stream, without itself among them; an attempt holds as many as fit into
     the model's length beside `reserve` tokens for the answer, and attempts that become equal are one.
     """

@@ -157,7 +157,7 @@ def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream:
     key = hashlib.sha256("\0".join([str(stream), example.text, example.pair or "", str(example.label)]).encode()).digest()
     with seeded(int.from_bytes(key[:8], "big")):
         try:
-            result, sent = adapter.run(attack, example.text, example.pair, example.label, queries, seconds)
+            result, sent = adapter.run(attack, example, queries, seconds)
         except adapter.OutOfBudget:
             spent = attack.goal_function.model.num_sent
             return Proposal(note=f"nothing found within the budget: stopped after {spent} queries")

@@ -92,8 +92,8 @@ class Target:
         """Tokens of a row that the model reads; None: unknown."""
         return None
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
-        """scores: logits, or log-probabilities, of texts, and of their second sentences (None: it has none). Equal texts of one call are
+    def predict(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
+        """scores: logits, or log-probabilities, of texts or conversations, and of their second sentences (None: it has none). Equal ones of one call are
         sent once."""
         raise self._refusal("predict")
 

@@ -155,6 +155,8 @@ class Encoder:
         lines `role: text`. The special tokens `read` are tokens wherever a text spells them."""
         second = [None] * len(texts) if pairs is None else pairs
         rendered = [self.template is not None and isinstance(text, Conversation) for text in texts]
+        if any(chat and pair for chat, pair in zip(rendered, second, strict=True)):
+            raise ConfigError("classify: a conversation with a second text given, for which a template has no place; give one of them.")
         conversations = iter(self._conversations([text for text, chat in zip(texts, rendered, strict=True) if chat]))
         others = [(plain_text(text), pair) for text, pair, chat in zip(texts, second, rendered, strict=True) if not chat]
         plain = iter(self._segments([text for text, _ in others], [pair for _, pair in others], read) if others else ())

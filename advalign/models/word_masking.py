@@ -62,12 +62,13 @@ def mask_words(
 ) -> tuple[Tokens, Int[Tensor, "B T"]]:
     """Rows in which the words `hidden[b]` are one mask token each, and the new position of every token (-1: masked)."""
     origin = torch.full(tokens.ids.shape, -1)
-    rows, targets = [], []
+    rows, targets, sources = [], [], []
     for b, (ids, mask, target, word) in enumerate(
         zip(tokens.ids.tolist(), tokens.mask.tolist(), tokens.target.tolist(), words.tolist(), strict=True)
     ):
         row: list[int] = []
         row_target: list[bool] = []
+        source: list[int] = []
         hidden_words, last = set(hidden[b]), 0
         for t, token in enumerate(ids):
             if not mask[t]:
@@ -76,23 +77,22 @@ def mask_words(
                 if word[t] != last:
                     row.append(mask_id)
                     row_target.append(False)
+                    source.append(t)
                 last = word[t]
                 continue
             origin[b, t] = len(row)
             row.append(token)
             row_target.append(target[t])
+            source.append(t)
         rows.append(row)
         targets.append(row_target)
+        sources.append(source)
     width, device = max(map(len, rows)), tokens.ids.device
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
     mask = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
     target = torch.tensor([row_target + [False] * (width - len(row_target)) for row_target in targets], device=device)
-    source = torch.full(ids.shape, -1)
-    for b, positions in enumerate(origin.tolist()):
-        for old, new in enumerate(positions):
-            if new >= 0:
-                source[b, new] = old
-    return tokens.moved(source.to(device), ids=ids, mask=mask, target=target), origin.to(device)
+    belongs = torch.tensor([source + [-1] * (width - len(source)) for source in sources], device=device)  # a mask, to its word
+    return tokens.moved(belongs, ids=ids, mask=mask, target=target), origin.to(device)
 
 
 def _drop_words(word: Int[Tensor, "T"], closed: Collection[int]) -> Int[Tensor, "T"]:

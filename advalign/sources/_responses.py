@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
-from advalign.types import Example
+from advalign.types import Conversation, Example, Message, Prompt
+from advalign.types.messages import conversation
 
 
 def with_response(example: Example, task: Task | None, rng: random.Random, path: str) -> Example:
@@ -18,6 +21,17 @@ def with_response(example: Example, task: Task | None, rng: random.Random, path:
     if response is None:
         raise ConfigError(f"{path}: row '{example.id}' has no response; name its column with columns: {{response: ...}}.")
     return replace(example, meta={**example.meta, "response": response})
+
+
+def other_prompt(example: Example, value: str | Sequence[Message | Mapping[str, Any]], path: str) -> Prompt:
+    """Another prompt for the example, as data carries it: messages, or a text, which in a conversation takes the place of the last turn of
+    the user. Tools and arguments of the chat template stay."""
+    if isinstance(value, str):
+        return example.with_text(value).prompt
+    other = conversation(value, path=path)
+    if not isinstance(example.prompt, Conversation):
+        return other
+    return replace(example.prompt, messages=other.messages)
 
 
 def is_plain_text(example: Example) -> bool:

@@ -16,6 +16,7 @@ from advalign.interfaces import Target
 from advalign.sources._checks import require_positive
 from advalign.sources._game import Injection
 from advalign.types import Example, Prompt
+from advalign.types.messages import attackable
 
 FLOOR = 1e-6  # of a measured probability, whose logarithm an attack reads
 
@@ -92,7 +93,7 @@ class Solver(Target):
         """The problems as examples of class 1."""
         return [Example(prompt=e.text, id=e.id, label=1, pair=str(i)) for i, e in enumerate(self.problems)]
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Tensor:
+    def predict(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None) -> Tensor:
         """Log-probabilities "B 2" of failing and solving."""
         numbers = [int(pair) for pair in pairs or () if pair is not None]
         if len(numbers) < len(texts):

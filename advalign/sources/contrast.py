@@ -14,8 +14,9 @@ from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.sources._checks import require_fraction
 from advalign.sources._corrupt import CORRUPTIONS, corrupt
 from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
+from advalign.sources._responses import other_prompt
 from advalign.types import Example, LabelRows, Prompt, Response, Rows
-from advalign.types.messages import conversation, is_messages, response_text
+from advalign.types.messages import is_messages, response_text
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -155,7 +156,7 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         text, column = response_text(example.meta["response"]), example.meta.get("rejected_prompt")
         if column:
             prompt = column if isinstance(column, str) or is_messages(column) else rng.choice(list(column))
-            return conversation(prompt) if is_messages(prompt) else str(prompt)
+            return other_prompt(example, prompt, f"sources.{self.name}: rejected_prompt of '{example.id}'")
         if self.config.swap and rng.random() < self.config.swap:
             others = self.context.source(self.config.real).sample(16, rng)
             for other in others:

@@ -10,9 +10,9 @@ import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Task
-from advalign.sources._responses import wrong_response
+from advalign.sources._responses import other_prompt, wrong_response
 from advalign.sources._stream import ListSource
-from advalign.types import Example, PairRows, Rows
+from advalign.types import Conversation, Example, PairRows, Prompt, Rows
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -58,7 +58,7 @@ class Pairs(ListSource):
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> PairRows:
         sides = ("chosen", "chosen_prompt"), ("rejected", "rejected_prompt")
-        rows = [(e.meta.get(prompt, e.prompt), e.meta[text], i) for i, e in enumerate(items) for text, prompt in sides]
+        rows = [(_prompt(e, prompt), e.meta[text], i) for i, e in enumerate(items) for text, prompt in sides]
         prompts, texts, group = (list(column) for column in zip(*rows, strict=True))
         margins = [e.meta.get("margin") for e in items for _ in range(2)]
         return PairRows(
@@ -66,6 +66,14 @@ class Pairs(ListSource):
             tokens=encoder.scored_pairs(prompts, texts, [True] * len(texts), group),
             margin=torch.tensor([m or 0.0 for m in margins]) if any(m is not None for m in margins) else None,
         )
+
+
+def _prompt(example: Example, column: str) -> Prompt:
+    """The prompt of one side, where the data gives it one of its own."""
+    value = example.meta.get(column)
+    if value is None or isinstance(value, Conversation):
+        return example.prompt if value is None else value
+    return other_prompt(example, value, f"sources.pairs: {column} of '{example.id}'")
 
 
 def _margin(example: Example, path: str) -> float | None:

@@ -39,7 +39,8 @@ class BlackBoxModel(ABC):
 
 
 class AnsweringClassifier(BlackBoxModel):
-    """`function(texts)`, or `function(texts, pairs)`, returns one row of scores per text, the largest of which is its prediction."""
+    """`function(texts)`, or `function(texts, pairs)`, returns one row of scores per text, the largest of which is its prediction. A
+    conversation is given as its messages, which are mappings."""
 
     head = "classifier"
 
@@ -53,7 +54,7 @@ class AnsweringClassifier(BlackBoxModel):
 
 
 class AnsweringGenerator(BlackBoxModel):
-    """`function(prompts)` returns one response per prompt."""
+    """`function(prompts)` returns one response per prompt: a text, or for a conversation its messages, which are mappings."""
 
     head = "policy"
 
@@ -84,7 +85,7 @@ class BlackBoxClassifierTarget(BlackBoxTarget):
         super().__init__(model)
         self.cache = cache
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
+    def predict(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
         """Scores. Equal texts of one call are sent once; cached ones are not sent."""
         rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
         distinct = list(dict.fromkeys(rows))
@@ -105,7 +106,7 @@ class BlackBoxClassifierTarget(BlackBoxTarget):
         return torch.cat(parts)[torch.tensor([*single, *paired]).argsort()]
 
     def _call(self, rows: Sequence[Row]) -> Float[Tensor, "B C"]:
-        texts, pairs = [text for text, _ in rows], [pair for _, pair in rows if pair is not None]
+        texts, pairs = [as_read(text) for text, _ in rows], [pair for _, pair in rows if pair is not None]
         values = self.model.function(texts, pairs) if pairs else self.model.function(texts)
         scores = torch.as_tensor(values).detach().float().cpu()
         if scores.ndim != 2 or scores.shape[0] != len(rows):

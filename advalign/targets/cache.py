@@ -1,6 +1,7 @@
 """Answers of a classifier, kept on disk by text, so that a second attack or a second run does not ask again."""
 
 import hashlib
+import json
 import os
 import sqlite3
 import struct
@@ -11,8 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Row = tuple[str, str | None]
-"""A text and its second sentence, if it has one."""
+from advalign.types import Conversation, Prompt
+from advalign.types.messages import to_plain
+
+Row = tuple[Prompt, str | None]
+"""A text or a conversation, and its second sentence, if it has one."""
 
 
 class AnswerCache:
@@ -65,7 +69,9 @@ class AnswerCache:
 
     def _key(self, row: Row) -> bytes:
         text, pair = row
+        if isinstance(text, Conversation):
+            text = "\0".join(["conversation", json.dumps(to_plain(text), default=str)])
         return hashlib.sha256("\0".join([self.fingerprint, text, *([] if pair is None else [pair])]).encode()).digest()
 
 
-__all__ = ["AnswerCache"]
+__all__ = ["AnswerCache", "Row"]

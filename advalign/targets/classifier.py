@@ -11,7 +11,7 @@ from advalign.targets.cache import AnswerCache, Row
 from advalign.targets.ensemble import Ensemble
 from advalign.targets.examples import paired_texts
 from advalign.targets.target import NetworkTarget
-from advalign.types import Example, Outputs, Tokens
+from advalign.types import Example, Outputs, Prompt, Tokens
 
 
 class ClassifierTarget(NetworkTarget):
@@ -25,7 +25,7 @@ class ClassifierTarget(NetworkTarget):
     def tokens(self, examples: Sequence[Example]) -> Tokens:
         return self.network.encoder.classify([e.prompt for e in examples], paired_texts(examples))
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
+    def predict(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
         """Logits. Equal texts of one call are sent once."""
         rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows))}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
-from advalign.types import Edit, Outputs, Tokens
+from advalign.types import Edit, Outputs, Prompt, Tokens
 
 COMBINATIONS = ("vote", "mean")
 
@@ -80,7 +80,7 @@ class Ensemble(Network, ABC):
             rows.append(self._combined(torch.cat(self._logits(row, row_edits))))
         return Outputs(class_logits=torch.stack(rows))
 
-    def answer(self, texts: Sequence[str], pairs: Sequence[str | None] | None, batch_tokens: int) -> EnsembleAnswers:
+    def answer(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None, batch_tokens: int) -> EnsembleAnswers:
         """With `changes_text`: answers to texts, from their changed copies."""
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.engine.rng import generator
+from advalign.errors import ConfigError
 from advalign.interfaces import Edits
 from advalign.models.endings import StopRule
 from advalign.rollout.hf import HF
@@ -73,6 +74,7 @@ class GeneratorTarget(NetworkTarget):
         """Greedy responses to prompts whose hidden states are edited, recomputed token by token (an edit has no key-value cache)."""
         encoder, rule = self.network.encoder, StopRule(self.network)
         prompts = [encoder.prompt(e.prompt) for e in examples]
+        self._check_beginnings(examples, prompts, edits)
         cropped = [{site: add[: len(p)] for site, add in edit.items()} for p, edit in zip(prompts, edits, strict=True)]
         responses: list[list[int]] = [[] for _ in examples]
         unfinished = list(range(len(examples)))
@@ -91,6 +93,20 @@ class GeneratorTarget(NetworkTarget):
             if not unfinished:
                 break
         return [rule.text(response, rule.ends(response)) for response in responses]
+
+    def _check_beginnings(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], edits: Sequence[Edits]) -> None:
+        """Refuses edits that were sought on other tokens than a response follows: a template may write a closed conversation otherwise."""
+        if all(isinstance(e.prompt, str) for e in examples):
+            return
+        rows = self.tokens(examples).ids.tolist()
+        for example, prompt, row, edit in zip(examples, prompts, rows, edits, strict=True):
+            ends = [int(places[-1]) + 1 for add in edit.values() if len(places := add.abs().sum(1).nonzero())]
+            end = min(max(ends, default=0), len(prompt))
+            if list(prompt[:end]) != row[:end]:
+                raise ConfigError(
+                    f"chat_template: it writes the turns of example '{example.id}' otherwise before a response than with one behind them, "
+                    "so an edit of its hidden states is about other tokens; use attacks on texts."
+                )
 
 
 def _mean_nll(outputs: Outputs, tokens: Tokens) -> Float[Tensor, "B"]:

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.errors import ConfigError
 from advalign.functional.certify import ranmask_num_kept
 from advalign.models import Network, word_masking
 from advalign.targets import random_copies
 from advalign.targets.classifier import ClassifierTarget
 from advalign.targets.ensemble import Ensemble, EnsembleAnswers
-from advalign.types import Edit, Tokens
+from advalign.types import Edit, Prompt, Tokens
 
 
 class Smoothed(Ensemble):
@@ -74,13 +75,15 @@ class RanMask(Ensemble):
         self.mask_text, self.mask_id = word_masking.mask_token(network.encoder.tokenizer, replace, "RanMask")
 
     def answer(
-        self, texts: Sequence[str], pairs: Sequence[str | None] | None, batch_tokens: int = random_copies.BATCH_TOKENS
+        self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None, batch_tokens: int = random_copies.BATCH_TOKENS
     ) -> EnsembleAnswers:
         """Logits of texts from their masked copies; equal copies of a text run once."""
         inner = ClassifierTarget(self.network, batch_tokens=batch_tokens)
         inner.read = [self.mask_text]
         rows = []
         for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ConfigError("RanMask: a conversation given; its copies are masked texts, so give texts.")
             pair = None if pairs is None else pairs[i]
             words = text.split()
             kept = ranmask_num_kept(len(words), rate=self.rate)

@@ -22,8 +22,8 @@ from advalign.training import discriminator_evaluation
 from advalign.training.columns import columns
 from advalign.training.context import RunContext
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
-from advalign.types import DemoRows, Example, Response, RolloutGroup, Sampling, Tokens
-from advalign.types.messages import plain_text, response_text
+from advalign.types import DemoRows, Example, Prompt, Response, RolloutGroup, Sampling, Tokens
+from advalign.types.messages import response_text
 
 RIGHT = 1 - 1e-9
 """The verified score from which a response counts as solved."""
@@ -233,6 +233,6 @@ def _column(network: Network, tokens: Tokens, need: str, budget: int) -> torch.T
     return columns(network, DemoRows(tokens=tokens), {need}, budget)[need].float()
 
 
-def _texts(examples: list[Example]) -> tuple[list[str], list[str | None] | None]:
+def _texts(examples: list[Example]) -> tuple[list[Prompt], list[str | None] | None]:
     pairs = [e.pair for e in examples] if any(e.pair is not None for e in examples) else None
-    return [plain_text(e.prompt) for e in examples], pairs
+    return [e.prompt for e in examples], pairs

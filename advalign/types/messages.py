@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, unknown
 
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of messages; `Tokens.roles` holds their numbers."""
 SYNONYMS = {"developer": "system", "human": "user", "gpt": "assistant", "function": "tool", "ipython": "tool"}
 """Other names of roles, for `role_number`; a message keeps the name that it has, which its template reads."""
+
+
+ATTACKED_TURNS = ("user", "tool", "system")
+"""Roles whose turns attacks can rewrite."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Conversation:
     """JSON schemas of the tools that the assistant may call."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the chat template for this conversation, such as enable_thinking."""
+    attacked_turn: str = "user"
+    """Role of the messages of which an attack rewrites the last: user, or tool or system where they are what an attacker writes."""
 
     def __hash__(self) -> int:
         return hash((self.messages, _canonical([self.tools, self.chat_template_kwargs])))
@@ -141,7 +147,7 @@ def as_read(prompt: Prompt) -> str | list[dict[str, Any]]:
 
 def attackable(prompt: Prompt) -> str:
     """The text of a prompt that an attack rewrites: the prompt, or the last turn of the user (without one: the last turn that is
-    not an assistant's)."""
+    not an assistant's); of a conversation with another `attacked_turn` the last turn of that role."""
     return prompt if isinstance(prompt, str) else prompt.messages[_attackable_turn(prompt)].content or ""
 
 
@@ -155,11 +161,25 @@ def with_attackable(prompt: Prompt, text: str) -> Prompt:
     return replace(prompt, messages=tuple(messages))
 
 
+def with_attacked_turn(prompt: Prompt, role: str, path: str) -> Prompt:
+    """The prompt, of which attacks rewrite the last turn of a role; `path`: what chose the role, in errors."""
+    if role not in ATTACKED_TURNS:
+        raise unknown(path, "role", role, ATTACKED_TURNS)
+    if role == "user":
+        return prompt
+    if isinstance(prompt, str):
+        raise ConfigError(f"{path}: '{role}' given, and the prompt '{_excerpt(prompt)}' is a text, which is the user's; give messages.")
+    moved = replace(prompt, attacked_turn=role)
+    _attackable_turn(moved)
+    return moved
+
+
 def to_plain(value: Any) -> Any:
     """A prompt or a response as plain values, for JSON; texts stay texts."""
     if isinstance(value, Conversation):
-        turns = {"messages": [m.to_dict() for m in value.messages]}
-        return turns | {"tools": list(value.tools), "chat_template_kwargs": dict(value.chat_template_kwargs)}
+        turns: dict[str, Any] = {"messages": [m.to_dict() for m in value.messages]}
+        turns |= {"tools": list(value.tools), "chat_template_kwargs": dict(value.chat_template_kwargs)}
+        return turns if value.attacked_turn == "user" else turns | {"attacked_turn": value.attacked_turn}
     if isinstance(value, tuple) and all(isinstance(m, Message) for m in value):
         return {"response": [m.to_dict() for m in value]}
     return value
@@ -169,17 +189,21 @@ def from_plain(value: Any) -> Any:
     """The inverse of `to_plain`."""
     if isinstance(value, Mapping) and "response" in value:
         return tuple(message(m) for m in value["response"])
-    return conversation(**value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    attacked_turn = value.get("attacked_turn", "user")
+    fields = {name: x for name, x in value.items() if name != "attacked_turn"}
+    return replace(conversation(**fields), attacked_turn=attacked_turn)
 
 
 def _attackable_turn(prompt: Conversation) -> int:
-    for roles in ((1,), (-1, 0, 1, 3)):
+    attacked = ROLES.index(prompt.attacked_turn)
+    for roles in ((1,), (-1, 0, 1, 3)) if prompt.attacked_turn == "user" else ((attacked,),):
         turns = [i for i, m in enumerate(prompt.messages) if m.role_number in roles]
         if turns:
             return turns[-1]
-    raise ConfigError(
-        f"attack: the conversation '{_excerpt(str(prompt))}' has no turn but the assistant's, so there is nothing to rewrite."
-    )
+    turn = "turn but the assistant's" if prompt.attacked_turn == "user" else f"{prompt.attacked_turn} turn"
+    raise ConfigError(f"attack: the conversation '{_excerpt(str(prompt))}' has no {turn}, so there is nothing to rewrite.")
 
 
 def _content(value: Any, path: str) -> str | None:

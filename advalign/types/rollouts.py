@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from advalign.errors import ConfigError
-from advalign.types.messages import Prompt, attackable, from_plain, response_text, to_plain, with_attackable
+from advalign.types.messages import (
+    Conversation,
+    Prompt,
+    attackable,
+    conversation,
+    from_plain,
+    is_messages,
+    response_text,
+    to_plain,
+    with_attackable,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +25,7 @@ class Example:
     """One prompt to respond to, or one text to classify."""
 
     prompt: Prompt
-    """The prompt, a text or a conversation; of a classification the text."""
+    """The prompt, a text or a conversation (or its messages, which become one); of a classification what is classified."""
     answer: str | None = None
     """The reference answer."""
     id: str = ""
@@ -30,6 +40,10 @@ class Example:
     """Second sentence of a classification (NLI)."""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its row under the data's own column names; empty for a task's examples."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str | Conversation) and is_messages(self.prompt):
+            object.__setattr__(self, "prompt", conversation(self.prompt, path=f"example '{self.id}': prompt"))
 
     @property
     def text(self) -> str:

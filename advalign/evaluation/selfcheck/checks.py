@@ -104,7 +104,7 @@ def constant(bench: Bench) -> Check:
 def logits(bench: Bench) -> Check:
     """Outputs of a classifier that are probabilities (or their logarithms) already: rows of its answers that sum to 1."""
     probe = bench.probe
-    rows = probe.target.predict([e.text for e in probe.examples], paired_texts(probe.examples)).double()
+    rows = probe.target.predict([e.prompt for e in probe.examples], paired_texts(probe.examples)).double()
     sums = {"softmax": rows.sum(1), "log-softmax": rows.exp().sum(1)}
     fractions = {name: ((x - 1).abs() < 1e-3).double().mean().item() for name, x in sums.items()}
     nonnegative = bool((rows >= 0).all()) and rows.shape[1] > 1
@@ -177,7 +177,7 @@ def outputs(bench: Bench) -> Check:
     status = max(grade(rates[0], 0.05, 0.25), grade(rates[1], 0.25, 2.0), key=ORDER.index)
     return check_result(
         "outputs",
-        "fail" if utility.constant(clean, [e.text for e in probe.examples]) else status,
+        "fail" if utility.constant(clean, [str(e.prompt) for e in probe.examples]) else status,
         {"degenerate, clean": rates[0], "degenerate, attacked": rates[1], "most frequent answer": same},
         "Answers are words, and differ from prompt to prompt.",
         "Empty, repeating or constant answers are not robust ones, and gibberish under attack is not a success: count them separately.",

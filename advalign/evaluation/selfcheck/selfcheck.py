@@ -235,7 +235,7 @@ def _predictions(target: NetworkTarget, examples: Sequence[Example]) -> list[str
         raise ConfigError(f"self-check: example '{unlabelled}' has no label; a classifier is checked on labels.")
     if not examples:
         return []
-    return [str(k) for k in target.predict([e.text for e in examples], paired_texts(examples)).argmax(1).tolist()]
+    return [str(k) for k in target.predict([e.prompt for e in examples], paired_texts(examples)).argmax(1).tolist()]
 
 
 def _detached(bench: Bench) -> str:

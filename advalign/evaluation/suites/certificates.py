@@ -113,8 +113,9 @@ class Smoothing(CertificateMethod):
 class Masking(CertificateMethod):
     """p_A - beta Delta > 1/2, Delta = 1 - C(T - d, k) / C(T, k): no change of d words alters the vote   (RanMASK, arXiv:2105.03743).
 
-    Words are separated by white space; each may become any other word, and their number stays. Only the prompt of a pair is masked. A
-    text with at most `n` sets of k kept words is answered by all of them: then p_A is exact.
+    Words are separated by white space; each may become any other word, and their number stays. Only the prompt of a pair is masked, and
+    of a conversation the turn that attacks rewrite. A text with at most `n` sets of k kept words is answered by all of them: then p_A is
+    exact.
     """
 
     rate: float = 0.7
@@ -155,7 +156,7 @@ class Masking(CertificateMethod):
         kept = certify.ranmask_num_kept(len(words), rate=self.rate)
 
         def votes(sets: Sequence[frozenset[int]]) -> tuple[Int[Tensor, "N"], Int[Tensor, "C"]]:
-            copies = [random_copies.mask_words(words, chosen, mask) for chosen in sets]
+            copies = [example.with_text(random_copies.mask_words(words, chosen, mask)).prompt for chosen in sets]
             logits = target.predict(copies, None if example.pair is None else [example.pair] * len(copies))
             classes = logits.argmax(1)
             return classes, classes.bincount(minlength=logits.shape[1])

@@ -33,7 +33,7 @@ class ClassifierChecker(AnswerChecker):
         self.target, self.names = target, tuple(names)
 
     def clean(self, examples: Sequence[Example]) -> list[Judgement]:
-        logits = self._logits(examples, [e.text for e in examples])
+        logits = self._logits(examples)
         for example in examples:
             if example.label is None or not 0 <= example.label < logits.shape[1]:  # of a model known by its answers
                 raise ConfigError(
@@ -46,14 +46,13 @@ class ClassifierChecker(AnswerChecker):
     def after(
         self, examples: Sequence[Example], before: Sequence[Judgement], proposals: Sequence[Proposal], key: Sequence[object] = ()
     ) -> list[list[Judgement]]:
-        rows = [(i, text) for i, (e, p) in enumerate(zip(examples, proposals, strict=True)) for text in attempted_texts(e, p)]
-        logits = self._logits([examples[i] for i, _ in rows], [text for _, text in rows])
-        edited = [r for r, (i, _) in enumerate(rows) if proposals[i].edits is not None]
+        rows = [(i, e.with_text(t)) for i, (e, p) in enumerate(zip(examples, proposals, strict=True)) for t in attempted_texts(e, p)]
+        moved, order = [example for _, example in rows], [i for i, _ in rows]
+        logits = self._logits(moved)
+        edited = [r for r, i in enumerate(order) if proposals[i].edits is not None]
         if edited:
-            moved = [examples[i].with_text(text) for i, text in (rows[r] for r in edited)]
-            logits[edited] = self.target.predict_edited(moved, [proposals[rows[r][0]].edits or {} for r in edited])
-        judgements = self._judgements([examples[i] for i, _ in rows], logits)
-        return group_by_example(len(examples), [i for i, _ in rows], judgements)
+            logits[edited] = self.target.predict_edited([moved[r] for r in edited], [proposals[order[r]].edits or {} for r in edited])
+        return group_by_example(len(examples), order, self._judgements(moved, logits))
 
     def utility(
         self, examples: Sequence[Example], judgements: Sequence[Judgement], benign_answers: Sequence[str] = ()
@@ -88,8 +87,8 @@ class ClassifierChecker(AnswerChecker):
         """What a class is called in results."""
         return self.names[index] if index is not None and index < len(self.names) else str(index)
 
-    def _logits(self, examples: Sequence[Example], texts: Sequence[str]) -> Float[Tensor, "B C"]:
-        return self.target.predict(texts, paired_texts(examples)).clone()
+    def _logits(self, examples: Sequence[Example]) -> Float[Tensor, "B C"]:
+        return self.target.predict([e.prompt for e in examples], paired_texts(examples)).clone()
 
     def _judgements(self, examples: Sequence[Example], logits: Float[Tensor, "B C"]) -> list[Judgement]:
         chosen = logits.argmax(1).tolist()

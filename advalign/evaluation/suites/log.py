@@ -84,10 +84,12 @@ def suite_fingerprint(suite: Suite, model: Network | BlackBoxModel, examples: Se
 
 
 def model_fingerprint(model: Network | BlackBoxModel) -> str:
-    """A hash of every weight, and of the vocabulary of its tokenizer."""
+    """A hash of every weight, of the vocabulary of its tokenizer, and of its chat template and the template's arguments."""
     digest = hashlib.sha256(model.head.encode())
     if isinstance(model, Network):
         digest.update(repr(sorted(model.encoder.tokenizer.get_vocab().items())).encode())
+        if model.encoder.template is not None:
+            digest.update(repr((model.encoder.tokenizer.chat_template, sorted(model.encoder.settings.items()))).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

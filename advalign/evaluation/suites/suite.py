@@ -4,7 +4,7 @@ the same file, bit for bit."""
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.targets.black_box import check_access
 from advalign.targets.examples import class_names, labelled_reader, with_label_indices
 from advalign.types import AttackResult, Budget, Example, Sampling
+from advalign.types.messages import with_attacked_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,9 @@ class Suite:
     """Prompts that should be answered, beside those that should not."""
     seen: Sequence[str] = ()
     """Names of attacks used in training; the others are reported apart."""
+    attacked_turn: str = field(default="user", repr=False)
+    """Of prompts that are conversations: the role whose last turn attacks on texts rewrite. user; tool or system where an attacker writes
+    there (injected instructions)."""
 
     def __post_init__(self) -> None:
         for name in self.seen:
@@ -151,6 +155,7 @@ class Suite:
             examples = read_examples(self.data, loading.demonstrations if self.judge is None else loading.examples, seed=self.seed)
         if not examples:
             raise ConfigError("suite.data: no examples.")
+        examples = [replace(e, prompt=with_attacked_turn(e.prompt, self.attacked_turn, "suite.attacked_turn")) for e in examples]
         repeated = len(examples) - len({e.id for e in examples})
         if repeated:
             raise ConfigError(f"suite.data: {repeated} examples share the id of another; ids name the lines of results.jsonl.")
