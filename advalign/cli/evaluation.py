@@ -40,6 +40,7 @@ Kind = Annotated[str, typer.Option(help="An attack: see advalign list attacks.")
 Label = Annotated[str | None, typer.Option(help="The right class of the text, its index or its name (classifiers).")]
 Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
 TargetText = Annotated[str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")]
+System = Annotated[str | None, typer.Option(help="The system's message before the text, which is then the user's turn of a conversation.")]
 Options = Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")]
 
 
@@ -90,6 +91,7 @@ def attack(
     label: Label = None,
     answer: Answer = None,
     target: TargetText = None,
+    system: System = None,
     options: Options = None,
     learner: Learner = None,
     device: Device = None,
@@ -98,13 +100,14 @@ def attack(
     from advalign import builder, config, interfaces
     from advalign.evaluation.suites.suite import Suite
     from advalign.judges import PrefixJudge
-    from advalign.types import Example
+    from advalign.types import Conversation, Example, Message
 
     if answer is not None and target is not None:
         raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
     meta = ({} if target is None else {"response": target}) | ({} if label is None else {"label": label})
+    prompt = text if system is None else Conversation((Message("system", system), Message("user", text)))
     suite = Suite(
-        data=[Example(prompt=text, answer=answer, meta=meta)],
+        data=[Example(prompt=prompt, answer=answer, meta=meta)],
         attacks={kind: builder.build_plugin(interfaces.Attack, {"kind": kind} | config.dotted(options or []), "attack")},
         examples=1,
         judge=None if target is None else PrefixJudge(text=target),

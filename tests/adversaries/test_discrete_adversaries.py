@@ -191,7 +191,7 @@ def test_capitals_follow_the_word():
 
 def test_the_chat_template_is_not_the_prompt():
     enc = encoder("words")
-    enc.tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }} film{% endfor %}"
+    enc.tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }} film {% endfor %}"
     tokens = enc.demos(["good movie", "boring acting is bad"], ["fine", "fine"])
     reader = words_of.reader_of(enc)
     for ids, target, words in zip(tokens.ids.tolist(), tokens.target, (2, 4), strict=True):

@@ -77,7 +77,7 @@ def test_what_is_forced_is_not_heard_and_what_the_model_adds_is_judged():
 def test_a_chat_template_comes_before_what_is_forced():
     """The template writes "plus" behind the prompt; the assistant's turn begins with "two": what comes next is the model's."""
     network = copy.deepcopy(victims.generator_model())
-    network.encoder.tokenizer = copy.deepcopy(network.encoder.tokenizer)
+    network.encoder = Encoder(copy.deepcopy(network.encoder.tokenizer), max_length=network.encoder.max_length)
     network.encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} plus {% endfor %}"
     example = Example(prompt="one", answer="two three", id="a", verify=lambda text: 0.0)
     words = [network.encoder.tokenizer(w)["input_ids"][0] for w in ("one", "plus", "two")]

@@ -14,6 +14,7 @@ from advalign.attacks import _token_steps as steps
 from advalign.attacks._suffix_search import suffix_proposal
 from advalign.attacks._token_search import Aim, TokenSearchRun
 from advalign.errors import BudgetError, ConfigError
+from advalign.models.encode import Encoder
 from advalign.targets import GeneratorTarget
 from advalign.types import Budget, Example, Sampling
 
@@ -194,7 +195,7 @@ def test_random_search_climbs_though_the_bare_prompt_is_better(monkeypatch):
 def test_a_suffix_that_begins_like_the_template_s_end_does_not_mislead():
     """Behind the prompt the template writes "plus": a suffix "plus plus" is found one token too far back, but not the anchor."""
     net = copy.deepcopy(network())
-    net.encoder.tokenizer = copy.deepcopy(net.encoder.tokenizer)
+    net.encoder = Encoder(copy.deepcopy(net.encoder.tokenizer), max_length=net.encoder.max_length)
     net.encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} plus {% endfor %}"
     example = Example(prompt="one", answer="two", id="a")
     search = TokenSearchRun(GeneratorTarget(net), [example], Aim(length=2, initial="plus"), Budget(), random.Random(0))
