@@ -61,7 +61,9 @@ def _answer_scores(target: Target, searches: Sequence[WordSearch]) -> None:
     if rows:
         paired = any(search.example.pair is not None for search in searches)
         pairs = [search.example.pair for search, _ in rows] if paired else None
-        scores = torch.log_softmax(target.predict([search.example.with_text(text).prompt for search, text in rows], pairs).detach().cpu().double(), -1)
+        scores = torch.log_softmax(
+            target.predict([search.example.with_text(text).prompt for search, text in rows], pairs).detach().cpu().double(), -1
+        )
         predicted = scores.argmax(-1).tolist()
         for (search, text), score, k in zip(rows, scores.tolist(), predicted, strict=True):
             label = search.example.label

@@ -93,8 +93,8 @@ class Target:
         return None
 
     def predict(self, texts: Sequence[Prompt], pairs: Sequence[str | None] | None = None) -> Float[Tensor, "B C"]:
-        """scores: logits, or log-probabilities, of texts or conversations, and of their second sentences (None: it has none). Equal ones of one call are
-        sent once."""
+        """scores: logits, or log-probabilities, of texts or conversations, and of their second sentences (None: it has none). Equal ones
+        of one call are sent once."""
         raise self._refusal("predict")
 
     def fits(self, prompt: Prompt) -> bool:

@@ -101,6 +101,6 @@ class Solver(Target):
                 "sources.adversarial_prompts.attack: this attack does not say which problem a text belongs to; use attack words."
             )
         self.num_queries += len(texts)
-        questions = [(self.problems[i], text) for text, i in zip(texts, numbers, strict=True)]
+        questions = [(self.problems[i], attackable(text)) for text, i in zip(texts, numbers, strict=True)]
         solved = torch.tensor(self._measure(questions), dtype=torch.float64).clamp(0, 1)
         return torch.stack([1 - solved, solved], 1).clamp(min=FLOOR).log()
