@@ -7,9 +7,11 @@ from tokenizers.models import WordLevel
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from advalign.errors import ConfigError
-from advalign.models import Encoder, Network
+from advalign.models import Encoder, Network, load
 from advalign.models.endings import StopRule
+from advalign.models.sharing import frozen_copy
 from advalign.rollout.hf import HF
+from advalign.targets import GeneratorTarget
 from advalign.types import Example, Sampling
 
 WORDS = [
@@ -138,6 +140,33 @@ def test_a_rollout_stops_at_every_end_and_nowhere_else(ends, end, special):
     assert rollout.response_ids == [WORDS.index(word) for word in ("red", "gold", *[end] * (1 if stops else 10))]
     assert len(rollout.sampler_logprobs) == len(rollout.response_ids)
     assert not stops or rollout.text.split() == ["redgold"]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_folder_with_ends_of_its_own(tmp_path, adapted):
+    """A Gemma-style checkpoint: two ends in generation_config.json, the tokenizer's eos is the first, the template writes the second."""
+    network = policy(GEMMA, ends=[1, WORDS.index("<end_of_turn>")])
+    network.save_pretrained(tmp_path / "model")
+    loaded = load(str(tmp_path / "model"), max_length=64, options={"lora": {"r": 2}} if adapted else {})
+    if adapted:
+        loaded.save_pretrained(tmp_path / "adapter")
+        loaded = load(str(tmp_path / "adapter"), max_length=64)
+    assert loaded.stop_ids == frozenset({1, WORDS.index("<end_of_turn>")})
+    assert frozen_copy(loaded, moving=False).stop_ids == loaded.stop_ids
+    end = [WORDS.index("<end_of_turn>")]
+    pairs = loaded.encoder.demos(["say a color"] * 2, ["red", "gold blue"])
+    scored = loaded.encoder.scored_pairs(["say a color"] * 2, ["red", "gold blue"], [True, True])
+    for rows in (pairs, scored):
+        assert [ids[target].tolist()[-1:] for ids, target in zip(rows.ids, rows.target, strict=True)] == [end, end]
+        assert not (rows.ids == 1).any()
+    (rollout,) = sample(always(loaded, ["red", "<end_of_turn>"]), temperature=0.0)
+    assert (rollout.finished, len(rollout.response_ids), rollout.text.strip()) == (True, 2, "red")
+
+
+def test_a_target_stops_where_rollouts_do():
+    target = GeneratorTarget(always(policy(GEMMA, ends=1), ["red", "gold", "<end_of_turn>"]))
+    edits = {"embedding": torch.zeros(8, 32, dtype=torch.float64)}
+    assert target.continue_edited([Example(prompt="say a color")], [edits], 9) == ["redgold"]
 
 
 def test_an_end_that_only_the_generation_config_names_is_no_part_of_the_text():

@@ -57,7 +57,12 @@ class Handler(BaseHTTPRequestHandler):
             self._answer({"detail": "Not Found"}, 404)
 
     def _choices(self, body):
-        assert (body["ignore_eos"], body["stop_token_ids"], body["return_token_ids"], body["logprobs"]) == (True, [2], True, 0)
+        assert (body["ignore_eos"], body["stop_token_ids"], body["return_token_ids"], body["logprobs"]) == (
+            True,
+            self.server.stop_ids,
+            True,
+            0,
+        )
         group = RolloutGroup(example=Example(prompt=""), prompt_ids=body["prompt"], rollouts=[])
         options = Options(max_new_tokens=body["max_tokens"], temperature=body["temperature"], top_p=body["top_p"])
         HF().extend(self.server.network, [group], body["n"], options, torch.Generator().manual_seed(body["seed"]))
@@ -78,6 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http_server.seen, http_server.network, http_server.deaf, http_server.busy = [], network(), False, False
+    http_server.stop_ids = [2]
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
     http_server.url = f"http://127.0.0.1:{http_server.server_address[1]}"
     yield http_server
@@ -107,6 +113,26 @@ def test_ids_go_out_and_ids_come_back(server, tmp_path):
             assert r.finished == (r.response_ids[-1] == net.encoder.eos_id)
             assert r.text == net.encoder.decode(r.response_ids)
     assert engine.logs["logprob_gap_max"] < 1e-5
+
+
+def test_every_end_of_the_model_and_the_stop_strings_go_out_and_a_response_is_cut_where_it_ends(server, tmp_path):
+    """This server knows no strings, so it samples on: the response is cut here, ids, log-probabilities and text alike."""
+    net, engine = network(), VLLM(url=server.url, folder=str(tmp_path))
+    free, stop = generate(engine, net), Options(max_new_tokens=6, temperature=0.7, top_p=0.9, stop=("e", "<unk>"))
+    server.seen.clear()
+    server.stop_ids = [1, 2]  # a special token as a stop string is an end token
+    stopped = generate(engine, net, stop)
+    requests = [body for path, body in server.seen if path == "/v1/completions"]
+    assert all((body["stop"], body["include_stop_str_in_output"]) == (["e"], True) for body in requests)
+    cut = 0
+    for one, two in zip([r for g in free for r in g.rollouts], [r for g in stopped for r in g.rollouts], strict=True):
+        ends = [t for t in range(1, len(one.response_ids) + 1) if "e" in net.encoder.decode(one.response_ids[:t])]
+        end = ends[0] if ends else len(one.response_ids)
+        assert two.response_ids == one.response_ids[:end]
+        assert two.sampler_logprobs == one.sampler_logprobs[:end]
+        assert two.finished == (bool(ends) or one.finished)
+        cut += end < len(one.response_ids)
+    assert cut > 2
 
 
 def test_weights_go_over_once_per_version_and_one_folder_stays(server, tmp_path):
