@@ -27,8 +27,6 @@ CACHED_PROMPTS = 4096
 class Encoder:
     """A tokenizer, and how prompts and responses become rows."""
 
-    tokenizer: Any
-    """A tokenizer of transformers."""
     max_length: int
     """The most tokens of a row: what was asked for, or what the model has positions for, if that is less."""
     bidirectional: bool
@@ -50,7 +48,6 @@ class Encoder:
         """`chat_template_kwargs`: arguments of the template, such as enable_thinking; `special_tokens_in_text`: whether special tokens
         that a text spells out are read as text or as tokens; `truncation`: what happens to longer rows (`models/truncation.py`);
         `positions`: the most tokens of a row that the model has positions for, None: any number."""
-        self.tokenizer = tokenizer
         self.bidirectional = bidirectional
         self.settings: dict[str, Any] = {
             "chat_template_kwargs": dict(chat_template_kwargs or {}),
@@ -64,6 +61,16 @@ class Encoder:
         self._ending: tuple[Any, Ending] | None = None
         self._template: tuple[Any, ChatTemplate | None] = (None, None)
         self._prompts: dict[Conversation, Tokenised] = {}
+
+    @property
+    def tokenizer(self) -> Any:
+        """A tokenizer of transformers."""
+        return self.reader.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.reader = TextReader(tokenizer, self.reader.special_tokens_in_text)
+        self._ending, self._template = None, (None, None)
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -109,7 +116,7 @@ class Encoder:
         templated = [self._is_templated(prompt) for prompt in prompts]
         texts = iter(self._prompt_texts([plain_text(p) for p, chat in zip(prompts, templated, strict=True) if not chat]))
         rows = [self._prompt(p).ids if chat else next(texts) for p, chat in zip(prompts, templated, strict=True)]
-        return [self.truncation.prompt(ids, begins=self._begins(ids), room=room) for ids in rows]
+        return [self.truncation.prompt(ids, bos_id=self.tokenizer.bos_token_id, room=room) for ids in rows]
 
     def prompt(self, prompt: Prompt) -> list[int]:
         return self.prompts([prompt])[0]
@@ -260,11 +267,7 @@ class Encoder:
         return Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
 
     def _fitted(self, row: Row, prompt_length: int) -> Row:
-        return self.truncation.row(row, begins=self._begins(row.ids), prompt_length=prompt_length)
-
-    def _begins(self, ids: Sequence[int]) -> bool:
-        """Whether ids begin with the token that begins every text."""
-        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+        return self.truncation.row(row, bos_id=self.tokenizer.bos_token_id, prompt_length=prompt_length)
 
     def _conversations(self, texts: Sequence[Prompt]) -> list[Row]:
         """Rows of whole conversations for a classifier."""

@@ -61,8 +61,8 @@ class Truncation:
         picks = [range(max(len(row.ids) - self.limit, 0), len(row.ids)) if left else range(min(self.limit, len(row.ids))) for row in rows]
         return [row.pick(pick) if cut else row for row, pick, cut in zip(rows, picks, long, strict=True)]
 
-    def row(self, row: Row, *, begins: bool, prompt_length: int) -> Row:
-        """A prompt and its response. `begins`: whether the first token begins every text and so is kept."""
+    def row(self, row: Row, *, bos_id: int | None, prompt_length: int) -> Row:
+        """A prompt and its response. `bos_id`: the token that is kept where a row begins with it."""
         length = len(row.ids)
         no_room = prompt_length >= self.limit
         if length <= self.limit and not no_room:
@@ -79,7 +79,7 @@ class Truncation:
         self._count(1, length, str(self.mode))
         if self.mode == "right":
             return row.pick(range(self.limit))
-        keep = min(int(begins), self.limit - 1)
+        keep = min(int(row.ids[0] == bos_id), self.limit - 1)
         return row.pick([*range(keep), *range(length - self.limit + keep, length)])
 
     def rollout(self, prompt_length: int, response_length: int) -> None:
@@ -100,14 +100,14 @@ class Truncation:
         if shared and width > self.limit:
             raise BudgetError(f"encoder: rows of {width} tokens are longer than {self.bound}; {SHARED_REMEDY}.")
 
-    def prompt(self, ids: list[int], *, begins: bool, room: int) -> list[int]:
+    def prompt(self, ids: list[int], *, bos_id: int | None, room: int) -> list[int]:
         """A prompt that responses of `room` tokens are sampled behind: where rows lose their beginning, it already has lost its own."""
         if self.mode != "left" or not room or len(ids) + room <= self.limit:
             return ids
         if room >= self.limit:
             raise BudgetError(f"encoder: sampling.max_new_tokens {room} leaves no room for a prompt in {self.bound}; lower it.")
         self._count(1, len(ids), "left")
-        keep = int(begins)
+        keep = int(ids[0] == bos_id)
         return [*ids[:keep], *ids[len(ids) - (self.limit - room) + keep :]]
 
     def lost_beginning(self, whole: list[int], ids: list[int]) -> int | None:

@@ -197,7 +197,7 @@ def test_what_stands_for_a_masked_word_does_not_tell_how_long_it_was():
     assert pieces[0] < pieces[1]
     hidden = [random_copies.mask_words(["it", "was", w], {0, 1}, "<unk>") for w in ("fun", "unbelievable")]
     assert hidden == ["it was <unk>"] * 2
-    assert net.encoder.tokenizer.unk_token_id in net.encoder.classify(hidden).ids[0]
+    assert net.encoder.tokenizer.unk_token_id in net.encoder.classify(hidden, read=["<unk>"]).ids[0]
 
 
 def test_rates_count_right_and_certified_examples():
@@ -411,9 +411,10 @@ def test_an_ensemble_is_attacked_and_certified_as_it_is_deployed():
 def test_pairs_keep_their_second_text():
     seen = []
 
-    def classify(firsts, seconds=None):
+    def classify(firsts, seconds=None, *, read):
+        assert list(read) == ["<mask>"]
         seen.extend(zip(firsts, seconds, strict=True))
-        return inner(firsts)
+        return inner(firsts, read=read)
 
     net = toy()
     inner = net.encoder.classify
