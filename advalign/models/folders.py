@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from transformers.utils import find_adapter_config_file
+
 from advalign.errors import ConfigError
 
 FACTS = "advalign.json"
@@ -27,6 +30,14 @@ def model_folder(model: str) -> Path | None:
         return Path(spec.origin).parent / inside
     path = Path(model).expanduser()
     return path if not model.startswith("scratch:") and path.is_dir() else None
+
+
+def hub_adapter(model: str, revision: str | None) -> Path | None:
+    """The folder of an adapter on the hub, downloaded; None: the id is that of a model, or of nothing."""
+    if find_adapter_config_file(model, revision=revision) is None:
+        return None
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
 
 
 def saved_facts(folder: Path | None) -> dict[str, Any]:
@@ -100,6 +111,8 @@ def verify_hash(folder: Path | None, model: str, expected: str) -> None:
     """Raises ConfigError unless the SHA-256 of model.safetensors is `expected`."""
     if folder is None:
         raise ConfigError(f"model: '{model}' is not a local folder, so its sha256 cannot be checked; give a path or a package.")
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(f"model: {model} holds no model.safetensors, so its sha256 cannot be checked; leave sha256 out.")
     with (folder / "model.safetensors").open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from advalign.errors import ConfigError
@@ -68,6 +69,10 @@ def load(
     if head is not None:
         check_head(head)
     folder = folders.model_folder(model)
+    if folder is None and not model.startswith("scratch:"):
+        with _sentences(model, None):
+            folder = folders.hub_adapter(model, options.get("revision"))
+        options = {k: v for k, v in options.items() if folder is None or k != "revision"}  # it is that of the adapter
     facts = folders.saved_facts(folder)
     if options.get("sha256"):
         folders.verify_hash(folder, model, options["sha256"])
@@ -137,7 +142,7 @@ def _sentences(model: str, folder: Path | None) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         no_model = folder is not None and not (folder / "config.json").is_file()
         reason = "the folder holds no config.json, so it is not a model" if no_model else " ".join(str(error).split()).partition(". ")[0]
         raise ConfigError(

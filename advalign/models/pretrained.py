@@ -59,7 +59,7 @@ def choose_head(model: str, config: Any, head: str | None) -> str:
         )
     if head == "policy" and declared != "policy" and architecture.class_names(config):
         raise ConfigError(
-            f"model: '{model}' holds {name}, which has no language model head, so it cannot be a policy; "
+            f"model: '{model}' holds {name}, which is not a causal language model, so it cannot be a policy; "
             f"give {'its own head: classifier' if declared == 'classifier' else 'head: classifier, score or value'}, or a causal model."
         )
     return head
@@ -105,6 +105,9 @@ def load_body(spec: ModelSpec, source: str, config: Any, **arguments: Any) -> tu
     extra = [name for name in report["unexpected_keys"] if _is_further_layer(body, name)]
     if absent or extra:
         raise ConfigError(_sentence(spec.model, body, config, absent, extra, report["unexpected_keys"]))
+    if spec.head in ("score", "value") and declared_head(config) == "classifier":
+        text = f"model: '{spec.model}' holds {describe(config)}, whose trained head is left out: head: {spec.head} has one of its own."
+        warnings.warn(text, stacklevel=3)
     return body, tuple(sorted(new)) if spec.head == "classifier" else ()
 
 

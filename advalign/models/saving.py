@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from advalign.errors import ConfigError
@@ -62,7 +63,10 @@ def load_head(network: NetworkBase, folder: Path) -> None:
     for name, module in network.head_files.items():
         if not (folder / name).exists():
             continue
-        state = load_file(folder / name)
+        try:
+            state = load_file(folder / name)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"model: {folder / name} cannot be read ({error}); give a complete folder.") from error
         if set(state) != set(module.state_dict()):
             raise ConfigError(
                 f"model.options.spectral_norm: {network.spectral_norm} given, but the head in {folder} was trained the other way; "

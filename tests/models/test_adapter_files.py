@@ -1,11 +1,14 @@
 """Adapter folders: what is written here opens in peft and transformers, and what peft wrote opens here, with equal logits."""
 
 import json
+import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from helpers import hub_folders
 from helpers.hub_folders import AUTO, BERT, DEEPSEEK_V3, DISTILBERT, GPT2, LLAMA, MIXTRAL, PRECISE, QWEN3_MOE, ROBERTA, SIZES, shake
+from safetensors.torch import load_file, save_file
 
 from advalign.cli.networks import load_network
 from advalign.errors import ConfigError
@@ -235,6 +238,44 @@ def test_class_names_are_saved_and_compared(tmp_path):
     (tmp_path / "other" / "advalign.json").write_text(json.dumps(edit))
     with pytest.raises(ConfigError, match=r"was trained on the classes bad, fair, good, and its base names good, fair, bad\.$"):
         load(str(tmp_path / "other"))
+
+
+def put_into_cache(hub, repository, write):
+    """A repository as `huggingface_hub` keeps what it has downloaded."""
+    folder, commit = hub / f"models--{repository.replace('/', '--')}", "a" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    write(folder / "snapshots" / commit)
+
+
+def test_an_adapter_by_its_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model, folder = theirs(tmp_path, LLAMA, "causal", "causal", lora("CAUSAL_LM"))
+    edit_config(folder, base_model_name_or_path="some/base", revision="main")
+    put_into_cache(tmp_path / "hub", "some/base", lambda target: shutil.copytree(tmp_path / "base", target))
+    put_into_cache(tmp_path / "hub", "some/adapter", lambda target: shutil.copytree(folder, target))
+    network = load("some/adapter", dtype="float64", options={"revision": "main"})
+    assert (network.head, network.source, network.revision) == ("policy", "some/base", "main")
+    assert torch.equal(outputs(network.model), outputs(model))
+    network.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", "main")
+
+
+def test_a_head_in_a_file_of_its_own_is_read(tmp_path):
+    """As earlier versions of this library wrote it."""
+    network, _ = trained(tmp_path / "base", BERT, "base", "classifier", {"r": 4, "target_modules": ["query"]}, num_labels=3)
+    folder = tmp_path / "adapter"
+    network.save_pretrained(folder)
+    state = load_file(folder / "adapter_model.safetensors")
+    heads = {k.removeprefix("base_model.model."): state.pop(k) for k in list(state) if "lora_" not in k}
+    save_file(state, folder / "adapter_model.safetensors")
+    save_file(heads, folder / "classifier_head.safetensors")
+    edit_config(folder, modules_to_save=None, task_type=None)
+    again = load(str(folder), dtype="float64")
+    assert again.has_trained_head
+    assert torch.equal(outputs(again.model), outputs(network.model))
 
 
 def test_a_base_without_a_name_moves_with_its_adapter(tmp_path):

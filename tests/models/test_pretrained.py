@@ -79,8 +79,13 @@ def test_a_language_model_is_a_policy_whatever_its_tokenizer_has(tmp_path, sizes
             "policy",
             r"holds .*, in which every token sees the whole row, so it cannot be a policy; give its own head: classifier",
         ),
-        (LLAMA, "classifier", "policy", r"holds LlamaForSequenceClassification \(llama\), which has no language model head, so it cannot"),
-        (LLAMA, "base", "policy", r"holds LlamaModel \(llama\), which has no language model head, so it cannot be a policy"),
+        (
+            LLAMA,
+            "classifier",
+            "policy",
+            r"holds LlamaForSequenceClassification \(llama\), which is not a causal language model,",
+        ),
+        (LLAMA, "base", "policy", r"holds LlamaModel \(llama\), which is not a causal language model, so it cannot be a policy"),
     ],
 )
 def test_what_a_model_is_not_is_a_sentence(tmp_path, sizes, kind, head, sentence):
@@ -203,6 +208,31 @@ def test_layers_that_the_configuration_does_not_count_are_refused(tmp_path):
     edit_config(tmp_path, num_hidden_layers=1)
     with pytest.raises(ConfigError, match=r"holds layers that its configuration does not count \(model.layers.1.input_layernorm.weight, "):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "Error no file named model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "It looks like the config file at .* is not a valid JSON file"),
+        (lambda folder: edit_config(folder, model_type="lama"), "The checkpoint you are trying to load has model type `lama`"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "Expecting property name"),
+    ],
+)
+def test_damaged_files_are_sentences(tmp_path, change, sentence):
+    hub_folders.write(tmp_path, LLAMA, "causal")
+    change(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^model: '{tmp_path}' cannot be loaded: {sentence}[^\n]*; give a model's folder, a hub"):
+        load(str(tmp_path))
+
+
+def test_a_scalar_head_beside_a_trained_one_is_said(tmp_path):
+    hub_folders.write(tmp_path, LLAMA, "classifier", num_labels=1)
+    with pytest.warns(
+        UserWarning, match=r"holds LlamaForSequenceClassification \(llama\), whose trained head is left out: head: score has"
+    ):
+        load(str(tmp_path), head="score")
 
 
 def test_another_number_of_labels_than_a_classifier_has_is_refused(tmp_path):
