@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import math
 import operator
 import types
 import typing
@@ -20,6 +21,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from advalign import interfaces, plugins
 from advalign.errors import ConfigError, unknown
+
+UNBOUNDED = frozenset(
+    "above away_cutoff below budget cap clip clip_high clip_low cutoff distance dual_clip edits high high_cov lengths low low_cov "
+    "max_changed max_grad_norm radius seconds soft_clip threshold timeout tolerance toward_cutoff".split()
+)
+"""Fields that are bounds, for which an infinite number means that there is none."""
 
 GROUP_OF: dict[Any, str] = {
     interfaces.Objective: "objectives",
@@ -94,10 +101,34 @@ def build_dataclass(cls: type, value: Any, path: str) -> Any:
     if missing:
         raise ConfigError(f"{path}: {cls.__name__} needs {', '.join(missing)}.")
     try:
-        return cls(**arguments)
+        built = cls(**arguments)
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(path) else f"{path}: {text}") from error
+    check_numbers(built, path)
+    return built
+
+
+def check_numbers(value: Any, path: str) -> None:
+    """Refuses nan in a dataclass and in those below it, and infinite numbers where a field is not a bound. Rows at hand may have them."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            entry, inner = getattr(value, field.name), f"{path}.{field.name}"
+            unbounded = field.name in UNBOUNDED or (isinstance(field.default, float) and math.isinf(field.default))
+            if isinstance(entry, float) and (math.isnan(entry) or (math.isinf(entry) and not unbounded)):
+                raise ConfigError(f"{inner}: {entry} given; a finite number is expected.")
+            check_numbers(entry, inner)
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            if isinstance(entry, float) and not math.isfinite(entry):
+                raise ConfigError(f"{path}.{name}: {entry} given; a finite number is expected.")
+            check_numbers(entry, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, entry in enumerate(value):
+            if isinstance(entry, float) and math.isnan(entry):
+                raise ConfigError(f"{path}.{number}: nan given; a finite number is expected.")
+            if dataclasses.is_dataclass(entry):
+                check_numbers(entry, f"{path}.{number}")
 
 
 def expect(value: Any, container: Any, path: str) -> Any:

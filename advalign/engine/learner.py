@@ -61,9 +61,13 @@ class Learner(ModelSpec):
             ("minibatches", self.minibatches, 1),
             ("epochs", self.epochs, 1),
             ("every", self.every, 1),
+            ("warmup_steps", self.warmup_steps, 0),
         ):
             if value < least:
                 raise ConfigError(f"learners: {name} is {value}; it must be at least {least}.")
+        for name, number in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if not 0 <= number < math.inf:
+                raise ConfigError(f"learners: {name} is {number}; it must be a finite number, at least 0.")
         if not self.max_grad_norm >= 0:
             raise ConfigError(f"learners: max_grad_norm is {self.max_grad_norm}; it must be above 0, or 0 for no clipping.")
         if self.warmup_steps and self.lr_scheduler_type == "constant":

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from advalign import data
+from advalign.builder import check_numbers
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
 from advalign.training.run_spec import REFERENCE, RunSpec
 from advalign.training.schedule import replace_leaf
+from advalign.types import RolloutRows
 
 MOVING = ("objectives", "adversaries", "learners")
 """Sections that a stage or a schedule may change; a source is started once."""
@@ -27,6 +29,8 @@ HEAD_OF = {
 
 def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
     """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}."""
+    for section, entries in spec.config.items():
+        check_numbers(entries, section)
     _check_names(spec, heads)
     for name, objective in spec.config["objectives"].items():
         _check_objective(spec, name, objective)
@@ -43,6 +47,8 @@ def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
         _check_moving(path)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
+        for section, entries in spec.active_config(stage, strongest=True).items() if stage.set else ():
+            check_numbers(entries, section)
 
 
 def _check_moving(path: str) -> None:
@@ -103,6 +109,12 @@ def _check_source(spec: RunSpec, name: str, source: Source, heads: Mapping[str, 
     for other in source.depends_on:
         if other not in spec.config["sources"]:
             raise unknown(f"sources.{name}", "source", other, spec.config["sources"])
+    greedy = source.request is not None and source.request.sampling.temperature == 0
+    if greedy and source.row_type is RolloutRows:
+        raise ConfigError(
+            f"sources.{name}.sampling.temperature: 0 given, and greedy responses to a prompt are all the same, so training on them "
+            "compares nothing; give a temperature above 0 (1.0)."
+        )
     if source.reward_penalty is not None and spec.reference is None:
         raise ConfigError(
             f"sources.{name}.kl: a KL penalty compares with the reference; add frozen: {{{REFERENCE}: {{learner: {source.samples_with}}}}}."

@@ -38,6 +38,8 @@ class Ramp:
             raise unknown("schedules", "ramp", self.kind, SHAPES)
         if self.steps < 1 or self.delay < 0:
             raise ConfigError(f"schedules: steps is {self.steps} and delay {self.delay}; at least 1 step, and no negative delay.")
+        if not math.isfinite(self.start) or not math.isfinite(self.end):
+            raise ConfigError(f"schedules: start is {self.start} and end {self.end}; finite numbers are expected.")
 
     def at(self, step: int) -> float:
         """The value at a step."""
@@ -176,6 +178,10 @@ class Stage:
     """What ends it early."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """{dotted path: value during this stage}"""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ConfigError(f"stages: steps is {self.steps}; it must be at least 0.")
 
 
 class Timeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -118,6 +119,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise ConfigError(f"sampling.stop: got {list(self.stop)}; an empty string ends nothing.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"sampling.temperature: got {self.temperature}; a finite number above 0, or 0 for greedy.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling.top_p: got {self.top_p}; a probability above 0 and at most 1, which is no nucleus.")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"sampling.max_new_tokens: got {self.max_new_tokens}; at least 1.")
 
 
 def without_verifier(group: RolloutGroup) -> RolloutGroup:
