@@ -84,6 +84,7 @@ def load(
         network = _load(spec, head or facts.get("head"), folder, facts, texts)
     if network.head == "classifier" and max_length is None and "max_length" not in facts:
         network.encoder = network.encoder.with_length(vocabulary.text_length(network.encoder.tokenizer, length))
+    pretrained.check_classes(model, network, asked=head)
     if head is None or head == folders.saved_head(folder):
         saving.refuse_new_head(network, folder)
     pretrained.warn_of_new_head(model, network)

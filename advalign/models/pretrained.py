@@ -118,6 +118,31 @@ def warn_of_new_head(model: str, network: NetworkBase) -> None:
         warnings.warn(f"model: '{model}' has no trained classifier; its head is drawn from the seed ({drawn}).", stacklevel=3)
 
 
+def check_classes(model: str, network: NetworkBase, *, asked: str | None) -> None:
+    """Raises ConfigError for a head whose numbers are not one class out of several. One number is a score, which a reward reads; it is
+    refused where a classifier is `asked` for."""
+    if network.head != "classifier":
+        return
+    config, number = network.model.config, network.num_classes
+    problem = config.problem_type
+    if problem == "multi_label_classification" or (problem == "regression" and number > 1):
+        kind = "several labels per text" if problem.startswith("multi") else f"{number} numbers per text"
+        raise ConfigError(
+            f"model: '{model}' holds {describe(config)} with {kind} (problem_type {problem}), and a classifier is trained and attacked "
+            "with one of several classes per text; give a model with problem_type single_label_classification."
+        )
+    if number == 1 and asked == "classifier":
+        raise one_number(f"'{model}' holds {describe(config)} with one number per text")
+
+
+def one_number(what: str) -> ConfigError:
+    """The refusal of a head of one number where classes are needed."""
+    return ConfigError(
+        f"model: {what}, and a classifier needs two classes or more; use it as a reward (kind: model), or give head: score, or a model of "
+        "two classes."
+    )
+
+
 def check_pooling(spec: ModelSpec, body: Any) -> None:
     """Raises ConfigError for a pooling that the model would not follow."""
     pooling = spec.options.get("pooling")

@@ -3,6 +3,7 @@
 from advalign.errors import ConfigError
 from advalign.interfaces import Target
 from advalign.models import Network
+from advalign.models.pretrained import one_number
 from advalign.targets.black_box import BlackBoxModel
 from advalign.targets.cache import AnswerCache
 from advalign.targets.classifier import ClassifierTarget
@@ -21,6 +22,8 @@ def network_target(network: Network, *, cache: AnswerCache | None = None) -> Net
     """The target of a network."""
     if network.head not in TARGETS:
         raise ConfigError(f"evaluation: a network with head '{network.head}' cannot be attacked; known heads: classifier, policy.")
+    if network.head == "classifier" and network.num_classes < 2:
+        raise one_number(f"the {type(network.model).__name__} under attack gives one number per text")
     return TARGETS[network.head](network, cache=cache)
 
 

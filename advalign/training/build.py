@@ -10,6 +10,7 @@ from advalign.errors import ConfigError
 from advalign.interfaces import Source
 from advalign.models import Network, load, loading_arguments, saving
 from advalign.models.hidden_state_critic import build_critic, read_learner
+from advalign.models.pretrained import check_classes
 from advalign.models.sharing import base_owner, load_order, share_base
 from advalign.training.context import RunContext
 from advalign.training.run_spec import RunSpec
@@ -22,6 +23,7 @@ def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], s
     loaded: dict[str, Network] = {}
     for name in load_order(learners, prebuilt):
         loaded[name] = prebuilt.get(name) or _load(name, learners[name], seed, loaded)
+        check_classes(learners[name].model, loaded[name], asked="classifier")
         if learners[name].updates:
             loading_arguments.check_trainable(loaded[name], f"learners.{name}")
         if saved:

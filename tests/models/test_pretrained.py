@@ -8,8 +8,13 @@ from helpers import hub_folders
 from helpers.hub_folders import BERT, GPT2, LLAMA
 from safetensors.torch import load_file, save_file
 
+from advalign import Learner, Trainer
 from advalign.errors import ConfigError
+from advalign.evaluation import Suite
 from advalign.models import load
+from advalign.objectives import Classify
+from advalign.sources import Labels
+from advalign.types import Example
 
 TEXTS = ["a quiet charming film", "dull", "the cat sat on the mat"]
 
@@ -271,3 +276,36 @@ def test_a_pooling_that_transformers_does_not_know_is_not_exported(tmp_path, poo
         load(str(tmp_path / "bert"), options={"pooling": pooling})
     with pytest.raises(ConfigError, match=r"^model.options: no pooling 'men'. Known: first, last, mean. Did you mean 'mean'\?"):
         load(str(tmp_path / "llama"), head="score", options={"pooling": "men"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "says"),
+    [
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, None, "several labels per text"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "classifier", "several labels per text"),
+        ({"num_labels": 2, "problem_type": "regression"}, None, "2 numbers per text"),
+        ({"num_labels": 1}, "classifier", "one number per text, and a classifier needs two classes or more"),
+        ({"num_labels": 1, "problem_type": "regression"}, "classifier", "one number per text"),
+    ],
+)
+@pytest.mark.parametrize("sizes", [BERT, LLAMA], ids=["bert", "llama"])
+def test_a_head_that_does_not_give_one_of_several_classes_is_refused(tmp_path, sizes, labels, head, says):
+    hub_folders.write(tmp_path, sizes, "classifier", **labels)
+    with pytest.raises(ConfigError, match=says):
+        load(str(tmp_path), head=head)
+
+
+def test_one_number_per_text_is_no_victim(tmp_path):
+    """It opens as a reward model, and is refused where classes are needed: in a suite, and as a learner."""
+    hub_folders.write(tmp_path, BERT, "classifier", num_labels=1)
+    network = load(str(tmp_path))
+    with pytest.raises(ConfigError, match="gives one number per text, and a classifier needs two classes"):
+        Suite(data=[Example(prompt="a cat", label=0)], attacks={}).run(network)
+    trainer = Trainer(
+        model=Learner(model=str(tmp_path), head="classifier"),
+        networks={"policy": network},
+        sources={"s": Labels(data=[{"text": "a cat", "label": 0}])},
+        objectives={"x": Classify(source="s")},
+    )
+    with pytest.raises(ConfigError, match="one number per text"):
+        trainer.start()
