@@ -61,7 +61,7 @@ class ManyShot(Attack):
     def pairs(self) -> list[tuple[str, str]]:
         """(request, response) of every shot."""
         examples = self.shots if isinstance(self.shots, list | tuple) else loading.demonstrations(self.shots)
-        rows = [Example(**e) if isinstance(e, dict) else e for e in examples]
+        rows = [Example.from_mapping(e) if isinstance(e, dict) else e for e in examples]
         missing = next((e for e in rows if e.reference is None), None)
         if missing is not None:
             raise ConfigError(f"attacks.many_shot.shots: example '{missing.id}' has no response; give meta['response'] or an answer.")

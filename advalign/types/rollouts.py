@@ -9,7 +9,6 @@ from typing import Any
 
 from advalign.errors import ConfigError
 from advalign.types.messages import (
-    Conversation,
     Prompt,
     attackable,
     conversation,
@@ -26,7 +25,7 @@ class Example:
     """One prompt to respond to, or one text to classify."""
 
     prompt: Prompt
-    """The prompt, a text or a conversation (or its messages, which become one); of a classification what is classified."""
+    """The prompt, a text or a conversation; of a classification what is classified."""
     answer: str | None = None
     """The reference answer."""
     id: str = ""
@@ -42,9 +41,12 @@ class Example:
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its row under the data's own column names; empty for a task's examples."""
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str | Conversation) and is_messages(self.prompt):
-            object.__setattr__(self, "prompt", conversation(self.prompt, path=f"example '{self.id}': prompt"))
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> Example:
+        """From a mapping of its fields, whose prompt may be messages."""
+        prompt = fields.get("prompt")
+        path = f"example '{fields.get('id', '')}': prompt"
+        return cls(**{**fields, **({"prompt": conversation(prompt, path=path)} if is_messages(prompt) else {})})
 
     @property
     def text(self) -> str:

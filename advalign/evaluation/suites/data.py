@@ -18,7 +18,7 @@ def read_examples(data: Data, read: Callable[..., Sequence[Example]], *, seed: i
     """The examples, each with an id; `read` resolves a reference to its test split, and rows of a data set."""
     rows: Sequence[Any] = () if isinstance(data, str | Mapping) else data
     if rows and all(_is_example(row) for row in rows):
-        return with_ids([row if isinstance(row, Example) else Example(**row) for row in rows])
+        return with_ids([row if isinstance(row, Example) else Example.from_mapping(row) for row in rows])
     return with_ids(read(data, split="test", seed=seed))
 
 
