@@ -131,6 +131,8 @@ def _split_common(fields: dict[str, Any], location: str) -> None:
     chosen, rejected = fields["chosen"], fields["rejected"]
     if chosen == rejected:
         raise ConfigError(f"data: {location}: chosen and rejected are the same text, so neither is preferred.")
+    if not chosen or not rejected:
+        raise ConfigError(f"data: {location}: {'rejected' if chosen else 'chosen'} is empty, and there is no prompt; name its column.")
     shorter = min(len(chosen), len(rejected))
     end = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
     end = min(end, shorter - 1) if end == shorter else end  # one text is the start of the other: each keeps a character

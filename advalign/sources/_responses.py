@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
-from advalign.types import Conversation, Example, Message, Prompt
+from advalign.types import Conversation, Example, Message, Prompt, Response
 from advalign.types.messages import conversation
+
+if TYPE_CHECKING:
+    from advalign.models.encode import Encoder
 
 
 def with_response(example: Example, task: Task | None, rng: random.Random, path: str) -> Example:
@@ -47,3 +50,27 @@ def wrong_response(example: Example, right: str, task: Task, rng: random.Random,
         if example.verify is not None and example.verify(text) < 1:
             return text
     raise ConfigError(f"{path}: no response that is wrong for '{example.prompt}' was found in 100 draws.")
+
+
+def split_where_tokens_end(example: Example, texts: Sequence[Response], encoder: Encoder) -> tuple[Prompt, list[Response]]:
+    """The prompt of an example and its responses `texts`. Where the prompt is the common start of two whole texts, which may end inside a
+    word (TRL's `extract_prompt` compares characters), it is cut where its tokens and those of each response are the tokens of the whole
+    text, else at the white space before."""
+    prompt, sides = example.prompt, [text for text in texts if isinstance(text, str)]
+    if not isinstance(prompt, str) or len(sides) < len(texts) or not all(_is_whole(example, prompt + side) for side in sides):
+        return prompt, list(texts)
+    if not prompt or prompt[-1].isspace() or all(side[:1].isspace() for side in sides):
+        return prompt, list(texts)
+    if encoder.template is None and not encoder.bidirectional:
+        start, *whole = encoder.prompts([prompt, *(prompt + side for side in sides)])
+        rest = encoder.responses(sides, [False] * len(sides))
+        if all(start + ids == joined for ids, joined in zip(rest, whole, strict=True)):
+            return prompt, list(texts)
+    end = next((place for place in range(len(prompt), 0, -1) if prompt[place - 1].isspace()), 0)
+    end -= end > 0 and prompt[end - 1] == " "  # a space belongs to the word behind it
+    return prompt[:end], [prompt[end:] + side for side in sides]
+
+
+def _is_whole(example: Example, text: str) -> bool:
+    """Whether a text is a column of the example's row."""
+    return any(value == text for value in example.row.values())

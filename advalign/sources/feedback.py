@@ -10,7 +10,7 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
-from advalign.sources._responses import with_response, wrong_response
+from advalign.sources._responses import split_where_tokens_end, with_response, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, FeedbackRows, Rows
 
@@ -56,7 +56,8 @@ class Feedback(ListSource):
         return replace(example, label=1 - index % 2, meta={**example.meta, "response": response})
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> FeedbackRows:
-        prompts, texts = [e.prompt for e in items], [e.meta["response"] for e in items]
+        rows = [split_where_tokens_end(e, [e.meta["response"]], encoder) for e in items]
+        prompts, texts = [prompt for prompt, _ in rows], [text for _, (text,) in rows]
         return FeedbackRows(
             tokens=encoder.demos(prompts, texts),
             desirable=torch.tensor([e.label == 1 for e in items]),

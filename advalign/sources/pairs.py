@@ -10,7 +10,7 @@ import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Task
-from advalign.sources._responses import other_prompt, wrong_response
+from advalign.sources._responses import other_prompt, split_where_tokens_end, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Conversation, Example, PairRows, Prompt, Rows
 
@@ -58,12 +58,15 @@ class Pairs(ListSource):
 
     def build(self, items: Sequence[Example], encoder: Encoder) -> PairRows:
         sides = ("chosen", "chosen_prompt"), ("rejected", "rejected_prompt")
-        rows = [(_prompt(e, prompt), e.meta[text], i) for i, e in enumerate(items) for text, prompt in sides]
-        prompts, texts, group = (list(column) for column in zip(*rows, strict=True))
+        rows = []
+        for i, e in enumerate(items):
+            start, texts = split_where_tokens_end(e, [e.meta[text] for text, _ in sides], encoder)
+            rows += [(_prompt(replace(e, prompt=start), column), text, i) for text, (_, column) in zip(texts, sides, strict=True)]
+        prompts, responses, group = (list(column) for column in zip(*rows, strict=True))
         margins = [e.meta.get("margin") for e in items for _ in range(2)]
         return PairRows(
             # As a discriminator's rows: a bidirectional scorer reads the pair template it scores with.
-            tokens=encoder.scored_pairs(prompts, texts, [True] * len(texts), group),
+            tokens=encoder.scored_pairs(prompts, responses, [True] * len(responses), group),
             margin=torch.tensor([m or 0.0 for m in margins]) if any(m is not None for m in margins) else None,
         )
 

@@ -214,3 +214,63 @@ def test_a_classifier_reads_whole_conversations(tokenizer, row):
     assert as_read(example.prompt) == [SYSTEM, COLOR, MAT]
     tokens = source.build([example], Encoder(tokenizer)).tokens
     assert tokens.ids[0].tolist() == tokenizer.apply_chat_template([SYSTEM, COLOR, MAT], return_dict=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+TOKENIZERS = {
+    f"{make} {adds}".strip(): getattr(tokenizer_kinds, make)(adds) for make in ("byte_pairs", "pieces", "words") for adds in ("", "bos")
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def plain(request):
+    """A tokenizer without a chat template."""
+    return TOKENIZERS[request.param]
+
+
+@pytest.mark.parametrize("row", [{"text": "the cat sat on a mat"}, {"prompt": "the cat sat", "completion": " on a mat"}])
+def test_texts_and_completions(plain, tmp_path, row):
+    theirs = prepared("SFT", row, plain, tmp_path)[0]
+    targets = [i for i, label in enumerate(theirs["labels"]) if label != -100 and i > 0]  # nothing predicts the first token
+    assert built(Demos(data=[row]), plain) == [(theirs["input_ids"], targets)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "the cat sat", "chosen": " on a mat", "rejected": " on you"},
+        {"chosen": "the cat sat on a mat", "rejected": "the cat sat on you"},
+        {"chosen": "say a color red", "rejected": "say a color great"},
+        {"chosen": "hello you be polite", "rejected": "hello you be good"},  # differ at the beginning of a word
+        {"chosen": "the movie so good", "rejected": "the movie so great"},  # inside a word
+        {"chosen": "say a mat", "rejected": "say a movie"},
+        {"chosen": "the cat sat", "rejected": "the cat sat on a mat"},  # one is the beginning of the other
+        {"chosen": "hello you", "rejected": "say red"},  # no common beginning
+        {"chosen": "good movie", "rejected": "great movie"},  # inside the first word
+    ],
+)
+def test_preferences_between_texts(plain, tmp_path, row):
+    """DPO takes one prompt for both sides, KTO each side's own; rows and targets are theirs."""
+    theirs = prepared("DPO", row, plain, tmp_path)[0]
+    for (ids, target), side in zip(built(Pairs(data=[row]), plain), ("chosen_ids", "rejected_ids"), strict=True):
+        assert ids == theirs["prompt_ids"] + theirs[side]
+        assert target == list(range(max(len(theirs["prompt_ids"]), 1), len(ids)))
+    rewarded = prepared("Reward", row, plain, tmp_path)[0]
+    assert [ids for ids, _ in built(Pairs(data=[row]), plain)] == [rewarded["chosen_ids"], rewarded["rejected_ids"]]
+    unpaired = {r["label"]: r["prompt_ids"] + r["completion_ids"] for r in prepared("KTO", row, plain, tmp_path)}
+    assert [ids for ids, _ in built(Feedback(data=[row]), plain)] == [unpaired[True], unpaired[False]]
+
+
+def test_a_word_of_one_side_that_goes_on_in_the_other(plain, tmp_path):
+    """ "the cat" + " sat" and "s": pieces read "s" alone as " s", so the sides begin a word earlier than TRL's, with the same tokens."""
+    row = {"chosen": "the cat sat", "rejected": "the cats"}
+    theirs = prepared("DPO", row, plain, tmp_path)[0]
+    for (ids, target), side in zip(built(Pairs(data=[row]), plain), ("chosen_ids", "rejected_ids"), strict=True):
+        assert ids == theirs["prompt_ids"] + theirs[side]
+        assert set(range(max(len(theirs["prompt_ids"]), 1), len(ids))) <= set(target)
+
+
+def test_an_empty_side_without_a_prompt_is_refused():
+    with pytest.raises(ConfigError, match=r"row 1: rejected is empty, and there is no prompt"):
+        data.examples([{"chosen": "red", "rejected": ""}])
