@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
+.PHONY: help venv demo test test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,17 @@ test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: $(READY)  ## the tests, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+test-models: export OMP_NUM_THREADS := 1
+test-models: export HF_HUB_OFFLINE := 1
+test-models: export ADVALIGN_FAMILIES := all
+test-models: $(READY)  ## every family of docs/models.md beside plain transformers, on two processes
+	$(BIN)/python -m pytest -n 2 tests/architectures
+
+models-table: export OMP_NUM_THREADS := 1
+models-table: export HF_HUB_OFFLINE := 1
+models-table: $(READY)  ## tests/architectures/table.json and the tables of docs/models.md, written anew
+	PYTHONPATH=.:tests $(BIN)/python -m architectures.table
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

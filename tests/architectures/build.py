@@ -62,15 +62,12 @@ class Subject:
     """policy or classifier"""
     folder: Path
     """The model as transformers wrote it."""
+    tolerance: float
+    """Largest difference of a log-probability or a logit; of a gradient, relative to the largest of all."""
 
     def __init__(self, kind: str, family: Family, head: str, folder: Path) -> None:
-        self.kind, self.family, self.head, self.folder = kind, family, head, folder
+        self.kind, self.family, self.head, self.folder, self.tolerance = kind, family, head, folder, family.tolerance
         write(kind, family, head, folder)
-
-    @property
-    def tolerance(self) -> float:
-        """Largest difference of a log-probability or a logit; of a gradient, relative to the largest of all."""
-        return 1e-4 if self.family.dtype == "float32" else 5e-6 if self.family.float32 else 1e-10
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -58,3 +58,8 @@ class Family:
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a log-probability or a logit; of a gradient, relative to the largest of all."""
+        return 1e-4 if self.dtype == "float32" else 5e-6 if self.float32 else 1e-10

@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {"policy": CAUSAL, "classifier": CLASSIFIERS}
 CHECKS = {"policy": causal_checks.CHECKS, "classifier": classifier_checks.CHECKS}
 RESULTS = Path(__file__).with_name("table.json")
-LOADING = "loading"
-WORKS, REFUSED, WRONG = "works", "refused: ", "WRONG: "
+LOADING, WORKS, REFUSED, WRONG = page.LOADING, page.WORKS, page.REFUSED, "WRONG: "
 
 
 def outcomes(head: str, kind: str) -> dict[str, str]:
@@ -60,6 +59,13 @@ def model_class(head: str, kind: str) -> str:
     return str((classes[0] if isinstance(classes, tuple) else classes).__name__)
 
 
+def described(head: str, kind: str) -> dict[str, Any]:
+    """What the table says of a family beside its checks."""
+    family = FAMILIES[head][kind]
+    why = "float32" if family.dtype == "float32" else "float32 inside" if family.float32 else ""
+    return {"class": model_class(head, kind), "in 4.57": not family.since5, "tolerance": family.tolerance, "why": why}
+
+
 def main(names: list[str]) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -70,7 +76,7 @@ def main(names: list[str]) -> int:
     for name in names or every:
         head, _, kind = name.partition("/")
         checks = outcomes(head, kind)
-        results[head][kind] = {"class": model_class(head, kind), "in 4.57": not FAMILIES[head][kind].since5, "checks": checks}
+        results[head][kind] = described(head, kind) | {"checks": checks}
         num_wrong += sum(text.startswith(WRONG) for text in checks.values())
         remarks = {check: text for check, text in checks.items() if text != WORKS}
         print(name, *(f"\n    {check}: {text}" for check, text in remarks.items()), flush=True)

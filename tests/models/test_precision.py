@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from models.test_heads_of_architectures import FAMILIES
+from architectures.causal import CAUSAL
 from tokenizers import Tokenizer, models
 
 from advalign.models import load
@@ -15,7 +15,7 @@ LONG = {"max_position_embeddings": 512}
 
 def folder(path, family, auto=transformers.AutoModelForCausalLM, **fields) -> str:
     """A tiny random model and a tokenizer, as transformers saves them."""
-    config = getattr(transformers, f"{family}Config")(**{**FAMILIES.get(family, FAMILIES["Llama"]), **LONG, **fields})
+    config = transformers.AutoConfig.for_model(family, **{**CAUSAL[family].options, **LONG, **fields})
     torch.manual_seed(0)
     auto.from_config(config).save_pretrained(path)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w2"))
@@ -28,10 +28,9 @@ def ids() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma2", "Gemma3Text", "GPTNeoX", "GPT2", "Cohere", "Qwen3Moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "cohere", "qwen3_moe"])
 def test_logits_of_half_precision_are_those_of_transformers_to_the_bit(tmp_path, family, dtype):
-    extra = {"n_embd": 32, "n_layer": 2, "n_head": 4} if family == "GPT2" else {"head_dim": 8} if family == "Gemma3Text" else {}
-    source = folder(tmp_path, family, **extra)
+    source = folder(tmp_path, family)
     network = load(source, dtype=dtype, max_length=512).eval()
     expected = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=HALF[dtype]).eval()
     assert {p.dtype for p in network.parameters()} == {HALF[dtype]}
@@ -40,7 +39,7 @@ def test_logits_of_half_precision_are_those_of_transformers_to_the_bit(tmp_path,
 
 
 def test_a_classifier_of_half_precision(tmp_path):
-    source = folder(tmp_path, "Qwen2", transformers.AutoModelForSequenceClassification, num_labels=3)
+    source = folder(tmp_path, "qwen2", transformers.AutoModelForSequenceClassification, num_labels=3)
     network = load(source, head="classifier", dtype="bfloat16", options={"num_labels": 3}, max_length=512).eval()
     expected = transformers.AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.bfloat16).eval()
     assert torch.equal(network.model(ids()).logits, expected(ids()).logits)

@@ -2,23 +2,28 @@
 
 import pytest
 import torch
-from models.test_heads_of_architectures import build
+from architectures.build import Subject
+from architectures.causal import CAUSAL
 
 from advalign.errors import ConfigError
 from advalign.models import forward, self_check
 
 
-@pytest.mark.parametrize("family", ["Llama", "Cohere", "Granite", "Gemma2", "ModernBertDecoder", "OPT", "Bloom", "Llama4Text", "FalconH1"])
-def test_models_that_are_right_pass_and_nothing_is_counted_or_drawn(family):
-    net = build(family)
+@pytest.fixture
+def llama(tmp_path):
+    return Subject("llama", CAUSAL["llama"], "policy", tmp_path).net
+
+
+def test_a_model_that_is_right_passes_and_nothing_is_counted_or_drawn(llama):
+    net = llama
     state = torch.random.get_rng_state()
     self_check.check(net)
     assert (net.num_forwards, net.num_rows) == (0, 0)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_head_that_differs_is_named():
-    net = build("Llama")
+def test_a_head_that_differs_is_named(llama):
+    net = llama
     hook = net.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 2))
     net._head_form = forward.own_head.HeadForm()
     with pytest.raises(ConfigError, match=r"^model: LlamaForCausalLM \(llama\) is not computed right here: .* \(head\); "):
@@ -27,9 +32,9 @@ def test_a_head_that_differs_is_named():
     self_check.check(net)
 
 
-def test_an_embedding_that_needs_ids_is_named():
+def test_an_embedding_that_needs_ids_is_named(llama):
     """A backbone that adds something of its own to what the ids stand for."""
-    net = build("Llama")
+    net = llama
     inner = net.backbone.forward
 
     def changed(input_ids=None, inputs_embeds=None, **options):
@@ -54,23 +59,23 @@ def changed_backbone(net, change):
     net._packs = False
 
 
-def test_a_row_that_changes_with_padding_beside_it_is_named():
-    net = build("Llama")
+def test_a_row_that_changes_with_padding_beside_it_is_named(llama):
+    net = llama
     changed_backbone(net, lambda hidden, mask: hidden if mask is None or bool(mask.all()) else hidden + 1.0)
     with pytest.raises(ConfigError, match=r"\(mask\); rows of it change with their padding"):
         self_check.check(net)
 
 
-def test_a_model_that_reads_both_ways_is_no_policy():
+def test_a_model_that_reads_both_ways_is_no_policy(llama):
     """A backbone that mixes all positions of a row."""
-    net = build("Llama")
+    net = llama
     changed_backbone(net, lambda hidden, mask: hidden + hidden.mean(1, keepdim=True))
     with pytest.raises(ConfigError, match=r"^model: LlamaForCausalLM \(llama\) is not causal: logits at a token change with the tokens"):
         self_check.check(net)
 
 
-def test_a_model_without_finite_numbers_is_refused():
-    net = build("Llama")
+def test_a_model_without_finite_numbers_is_refused(llama):
+    net = llama
     with torch.no_grad():
         net.model.lm_head.weight[0] = torch.nan
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives no finite numbers: its outputs for ordinary words are nan"):
