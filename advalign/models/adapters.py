@@ -46,6 +46,8 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     if has_adapter(network.model):
         raise ConfigError("model.options.lora: this model already carries an adapter; leave lora out, or export it merged first.")
     transposed = any(isinstance(m, Conv1D) for m in network.model.modules())
+    if lora.get("target_modules") == "all-linear" and not lora.get("exclude_modules"):
+        lora = {**lora, "exclude_modules": _linear_with_own_forward(network.model)}
     copies = _modules_beside_head(network, lora.get(OWN_COPY) or ())
     try:
         config = peft.LoraConfig(fan_in_fan_out=transposed, **{**lora, OWN_COPY: copies or None})
@@ -55,6 +57,12 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     _free_head(network)
     peft.tuners.tuners_utils.cast_adapter_dtype(network.model, "default")
     freeze(network)
+
+
+def _linear_with_own_forward(model: nn.Module) -> list[str] | None:
+    """Linear modules whose forward gives something else than a product, such as routers: an adapter cannot be added to it."""
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and type(m).forward is not nn.Linear.forward]
+    return names or None
 
 
 def _free_head(network: NetworkBase) -> None:

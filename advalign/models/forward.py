@@ -145,7 +145,8 @@ class Network(NetworkBase):
                 outputs = replace(outputs, score_gradients=input_gradients)
         if not sites:
             return outputs
-        hidden = hidden if layout is None else {site: layout.unpack(x) for site, x in hidden.items()}
+        width = rows.ids.shape[1]
+        hidden = {site: x[:, :width] if layout is None else layout.unpack(x) for site, x in hidden.items()}
         return replace(outputs, hidden=hidden | ({"embedding": embeddings} if "embedding" in sites else {}))
 
     @contextmanager

@@ -7,8 +7,9 @@ recomputation of a non-reentrant checkpoint is right even after the hook is gone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advalign.errors import ConfigError
 from advalign.models import architecture
-from advalign.types import Edit
+from advalign.types import Edit, fit
 
 
 def blocks(backbone: nn.Module) -> nn.ModuleList:
@@ -44,13 +45,34 @@ def layer(site: str, backbone: nn.Module) -> nn.Module:
 
 @contextmanager
 def edited(backbone: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Apply every edit that is not at the embedding while the block runs."""
+    """Apply every edit that is not at the embedding while the block runs. One forward runs inside."""
     with ExitStack() as stack:
+        applied: set[str] = set()
         for site, edit in edits.items():
             if site != "embedding":
-                hook = _on_hidden(lambda hidden, edit=edit: apply_edit(hidden, edit))
+                hook = _on_hidden(partial(_apply_at, applied, site, edit))
                 stack.callback(layer(site, backbone).register_forward_hook(hook).remove)
         yield
+        _check_reached(backbone, edits, applied)
+
+
+def _check_reached(backbone: nn.Module, sites: Iterable[str], reached: Container[str]) -> None:
+    """Raises ConfigError where a block ran without its hook: SqueezeBERT calls `forward` of its blocks."""
+    for site in sites:
+        if site != "embedding" and site not in reached:
+            raise ConfigError(
+                f"sites: '{site}' is out of reach in {type(backbone).__name__}, whose forward runs its blocks past their hooks; only the "
+                "site 'embedding' can be used with it."
+            )
+
+
+def _apply_at(applied: set[str], site: str, edit: Edit, hidden: Tensor) -> Tensor:
+    """Hidden states of a block under an edit. Longformer pads its rows inside, to whole windows."""
+    applied.add(site)
+    width = hidden.shape[-2]
+    add = edit.add if edit.add is None else fit(edit.add, max(width, edit.add.shape[1]))
+    where = edit.where if edit.where is None else fit(edit.where, max(width, edit.where.shape[1]))
+    return apply_edit(hidden, replace(edit, add=add, where=where))
 
 
 def apply_edit(hidden: Float[Tensor, "B T D"], edit: Edit) -> Float[Tensor, "B T D"]:
@@ -89,6 +111,7 @@ def captured(backbone: nn.Module, sites: Iterable[str]) -> Iterator[dict[str, Te
                 hook = _on_hidden(lambda hidden, site=site: hidden_states.__setitem__(site, hidden))
                 stack.callback(layer(site, backbone).register_forward_hook(hook).remove)
         yield hidden_states
+        _check_reached(backbone, sites, hidden_states)
 
 
 def _on_hidden(change: Any) -> Any:

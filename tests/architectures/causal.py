@@ -109,7 +109,7 @@ FAMILIES = {
     "aria_text": Family(NARROW | {"moe_num_experts": 4, "moe_topk": 2}),
     # With a state.
     "mamba": Family(MAMBA, lora=("in_proj", "x_proj"), smoke=True),
-    "mamba2": Family(MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4}),
+    "mamba2": Family(MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4}, lora=("in_proj",)),
     "falcon_mamba": Family(MAMBA, lora=("in_proj", "x_proj")),
     "rwkv": Family(MAMBA | {"attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64}),
     "jamba": Family(SIZES | EXPERTS | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 8}),
@@ -132,7 +132,8 @@ FAMILIES = {
     ),
     "falcon_h1": Family(
         SIZES
-        | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4, "lm_head_multiplier": 0.5}
+        | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4, "lm_head_multiplier": 0.5},
+        lora=("q_proj", "v_proj", "in_proj", "gate_proj"),
     ),
     "recurrent_gemma": Family(SIZES | {"block_types": ["recurrent", "attention"], "lru_width": 32, "attention_window_size": 8}),
     "lfm2": Family(SIZES | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}, smoke=True),
@@ -224,6 +225,7 @@ FAMILIES = {
 }
 
 FLOAT32_INSIDE = (
+    "mpt",
     *(
         "gpt_neo",
         "gptj",

@@ -42,7 +42,10 @@ def added(module: nn.Module, change: Tensor) -> Iterator[None]:
     """The hook of plain torch: `change` is added to the hidden states that a module returns."""
 
     def add(module: nn.Module, inputs: object, output: Any) -> Any:
-        return output + change if isinstance(output, Tensor) else type(output)([output[0] + change, *output[1:]])
+        hidden = output if isinstance(output, Tensor) else output[0]
+        longer = hidden.shape[-2] - change.shape[-2]  # Longformer pads inside, to whole windows
+        new = hidden + nn.functional.pad(change, (0, 0, 0, longer))
+        return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
 
     hook = module.register_forward_hook(add)
     try:

@@ -527,3 +527,17 @@ def test_ppo_with_four_models_on_one_base_resumes_bit_for_bit(tmp_path):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     # No checkpoint holds a base: all five together are smaller than one.
     assert sum((a / name).stat().st_size for name in files) < sum(p.numel() * 4 for p in base(nets["policy"]).values())
+
+
+def test_all_linear_leaves_out_linear_modules_that_return_something_else():
+    """The routers of Llama 4 and Phi-MoE are linear modules that return a pair, to which no product can be added."""
+
+    class Router(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    net = network()
+    net.model.add_module("router", Router(32, 2))
+    adapters.inject(net, {"r": 2, "target_modules": "all-linear"})
+    assert type(net.model.router) is Router
+    assert adapters.has_adapter(net.model)

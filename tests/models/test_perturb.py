@@ -137,3 +137,49 @@ def test_the_random_state_is_given_back():
     with perturb.same_random_state():
         inside = torch.rand(2)
     assert torch.equal(torch.rand(2), inside)
+
+
+class Backbone(torch.nn.Module):
+    """Two blocks that add 1, in three manners that transformers has."""
+
+    def __init__(self, manner):
+        super().__init__()
+        self.manner, self.layers = manner, torch.nn.ModuleList([Block(manner), Block(manner)])
+
+    def forward(self, hidden):
+        for block in self.layers:
+            output = block.forward(hidden) if self.manner == "past hooks" else block(hidden)
+            hidden = output[0] if isinstance(output, list) else output
+        return hidden
+
+
+class Block(torch.nn.Module):
+    def __init__(self, manner):
+        super().__init__()
+        self.manner = manner
+
+    def forward(self, hidden):
+        if self.manner == "longer" and hidden.shape[1] == 3:
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
+        return [hidden + 1, None] if self.manner == "list" else hidden + 1
+
+
+@pytest.mark.parametrize("manner", ["list", "longer"])
+def test_blocks_that_return_lists_and_blocks_that_lengthen_their_rows(manner):
+    """OpenAI GPT returns lists; Longformer pads its rows to whole windows."""
+    add = torch.arange(6.0).view(1, 3, 2)
+    backbone = Backbone(manner)
+    with perturb.edited(backbone, {"layer:0": Edit(add=add)}):
+        hidden = backbone(torch.zeros(1, 3, 2))
+    assert torch.equal(hidden[:, :3], add + 2)  # 1 of each block
+    assert (hidden[:, 3:] == 2).all()
+
+
+def test_blocks_that_run_past_their_hooks_are_refused_instead_of_left_as_they_are():
+    """SqueezeBERT calls `forward` of its blocks: an edit would change nothing."""
+    backbone = Backbone("past hooks")
+    sentence = r"^sites: 'layer:1' is out of reach in Backbone, whose forward runs its blocks past their hooks; only the site 'embedding'"
+    with pytest.raises(ConfigError, match=sentence), perturb.edited(backbone, {"layer:1": Edit(add=torch.ones(1, 3, 2))}):
+        backbone(torch.zeros(1, 3, 2))
+    with pytest.raises(ConfigError, match=sentence), perturb.captured(backbone, ["embedding", "layer:1"]):
+        backbone(torch.zeros(1, 3, 2))
