@@ -47,7 +47,7 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
         raise ConfigError("model.options.lora: this model already carries an adapter; leave lora out, or export it merged first.")
     transposed = any(isinstance(m, Conv1D) for m in network.model.modules())
     if lora.get("target_modules") == "all-linear" and not lora.get("exclude_modules"):
-        lora = {**lora, "exclude_modules": _linear_with_own_forward(network.model)}
+        lora = {**lora, "exclude_modules": _linear_without_product(network.model)}
     copies = _modules_beside_head(network, lora.get(OWN_COPY) or ())
     try:
         config = peft.LoraConfig(fan_in_fan_out=transposed, **{**lora, OWN_COPY: copies or None})
@@ -59,9 +59,14 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     freeze(network)
 
 
-def _linear_with_own_forward(model: nn.Module) -> list[str] | None:
-    """Linear modules whose forward gives something else than a product, such as routers: an adapter cannot be added to it."""
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and type(m).forward is not nn.Linear.forward]
+@torch.no_grad()
+def _linear_without_product(model: nn.Module) -> list[str] | None:
+    """Linear modules whose forward gives more than a product, such as routers that return a pair: an adapter cannot be added to it."""
+    names = []
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Linear) and type(m).forward is not nn.Linear.forward:
+            output = m(m.weight.new_zeros(1, m.in_features))
+            names += [] if isinstance(output, Tensor) else [name]
     return names or None
 
 

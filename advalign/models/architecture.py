@@ -184,7 +184,7 @@ def has_segments(model: Any) -> bool:
 def reads_both_ways(config: Any) -> bool:
     """Whether every token sees the whole row: by what the configuration says of itself, the classes it is saved for, and the classes
     that transformers has for its kind. (A tokenizer's mask token says nothing: those of Gemma and Cohere have one.)"""
-    if getattr(config, "is_decoder", False):
+    if getattr(config, "is_decoder", False) or getattr(config, "causal", False):  # XLM's name
         return False
     if getattr(config, "use_bidirectional_attention", None) is True or getattr(config, "is_causal", None) is False:
         return True

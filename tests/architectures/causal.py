@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from architectures.families import DEEPSEEK, ENCODER_DECODER, EXPERTS, MOE, NARROW, PLAIN, SIZES, SLIDING, Family
+from architectures.families import DEEPSEEK, ENCODER_DECODER, EXPERTS, LATENT, MOE, NARROW, PLAIN, SIZES, SLIDING, Family
 
 DECODER = {"is_decoder": True}
 MAMBA = {
@@ -174,6 +174,92 @@ FAMILIES = {
         },
         since5=True,
     ),
+    # More of transformers 5.
+    "afmoe": Family(MOE, since5=True),
+    "cohere2_moe": Family(MOE, since5=True),
+    "exaone_moe": Family(MOE | SLIDING, since5=True),
+    "gemma4_unified_text": Family(NARROW | SLIDING, since5=True),
+    "gemma4_text": Family(
+        NARROW
+        | SLIDING
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 50, "global_head_dim": 8, "num_kv_shared_layers": 0},
+        since5=True,
+    ),
+    "granite_swa": Family(NARROW, since5=True),
+    "granitemoe_swa": Family(MOE, since5=True),
+    "hy_v3": Family(MOE, since5=True),
+    "laguna": Family(MOE, since5=True),
+    "mellum": Family(MOE, since5=True),
+    "mimo_v2_flash": Family(MOE, since5=True),
+    "solar_open": Family(MOE | {"n_routed_experts": 4}, since5=True),
+    "youtu": Family(DEEPSEEK, since5=True),
+    "minicpm3": Family(SIZES | LATENT | {"num_key_value_heads": 4}, since5=True),
+    "glm4_moe_lite": Family(DEEPSEEK, since5=True),
+    "axk1": Family(DEEPSEEK, since5=True),
+    "lfm2_moe": Family(
+        SIZES | EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "conv_L_cache": 3}, since5=True
+    ),
+    "qwen3_5_text": Family(
+        NARROW
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        since5=True,
+    ),
+    "nemotron_h": Family(
+        SIZES
+        | {
+            "layers_block_type": ["mamba", "attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 4,
+            "head_dim": 8,
+        },
+        lora=("in_proj", "q_proj", "v_proj"),
+        decoding=1e-3,
+        since5=True,
+    ),
+    "xlstm": Family(
+        {
+            "vocab_size": 50,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "chunk_size": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        generate="as its own forward over whole rows; transformers' generate fails (its cache has other sizes than its states)",
+    ),
+    "blenderbot": Family(ENCODER_DECODER),
+    "megatron-bert": Family(PLAIN | DECODER),
+    "ernie": Family(PLAIN | DECODER),
+    "gpt_neox_japanese": Family(PLAIN),
+    "longcat_flash": Family(
+        DEEPSEEK
+        | {"num_layers": 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "moe_topk": 2, "zero_expert_num": 1, "head_dim": 8}
+    ),
+    "dbrx": Family(
+        {
+            "vocab_size": 50,
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+            "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
     # Encoders that read to the left, and decoders of pairs.
     "bert": Family(PLAIN | DECODER),
     "bert-generation": Family(PLAIN | DECODER),
@@ -225,6 +311,8 @@ FAMILIES = {
 }
 
 FLOAT32_INSIDE = (
+    *("afmoe", "cohere2_moe", "exaone_moe", "gemma4_text", "gemma4_unified_text", "granite_swa", "granitemoe_swa", "hy_v3", "laguna"),
+    *("mimo_v2_flash", "solar_open", "glm4_moe_lite", "axk1", "qwen3_5_text", "nemotron_h", "xlstm", "longcat_flash", "dbrx"),
     "mpt",
     *(
         "gpt_neo",
