@@ -102,7 +102,7 @@ FAMILIES = {
     "glm4_moe": Family(NARROW | DEEPSEEK | {"head_dim": 8}),
     "dots1": Family(NARROW | DEEPSEEK | {"head_dim": 8}),
     "deepseek_v2": Family(DEEPSEEK | {"topk_method": "greedy"}),
-    "deepseek_v3": Family(DEEPSEEK, smoke=True),
+    "deepseek_v3": Family(DEEPSEEK),
     "minimax": Family(MOE | {"layer_types": ["linear_attention", "full_attention"], "block_size": 4}),
     "minimax_m2": Family(MOE, since5=True),
     "llama4_text": Family(NARROW | {"intermediate_size_mlp": 48, "num_local_experts": 2}),

@@ -147,6 +147,8 @@ def sampling(subject: Subject, folder: Path) -> str | None:
         tolerance = max(subject.tolerance, subject.family.decoding)
         close(sampled, torch.cat([v[start - 1 :] for v, start in zip(right, starts, strict=True)]), tolerance)
         close(sampled, trained, tolerance)
+    if not subject.net.caches:
+        return "reads whole rows at every token (its cache gives other hidden states)"
     return f"to {subject.family.decoding:.0e}, by which its steps with a cache differ from its forward" if subject.family.decoding else None
 
 

@@ -21,7 +21,7 @@ FAMILIES = {
         {"vocab_size": 50, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
     ),
     "albert": Family(ENCODER | {"embedding_size": 16}, blocks=False),
-    "electra": Family(ENCODER | {"embedding_size": 16}, smoke=True),
+    "electra": Family(ENCODER | {"embedding_size": 16}),
     "deberta": Family(ENCODER | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "pooler_hidden_size": 32}),
     "deberta-v2": Family(
         ENCODER
@@ -32,10 +32,9 @@ FAMILIES = {
             "position_buckets": 8,
             "share_att_key": True,
         },
-        smoke=True,
     ),
     "mpnet": Family(PLAIN),
-    "modernbert": Family(PLAIN | {"cls_token_id": 3, "sep_token_id": 4, "local_attention": 4}, smoke=True),
+    "modernbert": Family(PLAIN | {"cls_token_id": 3, "sep_token_id": 4, "local_attention": 4}),
     "ernie": Family(ENCODER),
     "megatron-bert": Family(ENCODER),
     "roformer": Family(ENCODER | {"embedding_size": 16}),
@@ -70,7 +69,7 @@ FAMILIES = {
     "flaubert": Family(XLM, blocks=False),
     "eurobert": Family(SIZES, since5=True),
     # Decoders.
-    "gpt2": Family(PLAIN, smoke=True),
+    "gpt2": Family(PLAIN),
     "gpt_neo": Family(PLAIN | {"attention_types": [[["global", "local"], 1]], "window_size": 3}),
     "gpt_neox": Family(PLAIN),
     "gptj": Family(PLAIN | {"rotary_dim": 4}),

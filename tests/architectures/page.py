@@ -50,10 +50,13 @@ def _results(checks: Mapping[str, str]) -> list[str]:
 
 
 def _remark(text: str) -> str:
-    return "refused: " + _reason(text) if text.startswith(REFUSED) else text.removeprefix(f"{WORKS}: ")
+    if text.startswith(REFUSED):
+        return "refused: " + _reason(text)
+    return re.sub(r"^off: \w+ (.*); its rows are padded\.$", r"off (\1)", text.removeprefix(f"{WORKS}: "))
 
 
 def _reason(text: str) -> str:
-    """Of a refusal, without the name of the model and without the pointer to this page."""
-    text = re.sub(r"^(model[a-z._]*|sites): (the forward of )?(\w+ \([\w-]+\) )?", "", text.removeprefix(REFUSED))
-    return re.sub(r"[:;] docs/models\.md lists .*$|( docs/models\.md lists .*)$", "", text).rstrip(".")
+    """Of a refusal, with "it" for the name of the model and without the pointer to this page."""
+    text = re.sub(r"^(model[a-z._]*|sites): ", "", text.removeprefix(REFUSED))
+    text = re.sub(r"^(the forward of |generate of )?\w+ \([\w-]+\) (itself )?", lambda m: f"{m[1]}it " if m[1] else "it ", text)
+    return re.sub(r"[:;]? ?docs/models\.md lists .*$", "", text).strip().rstrip(".;")

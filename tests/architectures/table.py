@@ -1,7 +1,8 @@
 """The table of architectures: what every check says of every family.
 
-PYTHONPATH=.:tests python -m architectures.table                    runs all of it and writes table.json and docs/models.md
-PYTHONPATH=.:tests python -m architectures.table HEAD/FAMILY ...    prints what the checks say of some
+PYTHONPATH=.:tests python -m architectures.table [HEAD/FAMILY ...]    runs all of it or some families; writes table.json, docs/models.md
+
+A family of which something is wrong keeps the entry that it has, and the command fails.
 """
 
 from __future__ import annotations
@@ -71,20 +72,29 @@ def main(names: list[str]) -> int:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     every = [f"{head}/{kind}" for head, families in FAMILIES.items() for kind in families]
-    results: dict[str, Any] = {head: {} for head in FAMILIES}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {head: {} for head in FAMILIES}
     num_wrong = 0
     for name in names or every:
         head, _, kind = name.partition("/")
         checks = outcomes(head, kind)
-        results[head][kind] = described(head, kind) | {"checks": checks}
-        num_wrong += sum(text.startswith(WRONG) for text in checks.values())
         remarks = {check: text for check, text in checks.items() if text != WORKS}
         print(name, *(f"\n    {check}: {text}" for check, text in remarks.items()), flush=True)
-    if not names and not num_wrong:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (ROOT / "docs" / "models.md").write_text(page.rewritten((ROOT / "docs" / "models.md").read_text(), results), encoding="utf-8")
+        wrong = [text for text in checks.values() if text.startswith(WRONG)]
+        num_wrong += len(wrong)
+        if not wrong:
+            results[head][kind] = described(head, kind) | {"checks": checks}
+            write(results)
     print(f"{num_wrong} wrong")
     return int(num_wrong > 0)
+
+
+def write(results: dict[str, Any]) -> None:
+    """The results in the order of the families, and the page that shows them."""
+    ordered = {head: {kind: results[head][kind] for kind in families if kind in results[head]} for head, families in FAMILIES.items()}
+    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    if all(ordered.values()):
+        path = ROOT / "docs" / "models.md"
+        path.write_text(page.rewritten(path.read_text(encoding="utf-8"), ordered), encoding="utf-8")
 
 
 if __name__ == "__main__":
