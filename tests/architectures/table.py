@@ -64,7 +64,7 @@ def described(head: str, kind: str) -> dict[str, Any]:
     """What the table says of a family beside its checks."""
     family = FAMILIES[head][kind]
     why = "float32" if family.dtype == "float32" else "float32 inside" if family.float32 else ""
-    return {"class": model_class(head, kind), "in 4.57": not family.since5, "tolerance": family.tolerance, "why": why}
+    return {"in 4.57": not family.since5, "tolerance": family.tolerance, "why": why}
 
 
 def main(names: list[str]) -> int:
@@ -82,7 +82,7 @@ def main(names: list[str]) -> int:
         wrong = [text for text in checks.values() if text.startswith(WRONG)]
         num_wrong += len(wrong)
         if not wrong:
-            results[head][kind] = described(head, kind) | {"checks": checks}
+            results[head][kind] = {"class": model_class(head, kind)} | described(head, kind) | {"checks": checks}
             write(results)
     print(f"{num_wrong} wrong")
     return int(num_wrong > 0)

@@ -25,6 +25,7 @@ def test_a_family_gives_what_the_table_says(head, kind):
         pytest.skip(f"transformers {transformers.__version__} has no {kind}")
     checks = table.outcomes(head, kind)
     assert not [f"{check}: {text}" for check, text in checks.items() if text.startswith(table.WRONG)]
+    assert table.model_class(head, kind) == RESULTS[head][kind]["class"]
     if not OLD:  # another version may refuse other families
         assert without_numbers(checks) == without_numbers(RESULTS[head][kind]["checks"])
 
