@@ -14,7 +14,7 @@ from advalign.models import architecture
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (1.0,),
-    "top_k": (0, 50),  # transformers' own default, which a config does not choose
+    "top_k": (0,),
     "top_p": (1.0,),
     "min_p": (0.0,),
     "top_h": (),
@@ -49,7 +49,8 @@ policy samples from softmax(z / temperature), cut to a nucleus, as `sampling` sa
 def settings_left_out(model: Any) -> dict[str, Any]:
     """{setting: value} of the model's generation config that sampling here does not follow."""
     config = architecture.generation_config(model)
-    values = {} if config is None else {name: value for name, value in config.to_dict().items() if value is not None}
+    defaults = GenerationConfig().to_dict()  # transformers 4 writes them into every config
+    values = {} if config is None else {n: value for n, value in config.to_dict().items() if value not in (None, defaults.get(n))}
     return {name: values[name] for name, neutral in NEUTRAL.items() if name in values and values[name] not in neutral}
 
 

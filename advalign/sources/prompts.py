@@ -27,7 +27,7 @@ from advalign.sources._rollouts import (
 )
 from advalign.sources._scoring import LastScaled, are_equal, reward_labels, score, start_scorers, total_reward
 from advalign.sources._stream import LazyStream, Stream
-from advalign.types import Example, Rollout, RolloutGroup, RolloutRows, Sampling
+from advalign.types import Example, Rollout, RolloutGroup, RolloutRows
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
@@ -197,7 +197,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
 
     def _with_baselines(self, groups: Sequence[RolloutGroup], step: int, number: int) -> list[RolloutGroup]:
         """The groups with their `baseline`, the reward of the prompt's greedy response; without those that a reward abstained on there."""
-        greedy = Sampling(max_new_tokens=self.config.sampling.max_new_tokens, temperature=0.0)
+        greedy = replace(self.config.sampling, temperature=0.0)
         key = ("greedy", self.name, step, number)
         answers = self.context.generate(self.config.learner, [g.example for g in groups], 1, greedy, key)
         score(answers, self.config.rewards, [LastScaled(s) for s in self.scorers], self.path)
