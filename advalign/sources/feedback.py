@@ -43,7 +43,8 @@ class Feedback(ListSource):
         if example.label is None and task is not None:
             example = self._labelled(example, index, task, path)
         if example.label not in (0, 1):
-            label = "no label" if example.label is None else f"label {example.label}"
+            value = example.meta.get("label") if example.label is None else example.label
+            label = "no label" if value is None else f"label {value}"
             raise ConfigError(f"{path}: row '{example.id}' has {label}; it must be 1 or 0, in a column named with columns: {{label: ...}}.")
         return with_response(example, task, self.rng(index), path)
 

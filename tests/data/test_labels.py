@@ -1,9 +1,11 @@
 """Labels of data against the classes of a model: by name, in range, and never guessed."""
 
 import pytest
+from helpers.context import FakeContext
 
 from advalign import data
 from advalign.errors import ConfigError
+from advalign.sources import Feedback
 
 datasets = pytest.importorskip("datasets")
 
@@ -72,3 +74,13 @@ def test_a_label_column_that_is_not_there():
         data.labelled([{"text": "a", "stars": 1}])
     with pytest.raises(ConfigError, match=r"row 1 has no column 'star' with its label, only text, stars"):
         data.labelled([{"text": "a", "stars": 1}], {"label": "star"})
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [(0.5, "label 0.5"), (-1, "label -1"), (2, "label 2"), ("good", "label good"), (float("nan"), "label nan"), (None, "no label")],
+)
+def test_feedback_is_one_or_zero(label, shown):
+    rows = [{"prompt": "p", "completion": "c", "label": value} for value in (1, label)]
+    with pytest.raises(ConfigError, match=rf"sources\.s: row '2' has {shown}; it must be 1 or 0"):
+        Feedback(data=rows).start(FakeContext(), "s")
