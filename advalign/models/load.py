@@ -32,7 +32,7 @@ from advalign.models.compiled import Compiled
 from advalign.models.encode import Encoder
 from advalign.models.forward import Network
 from advalign.models.hidden_state_critic import HiddenStateCritic
-from advalign.models.positions import position_limit
+from advalign.models.positions import position_limit, row_bound
 from advalign.models.specification import (
     DTYPES,
     ENCODER_OPTIONS,
@@ -83,7 +83,8 @@ def load(
     else:
         network = _load(spec, head or facts.get("head"), folder, facts, texts)
     if network.head == "classifier" and max_length is None and "max_length" not in facts:
-        network.encoder = network.encoder.with_length(vocabulary.text_length(network.encoder.tokenizer, length))
+        longest = row_bound(network.model, None)[0] or length
+        network.encoder = network.encoder.with_length(vocabulary.text_length(network.encoder.tokenizer, longest))
     pretrained.check_classes(model, network, asked=head)
     if head is None or head == folders.saved_head(folder):
         saving.refuse_new_head(network, folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from advalign import data as loading
 from advalign.data.columns import example as example_of
-from advalign.errors import ConfigError
+from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import Context
 from advalign.sources._rollouts import RolloutSource, build_rows
 from advalign.sources._stream import Stream, StreamRuntime
@@ -100,7 +100,12 @@ def _groups(examples: Sequence[Example], names: Mapping[str, str], encoder: Enco
         group = groups.setdefault(key, RolloutGroup(example=example, prompt_ids=prompt_ids, rollouts=[]))
         if group.example.prompt != example.prompt:
             raise ConfigError(f"{path}: row '{example.id}' is in group '{number}' with another prompt; a group answers one prompt.")
-        group.rollouts.append(_rollout(example, names, encoder, path))
+        rollout = _rollout(example, names, encoder, path)
+        try:
+            encoder.truncation.rollout(len(group.prompt_ids), len(rollout.response_ids))
+        except BudgetError as error:
+            raise BudgetError(f"{path}: row '{example.id}': {error}") from error
+        group.rollouts.append(rollout)
     return list(groups.values())
 
 

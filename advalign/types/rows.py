@@ -70,21 +70,12 @@ class Tokens(Rows):
         return replace(self, **columns, **more)
 
     def moved(self, source: Int[Tensor, "B T2"], *, ids: Int[Tensor, "B T2"], mask: Bool[Tensor, "B T2"], target: Tensor) -> Tokens:
-        """Rows of other tokens, of which token t belongs where token `source[b, t]` of these rows belongs (-1: to nobody, and to the
-        segment of the token after it)."""
+        """Rows of other tokens, of which token t belongs where token `source[b, t]` of these rows belongs (-1: to nobody)."""
         columns = (("role", self.role), ("turn", self.turn))
         more = {k: x.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1) for k, x in columns if x is not None}
         if self.token_types is not None:
-            more["token_types"] = self.token_types.gather(1, _nearest(source)) * mask
+            more["token_types"] = self.token_types.gather(1, source.clamp(min=0)) * mask
         return replace(self, ids=ids, mask=mask, target=target, **more)
-
-
-def _nearest(source: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Numbers of tokens, where -1 has become the next one that there is, else the last."""
-    known, place = source >= 0, torch.arange(source.shape[1], device=source.device).expand_as(source)
-    after = place.masked_fill(~known, source.shape[1]).flip(1).cummin(1).values.flip(1)
-    before = place.masked_fill(~known, 0).cummax(1).values
-    return source.gather(1, torch.where(after < source.shape[1], after, before)).clamp(min=0)
 
 
 def fit(x: Tensor, width: int) -> Tensor:

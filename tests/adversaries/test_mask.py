@@ -91,7 +91,7 @@ def test_a_word_of_many_pieces_is_one_mask_token():
     assert number.amax(1).tolist() == [3, 3]
     hidden, origin = word_masking.mask_words(tokens, number, [[3], [3]], mask_id=reader.tokenizer.mask_token_id, pad_id=reader.pad_id)
     assert torch.equal(hidden.ids[0], hidden.ids[1])
-    assert torch.equal(hidden.ids[0], reader.classify(["it was<mask>"]).ids[0])
+    assert torch.equal(hidden.ids[0], reader.classify(["it was<mask>"], read=["<mask>"]).ids[0])
     assert (origin[1] >= 0).sum() == hidden.mask[1].sum() - 1
 
 
@@ -106,7 +106,7 @@ def test_words_of_word_pieces(minilm):
     edit = word_masking.mask_words(tokens, number, [[1, 4], []], mask_id=103, pad_id=0)[0]
     assert pieces(reader, edit) == [["[CLS]", "[MASK]", ",", "it", "[MASK]", "'", "t", "[SEP]"], ["[CLS]", "good", "[SEP]"]]
     # The row is the one a masked text has, which is what the vote sees (evaluation/voting.py).
-    assert pieces(reader, reader.classify(["[MASK], it [MASK]'t"])) == pieces(reader, edit)[:1]
+    assert pieces(reader, reader.classify(["[MASK], it [MASK]'t"], read=["[MASK]"])) == pieces(reader, edit)[:1]
 
 
 def test_words_of_characters_are_what_white_space_separates():

@@ -13,7 +13,7 @@ from helpers.sources import Scripted, names, slow_logprobs
 from advalign import TrainingArguments
 from advalign.advantages.group import Group
 from advalign.advantages.leave_one_out import LeaveOneOut
-from advalign.errors import ConfigError
+from advalign.errors import BudgetError, ConfigError
 from advalign.objectives._policy import Correction
 from advalign.objectives.grpo import GRPO
 from advalign.sources.trajectories import Trajectories
@@ -167,3 +167,9 @@ def test_a_correction_has_nothing_to_correct_where_nobody_knows_who_sampled():
 
     # Weights 1 (a sampler's nan is taken to be the policy of now), and the ratio exactly 1 as without an annotation.
     assert losses(correction=Correction(mode="mask", low=0.99, high=1.01)) == pytest.approx(losses(), rel=1e-9)
+
+
+def test_a_response_that_no_row_holds_is_refused_before_the_first_step():
+    data = [*ROWS, {"prompt": "a :", "response": "b " * 100, "reward": 1}]
+    with pytest.raises(BudgetError, match=r"^sources\.past: row '6': encoder: a prompt of \d+ tokens and a sampled response of 101 are"):
+        offline(data)
