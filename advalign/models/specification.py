@@ -50,7 +50,7 @@ class ModelSpec:
     max_length: int = 512
     """The most tokens of a row; fewer where the model has positions for fewer."""
     dtype: str = "float32"
-    """Precision of the weights: float32, bfloat16, float16 or float64."""
+    """Precision of the weights: float32, bfloat16, float16 or float64; those of half precision train through float32 copies."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout (off,
     on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed, lora (fields

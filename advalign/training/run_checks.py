@@ -159,6 +159,12 @@ def notes(spec: RunSpec) -> list[str]:
     """What is allowed and yet probably not meant, one sentence each."""
     sentences = []
     trained = {objective.learner for objective in spec.config["objectives"].values()}
+    for name in sorted(trained & spec.config["learners"].keys()):
+        if spec.config["learners"][name].dtype == "float16":
+            sentences.append(
+                f"learners.{name}.dtype: losses are not scaled, so gradients below 6e-8 are zero in float16; use bfloat16, or float32 with "
+                "args.mixed_precision: bf16."
+            )
     for name, source in spec.config["sources"].items():
         scorers = {r.scoring_learner for r in source.reward_parts if r.scoring_learner is not None}
         averages = {n for n in scorers if n in spec.frozen and spec.frozen[n].ema is not None}

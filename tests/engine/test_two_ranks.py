@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import gloo
-from helpers.shared_update import CASES, WORLD, num_micros, run, update
+from helpers.shared_update import CASES, WORLD, num_micros, run, skipped, update
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow  # both ranks wait until one fresh interpreter has imported everything
@@ -51,3 +51,12 @@ def test_two_ranks_log_what_one_does(folder, name):
     for rank in range(WORLD):
         logs = json.loads((folder / f"{name}-{rank}.json").read_text())
         assert logs == pytest.approx(want, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_both_ranks_skip_an_update_that_is_not_finite_on_one(folder, bad):
+    found = [json.loads((folder / f"skipped-{bad}-{rank}.json").read_text()) for rank in range(WORLD)]
+    assert found[0] == found[1]
+    counts = {"policy/num_nonfinite_updates": 1.0} | ({"imitate/num_nonfinite_losses": 1.0} if bad == "loss" else {})
+    assert found[0]["decisions"] == [[0, 1, False, counts], [1, 0, True, {}]]
+    assert found[0]["weights"] == pytest.approx(skipped(bad)["weights"], abs=1e-9)

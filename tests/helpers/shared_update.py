@@ -15,6 +15,7 @@ from advalign.engine.plan import plan
 from advalign.objectives.kl import KL
 from advalign.objectives.ppo import PPO
 from advalign.objectives.sft import SFT
+from advalign.types import Losses
 
 PLAIN = {"policy": PPO(source="math"), "near": KL(source="math", coef=0.1), "imitate": SFT(source="chat", coef=0.5)}
 ATTACKED = PLAIN | {"robust": SFT(source="chat", view="pgd", coef=0.3), "hard": PPO(source="math", view="pgd2", coef=0.2)}
@@ -62,6 +63,34 @@ def update(case: Case, rank: int | None = None) -> tuple[torch.Tensor, dict[str,
     return gradients(net), logs
 
 
+class SpoiledRow(SFT):
+    """SFT of which one row, that one process alone has, has losses or gradients of nan."""
+
+    bad = "loss"
+
+    def losses(self, rows, views):
+        result = super().losses(rows, views)
+        spoiled = (rows.tokens.key == 1)[:, None].expand_as(result.values)
+        if self.bad == "loss":
+            return Losses(torch.where(spoiled, torch.nan, result.values), result.metrics)
+        zero = (result.values.detach() - result.values).clamp(min=0).sqrt() * 0
+        return Losses(torch.where(spoiled, result.values + zero, result.values), result.metrics)
+
+
+def skipped(bad: str) -> dict:
+    """Two updates, of which the first has a row that is not finite; what was decided, and the sum of the weights."""
+    SpoiledRow.bad = bad
+    net = network()
+    runtime = learner(net, learning_rate=1e-2)
+    decisions = []
+    for objective in (SpoiledRow(source="chat"), SFT(source="chat")):
+        before = [p.detach().clone() for p in net.parameters()]
+        runtime.update(plan("policy", {"imitate": objective}, {}, []), {"chat": demos(net)}, {}, budget=12, key=("update",))
+        moved = any(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+        decisions.append([runtime.version, runtime.guard.skipped_in_a_row, moved, runtime.guard.take_counts()])
+    return {"decisions": decisions, "weights": sum(float(p.detach().sum()) for p in net.parameters())}
+
+
 def run(rank: int, folder: str) -> None:
     """What a spawned process does: every case, its gradient and logs into files; the reason where gloo cannot start."""
     if not meet(rank, folder):
@@ -70,4 +99,6 @@ def run(rank: int, folder: str) -> None:
         gradient, logs = update(case)
         save_file({"gradient": gradient}, f"{folder}/{name}-{rank}.safetensors")
         Path(folder, f"{name}-{rank}.json").write_text(json.dumps(logs))
+    for bad in ("loss", "gradient"):
+        Path(folder, f"skipped-{bad}-{rank}.json").write_text(json.dumps(skipped(bad)))
     torch.distributed.destroy_process_group()

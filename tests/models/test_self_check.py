@@ -80,3 +80,26 @@ def test_a_model_without_finite_numbers_is_refused(llama):
         net.model.lm_head.weight[0] = torch.nan
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM \(llama\) gives no finite numbers: its outputs for ordinary words are nan"):
         self_check.check(net)
+
+
+@pytest.mark.parametrize("head", ["classifier", "score", "value"])
+def test_every_head_is_refused_whose_model_gives_nan(head, tmp_path):
+    from advalign.models import load
+
+    model = "scratch:tiny?hidden_size=32"
+    saved = load(model, head=head, tokenizer={"kind": "words"}, texts=["a b c"], max_length=16)
+    with torch.no_grad():
+        next(p for name, p in saved.model.named_parameters() if name.endswith("down_proj.weight"))[0, 0] = torch.nan
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model: .* gives no finite numbers: its outputs for ordinary words are nan; its weights are"):
+        load(str(tmp_path), max_length=16)
+
+
+def test_weights_that_are_not_finite_are_named():
+    net = build("Llama")
+    with torch.no_grad():
+        net.model.model.layers[1].mlp.up_proj.weight[3, 2] = -torch.inf
+    with pytest.raises(
+        ConfigError, match=r"gives no finite numbers: 1 of \d+ numbers in .*layers\.1\.mlp\.up_proj\.weight are nan or infinite"
+    ):
+        self_check.check_numbers(net)

@@ -96,3 +96,8 @@ def test_float16_as_mixed_precision_is_refused():
     }
     with pytest.raises(ConfigError, match=r"Did you mean 'bf16'\?"):
         config.trainer(described)
+
+
+def test_a_note_says_what_float16_loses():
+    assert any("gradients below 6e-8 are zero in float16" in note for note in half("float16").notes())
+    assert not any("6e-8" in note for note in half("bfloat16").notes())
