@@ -45,8 +45,9 @@ class Example:
     def from_mapping(cls, fields: Mapping[str, Any]) -> Example:
         """From a mapping of its fields, whose prompt may be messages."""
         prompt = fields.get("prompt")
-        path = f"example '{fields.get('id', '')}': prompt"
-        return cls(**{**fields, **({"prompt": conversation(prompt, path=path)} if is_messages(prompt) else {})})
+        if isinstance(prompt, list | tuple) and is_messages(prompt):
+            fields = {**fields, "prompt": conversation(prompt, path=f"example '{fields.get('id', '')}': prompt")}
+        return cls(**fields)
 
     @property
     def text(self) -> str:
