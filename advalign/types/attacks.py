@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from advalign.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -20,6 +22,15 @@ class Budget:
     """Norm of an edit of hidden states, in the unit of the attack's own threat model."""
     seconds: float | None = None
     """Wall-clock time."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("queries", self.queries), ("edits", self.edits), ("seconds", self.seconds), ("radius", self.radius)):
+            # An adversary that replaces words has the radius 0.
+            if value is not None and not (value >= 0 if name == "radius" else value > 0):
+                least = "at least 0" if name == "radius" else "above 0"
+                raise ConfigError(
+                    f"budget.{name}: {value} given; it must be {least}, or null for no limit. Within no budget nothing is shown."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Two runs side by side: the paired numbers, by hand and against scipy; and results in the files of other tools."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -11,7 +12,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.reports import compare, export
 from advalign.targets import AnsweringGenerator
-from advalign.types import AttackResult, Example
+from advalign.types import AttackResult, Budget, Example
 
 
 def run(**statuses):
@@ -120,3 +121,37 @@ def test_inspect_lines_are_samples(tmp_path):
     assert {(s["id"], s["epoch"]) for s in samples} == {(str(i), 1) for i in range(4)}
     with pytest.raises(ConfigError, match="Did you mean 'garak'"):
         export.write(None, "garrak", tmp_path / "x")
+
+
+def folder_of(path, answer=lambda prompts: [f"ok {p}" for p in prompts], texts=("{}!",), words="say", number=4, **more):
+    data = [Example(prompt=f"{words} {i}", id=str(i)) for i in range(number)]
+    arguments = {"attacks": {"bang": Say(texts=texts)}, "examples": 4, "judge": judges.Rule(must_not=("secret",)), **more}
+    Suite(data=data, **arguments).run(AnsweringGenerator(answer, name=path.name), path)
+    return path
+
+
+def test_folders_of_one_suite_on_two_models_are_compared_and_those_of_others_are_refused(tmp_path):
+    """Another field of an attack, budget, judge, seed or text of an example: named, and nothing is compared."""
+    plain = folder_of(tmp_path / "plain")
+    broken = folder_of(tmp_path / "broken", lambda prompts: ["secret" if p.endswith("3!") else f"ok {p}" for p in prompts])
+    assert compare.folders(plain, broken).row("bang")["difference"] == -0.25
+    others = {
+        "attacks": ({"texts": ("{}?",)}, r"^compare: suite\.attacks\.bang\.texts is \('\{\}!',\) for plain and \('\{\}\?',\) for attacks"),
+        "budget": ({"budget": Budget(queries=50)}, r"^compare: suite\.budget is .* for plain and Budget\(queries=50"),
+        "judge": ({"judge": judges.Rule(must_not=("x",))}, r"^compare: suite\.judge is"),
+        "seed": ({"seed": 3}, r"^compare: suite\.seed is 0 for plain and 3 for seed"),
+        "data": (
+            {"words": "tell"},
+            r"^compare: 4 of 4 examples differ between plain and data though their ids are the same \(first: '0'\)",
+        ),
+    }
+    for name, (fields, says) in others.items():
+        with pytest.raises(ConfigError, match=says):
+            compare.folders(plain, folder_of(tmp_path / name, **fields))
+
+
+def test_one_example_in_common_is_no_comparison():
+    with pytest.raises(ConfigError, match=r"^compare: 1 of 5 examples in common"):
+        compare.results(run(a="fff"), [replace(r, example=str(int(r.example) + 2)) for r in run(a="fff")])
+    row = compare.results(run(a="fff"), [replace(r, example=str(int(r.example) + 1)) for r in run(a="fff")]).row("a")
+    assert (row["n"], row["left out"]) == (2, 2)

@@ -249,3 +249,10 @@ def test_an_attack_that_leaves_no_finite_numbers_has_shown_nothing():
     assert [r.status for r in result.results] == ["undetermined", "failed"]
     assert result.worst_case()["n"] == 1
     assert any("no finite numbers" in warning for warning in result.warnings())
+
+
+@pytest.mark.parametrize(("field", "value"), [("queries", 0), ("queries", -3), ("edits", math.nan), ("seconds", 0.0), ("radius", -1.0)])
+def test_a_budget_in_which_nothing_can_be_shown_is_refused(field, value):
+    """Every attack would be over it at once, which counts as withstood."""
+    with pytest.raises(ConfigError, match=rf"budget\.{field}: {value} given"):
+        Suite.load({"data": [{"text": "a", "label": 0}], "attacks": {}, "budget": {field: value}})

@@ -58,6 +58,9 @@ def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names
             f"compare: no attack in common; {names[0]} has {', '.join(a) or 'none'}, {names[1]} has {', '.join(b) or 'none'}."
         )
     asked = len({r.example for r in (*first, *second)})
+    common = {r.example for r in first} & {r.example for r in second}
+    if len(common) < min(2, asked):
+        raise ConfigError(f"compare: {len(common)} of {asked} examples in common; run the same suite on the same data for both.")
     pairs = [("clean", _clean(first), _clean(second)), *((n, a[n], b[n]) for n in shared)]
     pairs.append(("worst case", _worst(first, shared), _worst(second, shared)))
     return Comparison(names=names, rows=[_row(name, left, right, asked) for name, left, right in pairs])
@@ -68,7 +71,35 @@ def folders(first: str | Path, second: str | Path) -> Comparison:
     names = (Path(first).name, Path(second).name)
     if names[0] == names[1]:
         names = (str(first), str(second))
-    return results(_read(first), _read(second), names)
+    attack_results = _read(first), _read(second)
+    _check_settings(_settings(first), _settings(second), names)
+    return results(*attack_results, names)
+
+
+def _settings(folder: str | Path) -> dict[str, Any]:
+    """What `suites.log.suite_settings` wrote down; empty if it did not."""
+    path = Path(folder) / "suite.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Raises ConfigError for what differs: settings of the suites, fields of attacks, or examples of the same id."""
+    if "settings" not in first or "settings" not in second:
+        return
+    pairs = [(name, value, second["settings"].get(name)) for name, value in first["settings"].items()]
+    for attack in first["attacks"].keys() & second["attacks"].keys():
+        theirs = second["attacks"][attack]
+        pairs += [(f"attacks.{attack}.{name}", value, theirs.get(name)) for name, value in first["attacks"][attack].items()]
+    for name, ours, other in sorted(pairs, key=lambda pair: pair[0]):
+        if ours != other:
+            raise ConfigError(f"compare: suite.{name} is {ours} for {names[0]} and {other} for {names[1]}; run the same suite on both.")
+    shared = first["examples"].keys() & second["examples"].keys()
+    changed = sorted(name for name in shared if first["examples"][name] != second["examples"][name])
+    if changed:
+        raise ConfigError(
+            f"compare: {len(changed)} of {len(shared)} examples differ between {names[0]} and {names[1]} though their ids are the same "
+            f"(first: '{changed[0]}'); run the same data on both."
+        )
 
 
 def _read(folder: str | Path) -> list[AttackResult]:

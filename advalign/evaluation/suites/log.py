@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,14 +30,21 @@ if TYPE_CHECKING:
 class ResultLog:
     """The results so far, in memory and in a folder. A chunk is written whole; one that a kill cut short is dropped and done again."""
 
-    def __init__(self, folder: str | Path | None, fingerprint: str, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
-        """`fingerprint`: what the results depend on. `chunks`: (attack, example) names of each chunk of work, in order."""
+    def __init__(
+        self,
+        folder: str | Path | None,
+        fingerprint: str,
+        chunks: Sequence[Sequence[tuple[str, str]]],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`fingerprint`: what the results depend on. `chunks`: (attack, example) names of each chunk of work, in order. `settings`: what
+        two folders must have in common to be compared (`suite_settings`)."""
         self.results: list[AttackResult] = []
         self.num_chunks = 0
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._claim(self._folder, fingerprint)
+            self._claim(self._folder, fingerprint, settings or {})
             self._resume(self._folder, chunks)
 
     def append(self, results: Sequence[AttackResult]) -> None:
@@ -51,11 +59,11 @@ class ResultLog:
         with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(_line(r) for r in results))
 
-    def _claim(self, folder: Path, fingerprint: str) -> None:
+    def _claim(self, folder: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
         path = folder / "suite.json"
         if path.exists() and json.loads(path.read_text())["fingerprint"] != fingerprint:
             raise ConfigError(f"{folder}: holds the results of another suite, model or data; choose another output_dir.")
-        path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+        path.write_text(json.dumps({"fingerprint": fingerprint, **settings}) + "\n")
 
     def _resume(self, folder: Path, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
         lines = complete_lines(folder / "results.jsonl")
@@ -73,11 +81,29 @@ class ResultLog:
             (folder / f"{file}.jsonl").write_text("".join(line + "\n" for line in content[:number]), encoding="utf-8")
 
 
+def suite_settings(suite: Suite, examples: Sequence[Example]) -> dict[str, Any]:
+    """What the results of two models must have in common to be compared: settings, fields of each attack, and a hash of each example."""
+    attacks: dict[str, Any] = dict(suite.attacks)
+    fields_of = {name: {f.name: _stable(getattr(attack, f.name)) for f in fields(attack)} for name, attack in attacks.items()}
+    settings = {name: _stable(getattr(suite, name)) for name in ("budget", "judge", "sampling", "seed")}
+    digests = {e.id: hashlib.sha256(_content(e).encode()).hexdigest()[:16] for e in examples}
+    return {"settings": settings, "attacks": fields_of, "examples": digests}
+
+
+def _stable(value: Any) -> str:
+    """The repr, without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _content(e: Example) -> str:
+    return repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response")))
+
+
 def suite_fingerprint(suite: Suite, model: Network | BlackBoxModel, examples: Sequence[Example]) -> str:
     """A hash of what the results depend on: the suite without its data reference, benign prompts and `seen`; the examples; every weight."""
     digest = hashlib.sha256(repr(replace(suite, data=(), benign=None, seen=())).encode())
     for e in examples:
-        digest.update(repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response"))).encode())
+        digest.update(_content(e).encode())
     digest.update(model.head.encode())
     digest.update(model_fingerprint(model).encode())
     return digest.hexdigest()
@@ -102,4 +128,4 @@ def _line(result: AttackResult) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-__all__ = ["ResultLog", "model_fingerprint", "suite_fingerprint"]
+__all__ = ["ResultLog", "model_fingerprint", "suite_fingerprint", "suite_settings"]

@@ -22,7 +22,7 @@ from advalign.evaluation.suites.classifier_checker import ClassifierChecker
 from advalign.evaluation.suites.data import Data, read_examples
 from advalign.evaluation.suites.generator_checker import GeneratorChecker
 from advalign.evaluation.suites.harness import Arm, Harness
-from advalign.evaluation.suites.log import ResultLog, model_fingerprint, suite_fingerprint
+from advalign.evaluation.suites.log import ResultLog, model_fingerprint, suite_fingerprint, suite_settings
 from advalign.evaluation.suites.result import SuiteResult
 from advalign.evaluation.suites.sampled_utility import sampled_utility
 from advalign.evaluation.suites.workers import Chunk, run_chunks
@@ -135,7 +135,7 @@ class Suite:
         attacked, before = [examples[i] for i in chosen], [clean.judgements[i] for i in chosen]
         work = self._work(attacked, before)
         names = [[(arm.name, e.id) for e in part] for arm, part, _ in work]
-        log = ResultLog(output_dir, suite_fingerprint(self, model, examples), names)
+        log = ResultLog(output_dir, suite_fingerprint(self, model, examples), names, suite_settings(self, attacked))
         certified = certificates.run(self.certified, model, attacked, seed=self.seed, folder=output_dir)
         answers = None if cache is None else AnswerCache(cache, model_fingerprint(model))
         harness = Harness(model=model, checker=checker, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
