@@ -18,7 +18,6 @@ from advalign.sources._rollouts import (
     build_rows,
     completion_metrics,
     require_scored,
-    warn_of_short_rows,
     weights,
     without_abstentions,
 )
@@ -84,7 +83,6 @@ class _Runtime(StreamRuntime[RolloutGroup]):
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
-        warn_of_short_rows(context.encoder(config.learner), examples, config.sampling, self.path)
         self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.rewrites = None if config.rewrites is None else Rewrites(config.rewrites, examples, config.limit, context.seed, self.path)
         self.scorers = start_scorers(config.rewards, context)

@@ -10,7 +10,7 @@ from advalign import data as loading
 from advalign.errors import RewardError
 from advalign.interfaces import Context, SourceRuntime
 from advalign.sources._checks import require_positive
-from advalign.sources._rollouts import Sampled, completion_metrics, warn_of_short_rows, weights, without_abstentions
+from advalign.sources._rollouts import Sampled, completion_metrics, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream
 from advalign.types import DemoRows, RolloutGroup, Rows, from_json, to_json, without_verifier
@@ -55,7 +55,6 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
-        warn_of_short_rows(context.encoder(config.learner), examples, config.sampling, self.path)
         self.prompts = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.scorers = start_scorers(config.rewards, context)
         self.pool: Stream[RolloutGroup] | None = None  # groups of one response
