@@ -51,6 +51,7 @@ def export(network: NetworkBase, folder: Path) -> None:
     """The adapter and a trained head as peft writes them, and nothing else."""
     model, peft = network.model, adapters.import_peft()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in architecture.lora_config(model).to_dict().items()}
+    config["target_modules"] = _short_names(network, config["target_modules"])
     heads = _heads(network)
     modules = [*(config.get("modules_to_save") or ()), *_head_modules(network, heads)]
     base = network.source or str((folder / ADAPTER_BASE).resolve())
@@ -59,6 +60,25 @@ def export(network: NetworkBase, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False) | heads
     save_file({PREFIX + k: v.detach().contiguous() for k, v in state.items()}, folder / WEIGHTS)
+
+
+def _short_names(network: NetworkBase, targets: Any) -> Any:
+    """Names of adapted layers without the beginnings that they have in this class alone: `all-linear` becomes a list of whole names, which
+    no layer of a model without its head has. Other targets stay as they are."""
+    layers = adapters.adapted_layers(network.model)
+    modules = {adapters.base_name(name + ".").rstrip(".") for name, _ in network.model.named_modules()}
+    if not isinstance(targets, list) or not targets or not set(targets) <= modules:
+        return targets
+    endings = set()
+    for name in set(targets) & layers:
+        parts = name.split(".")
+        candidates = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        endings.add(next(c for c in candidates if c == name or not any(_ends_with(m, c) for m in modules - layers)))
+    return sorted(endings)
+
+
+def _ends_with(module: str, ending: str) -> bool:
+    return f".{module}".endswith(f".{ending}")
 
 
 def remove_files(folder: Path) -> None:

@@ -187,6 +187,11 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield name, module
 
 
+def adapted_layers(model: nn.Module) -> set[str]:
+    """Names of the layers with an adapter."""
+    return {name for name, _ in _layers(model)}
+
+
 def _wrappers(model: nn.Module) -> Iterator[Any]:
     """Every wrapper: a layer of several parameters, such as the experts of a mixture, has one for each."""
     return (m for _, layer in _layers(model) for m in layer.modules() if isinstance(m, _tuner_layer()))

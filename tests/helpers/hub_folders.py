@@ -94,3 +94,21 @@ def shake(model):
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()
+
+
+def outputs(model):
+    """Logits, or hidden states of a model without a head, of a padded batch; by the model's own forward."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(7, SIZES["vocab_size"], (3, 6), generator=generator)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [2]])
+    with torch.no_grad():
+        output = model.eval()(input_ids=ids.masked_fill(~mask, 0), attention_mask=mask.long())
+    return output["logits"] if "logits" in output else output["last_hidden_state"] * mask[..., None]
+
+
+def put_into_cache(hub, repository, write):
+    """A repository as `huggingface_hub` keeps what it has downloaded."""
+    folder, commit = hub / f"models--{repository.replace('/', '--')}", "a" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    write(folder / "snapshots" / commit)

@@ -7,7 +7,22 @@ import huggingface_hub
 import pytest
 import torch
 from helpers import hub_folders
-from helpers.hub_folders import AUTO, BERT, DEEPSEEK_V3, DISTILBERT, GPT2, LLAMA, MIXTRAL, PRECISE, QWEN3_MOE, ROBERTA, SIZES, shake
+from helpers.hub_folders import (
+    AUTO,
+    BERT,
+    DEEPSEEK_V3,
+    DISTILBERT,
+    GPT2,
+    LLAMA,
+    MIXTRAL,
+    PRECISE,
+    QWEN3_MOE,
+    ROBERTA,
+    SIZES,
+    outputs,
+    put_into_cache,
+    shake,
+)
 from safetensors.torch import load_file, save_file
 
 from advalign.cli.networks import load_network
@@ -26,16 +41,6 @@ PEFT = {
     "classifier": peft.AutoPeftModelForSequenceClassification,
     "score": peft.AutoPeftModelForFeatureExtraction,
 }
-
-
-def outputs(model):
-    """Logits, or hidden states of a model without a head, of a padded batch; by the model's own forward."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(7, SIZES["vocab_size"], (3, 6), generator=generator)
-    mask = torch.arange(6) < torch.tensor([[6], [4], [2]])
-    with torch.no_grad():
-        output = model.eval()(input_ids=ids.masked_fill(~mask, 0), attention_mask=mask.long())
-    return output["logits"] if "logits" in output else output["last_hidden_state"] * mask[..., None]
 
 
 def trained(folder, sizes, kind, head, lora, **options):
@@ -82,6 +87,18 @@ def test_what_is_saved_here_opens_everywhere(tmp_path, case):
     network.save_pretrained(tmp_path / "merged", merged=True)
     torch.testing.assert_close(outputs(auto.from_pretrained(tmp_path / "merged", **PRECISE)), expected, rtol=0, atol=1e-12)
     assert load_network(str(folder), None, "cpu").head == head
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe", "bert from a base", "roberta", "llama that classifies"])
+def test_a_model_without_its_head_has_the_adapter_too(tmp_path, case):
+    """`AutoModel` gives the hidden states under the head, whatever the names of layers begin with."""
+    sizes, kind, head, _, options = CASES[case]
+    network, _ = trained(tmp_path / "base", sizes, kind, head, ALL, **options)
+    network.save_pretrained(tmp_path / "adapter")
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert not any("layers.0" in name or "layer.0" in name or name in ("classifier", "score") for name in targets)
+    body = AUTO["base"].from_pretrained(tmp_path / "adapter", **PRECISE)
+    torch.testing.assert_close(outputs(body), outputs(network.backbone), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["qwen3_moe", "bert from a masked model", "embedding and head"])
@@ -238,14 +255,6 @@ def test_class_names_are_saved_and_compared(tmp_path):
     (tmp_path / "other" / "advalign.json").write_text(json.dumps(edit))
     with pytest.raises(ConfigError, match=r"was trained on the classes bad, fair, good, and its base names good, fair, bad\.$"):
         load(str(tmp_path / "other"))
-
-
-def put_into_cache(hub, repository, write):
-    """A repository as `huggingface_hub` keeps what it has downloaded."""
-    folder, commit = hub / f"models--{repository.replace('/', '--')}", "a" * 40
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(commit)
-    write(folder / "snapshots" / commit)
 
 
 def test_an_adapter_by_its_name_on_the_hub(tmp_path, monkeypatch):
