@@ -1,5 +1,6 @@
 """Any attacker that is a function."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ class FunctionAttack(Attack):
     """x_1, x_2, ... ~ f(target, prompt, rng):  the texts that `fn` yields are attempts; broken if any is.
 
     For attackers that converse (PAIR, arXiv:2310.08419; TAP, arXiv:2312.02119; Crescendo, arXiv:2404.01833) and for other libraries. The
-    function may query `target` (`answer(examples, max_new_tokens)`, or `predict(texts)` of a classifier), keep a conversation or a judge
-    of its own, and yield a text whenever it has one. The target's meter counts its queries; its own judge decides nothing.
+    function may query `target` (`answer(examples, max_new_tokens)`, or `predict(prompts)` of a classifier), keep a conversation or a judge
+    of its own, and yield a text whenever it has one. Of a conversation, `prompt` is the turn that attacks rewrite; a function that asks for
+    `example` gets all of it, and queries with `example.with_text(text)`. The target's meter counts its queries; its own judge decides
+    nothing.
     """
 
     fn: Any = None
@@ -43,7 +46,8 @@ class FunctionAttack(Attack):
 
     def _one(self, call: Callable[..., Any], target: Target, example: Example, budget: Budget, rng: random.Random) -> Proposal:
         before, texts = target.num_queries, []
-        for text in islice(_texts(call(target, example.text, rng, **self.options)), self.attempts):
+        whole = {"example": example} if "example" in inspect.signature(call).parameters else {}
+        for text in islice(_texts(call(target, example.text, rng, **whole, **self.options)), self.attempts):
             if not isinstance(text, str):
                 raise ConfigError(f"attacks.function.fn: yielded a {type(text).__name__} for example '{example.id}'; texts are needed.")
             texts.append(text)

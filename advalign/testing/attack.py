@@ -57,7 +57,7 @@ class _Case:
             return _networks.questions()[7:10]
         target = target_of(self.network)
         reviews = _networks.reviews()[:3]
-        labels = target.predict([e.text for e in reviews]).argmax(1).tolist()
+        labels = target.predict([e.prompt for e in reviews]).argmax(1).tolist()
         return [Example(prompt=e.prompt, label=label, id=e.id) for e, label in zip(reviews, labels, strict=True)]
 
     def propose(self, budget: Budget, examples: Sequence[Example], seed: int = 0) -> tuple[list[Proposal], list[Any]]:

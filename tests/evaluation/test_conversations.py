@@ -45,12 +45,16 @@ def test_a_function_is_asked_whole_conversations_with_one_turn_changed():
         asked.extend(prompts)
         return ["red"] * len(prompts)
 
+    def conversing(target, prompt, rng, example):
+        (heard,) = target.answer([example.with_text(f"{prompt} please")], 4)
+        return [f"{prompt} {heard}"]
+
     suite = Suite(
         data=[chats.chat(verify=lambda text: 1.0)],
         attacks={
             "template": attacks.Template(names=("upper",), own=("please {prompt}",)),
             "best_of_n": attacks.BestOfN(attempts=3),
-            "function": attacks.FunctionAttack(fn=lambda target, prompt, rng: [f"{prompt} now"]),
+            "function": attacks.FunctionAttack(fn=conversing),
         },
         sampling=SHORT,
     )
@@ -59,7 +63,7 @@ def test_a_function_is_asked_whole_conversations_with_one_turn_changed():
     texts = [prompt[3]["content"] for prompt in asked]
     assert asked == [with_turn(chats.TURNS, 3, text) for text in texts]
     assert texts[0] == "say a color"
-    assert {"SAY A COLOR", "please say a color", "say a color now"} <= set(texts[1:])
+    assert {"SAY A COLOR", "please say a color", "say a color please", "say a color red"} <= set(texts[1:])
 
 
 def test_what_is_heard_is_what_plain_transformers_says_to_the_attacked_conversation(tmp_path):
