@@ -184,8 +184,9 @@ def test_cat_and_lat_defend_against_what_their_adversary_does(tmp_path):
 
 
 def test_free_warms_up_for_the_published_part_of_its_run():
-    # The released scripts warm up for 1256 of 20935 updates; a step of the run is three updates.
+    # The released scripts warm up for 1256 of 20935 updates; a step of the run is three updates, and warm-up counts updates.
     run = described("free_at")
     model = run["learners"]["model"]
-    assert model["warmup_steps"] / run["args"]["max_steps"] == pytest.approx(1256 / 20935, abs=1e-4)
-    assert model["warmup_steps"] == round(1256 / model["epochs"])
+    updates = run["args"]["max_steps"] * model["epochs"]
+    assert model["warmup_steps"] / updates == pytest.approx(1256 / 20935, abs=1e-4)
+    assert config.trainer(run).run_spec.num_updates("model") == updates
