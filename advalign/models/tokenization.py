@@ -64,11 +64,12 @@ class TextReader:
         """Where a text spells out a special token."""
         return [] if self._pattern is None else [match.span() for match in self._pattern.finditer(text)]
 
-    def _reads_apart(self, *texts: str | None) -> bool:
-        """Whether special tokens in these texts must be read as text, which the tokenizer would not do; said once."""
+    def _reads_apart(self, *texts: str | None, read: Collection[str] = ()) -> bool:
+        """Whether special tokens in these texts, those of `read` apart, must be read as text, which the tokenizer would not do; said
+        once."""
         if self.special_tokens_in_text == "tokens":
             return False
-        spelled = next((text[a:b] for text in texts if text for a, b in self.spelled(text)), None)
+        spelled = next((text[a:b] for text in texts if text for a, b in self.spelled(text) if text[a:b] not in read), None)
         if spelled is not None and not self._warned:
             self._warned = True
             warnings.warn(
@@ -127,7 +128,7 @@ class TextReader:
         """Rows as the tokenizer joins a text and, where there is one, a second; the longer text loses tokens at its `side` (left, right)
         until the row has `limit`. The special tokens `read` are tokens wherever a text spells them."""
         texts = [(a,) if b is None else (a, b) for a, b in zip(first, second if second is not None else [None] * len(first), strict=True)]
-        apart = [self._reads_apart(*row) or bool(read) for row in texts]
+        apart = [self._reads_apart(*row, read=read) or bool(read) for row in texts]
         rows: dict[int, Segments] = {}
         for paired in (False, True):
             numbers = [i for i, row in enumerate(texts) if not apart[i] and (len(row) > 1) == paired]

@@ -162,3 +162,8 @@ def test_chosen_special_tokens_are_read_and_others_are_text():
     expected = tokenizer("the [MASK] sat [ sep ] on")["input_ids"]
     assert row.ids == expected
     assert row.ids.count(tokenizer.mask_token_id) == 1
+
+
+def test_what_is_read_as_a_token_is_not_warned_of(recwarn):
+    TextReader(word_pieces()).segments(["the [MASK] sat"], None, limit=100, side="right", read=["[MASK]"])
+    assert not [w for w in recwarn if "spells out" in str(w.message)]
