@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROMPTS, COPIES, NUM_STEPS = (5, 3, 2), (1, 2, 1), 3
 """Lengths of the prompts that `agrees` reads, their responses, and the tokens of each."""
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
+TOLERANCE = {torch.float64: 3e-6, torch.float32: 2e-3}
 """Largest difference of a hidden state, relative to its length (norms are often computed in float32, in float64 models too; a state that
 is missing changes all of it). In half precision: `HALF_TOLERANCE`."""
 HALF_TOLERANCE = 0.2

@@ -222,7 +222,6 @@ FAMILIES = {
             "head_dim": 8,
         },
         lora=("in_proj", "q_proj", "v_proj"),
-        decoding=1e-3,
         since5=True,
     ),
     "xlstm": Family(

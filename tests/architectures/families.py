@@ -44,8 +44,6 @@ class Family:
     """Whether it has one stack of blocks, as sites `layer:k` need."""
     generate: str = ""
     """Why transformers' `generate` gives other tokens than the model's own forward; "": it gives the same."""
-    decoding: float = 0.0
-    """By how much transformers' own step with a cache differs from its forward over the whole row."""
     float32: bool = False
     """transformers computes a part of it in float32 in a float64 model too, so another layout of rows moves that precision's last bits."""
     dtype: str = "float64"
