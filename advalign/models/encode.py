@@ -109,8 +109,6 @@ class Encoder:
         """Where texts for a classifier lose tokens: left or right."""
         return self.truncation.text_side(self.tokenizer.truncation_side)
 
-    # ------------------------------------------------------------------------------------------------------ ids
-
     def prompts(self, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
         """Ids of prompts, in the chat template where the tokenizer has one. `room`: of the responses that are sampled behind them."""
         templated = [self._is_templated(prompt) for prompt in prompts]
@@ -286,11 +284,11 @@ class Encoder:
         segments = self.reader.segments(first, second, limit=self.max_length, side=self.text_side, read=read)
         self.truncation.check_texts([row.length for row in segments])
         prefix, suffix = self.reader.affixes
-        typed = "token_type_ids" in self.tokenizer.model_input_names
+        typed, special = "token_type_ids" in self.tokenizer.model_input_names, self.special_ids
         rows = []
         for b, row in enumerate(segments):
             start = min(len(prefix) + row.counts[0] + len(suffix), len(row.ids)) if len(row.counts) > 1 else len(row.ids)
-            roles = [-1 if i in self.special_ids else USER if t < start else ASSISTANT for t, i in enumerate(row.ids)]
+            roles = [-1 if i in special else USER if t < start else ASSISTANT for t, i in enumerate(row.ids)]
             target = [finished is not None and t >= start for t in range(len(row.ids))]
             turns = [-1 if role < 0 else role - USER for role in roles]
             # A text without its end carries no closing token, as in a decoder.

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -41,22 +40,40 @@ class TextReader:
             raise unknown("model.options.special_tokens_in_text", "reading", special_tokens_in_text, READINGS)
         self.tokenizer, self.special_tokens_in_text = tokenizer, special_tokens_in_text
         self._warned = False
+        self._key: tuple[Any, ...] = ()
+        self._cache: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------ special tokens
 
-    @cached_property
+    def _cached(self, name: str, build: Callable[[], Any]) -> Any:
+        """What was built from the tokenizer as it is now: tokens may be added to it, or named, at any time."""
+        key = len(self.tokenizer), *map(str, self.tokenizer.special_tokens_map.values())
+        if key != self._key:
+            self._key, self._cache = key, {}
+        if name not in self._cache:
+            self._cache[name] = build()
+        return self._cache[name]
+
+    @property
     def special_tokens(self) -> Mapping[str, int]:
         """{special token: id}, named ones and others that were added as special."""
+        return self._cached("special_tokens", self._special_tokens)  # type: ignore[no-any-return]
+
+    def _special_tokens(self) -> dict[str, int]:
         added = {str(token): int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return added | dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
 
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         """Tokens without text. (The unknown token has some.)"""
-        return frozenset(self.special_tokens.values()) - {self.tokenizer.unk_token_id}
+        build = lambda: frozenset(self._special_tokens().values()) - {self.tokenizer.unk_token_id}  # noqa: E731
+        return self._cached("special_ids", build)  # type: ignore[no-any-return]
 
-    @cached_property
+    @property
     def _pattern(self) -> re.Pattern[str] | None:
+        return self._cached("pattern", self._compiled)  # type: ignore[no-any-return]
+
+    def _compiled(self) -> re.Pattern[str] | None:
         texts = sorted((text for text in self.special_tokens if text), key=lambda text: (-len(text), text))
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
@@ -86,9 +103,12 @@ class TextReader:
         """What the tokenizer puts in front of a text."""
         return self.affixes[0]
 
-    @cached_property
+    @property
     def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer puts in front of a text and behind it."""
+        return self._cached("affixes", self._affixes)  # type: ignore[no-any-return]
+
+    def _affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         special = frozenset(self.special_tokens.values())
         words = (self.tokenizer.decode([i]) for i in sorted(self.tokenizer.get_vocab().values()) if i not in special)
         for word in ("a", *islice(words, PROBES)):
@@ -186,10 +206,12 @@ class TextReader:
         lost = side == "right" and len(cut[-1]) < len(parts[-1])
         return Segments(ids=list(ids), types=list(types), counts=[len(part) for part in cut], length=length, lost_end=lost)
 
-    @cached_property
+    @property
     def _copy(self) -> SplitTokenizer | None:
         """None: the tokenizer is written in Python."""
-        return SplitTokenizer(self.tokenizer) if isinstance(self.tokenizer, PreTrainedTokenizerFast) else None
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return None
+        return self._cached("copy", lambda: SplitTokenizer(self.tokenizer))  # type: ignore[no-any-return]
 
     def _joined_apart(self, row: Sequence[str], limit: int, side: str, read: Collection[str]) -> Segments:
         """A row in which special tokens are text, but for those that are `read`."""
@@ -225,13 +247,13 @@ class TextReader:
 
     def as_text(self, ids: Sequence[int]) -> list[int]:
         """Ids of a text in which a special token is a word of the vocabulary too (whole words): an unknown word."""
-        unknown_id = self.tokenizer.unk_token_id
-        if unknown_id is None and (spelled := self.special_ids.intersection(ids)):
+        unknown_id, special = self.tokenizer.unk_token_id, self.special_ids
+        if unknown_id is None and (spelled := special.intersection(ids)):
             raise ConfigError(
                 f"encoder: this tokenizer has no unknown token and reads '{self.tokenizer.convert_ids_to_tokens(min(spelled))}' in a text "
                 "as its special token; give model.options.special_tokens_in_text: tokens."
             )
-        return [unknown_id if i in self.special_ids else i for i in ids]
+        return [unknown_id if i in special else i for i in ids]
 
 
 __all__ = ["READINGS", "TextReader"]

@@ -167,3 +167,13 @@ def test_chosen_special_tokens_are_read_and_others_are_text():
 def test_what_is_read_as_a_token_is_not_warned_of(recwarn):
     TextReader(word_pieces()).segments(["the [MASK] sat"], None, limit=100, side="right", read=["[MASK]"])
     assert not [w for w in recwarn if "spells out" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore:encoder")
+def test_a_tokenizer_may_get_tokens_at_any_time():
+    tokenizer = byte_pairs()
+    reader = TextReader(tokenizer)
+    before = reader.texts(["a <new>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    assert tokenizer.convert_tokens_to_ids("<new>") in reader.special_ids
+    assert reader.texts(["a <new>"]) == before == [tokenizer("a <new>", split_special_tokens=True)["input_ids"]]
