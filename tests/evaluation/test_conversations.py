@@ -286,3 +286,16 @@ def test_a_turn_that_is_not_there_is_refused(turn, example, message):
     suite = Suite(data=[example], attacks={}, attacked_turn=turn)
     with pytest.raises(ConfigError, match=message):
         suite.examples_for(chats.policy())
+
+
+def test_an_attempt_that_leaves_no_room_for_the_reference_response_is_judged_without_its_loss():
+    """The attacked prompt has 127 of 128 tokens and the response, with its end, more than one."""
+    network = chats.policy()
+    length = len(chats.rendered(network, chats.TURNS))
+    long = "say a color" + "!" * (127 - length)
+    assert len(chats.rendered(network, chats.TURNS, long)) == 127
+    attack = attacks.FunctionAttack(fn=lambda target, prompt, rng: [long])
+    result = Suite(data=[chats.chat(verify=lambda text: 1.0)], attacks={"long": attack}, sampling=SHORT).run(network).results[0]
+    assert (result.status, result.note) == ("failed", long)
+    assert "nll_before" in result.metrics
+    assert "nll_after" not in result.metrics

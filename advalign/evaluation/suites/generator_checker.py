@@ -118,14 +118,14 @@ class GeneratorChecker(AnswerChecker):
             answers = [g.rollouts[0].text for g in self.target.generate(moved, 1, self.sampling, key)]
         else:
             answers = self.target.answer(moved, self.sampling.max_new_tokens)
-        return self.judgements(examples, answers, self._nll(moved))
+        return self.judgements(examples, answers, self._nll(moved, examples))
 
     def _forced(self, examples: Sequence[Example], proposals: Sequence[Proposal]) -> list[Judgement]:
         """Of what the model adds to the forced beginnings of its responses."""
         moved = [e.with_text(p.text or e.text) for e, p in zip(examples, proposals, strict=True)]
         starts = self.target.network.encoder.responses([p.forced or "" for p in proposals], [False] * len(proposals))
         texts = self.target.continue_forced(moved, starts, self.sampling.max_new_tokens)
-        return self.judgements(examples, texts, self._nll(moved))
+        return self.judgements(examples, texts, self._nll(moved, examples))
 
     def _edited(self, examples: Sequence[Example], before: Sequence[Judgement], edits: Sequence[Edits]) -> list[Judgement]:
         nll = self.target.nll(examples, edits).tolist()
@@ -157,12 +157,21 @@ class GeneratorChecker(AnswerChecker):
     def _continued(self, examples: Sequence[Example], edits: Sequence[Edits]) -> list[str]:
         return self.target.continue_edited(examples, edits, self.sampling.max_new_tokens) if examples else []
 
-    def _nll(self, examples: Sequence[Example]) -> list[float]:
+    def _nll(self, examples: Sequence[Example], before: Sequence[Example]) -> list[float]:
+        """Losses of reference responses; nan where there is none, and where an attack left no room for it behind the prompt."""
         referenced = [i for i, e in enumerate(examples) if has_reference_response(e)]
         if not referenced or "logprobs" not in self.target.abilities:
             return [math.nan] * len(examples)
-        nll = dict(zip(referenced, self.target.nll([examples[i] for i in referenced]).tolist(), strict=True))
+        referenced = [i for i in referenced if examples[i] is before[i] or self._has_room(examples[i])]
+        losses = self.target.nll([examples[i] for i in referenced]).tolist() if referenced else []
+        nll = dict(zip(referenced, losses, strict=True))
         return [nll.get(i, math.nan) for i in range(len(examples))]
+
+    def _has_room(self, example: Example) -> bool:
+        """Whether its row with the reference response is as long as the model allows, or is cut."""
+        encoder = self.target.network.encoder
+        length = len(encoder.prompt(example.prompt)) + len(encoder.response(example.reference or ""))
+        return encoder.truncation.mode in ("left", "right") or length <= encoder.truncation.limit
 
 
 def _mean(values: Sequence[float]) -> float:
