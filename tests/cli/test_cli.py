@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import chats
 from helpers.victims import sentences
 
 from advalign import load, plugins
@@ -211,6 +212,16 @@ def test_eval_and_attack_take_a_run_and_one_of_its_learners(advalign, victim):
     code, _, errors = advalign("attack", victim.parent, text, "--learner", "sentimet")
     assert code == 2
     assert errors.endswith("no learner 'sentimet'. Known: sentiment. Did you mean 'sentiment'?\n")
+
+
+def test_attack_takes_a_system_message(advalign, tmp_path):
+    network = chats.policy()
+    network.model.save_pretrained(tmp_path)
+    network.encoder.tokenizer.save_pretrained(tmp_path)
+    options = ("--kind", "function", "fn=helpers.chats.shout", "--target", "red", "--device", "cpu")
+    printed = done(advalign("attack", tmp_path, "say a color", *options, "--system", "be polite"))
+    assert "| function | 1.000" in printed
+    assert chats.HEARD == [["system", "user"]]
 
 
 def test_attack_takes_the_name_of_a_class(advalign, victim, tmp_path):

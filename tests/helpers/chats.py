@@ -30,6 +30,16 @@ TOOLS = [
 ]
 
 
+HEARD = []
+"""The roles of the conversations that `shout` has attacked."""
+
+
+def shout(target, prompt, rng, example):
+    """An attacker for the command line."""
+    HEARD.append([turn.role for turn in example.prompt.messages])
+    return [prompt.upper()]
+
+
 def tokenizer(kind="byte_pairs", template=TEMPLATE):
     made = getattr(kinds, kind)()
     made.chat_template = template
