@@ -55,7 +55,9 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.options.lora: {' '.join(str(error).split()).rstrip('.')}.") from error
     _free_head(network)
-    peft.tuners.tuners_utils.cast_adapter_dtype(network.model, "default")
+    for name, parameter in network.model.named_parameters():
+        if is_adapter(name) and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
     freeze(network)
 
 

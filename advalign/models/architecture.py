@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from advalign.errors import ConfigError
@@ -38,8 +38,10 @@ def backbones(model: Any) -> list[Any]:
 
 
 def accepted_arguments(module: nn.Module) -> frozenset[str] | None:
-    """Names of the arguments of its forward; None: any."""
-    return _arguments(type(module).forward)
+    """Names of the arguments of its forward; None: any. (Transformers 4.57 wraps BART's decoder, and hands everything on to it.)"""
+    inner = getattr(module, "decoder", None)
+    hands_on = set(inspect.signature(type(module).forward).parameters) == {"self", "args", "kwargs"}
+    return _arguments(type(inner if hands_on and inner is not None else module).forward)
 
 
 @lru_cache
@@ -243,7 +245,7 @@ def set_dropout(config: Any, rate: float) -> None:
         if rate == 0 or not any(part in name for part in SKIPPED_LAYERS):
             _set_rate(config, name, rate)
     for part in vars(config).values():
-        if isinstance(part, PreTrainedConfig):
+        if isinstance(part, PretrainedConfig):
             set_dropout(part, rate)
 
 
