@@ -39,9 +39,8 @@ def backbones(model: Any) -> list[Any]:
 
 def accepted_arguments(module: nn.Module) -> frozenset[str] | None:
     """Names of the arguments of its forward; None: any. (Transformers 4.57 wraps BART's decoder, and hands everything on to it.)"""
-    inner = getattr(module, "decoder", None)
     hands_on = set(inspect.signature(type(module).forward).parameters) == {"self", "args", "kwargs"}
-    return _arguments(type(inner if hands_on and inner is not None else module).forward)
+    return _arguments(type(getattr(module, "decoder", module) if hands_on else module).forward)
 
 
 @lru_cache
@@ -165,12 +164,14 @@ def has_score_head(model: Any) -> bool:
     return hasattr(model, "score")
 
 
+@torch.no_grad()
 def has_embedding(model: Any) -> bool:
-    """Whether one module looks up the embeddings of tokens; Canine hashes them."""
+    """Whether one module gives every token its embedding: Canine hashes characters, and I-BERT's module gives a scale beside it."""
     try:
-        return model.get_input_embeddings() is not None
+        module = model.get_input_embeddings()
     except NotImplementedError:
         return False
+    return isinstance(module(torch.zeros(1, 1, dtype=torch.long, device=module.weight.device)), Tensor)
 
 
 def has_two_stacks(backbone: Any) -> bool:

@@ -75,8 +75,9 @@ def _apply_at(applied: set[str], site: str, edit: Edit, hidden: Tensor) -> Tenso
     return apply_edit(hidden, replace(edit, add=add, where=where))
 
 
-def apply_edit(hidden: Float[Tensor, "B T D"], edit: Edit) -> Float[Tensor, "B T D"]:
-    """Hidden states under an edit. Sums are computed in the precision of the edit: a radius of 1e-5 would vanish in bfloat16."""
+def apply_edit(hidden: Float[Tensor, "*S T D"], edit: Edit) -> Float[Tensor, "*S T D"]:
+    """Hidden states under an edit ("B T D"; a block of Gemma 3n returns several streams, "S B T D"). Sums are computed in the precision
+    of the edit: a radius of 1e-5 would vanish in bfloat16."""
     if edit.ablate is not None:
         where = edit.where if edit.where is not None else torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         hidden = _Ablated.apply(hidden, edit.ablate.to(hidden), where)

@@ -37,10 +37,6 @@ def check(network: Network) -> None:
         raise ConfigError(
             f"model: {_name(network)} is an encoder with a decoder, which is not supported; choose an architecture with one stack."
         )
-    if not architecture.has_embedding(network.model):
-        raise ConfigError(
-            f"model: {_name(network)} has no embedding of tokens; choose another architecture: docs/models.md lists those that work."
-        )
     counts = network.num_forwards, network.num_rows
     tokens = _rows(network)
     with evaluation_mode(network), torch.no_grad():

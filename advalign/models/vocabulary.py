@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
+from advalign.models import architecture
 
 RESIZE = "resize_token_embeddings"
 ARGUMENTS = ("pad_to_multiple_of", "mean_resizing")
@@ -19,6 +20,11 @@ def fit_vocabulary(model: Any, tokenizer: Any, options: Mapping[str, Any], name:
     """Checks that the embedding of a model has a row for every id of its tokenizer; with `options.resize_token_embeddings` rows are added
     where they are missing. Rows that no id of the tokenizer needs (a padded vocabulary) stay."""
     arguments = _arguments(options.get(RESIZE))
+    if not architecture.has_embedding(model):
+        raise ConfigError(
+            f"model: {type(model).__name__} ({architecture.model_type(model)}) has no module that gives every token one embedding; choose "
+            "another architecture: docs/models.md lists those that work."
+        )
     num_ids, num_rows = count_ids(tokenizer), int(model.get_input_embeddings().weight.shape[0])
     if num_ids <= num_rows:
         return
