@@ -37,7 +37,7 @@ def backbones(model: Any) -> list[Any]:
     return [outer] if inner is outer else [outer, inner]
 
 
-def accepted_arguments(module: nn.Module) -> frozenset[str] | None:
+def accepted_arguments(module: Any) -> frozenset[str] | None:
     """Names of the arguments of its forward; None: any. (Transformers 4.57 wraps BART's decoder, and hands everything on to it.)"""
     hands_on = set(inspect.signature(type(module).forward).parameters) == {"self", "args", "kwargs"}
     return _arguments(type(getattr(module, "decoder", module) if hands_on else module).forward)

@@ -95,11 +95,10 @@ def test_every_head_is_refused_whose_model_gives_nan(head, tmp_path):
         load(str(tmp_path), max_length=16)
 
 
-def test_weights_that_are_not_finite_are_named():
-    net = build("Llama")
+def test_weights_that_are_not_finite_are_named(llama):
     with torch.no_grad():
-        net.model.model.layers[1].mlp.up_proj.weight[3, 2] = -torch.inf
+        llama.model.model.layers[1].mlp.up_proj.weight[3, 2] = -torch.inf
     with pytest.raises(
         ConfigError, match=r"gives no finite numbers: 1 of \d+ numbers in .*layers\.1\.mlp\.up_proj\.weight are nan or infinite"
     ):
-        self_check.check_numbers(net)
+        self_check.check_numbers(llama)
