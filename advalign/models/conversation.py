@@ -15,8 +15,9 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from advalign.errors import ConfigError
+from advalign.models.padding import Row
 from advalign.models.tokenization import TextReader
-from advalign.types.messages import ROLES, Conversation, Message
+from advalign.types.messages import ROLES, Conversation, Message, Response
 
 ASSISTANT = ROLES.index("assistant")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -60,6 +61,21 @@ class ChatTemplate:
     def prompt_length(self, conversation: Conversation, whole: Sequence[int]) -> int:
         """How many tokens of the ids `whole` are those of the prompt."""
         return common_prefix(self.prompt(conversation).ids, whole)
+
+    def row(self, prompt: Conversation, response: Response, *, all_turns: bool) -> Row:
+        """A whole conversation; the assistant's turns of the response are the target, with `all_turns` also those of the prompt."""
+        conversation = prompt.extended(response)
+        whole = self.complete(conversation)
+        continues = prompt.messages[-1].role_number == ASSISTANT and isinstance(response, str)
+        first = len(prompt.messages) - int(continues)
+        spans = self.assistant_turns(conversation, whole.ids, 0 if all_turns else first)
+        if continues:
+            spans = [*spans[:-1], (self.prompt_length(prompt, whole.ids), len(whole.ids))]
+        target = [False] * len(whole.ids)
+        for start, end in spans:
+            for position in range(max(start, 1), end):
+                target[position] = whole.generation is None or whole.generation[position]
+        return Row(whole.ids, target, whole.roles, whole.turns)
 
     def assistant_turns(self, conversation: Conversation, whole: Sequence[int], first: int) -> list[Span]:
         """Token spans of the assistant's turns from message `first` on, in the ids `whole` of the conversation: from the end of the

@@ -168,43 +168,47 @@ class Encoder:
         return self._padded([next(conversations if chat else plain) for chat in rendered], None)
 
     def scored_pairs(
-        self, prompts: Sequence[Prompt], texts: Sequence[Response], finished: Sequence[bool], group: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Response],
+        finished: Sequence[bool],
+        group: Sequence[int] | None = None,
+        *,
+        sampled: bool = True,
     ) -> Tokens:
-        """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it."""
+        """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it. `sampled`: rows that are too
+        long lose their end, where no `truncation` is set; others are refused."""
         if not self.bidirectional:
-            return self._padded(self._rows(prompts, texts, finished, "last"), group)
+            return self._padded(self._rows(prompts, texts, finished, too_long="right" if sampled else "error"), group)
         return self._padded(self._segments([plain_text(p) for p in prompts], [response_text(t) for t in texts], (), finished), group)
 
-    def _rows(self, prompts: Sequence[Prompt], responses: Sequence[Response], finished: Sequence[bool], assistant_turns: str) -> list[Row]:
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        finished: Sequence[bool],
+        turns: str = "last",
+        too_long: str = "error",
+    ) -> list[Row]:
         whole = [self._is_templated(p) and done for p, done in zip(prompts, finished, strict=True)]
         texts = [(p, r, done) for p, r, done, chat in zip(prompts, responses, finished, whole, strict=True) if not chat]
         prompt_ids = self.prompts([p for p, _, _ in texts])
         response_ids = self.responses([response_text(r) for _, r, _ in texts], [done for _, _, done in texts])
         plain = iter(
-            self._fitted(self._joined(self._described(p, ids), answer), len(ids))
+            self._fitted(self._joined(self._described(p, ids), answer), len(ids), too_long)
             for (p, _, _), ids, answer in zip(texts, prompt_ids, response_ids, strict=True)
         )
         return [
-            self._conversation(as_conversation(prompt), response, assistant_turns) if chat else next(plain)
+            self._conversation(as_conversation(prompt), response, turns, too_long) if chat else next(plain)
             for prompt, response, chat in zip(prompts, responses, whole, strict=True)
         ]
 
-    def _conversation(self, prompt: Conversation, response: Response, assistant_turns: str) -> Row:
+    def _conversation(self, prompt: Conversation, response: Response, assistant_turns: str, too_long: str) -> Row:
         """The row of a whole conversation, as the template writes it."""
         assert self.template is not None
-        conversation = prompt.extended(response)
-        row = self.template.complete(conversation)
-        continues = prompt.messages[-1].role_number == ASSISTANT and isinstance(response, str)
-        first = len(prompt.messages) - int(continues)
-        spans = self.template.assistant_turns(conversation, row.ids, 0 if assistant_turns == "all" else first)
-        if continues:
-            spans = [*spans[:-1], (self.template.prompt_length(prompt, row.ids), len(row.ids))]
-        target = [False] * len(row.ids)
-        for start, end in spans:
-            for position in range(max(start, 1), end):
-                target[position] = row.generation is None or row.generation[position]
-        closed = self._closed(Row(row.ids, target, row.roles, row.turns), len(conversation.messages) - 1)
-        return self._fitted(closed, closed.target.index(True) if True in closed.target else len(closed.ids))
+        row = self.template.row(prompt, response, all_turns=assistant_turns == "all")
+        closed = self._closed(row, len(prompt.extended(response).messages) - 1)
+        return self._fitted(closed, closed.target.index(True) if True in closed.target else len(closed.ids), too_long)
 
     def _closed(self, row: Row, last: int) -> Row:
         """The row, with `ending` behind it where the template does not close its last message."""
@@ -264,8 +268,8 @@ class Encoder:
         target = [position >= start for position in range(len(prompt.ids) + number)]
         return Row([*prompt.ids, *response_ids], target, prompt.roles + [ASSISTANT] * number, prompt.turns + [turn] * number)
 
-    def _fitted(self, row: Row, prompt_length: int) -> Row:
-        return self.truncation.row(row, bos_id=self.tokenizer.bos_token_id, prompt_length=prompt_length)
+    def _fitted(self, row: Row, prompt_length: int, too_long: str) -> Row:
+        return self.truncation.row(row, bos_id=self.tokenizer.bos_token_id, prompt_length=prompt_length, default=too_long)
 
     def _conversations(self, texts: Sequence[Prompt]) -> list[Row]:
         """Rows of whole conversations for a classifier."""

@@ -1,7 +1,8 @@
 """Rows that are too long: refused or cut, as configured, and counted.
 
     error   refused in a sentence that names max_length and the model's positions; the default of rows with a prompt and a response
-    right   the end of the row goes, and with it the end of the response: it is no longer closed. A prompt that leaves no room is refused
+    right   the end of the row goes, and with it the end of the response: it is no longer closed. A prompt that leaves no room is refused.
+            The default of sampled texts that a discriminator or a reward model reads
     left    the beginning of the row goes, but for the token that begins every text
 
 Texts for a classifier, and pairs for a model that reads both ways, lose tokens as in transformers' pipeline: at the tokenizer's own side
@@ -61,23 +62,24 @@ class Truncation:
         picks = [range(max(len(row.ids) - self.limit, 0), len(row.ids)) if left else range(min(self.limit, len(row.ids))) for row in rows]
         return [row.pick(pick) if cut else row for row, pick, cut in zip(rows, picks, long, strict=True)]
 
-    def row(self, row: Row, *, bos_id: int | None, prompt_length: int) -> Row:
-        """A prompt and its response. `bos_id`: the token that is kept where a row begins with it."""
-        length = len(row.ids)
+    def row(self, row: Row, *, bos_id: int | None, prompt_length: int, default: str = "error") -> Row:
+        """A prompt and its response. `bos_id`: the token that is kept where a row begins with it; `default`: what happens to a row that
+        is too long where no mode is set."""
+        length, mode = len(row.ids), self.mode or default
         no_room = prompt_length >= self.limit
         if length <= self.limit and not no_room:
             return row
-        if no_room and self.mode != "left":
+        if no_room and mode != "left":
             raise BudgetError(f"encoder: a prompt of {prompt_length} tokens leaves no room in {self.bound}; {self._prompt_remedy()}.")
         if length <= self.limit:
             return row
-        if self.mode in (None, "error"):
+        if mode == "error":
             raise BudgetError(
                 f"encoder: a prompt of {prompt_length} tokens and a response of {length - prompt_length} are longer than {self.bound}; "
                 f"{self._remedy('them')}."
             )
-        self._count(1, length, str(self.mode))
-        if self.mode == "right":
+        self._count(1, length, mode)
+        if mode == "right":
             return row.pick(range(self.limit))
         keep = min(int(row.ids[0] == bos_id), self.limit - 1)
         return row.pick([*range(keep), *range(length - self.limit + keep, length)])

@@ -66,7 +66,7 @@ class Pairs(ListSource):
         margins = [e.meta.get("margin") for e in items for _ in range(2)]
         return PairRows(
             # As a discriminator's rows: a bidirectional scorer reads the pair template it scores with.
-            tokens=encoder.scored_pairs(prompts, responses, [True] * len(responses), group),
+            tokens=encoder.scored_pairs(prompts, responses, [True] * len(responses), group, sampled=False),
             margin=torch.tensor([m or 0.0 for m in margins]) if any(m is not None for m in margins) else None,
         )
 

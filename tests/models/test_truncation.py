@@ -239,6 +239,21 @@ def test_texts_are_refused_on_request():
 
 
 @pytest.mark.filterwarnings("ignore:encoder")
+def test_a_sampled_text_that_is_too_long_for_its_scorer_loses_its_end_and_a_pair_is_refused():
+    tokenizer = byte_pairs("")
+    encoder = Encoder(tokenizer, max_length=6)
+    whole = Encoder(tokenizer, max_length=64).scored_pairs(["the cat"], ["sat on the mat sat on the mat"], [True])
+    with pytest.warns(UserWarning, match=r"num_truncated"):
+        tokens = encoder.scored_pairs(["the cat"], ["sat on the mat sat on the mat"], [True])
+    assert tokens.ids.tolist() == whole.ids[:, :6].tolist()
+    assert tokens.target.tolist() == whole.target[:, :6].tolist()
+    assert encoder.truncation.num_truncated == 1
+    with pytest.raises(BudgetError, match="are longer than max_length 6"):
+        encoder.scored_pairs(["the cat"], ["sat on the mat sat on the mat"], [True], sampled=False)
+    with pytest.raises(BudgetError, match="are longer than max_length 6"):
+        Encoder(tokenizer, max_length=6, truncation="error").scored_pairs(["the cat"], ["sat on the mat sat on the mat"], [True])
+
+
 def test_a_scored_text_that_lost_its_end_is_not_closed():
     encoder = Encoder(word_pieces(), max_length=8, bidirectional=True)
     separator = encoder.tokenizer.sep_token_id
