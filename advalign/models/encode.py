@@ -179,27 +179,22 @@ class Encoder:
         """(prompt, text) pairs for a scalar head. The text is the target, so that a threat model can name it. `sampled`: rows that are too
         long lose their end, where no `truncation` is set; others are refused."""
         if not self.bidirectional:
-            return self._padded(self._rows(prompts, texts, finished, too_long="right" if sampled else "error"), group)
+            return self._padded(self._rows(prompts, texts, finished, long="right" if sampled else "error"), group)
         return self._padded(self._segments([plain_text(p) for p in prompts], [response_text(t) for t in texts], (), finished), group)
 
     def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Response],
-        finished: Sequence[bool],
-        turns: str = "last",
-        too_long: str = "error",
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], finished: Sequence[bool], turns: str = "last", long: str = "error"
     ) -> list[Row]:
         whole = [self._is_templated(p) and done for p, done in zip(prompts, finished, strict=True)]
         texts = [(p, r, done) for p, r, done, chat in zip(prompts, responses, finished, whole, strict=True) if not chat]
         prompt_ids = self.prompts([p for p, _, _ in texts])
         response_ids = self.responses([response_text(r) for _, r, _ in texts], [done for _, _, done in texts])
         plain = iter(
-            self._fitted(self._joined(self._described(p, ids), answer), len(ids), too_long)
+            self._fitted(self._joined(self._described(p, ids), answer), len(ids), long)
             for (p, _, _), ids, answer in zip(texts, prompt_ids, response_ids, strict=True)
         )
         return [
-            self._conversation(as_conversation(prompt), response, turns, too_long) if chat else next(plain)
+            self._conversation(as_conversation(prompt), response, turns, long) if chat else next(plain)
             for prompt, response, chat in zip(prompts, responses, whole, strict=True)
         ]
 
