@@ -4,6 +4,8 @@ import copy
 
 import pytest
 from helpers.chat_templates import SHAPES, TEMPLATES, TOOL, chat_tokenizer, turn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from advalign.errors import ConfigError
 from advalign.models import Encoder
@@ -31,6 +33,7 @@ class Theirs:
     """The same rows by transformers alone."""
 
     def __init__(self, name, messages, tools=None):
+        self.name = name
         self.tokenizer, self.messages, self.options = chat_tokenizer(name), plain(messages), {"return_dict": False, "tools": tools}
         if name.startswith(("chatml", "gemma", "phi", "llama")):  # they print None; transformers leaves that to the user
             for message in self.messages:
@@ -48,7 +51,11 @@ class Theirs:
             end = self.ids(i + 1) if i < len(self.messages) - 1 else whole
             if whole[: len(end)] != end:
                 return None
-            spans.append((prefix(self.ids(i, add_generation_prompt=True), whole), len(end)))
+            start = self.ids(i, add_generation_prompt=True)
+            if self.name == "mistral" and self.messages[0]["role"] == "system":
+                # the system prompt is in front of a user's turn that is the last message, else nowhere; responses follow [/INST]
+                start = whole[: len(end) - end[::-1].index(self.tokenizer.convert_tokens_to_ids("[/INST]"))]
+            spans.append((prefix(start, whole), len(end)))
         return spans
 
 
@@ -211,3 +218,64 @@ def test_a_conversation_is_a_key_and_prints_its_turns():
     assert isinstance(first, Conversation)
     assert conversation(SHAPES["tools"][:3]) != first
     assert str(conversation(SHAPES["system"][:2])) == "system: be polite\nuser: say a color"
+
+
+# Templates of which a beginning, rendered alone, is not what it is in the whole conversation, and what the last turn's target is.
+DIALOGUE = [turn("user", "say a color"), turn("assistant", "red"), turn("user", "the cat"), turn("assistant", "sat")]
+WRITES_OTHERWISE = {  # name: (template, messages, contents that are targets, what stands in front of the first target)
+    "a system prompt in a last user's turn alone": (
+        "{% set ns = namespace(s='') %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{% set ns.s = m.content %}{% elif m.role == 'user' %}"
+        "[INST] {% if loop.last %}{{ ns.s }} {% endif %}{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+        [turn("system", "be polite"), *DIALOGUE],
+        "sat</s>",
+        "[/INST]",
+    ),
+    "a thought that only the prompt begins": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>{{ m.content.split('</think>')[-1] }}</s>{% else %}"
+        "<|im_end|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|><think>\n{% endif %}",
+        [*DIALOGUE[:-1], turn("assistant", "<think>\ncat\n</think>sat")],
+        "sat</s>",
+        "<|im_start|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRITES_OTHERWISE)
+def test_no_word_of_another_turn_is_a_target_where_the_template_writes_the_prompt_otherwise(case):
+    template, messages, target, front = WRITES_OTHERWISE[case]
+    tokenizer = copy.deepcopy(chat_tokenizer("mistral"))
+    tokenizer.chat_template = template
+    tokens = Encoder(tokenizer).demos([conversation(messages[:-1])], [messages[-1]["content"]])
+    ids, targets = tokens.ids[0], tokens.target[0]
+    assert ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
+    assert tokenizer.decode(ids[targets]).replace(" ", "") == target
+    assert tokenizer.decode(ids[: targets.tolist().index(True)]).endswith(front)
+    assert tokenizer.decode(ids[tokens.turn[0] == len(messages) - 1]).strip() == "sat"
+
+
+def test_the_header_of_an_assistant_that_begins_the_conversation_is_no_target():
+    tokenizer = chat_tokenizer("chatml")
+    messages = [turn("assistant", "hello"), *DIALOGUE]
+    tokens = Encoder(tokenizer).demos([conversation(messages[:-1])], ["sat"], assistant_turns="all")
+    assert tokenizer.decode(tokens.ids[0][tokens.target[0]]).split() == "hello<|im_end|> red<|im_end|> sat<|im_end|>".split()
+
+
+def test_line_breaks_that_are_other_tokens_alone_than_in_front_of_a_word():
+    """Two line breaks at the end of a text are one token; in front of a word they are two."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special, alphabet = ["</s>", "<|im_start|>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(["a\n\n"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", additional_special_tokens=special[1:])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n\n{{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+    )
+    encoder = Encoder(tokenizer)
+    prompt, whole = encoder.prompt(conversation(DIALOGUE[:-1])), tokenizer.apply_chat_template(DIALOGUE, return_dict=False)
+    assert whole[: len(prompt)] != prompt
+    tokens = encoder.demos([conversation(DIALOGUE[:-1])], ["sat"], assistant_turns="all")
+    assert tokens.ids[0].tolist()[: len(whole)] == whole
+    assert tokenizer.decode(tokens.ids[0][tokens.target[0]]) == "red\n\nsat\n\n</s>"
