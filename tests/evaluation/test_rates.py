@@ -256,3 +256,15 @@ def test_a_budget_in_which_nothing_can_be_shown_is_refused(field, value):
     """Every attack would be over it at once, which counts as withstood."""
     with pytest.raises(ConfigError, match=rf"budget\.{field}: {value} given"):
         Suite.load({"data": [{"text": "a", "label": 0}], "attacks": {}, "budget": {field: value}})
+
+
+def test_examples_that_an_attack_could_not_change_are_said():
+    """One word in two and one in three may not change at most a fifth: two of three withstood without having been tried."""
+    from advalign.attacks import Words
+
+    data = [Example(prompt=p, label=1, id=str(i)) for i, p in enumerate(("good", "good movie", "the plot was good really good acting"))]
+    result = Suite(data=data, attacks={"words": Words(max_changed=0.2), "say": Say(texts=("{} !",))}).run(victims.classifier())
+    assert {j.correct for j in result.before.values()} == {True}
+    (warning,) = [w for w in result.warnings() if "changed nothing" in w]
+    withstood = sum(r.status == "failed" for r in result.results_of("words"))
+    assert warning == f"`words` changed nothing in 2 of the {withstood} examples that withstood it, with at most one query each."

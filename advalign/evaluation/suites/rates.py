@@ -61,6 +61,11 @@ def worst_case(before: Mapping[str, Judgement], results: Sequence[AttackResult],
     return rates | {"asked": len(before), "clean": clean_accuracy([before[name] for name in known])}
 
 
+def nothing_tried(r: AttackResult) -> bool:
+    """Whether an example withstood an attack that left its text as it was and asked the model at most once: no word could change."""
+    return r.status == "failed" and r.queries <= 1 and r.distance == 0 and not r.note.startswith("[forced")
+
+
 def judge_errs(judge: Judge | None) -> bool:
     """Whether the judge has stated error rates, so that what it reads differs from what is true."""
     return judge is not None and (judge.sensitivity, judge.specificity) != (1.0, 1.0)
@@ -98,4 +103,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-__all__ = ["UNJUDGED", "WITHSTOOD", "attack_row", "clean_accuracy", "judge_errs", "numbers_of_judgements", "worst_case"]
+__all__ = ["UNJUDGED", "WITHSTOOD", "attack_row", "clean_accuracy", "judge_errs", "nothing_tried", "numbers_of_judgements", "worst_case"]

@@ -150,6 +150,10 @@ class SuiteResult:
         for name, number in errors.items():
             note = next(r.note for r in self.results if r.attack == name and r.status == "error")
             warnings.append(f"`{name}` crashed or gave up on {number} examples, which are in no rate of it (first: {note}).")
+        untried = Counter(r.attack for r in self.results if rates.nothing_tried(r))
+        for name, number in untried.items():
+            total = sum(r.status in rates.WITHSTOOD for r in self.results_of(name))
+            warnings.append(f"`{name}` changed nothing in {number} of the {total} examples that withstood it, with at most one query each.")
         undetermined = [r for r in self.results if r.status == "undetermined"]
         if undetermined:
             reason = Counter(r.note for r in undetermined).most_common(1)[0][0]
