@@ -140,7 +140,14 @@ class ChatTemplate:
     def _render(self, conversation: Conversation, **options: Any) -> tuple[str, list[Span] | None]:
         """(text, character spans that the template marks as generated; None: it marks nothing)."""
         tools = [dict(tool) for tool in conversation.tools] or None
-        template = self.tokenizer.get_chat_template(tools=tools)
+        try:
+            template = self.tokenizer.get_chat_template(tools=tools)
+        except ValueError as error:  # several by name, and none is called default
+            names = ", ".join(self.tokenizer.chat_template)
+            raise ConfigError(
+                f"chat_template: the tokenizer has the templates {names} and none called default; choose one with "
+                "model.options.chat_template (a .jinja file, or the template itself)."
+            ) from error
         prints_none = prints_none_of(template)
         messages = [_as_read(m, prints_none) for m in conversation.messages]
         if reads_parts_only(template):

@@ -96,12 +96,15 @@ def message(value: Message | Mapping[str, Any], path: str = "messages") -> Messa
 def conversation(
     messages: Sequence[Message | Mapping[str, Any]], tools: Any = None, chat_template_kwargs: Any = None, path: str = "messages"
 ) -> Conversation:
-    """A conversation from messages as data carries them; `tools` may be JSON text, as in TRL."""
+    """A conversation from messages as data carries them; `tools`, each of them and `chat_template_kwargs` may be JSON text, as in TRL."""
     if not messages:
         raise ConfigError(f"{path}: a conversation needs at least one message.")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    tools = _parsed(tools, "tools") or ()
+    if not isinstance(tools, list | tuple):
+        raise ConfigError(f"tools: {_excerpt(tools)} is not a list of JSON schemas.")
+    tools = [_mapping(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
     turns = tuple(message(value, f"{path}[{i}]") for i, value in enumerate(messages))
-    return Conversation(turns, tuple(tools or ()), dict(chat_template_kwargs or {}))
+    return Conversation(turns, tuple(tools), dict(_mapping(chat_template_kwargs or {}, "chat_template_kwargs")))
 
 
 def is_messages(value: Any) -> bool:
@@ -219,6 +222,21 @@ def _content(value: Any, path: str) -> str | None:
             raise ConfigError(f"{path}.content: a part of type {kind}; only parts of type text are read.")
         texts.append(text)
     return "".join(texts)
+
+
+def _parsed(value: Any, path: str) -> Any:
+    """A value, or what its JSON text says."""
+    try:
+        return (json.loads(value) if value else None) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: '{_excerpt(value)}' is no JSON text: {error}.") from error
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    mapping = _parsed(value, path)
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{path}: {_excerpt(value)} is not a mapping, nor the JSON text of one.")
+    return mapping
 
 
 def _shown(turn: Message) -> str:

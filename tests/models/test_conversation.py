@@ -1,6 +1,7 @@
 """Conversations under chat templates: token for token what `apply_chat_template` gives, and who wrote which token."""
 
 import copy
+import json
 
 import pytest
 from helpers.chat_templates import SHAPES, TEMPLATES, TOOL, chat_tokenizer, turn
@@ -252,6 +253,41 @@ def test_no_word_of_another_turn_is_a_target_where_the_template_writes_the_promp
     assert tokenizer.decode(ids[targets]).replace(" ", "") == target
     assert tokenizer.decode(ids[: targets.tolist().index(True)]).endswith(front)
     assert tokenizer.decode(ids[tokens.turn[0] == len(messages) - 1]).strip() == "sat"
+
+
+def test_templates_by_name():
+    """With tools the one called tool_use is taken, as by transformers; without a default the sentence names them."""
+    tokenizer = copy.deepcopy(chat_tokenizer("chatml"))
+    plain_template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": plain_template, "tool_use": "{{ tools | tojson }}" + plain_template}
+    for tools in (None, [TOOL]):
+        expected = tokenizer.apply_chat_template(DIALOGUE[:1], tools=tools, add_generation_prompt=True, return_dict=False)
+        assert Encoder(tokenizer).prompt(conversation(DIALOGUE[:1], tools=tools)) == expected
+    tokenizer.chat_template = {"rag": plain_template, "tool_use": plain_template}
+    with pytest.raises(
+        ConfigError, match=r"^chat_template: the tokenizer has the templates .*rag.* and none called default; choose one with"
+    ):
+        Encoder(tokenizer).prompt(conversation(DIALOGUE[:1]))
+
+
+@pytest.mark.parametrize("tools", [json.dumps([TOOL]), [json.dumps(TOOL)], (TOOL,)])
+def test_tools_and_arguments_as_json_texts(tools):
+    read = conversation(DIALOGUE[:1], tools=tools, chat_template_kwargs='{"enable_thinking": false}')
+    assert read == conversation(DIALOGUE[:1], tools=[TOOL], chat_template_kwargs={"enable_thinking": False})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"tools": "[{"}, r"^tools: '\[\{' is no JSON text: .*\.$"),
+        ({"tools": TOOL}, r"^tools: .* is not a list of JSON schemas\.$"),
+        ({"tools": [3]}, r"^tools\[0\]: 3 is not a mapping, nor the JSON text of one\.$"),
+        ({"chat_template_kwargs": "[1]"}, r"^chat_template_kwargs: \[1\] is not a mapping, nor the JSON text of one\.$"),
+    ],
+)
+def test_tools_and_arguments_that_are_none(fields, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        conversation(DIALOGUE[:1], **fields)
 
 
 def test_the_header_of_an_assistant_that_begins_the_conversation_is_no_target():
