@@ -131,8 +131,9 @@ class Swap(Noise):
         ids = torch.cat([one, one, t.ids[:, 1:]], 1)
         mask, target = (torch.cat([x[:, :1], x], 1) for x in (t.mask, t.target))
         origin = torch.arange(1, t.ids.shape[1] + 1).expand_as(t.ids)
+        source = torch.arange(-1, t.ids.shape[1]).expand_as(ids)
         add = torch.zeros(*ids.shape, 32, dtype=context.dtype)
-        return {"embedding": Edit(add, tokens=replace(t, ids=ids, mask=mask, target=target), origin=origin)}
+        return {"embedding": Edit(add, tokens=t.moved(source, ids=ids, mask=mask, target=target), origin=origin)}
 
 
 def test_replaced_rows_run_instead_and_outputs_come_back_to_their_positions():

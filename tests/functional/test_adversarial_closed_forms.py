@@ -345,7 +345,7 @@ def test_free_replays_are_algorithm_1():
         optimizer.step()
     for (name, a), b in zip(net.named_parameters(), copy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
-    carried = runtime.memory["adv"]["carried"]["0/s/0"][SITE]
+    carried = runtime.memory["adv"]["carried"]["s/0"][SITE]
     torch.testing.assert_close(carried, delta[0, : carried.shape[0]], rtol=0, atol=1e-10)
 
 

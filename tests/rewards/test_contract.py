@@ -20,7 +20,8 @@ from advalign import config, plugins
 from advalign.advantages import Group
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Reward
-from advalign.models import load
+from advalign.models import Encoder, load
+from advalign.models.scratch import train_tokenizer
 from advalign.rewards import Discriminator, ExactAnswer, Format, Function, Length, Math, _symbolic
 from advalign.rewards.exact_answer import final_answer
 from advalign.sources import Prompts
@@ -460,6 +461,9 @@ class Run(FakeContext):
 
     def random(self, *key):
         return random.Random(str(key))
+
+    def encoder(self, learner):
+        return Encoder(train_tokenizer("words", ["p q"]))
 
     def generate(self, learner, examples, n, sampling, key):
         return [group(example, *(rollout(text, length) for text, length in self.responses)) for example in examples]
