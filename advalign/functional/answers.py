@@ -32,7 +32,12 @@ CUT = re.compile(
     r"|;\s|,\s(?:and so|but|not)\b|\s\((?=[^()]*\)\W*$)"
 )
 CORRECTED = re.compile(r"\b(?:wait|actually|no|sorry|rather|instead|correction|mistake|or|not|but)\b", re.IGNORECASE)
-OPTIONS = re.compile(r"(?<![\w(])\(([A-J])\)|\b(?:option|choice)\s++\(?([A-J])\b|^[\s*_#]*+([A-J])[.)*_\s]*+$", re.MULTILINE)
+OPTIONS = re.compile(
+    r"(?<![\w(])\(([A-J])\)"
+    r"|\b(?:[Oo]ption|[Cc]hoice)\s++(?:is\b(?:\s*+:)?\s++(?=[*_]*+\(?[A-J]\b(?! [a-z'])))?[*_]*+\(?([A-J])\b"
+    r"|^[\s*_#]*+([A-J])[.)*_\s]*+$",
+    re.MULTILINE,
+)
 
 
 def final_answer(text: str, reference: str = "") -> str | None:
@@ -77,7 +82,7 @@ def last_formula(text: str) -> str | None:
 
 
 def last_option(text: str) -> str | None:
-    """The last "(C)", "option C" or "C." on a line of its own."""
+    """The last "(C)", "option C", "option is C" or "C." on a line of its own."""
     options = OPTIONS.findall(normalise(text[-2000:]))
     return "".join(options[-1]) if options else None
 

@@ -92,6 +92,22 @@ def test_where_an_answer_is_marked(text, answer):
     assert answers.marked(text) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The correct option is D", "D"),
+        ("Option C is right.", "C"),
+        ("The best choice is: (B).", "B"),
+        ("The correct option is **D**.", "D"),
+        ("Options A and B are wrong, so option C", "C"),
+        ("The choice is I think fine", None),
+        ("Which option is A matter of taste", None),
+    ],
+)
+def test_a_letter_without_the_word_answer(text, letter):
+    assert answers.last_option(text) == letter
+
+
 def test_multiplication_keeps_its_star_and_bold_loses_it():
     assert notation.fold("4 * 6") == notation.fold("4*6") == "4*6"
     assert notation.fold("**4** *apples*") == "4apples"
