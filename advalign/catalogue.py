@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from advalign import builder, plugins
+from advalign import builder, names, plugins
 from advalign.config import SECTIONS
 from advalign.evaluation.suites import certified
 from advalign.evaluation.suites.suite import Suite
@@ -79,7 +79,8 @@ def options() -> list[type]:
 
 def sections() -> list[type]:
     """The dataclasses of a run's sections that are no plugins."""
-    entries = [entry for _, entry in SECTIONS.values() if entry not in builder.GROUP_OF]
+    entries = [names.options((typing.get_args(section) or (section,))[-1])[0] for section in SECTIONS.values()]
+    entries = [entry for entry in entries if entry not in builder.GROUP_OF]
     nested = [cls for entry in entries for cls in _nested(entry) if cls not in options()]
     return [*dict.fromkeys([*entries, *EVALUATIONS.values(), Follow, *nested])]
 

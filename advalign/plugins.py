@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,10 @@ from advalign.errors import ConfigError, unknown
 GROUPS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
 """The plugin groups; the name is that of the folder."""
 
-ALSO_SEARCHED = "`python -m advalign` also looks in the current folder."
-"""What an error about a missing module adds: the console script looks only where packages are installed."""
+ALSO_SEARCHED = (
+    "It is looked for where packages are installed and beside the configuration; `python -m advalign` also looks in the current folder."
+)
+"""What an error about a missing module adds."""
 
 
 def kinds(group: str) -> list[str]:
@@ -82,6 +85,13 @@ def function(reference: str | Callable[..., Any], path: str) -> Callable[..., An
     if not callable(value):
         raise ConfigError(f"{path}: '{reference}' is a {type(value).__name__}, not a function.")
     return value  # type: ignore[no-any-return]
+
+
+def search_beside(file: str | Path) -> None:
+    """From now on, modules are also found in the folder of a configuration, behind everything that is installed."""
+    folder = str(Path(file).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def lacks_decorator(cls: type) -> bool:

@@ -14,8 +14,8 @@ from advalign import plugins
 PACKAGE = Path(plugins.__file__).parent
 
 LAYERS = {
-    **dict.fromkeys(("functional", "types", "errors", "run_folder"), 0),
-    **dict.fromkeys(("interfaces", "plugins", "builder", "models", "data"), 1),
+    **dict.fromkeys(("functional", "types", "errors", "names", "run_folder"), 0),
+    **dict.fromkeys(("interfaces", "plugins", "builder", "overrides", "models", "data"), 1),
     **dict.fromkeys(plugins.GROUPS, 2),
     **dict.fromkeys(("engine", "targets", "metrics"), 3),
     **dict.fromkeys(("training", "evaluation"), 4),

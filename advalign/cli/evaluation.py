@@ -41,12 +41,16 @@ Label = Annotated[str | None, typer.Option(help="The right class of the text, it
 Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
 TargetText = Annotated[str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")]
 System = Annotated[str | None, typer.Option(help="The system's message before the text, which is then the user's turn of a conversation.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides of the suite: attacks.pgd.adversary.radius=0.2 budget.queries=50")
+]
 Options = Annotated[list[str] | None, typer.Argument(help="Fields of the attack: adversary.kind=pgd adversary.radius=0.1")]
 
 
 def evaluate(
     model: Model,
     suite: SuiteFile,
+    overrides: Overrides = None,
     *,
     data: Data = None,
     column: Column = None,
@@ -64,7 +68,7 @@ def evaluate(
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
     _check_options(output, export, self_check, transfer)
-    attacks, network = load_suite(suite, data, column or ()), load_network(model, learner, device)
+    attacks, network = load_suite(suite, data, column or (), overrides or ()), load_network(model, learner, device)
     others = [load_network(path, learner, device) for path in transfer or []]
     if output is not None and not resume:
         for name in RESULT_FILES:
@@ -97,9 +101,10 @@ def attack(
     device: Device = None,
 ) -> None:
     """Attack one text and print the report of the harness."""
-    from advalign import builder, config, interfaces
+    from advalign import builder, interfaces
     from advalign.evaluation.suites.suite import Suite
     from advalign.judges import PrefixJudge
+    from advalign.overrides import within
     from advalign.types import Conversation, Example, Message
 
     if answer is not None and target is not None:
@@ -108,7 +113,7 @@ def attack(
     prompt = text if system is None else Conversation((Message("system", system), Message("user", text)))
     suite = Suite(
         data=[Example(prompt=prompt, answer=answer, meta=meta)],
-        attacks={kind: builder.build_plugin(interfaces.Attack, {"kind": kind} | config.dotted(options or []), "attack")},
+        attacks={kind: builder.build_plugin(interfaces.Attack, within({"kind": kind}, interfaces.Attack, options or []), "attack")},
         examples=1,
         judge=None if target is None else PrefixJudge(text=target),
     )

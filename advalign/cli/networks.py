@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from advalign.models import Network
 
 
-def load_suite(path: Path, data: str | None, columns: Sequence[str] = ()) -> Suite:
-    """A suite, with other data if `data` is given, whose `columns` are `field=column`."""
+def load_suite(path: Path, data: str | None, columns: Sequence[str] = (), overrides: Sequence[str] = ()) -> Suite:
+    """A suite with dotted overrides, and with other data if `data` is given, whose `columns` are `field=column`."""
     from advalign.data import with_columns
     from advalign.evaluation.suites.suite import Suite
 
-    suite = Suite.load(path)
+    suite = Suite.load(path, overrides)
     suite = suite if data is None else replace(suite, data=data)
     if not columns:
         return suite

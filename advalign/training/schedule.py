@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from advalign.errors import ConfigError, unknown
+from advalign.names import SettingPath
 
 SHAPES = ("linear", "cosine", "constant")
 
@@ -176,7 +177,7 @@ class Stage:
     """The active objectives; None: all."""
     until: Until | None = None
     """What ends it early."""
-    set: Mapping[str, Any] = field(default_factory=dict)
+    set: Mapping[SettingPath, Any] = field(default_factory=dict)
     """{dotted path: value during this stage}"""
 
     def __post_init__(self) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 from rich.progress import track
 
-from advalign import builder
+from advalign import builder, names, plugins
 from advalign import data as loading
+from advalign import overrides as overriding
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
 from advalign.evaluation.suites.benign import Benign, OverRefusal, over_refusal
@@ -93,12 +94,14 @@ class Suite:
                 raise unknown("suite.seen", "attack", name, self.attacks)
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any]) -> Self:
-        """From a YAML file or a mapping of the same shape; attacks are `{name: {kind: ..., ...}}`."""
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """From a YAML file or a mapping of the same shape, with dotted overrides; attacks are `{name: {kind: ..., ...}}`."""
         config: Any = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
         if not isinstance(config, Mapping):
             raise ConfigError(f"suite: {source} holds no mapping of fields; a suite has data and attacks.")
-        config = dict(config)
+        if not isinstance(source, Mapping):
+            plugins.search_beside(source)
+        config = overriding.apply(config, overrides, names.declared(Suite), "field of a suite")
         if "certified" in config:
             config["certified"] = certificates.build(config["certified"])
         suite: Self = builder.build_dataclass(cls, config, "suite")
