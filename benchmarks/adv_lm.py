@@ -31,7 +31,7 @@ from advalign.evaluation import Suite
 from advalign.models import Network, load
 from advalign.targets import GeneratorTarget
 from advalign.training import evaluate
-from advalign.types import Example, Sampling
+from advalign.types import STATUSES, Example, Sampling
 
 OUT = Path("out/bench/adv_lm")
 DATA = Path("out/rule_lm")  # the one configs/rule_lm.yaml reads
@@ -163,7 +163,7 @@ def attacked(network: Network, examples: Sequence[Example]) -> tuple[dict[str, l
         said.setdefault("none", [result.before[e.id].shown for e in chosen])
         for arm in result.arms:
             by_id = {r.example: r for r in result.results_of(arm.name)}
-            broken = [r.note for r in by_id.values() if r.status in ("error", "over_budget")]
+            broken = [r.note for r in by_id.values() if r.status == "over_budget" or STATUSES[r.status].right is None]
             if broken:
                 raise RuntimeError(f"{arm.name}: {broken[0]}")
             said[arm.name] = [by_id[e.id].after for e in chosen]

@@ -98,7 +98,8 @@ class WordSearch:
         in_context = "masked_lm" in attack.origins
         self.options = {i: words for i, words in options.items() if words or (in_context and edits.is_open(self.pieces[i]))}
         self.success: str | None = None  # a text that fools the model
-        self.note, self.finished = "", False
+        self.note, self.refused, self.finished = "", "", False
+        self.num_candidates = 0  # texts of the search that were sent
         self._run = self._search()
         self.request: Request = next(self._run)
 
@@ -116,13 +117,17 @@ class WordSearch:
 
     def _search(self) -> Search:
         (clean,) = yield Request("score", [self.example.text])
-        if clean is None:
-            return "not attacked: the budget holds no query,"
-        if clean.wrong:
+        if clean is not None and clean.wrong:
             return "skipped: the prediction is wrong before any edit,"
-        if not self.options or self.limit < 1:
-            return "not attacked: no word may change,"
-        yield from self.attack.search(self, clean)
+        if clean is None:
+            self.refused = "the budget holds no query"
+        elif not self.options or self.limit < 1:
+            self.refused = "no word may change"
+        else:
+            yield from self.attack.search(self, clean)
+            if not self.num_candidates and self.success is None:
+                exhausted = self.num_queries >= self.max_queries
+                self.refused = "the budget ended before the first substitution" if exhausted else "no substitution keeps the constraints"
         return "found" if self.success is not None else "nothing found"
 
     # ------------------------------------------------------------------------------------ what strategies use
@@ -161,6 +166,7 @@ class WordSearch:
         if wrong and self.success is None:
             self.success = max(wrong, key=lambda candidate: candidate.similarity).text
         scored = [(score.logprob, candidate) for score, candidate in zip(answers, candidates, strict=True) if score is not None]
+        self.num_candidates += len(scored)
         return sorted(scored, key=lambda pair: pair[0])
 
     def words(self, moves: Sequence[tuple[Substitutions, int]]) -> Generator[Request, Any, list[list[str]]]:
@@ -250,4 +256,4 @@ class WordSearch:
     def proposal(self) -> Proposal:
         """What was found, and what it cost."""
         note = f"{self.note or 'stopped by the clock'} after {self.num_queries} queries"
-        return Proposal(text=self.success, note=note, queries=self.num_queries)
+        return Proposal(text=self.success, note=note, queries=self.num_queries, refused=self.refused)

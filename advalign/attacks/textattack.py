@@ -151,9 +151,9 @@ def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream:
     queries = math.inf if budget.queries is None else budget.queries
     seconds = math.inf if budget.seconds is None else budget.seconds
     if queries < 1:
-        return Proposal(note="not attacked: the budget holds no query")
+        return Proposal(refused="the budget holds no query")
     if not adapter.num_words(example.text):
-        return Proposal(note="not attacked: the text has no words")
+        return Proposal(refused="the text has no words")
     key = hashlib.sha256("\0".join([str(stream), example.text, example.pair or "", str(example.label)]).encode()).digest()
     with seeded(int.from_bytes(key[:8], "big")):
         try:

@@ -67,7 +67,10 @@ def evaluate(
     temperatures: Temperatures = None,
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
+    from advalign.evaluation.suites.gate import check_bound
+
     _check_options(output, export, self_check, transfer)
+    check_bound(fail_below, "eval --fail-below")
     attacks, network = load_suite(suite, data, column or (), overrides or ()), load_network(model, learner, device)
     others = [load_network(path, learner, device) for path in transfer or []]
     if output is not None and not resume:

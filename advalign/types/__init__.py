@@ -3,7 +3,7 @@
 Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = V(ids[<t])`. Rows are right padded.
 """
 
-from advalign.types.attacks import AttackResult, Budget, FoundSuffix, Proposal
+from advalign.types.attacks import STATUSES, AttackResult, Budget, FoundSuffix, Proposal, Status
 from advalign.types.edits import Edit, ThreatModel
 from advalign.types.losses import Losses, Weights
 from advalign.types.messages import Conversation, Message, Prompt, Response
@@ -34,8 +34,10 @@ __all__ = [
     "RolloutGroup",
     "RolloutRows",
     "Rows",
+    "STATUSES",
     "Sampling",
     "ScoreReader",
+    "Status",
     "ThreatModel",
     "TokenRows",
     "Tokens",

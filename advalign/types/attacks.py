@@ -51,7 +51,30 @@ class Proposal:
     """What the example cost: its questions to the target, and one per attempt, whose judging no meter counts. Used if every proposal of a
     call gives it and the sum covers the meter; else the meter's mean counts."""
     refused: str = ""
-    """Why the attack did not try the example, which is then in no rate."""
+    """Why the attack did not try the example, whose status is then `not_tried`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What the status of a result says about its example."""
+
+    right: bool | None
+    """Whether the example is right under attack; None: that was not established."""
+    meaning: str
+    """For a table of terms."""
+
+
+STATUSES: Mapping[str, Status] = {
+    "succeeded": Status(right=False, meaning="right before, within budget, wrong after"),
+    "failed": Status(right=True, meaning="right before, within budget, still right"),
+    "over_budget": Status(right=True, meaning="exceeded queries, radius, positions or words; counts as failed"),
+    "skipped": Status(right=False, meaning="wrong before; counts as wrong under attack"),
+    "undetermined": Status(right=None, meaning="the judge could not tell or failed; never a safe answer"),
+    "not_tried": Status(right=None, meaning="nothing could be changed or sent, or the attack declined: a withstood attack it is not"),
+    "timed_out": Status(right=None, meaning="exceeded the budget of seconds, which depends on the machine"),
+    "error": Status(right=None, meaning="the attack, or the model on what it proposed, raised"),
+}
+"""{status of a result: what it means}. Rates count what was established; gates count everything else as broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +86,7 @@ class AttackResult:
     attack: str
     """Name of the attack in its suite."""
     status: str
-    """succeeded, failed, skipped (wrong before the attack), over_budget, undetermined (the judge could not tell) or error."""
+    """One of `STATUSES`."""
     attempts: int = 1
     """Texts that were judged."""
     broken: int = 0

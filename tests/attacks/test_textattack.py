@@ -321,7 +321,7 @@ def test_an_example_without_label_or_a_pair_for_bad_characters_is_refused() -> N
 
 def test_text_without_words_is_left_alone() -> None:
     (proposal,), target = propose(TextAttack(), [Example(id="x", prompt="...", label=0)])
-    assert proposal == Proposal(note="not attacked: the text has no words")
+    assert proposal == Proposal(refused="the text has no words")
     assert target.num_queries == 0
 
 

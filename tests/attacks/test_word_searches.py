@@ -265,7 +265,7 @@ def test_a_short_text_may_be_given_some_words(lexicon):
     """floor(0.1 * 8) = 0 words; at_least 2 gives two; a budget of edits binds all the same."""
     example = Example(prompt="good great table table movie plot actor music", label=1, id="x")
     options = {"style": "textfooler", "lexicon": lexicon(ISH), "max_changed": 0.1}
-    assert run(attacks.Words(**options), [example])[0].note.startswith("not attacked: no word may change")
+    assert run(attacks.Words(**options), [example])[0].refused == "no word may change"
     (two,) = run(attacks.Words(**options, constraints={"at_least": 2}), [example], Bag(bias=-0.5))
     assert sum(a != b for a, b in zip(example.prompt.split(), two.text.split(), strict=True)) == 2
     assert run(attacks.Words(**options, constraints={"at_least": 2}), [example], Bag(bias=-0.5), Budget(edits=0.1))[0].text is None

@@ -5,6 +5,8 @@ import json
 import pytest
 from helpers.victims import classifier, generator_model, sentences
 
+from advalign.evaluation import Suite
+
 
 def done(result):
     code, printed, errors = result
@@ -35,6 +37,26 @@ def test_eval_fails_below_a_bound_and_not_above(advalign, victim, suite, tmp_pat
     assert code == 1
     assert "fail: Accuracy in the worst case over the suite is 0.000, below 0.5." in printed
     assert advalign("eval", victim, "--suite", suite, "--fail-below", "0")[0] == 0
+
+
+@pytest.mark.parametrize("below", ["nan", "-0.1", "60", "inf"])
+def test_the_command_refuses_a_bound_before_it_loads_anything(advalign, below, tmp_path):
+    code, _, errors = advalign("eval", tmp_path / "none", "--suite", tmp_path / "none.yaml", "--fail-below", below)
+    assert code == 2
+    assert f"eval --fail-below: {float(below)} given" in errors
+
+
+def test_the_command_and_python_give_the_same_reasons(advalign, victim, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    data = ", ".join(f'{{prompt: "{e.prompt}", label: {e.label}, id: {e.id}}}' for e in sentences(4))
+    bad = "{kind: function, fn: helpers.attackers.broken}"
+    suite.write_text(f"data: [{data}]\nattacks: {{bad: {bad}, fine: {{kind: words, max_changed: 0.1}}}}\n")
+    code, printed, errors = advalign("eval", victim, "--suite", suite, "--fail-below", "0.0")
+    assert code == 1, errors
+    reasons = Suite.load(suite).run(classifier()).fails(0.0)
+    assert [line.removeprefix("fail: ") for line in printed.splitlines() if line.startswith("fail: ")] == reasons
+    assert any(reason.startswith("`bad` raised on 4 of 4 examples") and "RuntimeError: no attacker here" in reason for reason in reasons)
+    assert any(reason.startswith("`fine` did not try 4 of 4 examples") for reason in reasons)
 
 
 def test_eval_goes_on_or_begins_again_and_exports(advalign, victim, suite, tmp_path):

@@ -58,7 +58,7 @@ def test_the_report_names_classes(network, tmp_path):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "## Classes" in report
     assert "| negative | 6 | 0 | positive |" in report
-    assert "## Classes" not in Suite(data=victims.sentences(4), attacks={}, examples=4).run(victims.classifier()).markdown()
+    assert "## Classes" not in Suite(data=victims.sentences(4), attacks=CONTROL, examples=4).run(victims.classifier()).markdown()
 
 
 def test_constant_predictions_are_seen_by_name(network):

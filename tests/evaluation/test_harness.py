@@ -98,8 +98,8 @@ def test_a_judge_that_cannot_tell_is_never_a_safe_answer(how):
     result = suite.run(network)
     row = result.row(result.arms[0])
     assert (row["undetermined"], row["accuracy under attack"]) == (2, 1.0)
-    assert row["n"] == 10
-    assert (result.worst_case()["n"], result.worst_case()["accuracy"]) == (8, 1.0)
+    assert (row["num_asked"], row["num_judged"]) == (10, 8)
+    assert (result.worst_case()["num_judged"], result.worst_case()["accuracy"]) == (8, 1.0)
     (warning,) = [w for w in result.warnings() if "undetermined" in w]
     assert "2 of 10" in warning
     assert ("ConnectionError: no such host" if how == "raises" else "could not tell") in warning
@@ -288,7 +288,7 @@ def test_flops_are_two_per_parameter_and_token():
         ),
         (lambda: Suite(data=[], attacks={}).run(victims.classifier()), "suite.data: no examples"),
         (
-            lambda: Suite(data=[Example(prompt="a", label=7)], attacks={}).run(victims.classifier()),
+            lambda: Suite(data=[Example(prompt="a", label=7)], attacks={"w": words(2)}).run(victims.classifier()),
             "has label 7, and the model knows 2 classes, 0 to 1",
         ),
         (
@@ -302,7 +302,9 @@ def test_flops_are_two_per_parameter_and_token():
             "suite.judge: given, but the model is a classifier",
         ),
         (
-            lambda: Suite(data=victims.sentences(4), attacks={}, benign=Benign(data=victims.sentences(4))).run(victims.classifier()),
+            lambda: Suite(data=victims.sentences(4), attacks={"w": words(2)}, benign=Benign(data=victims.sentences(4))).run(
+                victims.classifier()
+            ),
             "suite.benign: given, but the model is a classifier",
         ),
         (lambda: Suite(data=victims.sentences(4), attacks={"w": words(2)}).run(victims.classifier(), workers=0), "0 workers given"),
@@ -330,7 +332,7 @@ def test_classes_in_another_order_are_noticed():
     result = Suite(data=swapped, attacks={"w": words(8)}, examples=4).run(victims.classifier())
     assert any("Labels disagree" in reason for reason in result.fails())
     named = [Example(prompt=e.prompt, meta={"label": f"LABEL_{e.label}"}, id=e.id) for e in victims.sentences(8)]
-    assert Suite(data=named, attacks={}, examples=4).run(victims.classifier()).clean["accuracy"] == 1.0
+    assert Suite(data=named, attacks={"w": words(2)}, examples=4).run(victims.classifier()).clean["accuracy"] == 1.0
 
 
 def test_answers_alone_can_be_attacked_with_text_and_are_within_the_budget():
@@ -388,8 +390,8 @@ def test_what_was_not_tried_is_in_no_rate_and_is_said():
     suite = Suite(data=data, attacks={"picky": Picky()}, judge=judges.Rule(must_not=("bad",)))
     result = suite.run(AnsweringGenerator(lambda prompts: prompts, name="echo"))
     row = result.row(result.arms[0])
-    assert (row["error"], row["accuracy under attack"]) == (2, 0.0)
-    assert any("not tried: too long" in warning for warning in result.warnings())
+    assert (row["not tried"], row["accuracy under attack"]) == (2, 0.0)
+    assert any("did not try 2 of 4 examples" in warning and "too long" in warning for warning in result.warnings())
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -46,7 +46,7 @@ def before(letters):
 )
 def test_the_worst_case_by_hand(clean, statuses, accuracy, known):
     worst = rates.worst_case(before(clean), results(**statuses), statuses)
-    assert (worst["n"], worst["asked"]) == (known, len(clean))
+    assert (worst["num_judged"], worst["num_asked"]) == (known, len(clean))
     assert worst["accuracy"] == pytest.approx(accuracy, nan_ok=True)
 
 
@@ -64,7 +64,7 @@ def test_clean_accuracy_leaves_out_what_the_judge_could_not_tell():
 
 @dataclass(frozen=True, kw_only=True)
 class Partly(Attack):
-    """Changes nothing; crashes on, or refuses, all but `works` examples."""
+    """Adds a mark; crashes on, or refuses, all but `works` examples."""
 
     works: tuple[str, ...]
     refuses: bool = False
@@ -73,7 +73,7 @@ class Partly(Attack):
 
     def propose(self, target, examples, budget, rng):
         if examples[0].id in self.works:
-            return [Proposal(text=e.prompt) for e in examples]
+            return [Proposal(text=f"{e.prompt}!") for e in examples]
         if self.refuses:
             return [Proposal(refused="too long") for _ in examples]
         raise RuntimeError("out of memory")
@@ -86,16 +86,23 @@ def test_a_gate_does_not_pass_where_nothing_was_shown(refuses):
     suite = Suite(data=data, attacks={"a": Partly(works=("0", "1"), refuses=refuses)}, examples=10, judge=judges.Rule(must_not=("0",)))
     result = suite.run(AnsweringGenerator(lambda prompts: prompts, name="echo"))
     worst = result.worst_case()
-    assert (worst["accuracy"], worst["n"], worst["asked"]) == (0.5, 2, 10)
-    (reason,) = result.fails(0.3)
+    assert (worst["accuracy"], worst["num_judged"], worst["num_asked"]) == (0.5, 2, 10)
+    assert worst["accuracy over asked"] == 0.1
+    reason, why = result.fails(0.3)
     assert reason.endswith(" is 0.500 on 2 of 10 examples and was not established for the others, below 0.3 of all.")
-    assert result.fails(0.1) == []
+    assert why.startswith("`a` did not try 8 of 10 examples" if refuses else "`a` raised on 8 of 10 examples")
+    assert result.fails(0.1) == [why]  # the rate over all that were asked for is 0.1, and the attack did not run on all
+    assert result.fails() == []
+    assert why in result.warnings()
+    row = result.row(result.arms[0])
+    assert (row["num_asked"], row["num_judged"], row["accuracy over asked"]) == (10, 2, 0.1)
     assert any("established for 2 of 10 examples" in warning for warning in result.warnings())
     assert "2 of 10 examples" in result.markdown()
     assert result.row(result.arms[0])["clean"] == 0.5
     none = replace(suite, attacks={"a": Partly(works=(), refuses=refuses)}, judge=judges.Rule(must_not=("x",)))
     assert none.run(AnsweringGenerator(lambda prompts: prompts, name="echo")).fails(0.0)[-1] == "No result could be determined."
-    assert replace(suite, attacks={}).run(AnsweringGenerator(lambda prompts: prompts, name="echo")).fails(0.0) != []
+    with pytest.raises(ConfigError, match=r"suite\.attacks: none given"):
+        replace(suite, attacks={}).run(AnsweringGenerator(lambda prompts: prompts, name="echo"))
 
 
 def test_wrong_before_and_over_budget_is_wrong():
@@ -232,7 +239,7 @@ def test_a_network_without_finite_numbers_is_refused():
         weight[0, 0] = math.nan
     try:
         with pytest.raises(ConfigError, match=r"^evaluation: the model gives no finite numbers"):
-            Suite(data=victims.sentences(6), attacks={}).run(network)
+            Suite(data=victims.sentences(6), attacks={"say": Say(texts=("{} was",))}).run(network)
     finally:
         with torch.no_grad():
             weight.copy_(kept)
@@ -247,7 +254,7 @@ def test_an_attack_that_leaves_no_finite_numbers_has_shown_nothing():
     data = [Example(prompt=f"say {i}", id=str(i), label=0) for i in range(2)]
     result = Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringClassifier(scores, name="fn"))
     assert [r.status for r in result.results] == ["undetermined", "failed"]
-    assert result.worst_case()["n"] == 1
+    assert result.worst_case()["num_judged"] == 1
     assert any("no finite numbers" in warning for warning in result.warnings())
 
 
@@ -258,13 +265,15 @@ def test_a_budget_in_which_nothing_can_be_shown_is_refused(field, value):
         Suite.load({"data": [{"text": "a", "label": 0}], "attacks": {}, "budget": {field: value}})
 
 
-def test_examples_that_an_attack_could_not_change_are_said():
-    """One word in two and one in three may not change at most a fifth: two of three withstood without having been tried."""
+def test_examples_that_an_attack_could_not_change_are_in_no_rate_and_are_said():
+    """One word in two and one in three may not change at most a fifth: two of three were not tried, and a gate is shut."""
     from advalign.attacks import Words
 
     data = [Example(prompt=p, label=1, id=str(i)) for i, p in enumerate(("good", "good movie", "the plot was good really good acting"))]
     result = Suite(data=data, attacks={"words": Words(max_changed=0.2), "say": Say(texts=("{} !",))}).run(victims.classifier())
     assert {j.correct for j in result.before.values()} == {True}
-    (warning,) = [w for w in result.warnings() if "changed nothing" in w]
-    withstood = sum(r.status == "failed" for r in result.results_of("words"))
-    assert warning == f"`words` changed nothing in 2 of the {withstood} examples that withstood it, with at most one query each."
+    assert [r.status for r in result.results_of("words")][:2] == ["not_tried"] * 2
+    (why,) = [w for w in result.warnings() if "did not try" in w]
+    assert why == "`words` did not try 2 of 3 examples, which are in no rate of it (most often: no word may change)."
+    assert why in result.fails(0.0)
+    assert result.row(result.arms[0])["num_judged"] == 1

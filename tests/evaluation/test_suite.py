@@ -68,7 +68,7 @@ def suite(attack_map, **more):
 
 def test_harness_counts_what_a_transparent_attack_does():
     """Two of two sentiment words flipped: every right example breaks. None flipped: none does."""
-    result = suite({"flip": Flipper(queries=3), "idle": Flipper(words=0)}).run(victims.classifier())
+    result = suite({"flip": Flipper(queries=3), "idle": Flipper(words=0, queries=2)}).run(victims.classifier())
     flip, idle = (result.row(arm) for arm in result.arms)
     assert result.clean["accuracy"] == 1.0
     assert (flip["accuracy under attack"], flip["attack success"], flip["queries"]) == (0.0, 1.0, 3.0)
@@ -82,7 +82,7 @@ def test_harness_counts_what_a_transparent_attack_does():
 def test_wrong_examples_are_skipped_and_count_as_wrong():
     examples = victims.sentences(20)
     mislabelled = [Example(prompt=e.prompt, label=1 - e.label if i < 5 else e.label, id=e.id) for i, e in enumerate(examples)]
-    result = Suite(data=mislabelled, attacks={"idle": Flipper(words=0)}, examples=20).run(victims.classifier())
+    result = Suite(data=mislabelled, attacks={"idle": Flipper(words=0, queries=2)}, examples=20).run(victims.classifier())
     row = result.row(result.arms[0])
     # 5 of 20 wrong before: accuracy under attack 15/20, attack success 0/15.
     assert (row["clean"], row["accuracy under attack"], row["attack success"], row["skipped"]) == (0.75, 0.75, 0.0, 5)
@@ -94,7 +94,7 @@ def test_an_attack_that_breaks_its_own_rules_does_not_succeed(way):
     expected = "error" if way == "crash" else "over_budget"
     assert {r.status for r in result.results} == {expected}
     if way == "crash":
-        assert any("gave up on 20 examples" in w and "no such word" in w for w in result.warnings())
+        assert any("`liar` raised on 20 of 20 examples" in w and "no such word" in w for w in result.warnings())
     else:
         assert "radius" in result.results[0].note
 
@@ -223,9 +223,9 @@ def test_loading_from_yaml_and_its_mistakes(tmp_path):
         with pytest.raises(ConfigError, match=message):
             Suite.load(wrong)
     with pytest.raises(ConfigError, match="no examples"):
-        Suite(data=[], attacks={}).run(victims.classifier())
+        Suite(data=[], attacks={"flip": Flipper()}).run(victims.classifier())
     with pytest.raises(ConfigError, match="share the id"):
-        Suite(data=[Example(prompt="a", label=0, id="x")] * 2, attacks={}).run(victims.classifier())
+        Suite(data=[Example(prompt="a", label=0, id="x")] * 2, attacks={"flip": Flipper()}).run(victims.classifier())
 
 
 def test_changed_words_is_levenshtein_over_words():

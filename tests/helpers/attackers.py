@@ -21,3 +21,8 @@ class Say(Attack):
         for _ in range(self.asks):
             target.predict([e.prompt for e in examples])
         return [Proposal(attempts=tuple(t.format(e.prompt) for t in self.texts), queries=self.spent) for e in examples]
+
+
+def broken(target, prompt, rng):
+    """For the attack `function`: it raises at once."""
+    raise RuntimeError("no attacker here")

@@ -204,7 +204,8 @@ def test_a_plot_and_its_table():
 def test_the_command_prints_the_curve_and_writes_a_page(tmp_path, capsys, monkeypatch):
     imitation().model.save_pretrained(tmp_path / "policy")
     suite = tmp_path / "suite.yaml"
-    suite.write_text("{data: {task: constraints, number: 4}, attacks: {}, samples: 3, sampling: {max_new_tokens: 3}}")
+    forced = "attacks: {force: {kind: prefill, tokens: 1, text: a}}"
+    suite.write_text(f"{{data: {{task: constraints, number: 4}}, {forced}, samples: 3, sampling: {{max_new_tokens: 3}}}}")
     words = ["advalign", "eval", str(tmp_path / "policy"), "--suite", str(suite), "--output", str(tmp_path / "out")]
     monkeypatch.setattr(cli.sys, "argv", [*words, "--temperatures", "0,1.5"])
     with pytest.raises(SystemExit) as ended:

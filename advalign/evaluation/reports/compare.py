@@ -12,14 +12,14 @@ import torch
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.report import Report
 from advalign.functional.intervals import mcnemar, paired_bootstrap
-from advalign.types import AttackResult
+from advalign.types import STATUSES, AttackResult
 
 NOTE = (
     "Accuracy on the n examples that could be judged for both; left out: those of either that could not. Difference: second minus first, "
     "its interval from resampling examples in pairs; p: McNemar's exact test that both err equally often. "
     "Tests are not corrected for their number: decide by the worst case."
 )
-RIGHT = {"failed": True, "over_budget": True, "succeeded": False, "skipped": False}
+RIGHT = {name: status.right for name, status in STATUSES.items() if status.right is not None}
 BROKEN = {status for status, right in RIGHT.items() if not right}
 
 

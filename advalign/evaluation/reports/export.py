@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advalign.errors import unknown
-from advalign.types import AttackResult
+from advalign.types import STATUSES, AttackResult
 
 if TYPE_CHECKING:
     from advalign.evaluation.suites.result import SuiteResult
 
-SCORES = {"succeeded": 1.0, "failed": 0.0, "over_budget": 0.0}  # other statuses have no score
+SCORES = {name: float(not status.right) for name, status in STATUSES.items() if name != "skipped" and status.right is not None}
 
 
 def write(result: SuiteResult, style: str, path: str | Path) -> Path:
@@ -84,7 +84,7 @@ def _inspect(result: SuiteResult) -> Iterator[dict[str, Any]]:
 
 
 def _letter(r: AttackResult) -> str:
-    return {"succeeded": "I", "skipped": "I", "failed": "C", "over_budget": "C"}.get(r.status, "N")
+    return {True: "C", False: "I", None: "N"}[STATUSES[r.status].right]
 
 
 STYLES: Mapping[str, Callable[[SuiteResult], Iterator[dict[str, Any]]]] = {"garak": _garak, "inspect": _inspect}

@@ -10,12 +10,14 @@ from advalign.evaluation.reports.checks import NOTE as CHECKS
 from advalign.evaluation.reports.checks import check_rows
 from advalign.evaluation.reports.report import Report
 from advalign.functional.intervals import wilson
+from advalign.types import STATUSES
 
 if TYPE_CHECKING:
     from advalign.evaluation.suites.result import SuiteResult
 
 NOTE = (
-    "Every number has the clean accuracy on the same examples beside it. A wrong example counts as wrong under attack; "
+    "Every number has the clean accuracy on the same examples beside it: the judged ones of those asked for. Over asked: the others count "
+    "as broken. A wrong example counts as wrong under attack; "
     "distance is the mean over successes."
 )
 RADIUS = (
@@ -72,7 +74,7 @@ def _headline(report: Report, result: SuiteResult) -> None:
     worst = result.worst_case()
     cards = [(f"clean {name}", _show(name, x), f"all {result.num_clean} examples") for name, x in result.clean.items() if name in SHOWN]
     cards.append(("accuracy, worst case over the suite", _percent(worst["accuracy"]), _established(worst)))
-    cards.append(("clean accuracy of the same examples", _percent(worst["clean"]), f"{worst['n']} examples"))
+    cards.append(("clean accuracy of the same examples", _percent(worst["clean"]), f"{worst['num_judged']} examples"))
     for name, group in result.groups().items():
         cards.append((f"worst case, attacks {name} in training", _percent(group["accuracy"]), _established(group)))
     if result.benign is not None:
@@ -85,7 +87,7 @@ def _headline(report: Report, result: SuiteResult) -> None:
 
 def _established(worst: Mapping[str, float]) -> str:
     """The interval of a worst case, and for how many of the attacked examples it was established."""
-    return f"{worst['low']:.1%} to {worst['high']:.1%}; {worst['n']} of {worst['asked']} examples"
+    return f"{worst['low']:.1%} to {worst['high']:.1%}; {worst['num_judged']} of {worst['num_asked']} examples"
 
 
 def _percent(rate: float) -> str:
@@ -138,15 +140,16 @@ def _examples(report: Report, result: SuiteResult) -> None:
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows as a table: an interval in one column, and optional columns only where a row has a value other than zero."""
-    optional = ("radius", "skipped", "over budget", "error", "undetermined", "distance")
+    optional = ("radius", *(name.replace("_", " ") for name in STATUSES), "missing", "distance")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [name for name in names if name not in optional or any(_has_value(row.get(name)) for row in rows)]
-    columns = [name for name in columns if name != "seconds"]  # they are in the table of costs
+    columns = [name for name in columns if name not in ("seconds", "succeeded", "failed")]  # in the table of costs; and rates say it
     spans = {
         "low": ("low", "high"),
         "corrected low": ("corrected low", "corrected high"),
         "per attempt low": ("per attempt low", "per attempt high"),
     }
+    counts = {"num_asked": "asked", "num_judged": "judged"}
     headings = {"low": "95 % interval", "corrected low": "corrected, 95 %", "per attempt low": "per attempt, 95 %"}
     ends = [high for _, high in spans.values()]
     lines = []
@@ -157,7 +160,7 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 low, high = (row.get(end) for end in spans[name])
                 line[headings[name]] = None if low is None or high is None else f"{low:.3f}\u00a0–\u2060\u00a0{high:.3f}"
             elif name not in ends:
-                line[name] = row.get(name)
+                line[counts.get(name, name)] = row.get(name)
         lines.append(line)
     return lines
 

@@ -26,17 +26,20 @@ def distance(target: Target, attack: Attack, example: Example, proposal: Proposa
     return max(sizes)
 
 
-def violation(budget: Budget, *, size: float, edited: bool, queries: int, seconds: float) -> str:
-    """What a proposal overspent, in words; empty if it kept its budget."""
+def violation(budget: Budget, *, size: float, edited: bool, queries: int) -> str:
+    """What a proposal overspent beside time, in words; empty if it kept its budget."""
     limits = [
         ("queries", queries, budget.queries),
         ("radius", size if edited else 0.0, budget.radius),
         ("fraction of words changed", 0.0 if edited else size, budget.edits),
-        ("seconds", seconds, budget.seconds),
     ]
+    return "; ".join(over for name, spent, limit in limits if (over := exceeded(name, spent, limit)))
+
+
+def exceeded(name: str, spent: float, limit: float | None) -> str:
+    """How much was spent of which limit; empty if it was kept."""
     # A float32 delta of norm r may measure r (1 + 1e-7) in float64.
-    over = [f"{name} {spent:.6g} of {limit:.6g}" for name, spent, limit in limits if limit is not None and spent > limit * (1 + 1e-5)]
-    return "; ".join(over)
+    return f"{name} {spent:.6g} of {limit:.6g}" if limit is not None and spent > limit * (1 + 1e-5) else ""
 
 
 def changed_words(first: str, second: str) -> float:
@@ -51,4 +54,4 @@ def changed_words(first: str, second: str) -> float:
     return previous[-1] / max(len(a), 1)
 
 
-__all__ = ["changed_words", "distance", "violation"]
+__all__ = ["changed_words", "distance", "exceeded", "violation"]

@@ -27,6 +27,8 @@ class Judgement:
     """The judge could not tell."""
     note: str = ""
     """Why not."""
+    sent: bool = True
+    """Whether the model was asked; a prompt that exceeds its context is not sent, and shows nothing."""
 
     @property
     def breaks(self) -> bool:

@@ -20,6 +20,7 @@ from advalign.rewards.exact_answer import grade
 from advalign.targets.examples import has_reference_response
 from advalign.types import Example, Proposal, Sampling
 
+TOO_LONG = "longer than the model's context"
 GIBBERISH = 0.25
 """The fraction of degenerate clean responses from which on a generator's robustness means nothing."""
 
@@ -107,7 +108,7 @@ class GeneratorChecker(AnswerChecker):
         fits = [self.target.fits(e.with_text(text).prompt) for e, text in zip(examples, texts, strict=True)]
         sent = [i for i, fit in enumerate(fits) if fit]
         answered = iter(self._answered([examples[i] for i in sent], [texts[i] for i in sent], key))
-        return [next(answered) if fit else Judgement(correct=True, shown="", note="longer than the model's context") for fit in fits]
+        return [next(answered) if fit else Judgement(correct=True, shown="", note=TOO_LONG, sent=False) for fit in fits]
 
     def _answered(self, examples: Sequence[Example], texts: Sequence[str], key: Sequence[object] = ()) -> list[Judgement]:
         """Of the responses to prompts in which `texts` replace the texts of the examples: greedy, or sampled with a `key`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from advalign.engine.rng import rng
 from advalign.errors import BudgetError, ConfigError
-from advalign.evaluation.suites.budget import distance, violation
+from advalign.evaluation.suites.budget import distance, exceeded, violation
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts
 from advalign.interfaces import Attack, Target
 from advalign.models import Network
@@ -78,22 +78,34 @@ class Case:
     def judged(self, proposal: Proposal, after: Sequence[Judgement], budget: Budget, size: float, cost: Cost) -> AttackResult:
         """The result of a proposal, whose attempts were judged as `after` and moved the example by `size`."""
         if proposal.refused:
-            return self.result("error", note=f"not tried: {proposal.refused}", cost=cost)
-        overspent = violation(budget, size=size, edited=proposal.edits is not None, queries=cost.queries, seconds=cost.seconds)
+            return self.result("not_tried", note=proposal.refused, cost=cost)
         broken = [i for i, judgement in enumerate(after) if judgement.breaks]
-        undetermined = [judgement for judgement in after if judgement.undetermined]
-        if not self.before.correct:
-            status = "skipped"
-        elif overspent:
-            status = "over_budget"
-        elif broken:
-            status = "succeeded"
-        else:
-            status = "undetermined" if undetermined else "failed"
+        status, reason = self._status(proposal, after, budget, size, cost)
         shown = broken[0] if broken else 0
         # The harness's own words first; then the text that was tried, which says more than the attack's note about it.
-        note = overspent or (undetermined[0].note if status == "undetermined" else "") or _tried(proposal, shown) or proposal.note
+        note = reason or _tried(proposal, shown) or proposal.note
         return self.result(status, note=note, after=after[shown], size=size, cost=cost, attempts=len(after), broken=len(broken))
+
+    def _status(self, proposal: Proposal, after: Sequence[Judgement], budget: Budget, size: float, cost: Cost) -> tuple[str, str]:
+        """The status of a judged proposal, and the reason, where the harness has one."""
+        overspent = violation(budget, size=size, edited=proposal.edits is not None, queries=cost.queries)
+        undetermined = [judgement for judgement in after if judgement.undetermined]
+        if not self.before.correct:
+            return "skipped", overspent
+        if late := exceeded("seconds", cost.seconds, budget.seconds):
+            return "timed_out", late
+        if overspent:
+            return "over_budget", overspent
+        if any(judgement.breaks for judgement in after):
+            return "succeeded", ""
+        if undetermined:
+            return "undetermined", undetermined[0].note
+        if not any(judgement.sent for judgement in after):
+            return "not_tried", after[0].note
+        # One query is the attack's look at the example itself.
+        if size == 0 and cost.queries <= 1 and len(after) == 1 and proposal.forced is None:
+            return "not_tried", f"nothing was changed{proposal.note and f' ({proposal.note})'}"
+        return "failed", ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,20 +152,26 @@ class Harness:
         return moved
 
     def _run_attack(self, attack: Attack, budget: Budget, cases: Sequence[Case]) -> list[AttackResult]:
+        try:
+            return self._propose_and_judge(attack, budget, cases)
+        except ConfigError:
+            raise
+        except Exception as error:
+            if len(cases) > 1:  # which example it was does not depend on company
+                return [self._run_attack(attack, budget, [case])[0] for case in cases]
+            (case,) = cases
+            if isinstance(error, BudgetError):
+                return [case.result("over_budget" if case.before.correct else "skipped", note=one_line(error))]
+            return [case.result("error", note=f"{type(error).__name__}: {one_line(error)}")]
+
+    def _propose_and_judge(self, attack: Attack, budget: Budget, cases: Sequence[Case]) -> list[AttackResult]:
         arm, examples = cases[0].arm, [case.example for case in cases]
         target = target_of(self.model, cache=self.cache)
         target.limit = None if budget.queries is None else budget.queries * len(cases)
         # An attack that takes several examples at once keys its own streams by example id; others get the stream of theirs.
         stream = rng(self.seed, arm.attack) if attack.examples_at_once is not None else rng(self.seed, arm.attack, examples[0].id)
         start = time.perf_counter()
-        try:
-            proposals = attack.propose(target, examples, budget, stream)
-        except BudgetError as error:
-            return [case.result("over_budget" if case.before.correct else "skipped", note=str(error)) for case in cases]
-        except ConfigError:
-            raise
-        except Exception as error:
-            return [case.result("error", note=f"{type(error).__name__}: {error}") for case in cases]
+        proposals = attack.propose(target, examples, budget, stream)
         seconds = time.perf_counter() - start
         _check_count(arm.attack, proposals, len(cases))
         costs = _costs(target, proposals, seconds)
@@ -199,6 +217,12 @@ def _tried(proposal: Proposal, shown: int) -> str:
     text = proposal.attempts[shown] if proposal.attempts else proposal.text
     forced = "" if proposal.forced is None else f"[forced: {proposal.forced}]"
     return " ".join(part for part in (text, forced) if part)
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """The message of an exception on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def rounded(value: float) -> float:

@@ -11,11 +11,11 @@ from advalign.evaluation.suites.checker import Judgement
 from advalign.evaluation.suites.harness import Arm
 from advalign.functional import intervals
 from advalign.interfaces import Judge
-from advalign.types import AttackResult
+from advalign.types import STATUSES, AttackResult
 
-UNJUDGED = ("error", "undetermined")
+UNJUDGED = tuple(name for name, status in STATUSES.items() if status.right is None)
 """Statuses that count as neither right nor wrong."""
-WITHSTOOD = ("failed", "over_budget")
+WITHSTOOD = tuple(name for name, status in STATUSES.items() if status.right)
 """Statuses of an example that was right before and after the attack."""
 
 
@@ -26,8 +26,9 @@ def clean_accuracy(judgements: Collection[Judgement]) -> float:
 
 
 def attack_row(arm: Arm, results: Sequence[AttackResult], before: Mapping[str, Judgement], judge: Judge | None) -> dict[str, Any]:
-    """One row of the table. Accuracy under attack counts a wrong example as wrong and an attack over its budget as failed;
-    attacks that crashed and answers that could not be judged leave the denominator and are shown."""
+    """One row of the table. Accuracy under attack counts a wrong example as wrong and an attack over its budget as failed, over the
+    `num_judged` examples for which it was established; `accuracy over asked` is over all `num_asked` that were to be attacked, those for
+    which it was not (`UNJUDGED`, or no result at all) counted as broken."""
     count = Counter(r.status for r in results)
     judged = [r for r in results if r.status not in UNJUDGED]
     robust = sum(count[status] for status in WITHSTOOD)
@@ -36,10 +37,12 @@ def attack_row(arm: Arm, results: Sequence[AttackResult], before: Mapping[str, J
     row: dict[str, Any] = {"attack": arm.attack, "radius": arm.radius, "clean": clean_accuracy([before[r.example] for r in judged])}
     row |= {"accuracy under attack": robust / len(judged) if judged else math.nan, "low": low, "high": high}
     row |= _corrected(judged, judge)
-    row |= {"attack success": count["succeeded"] / tried if tried else math.nan, "n": len(results)}
+    row |= {"accuracy over asked": robust / len(before) if before else math.nan}
+    row |= {"attack success": count["succeeded"] / tried if tried else math.nan, "num_asked": len(before), "num_judged": len(judged)}
     if any(r.attempts > 1 for r in results):
         row |= _attempts([r for r in results if r.status in ("failed", "succeeded")])
-    row |= {name.replace("_", " "): count[name] for name in ("skipped", "over_budget", *UNJUDGED)}
+    row |= {name.replace("_", " "): count[name] for name in ("succeeded", "failed", "skipped", "over_budget", *UNJUDGED)}
+    row |= {"missing": len(before) - len(results)}
     row |= {"queries": _mean([r.queries for r in results if r.queries]), "seconds": _mean([r.seconds for r in results if r.seconds])}
     return row | {"distance": _mean([r.distance for r in results if r.status == "succeeded"])}
 
@@ -47,23 +50,25 @@ def attack_row(arm: Arm, results: Sequence[AttackResult], before: Mapping[str, J
 def worst_case(before: Mapping[str, Judgement], results: Sequence[AttackResult], arms: Collection[str]) -> dict[str, float]:
     """Right before, and withstood every one of `arms`, of the examples for which that was established.
 
-    An example that was wrong before or that an attack broke is established; any other only if every arm was judged on it. `n` of
-    `asked` examples are; `clean` is their accuracy before. Without arms nothing is.
+    An example that was wrong before or that an attack broke is established; any other only if every arm was judged on it. `num_judged`
+    of `num_asked` examples are; `clean` is their accuracy before, and `accuracy over asked` counts the others as broken. Without arms
+    nothing is established.
     """
-    withstood: Counter[str] = Counter(r.example for r in results if r.attack in arms and r.status in WITHSTOOD)
+    withstood: dict[str, set[str]] = {}
+    for r in results:
+        if r.attack in arms and r.status in WITHSTOOD:
+            withstood.setdefault(r.example, set()).add(r.attack)
     broken = {r.example for r in results if r.attack in arms and r.status == "succeeded"}
-    robust = {name for name, j in before.items() if j.correct and not j.undetermined and withstood[name] == len(arms)}
     wrong = {name for name, j in before.items() if name in broken or not (j.correct or j.undetermined)}
+    unbroken = {name for name, j in before.items() if j.correct and not j.undetermined and name not in wrong}
+    robust = {name for name in unbroken if len(withstood.get(name, ())) == len(arms)}
     known = [name for name in before if arms and name in robust | wrong]
     number = sum(name in robust for name in known)
     low, high = intervals.wilson(number, len(known))
-    rates = {"accuracy": number / len(known) if known else math.nan, "low": low, "high": high, "n": len(known)}
-    return rates | {"asked": len(before), "clean": clean_accuracy([before[name] for name in known])}
-
-
-def nothing_tried(r: AttackResult) -> bool:
-    """Whether an example withstood an attack that left its text as it was and asked the model at most once: no word could change."""
-    return r.status == "failed" and r.queries <= 1 and r.distance == 0 and not r.note.startswith("[forced")
+    rates = {"accuracy": number / len(known) if known else math.nan, "low": low, "high": high}
+    rates |= {"accuracy over asked": number / len(before) if before else math.nan}
+    rates |= {"num_judged": len(known), "num_asked": len(before)}
+    return rates | {"clean": clean_accuracy([before[name] for name in known])}
 
 
 def judge_errs(judge: Judge | None) -> bool:
@@ -103,4 +108,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-__all__ = ["UNJUDGED", "WITHSTOOD", "attack_row", "clean_accuracy", "judge_errs", "nothing_tried", "numbers_of_judgements", "worst_case"]
+__all__ = ["UNJUDGED", "WITHSTOOD", "attack_row", "clean_accuracy", "judge_errs", "numbers_of_judgements", "worst_case"]

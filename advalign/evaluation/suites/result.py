@@ -14,7 +14,7 @@ import torch
 from advalign.evaluation.reports import suite_report
 from advalign.evaluation.reports.checks import Check
 from advalign.evaluation.reports.report import Report
-from advalign.evaluation.suites import rates
+from advalign.evaluation.suites import gate, rates
 from advalign.evaluation.suites.benign import OverRefusal
 from advalign.evaluation.suites.checker import Judgement
 from advalign.evaluation.suites.harness import Arm
@@ -57,6 +57,9 @@ class SuiteResult:
     """What judged a generator's answers; its error rates give the corrected rates."""
     classes: Sequence[Mapping[str, Any]] = ()
     """One row per class of a classifier that has a name: its examples, its clean accuracy, and what it is most often taken for."""
+
+    def __post_init__(self) -> None:
+        gate.check_rows({arm.name for arm in self.arms}, self.before, self.results)
 
     def results_of(self, arm: str) -> list[AttackResult]:
         """The results of one arm, by name."""
@@ -146,14 +149,7 @@ class SuiteResult:
     def warnings(self) -> list[str]:
         """Sentences about what weakens the numbers."""
         warnings = list(self.failures)
-        errors = Counter(r.attack for r in self.results if r.status == "error")
-        for name, number in errors.items():
-            note = next(r.note for r in self.results if r.attack == name and r.status == "error")
-            warnings.append(f"`{name}` crashed or gave up on {number} examples, which are in no rate of it (first: {note}).")
-        untried = Counter(r.attack for r in self.results if rates.nothing_tried(r))
-        for name, number in untried.items():
-            total = sum(r.status in rates.WITHSTOOD for r in self.results_of(name))
-            warnings.append(f"`{name}` changed nothing in {number} of the {total} examples that withstood it, with at most one query each.")
+        warnings += self._unestablished()
         undetermined = [r for r in self.results if r.status == "undetermined"]
         if undetermined:
             reason = Counter(r.note for r in undetermined).most_common(1)[0][0]
@@ -161,9 +157,10 @@ class SuiteResult:
                 f"{len(undetermined)} of {len(self.results)} results are undetermined and count nowhere (most often: {reason})."
             )
         worst = self.worst_case()
-        if worst["n"] < worst["asked"]:
+        if worst["num_judged"] < worst["num_asked"]:
             warnings.append(
-                f"The worst case is established for {worst['n']} of {worst['asked']} examples; it says nothing about the others."
+                f"The worst case is established for {worst['num_judged']} of {worst['num_asked']} examples; it says nothing about the "
+                f"others ({worst['accuracy over asked']:.1%} of all if they count as broken)."
             )
         warnings += [
             f"`{arm.name}` is not corrected for the judge's errors: its examples took different numbers of judgements."
@@ -204,19 +201,14 @@ class SuiteResult:
         }
 
     def fails(self, below: float | None = None) -> list[str]:
-        """Why a continuous-integration job should fail: meaningless numbers, undetermined ones, or a worst case that is not known to
-        reach a bound: examples for which it was not established count as broken."""
-        reasons = list(self.failures)
-        worst = self.worst_case()
-        number, asked = int(worst["n"]), int(worst["asked"])
-        if below is not None and not worst["accuracy"] * number / max(asked, 1) >= below:
-            rest = f", below {below:g}"
-            if 0 < number < asked:
-                rest = f" on {number} of {asked} examples and was not established for the others, below {below:g} of all"
-            reasons.append(f"Accuracy in the worst case over the suite is {worst['accuracy']:.3f}{rest}.")
-        if (below is not None and not number) or (self.results and all(r.status in rates.UNJUDGED for r in self.results)):
-            reasons.append("No result could be determined.")
-        return reasons
+        """Why a continuous-integration job should fail: meaningless numbers, undetermined ones, an attack that did not try every example
+        it was to try, or a worst case that is not known to reach the bound `below`: examples for which it was not established count as
+        broken, and the rate itself is compared, not an end of its interval."""
+        gate.check_bound(below, "fails")
+        return [*self.failures, *gate.reasons(self.worst_case(), self.results, self._unestablished(), below)]
+
+    def _unestablished(self) -> list[str]:
+        return gate.unestablished([arm.name for arm in self.arms], self.before, self.results)
 
     def report(self, title: str = "Robustness report") -> Report:
         """The page."""

@@ -3,6 +3,7 @@ budget and judges. One JSON line per attack and example, written at once: a kill
 the same file, bit for bit."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +93,10 @@ class Suite:
         for name in self.seen:
             if name not in self.attacks:
                 raise unknown("suite.seen", "attack", name, self.attacks)
+        names = Counter(arm.name for arm in self.arms)
+        for name, number in names.items():
+            if number > 1:
+                raise ConfigError(f"suite: {number} attacks or radii are called '{name}', which names rows of results; rename one.")
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
@@ -133,9 +138,13 @@ class Suite:
         """
         check_access(self.attacks, target_of(model))
         examples, checker = self.examples_for(model), self._checker(model)
+        if not self.attacks and not self.certified:
+            raise ConfigError("suite.attacks: none given, so the suite would show nothing; give at least one attack, or a certificate.")
         clean = self._clean_utility(model, checker, examples)
         chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
         attacked, before = [examples[i] for i in chosen], [clean.judgements[i] for i in chosen]
+        if not attacked:
+            raise ConfigError("suite.examples: 0 given, so no example is attacked; at least 1 is needed.")
         work = self._work(attacked, before)
         names = [[(arm.name, e.id) for e in part] for arm, part, _ in work]
         log = ResultLog(output_dir, suite_fingerprint(self, model, examples), names, suite_settings(self, attacked))
