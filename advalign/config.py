@@ -1,6 +1,7 @@
 """YAML <-> the frozen dataclasses that Python users build by hand.
 
-Files are read and overridden by OmegaConf (dotted paths, environment variables as ${oc.env:NAME}); `advalign.builder` makes the objects.
+`yaml_files` reads a file, `interpolation` resolves its references (${args.seed}, ${oc.env:NAME}) once the overrides are in, and
+`advalign.builder` makes the objects.
 """
 
 from __future__ import annotations
@@ -11,11 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from advalign import builder, interfaces, plugins
+from advalign import builder, interfaces, interpolation, plugins, yaml_files
 from advalign import overrides as overriding
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, unknown
@@ -44,21 +41,21 @@ SECTIONS: dict[str, Any] = {
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with dotted overrides (`objectives.robust.coef=0.3`) applied; plain dictionaries and lists."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file.")
+    document = yaml_files.read(path, f"a configuration is a mapping of {', '.join(SECTIONS)}")
     plugins.search_beside(path)
-    try:
-        config: Any = OmegaConf.load(path)
-        if not OmegaConf.is_dict(config):
-            raise ConfigError(f"{path}: a configuration is a mapping of {', '.join(SECTIONS)}.")
-        changed = overriding.apply(OmegaConf.to_container(config, resolve=False), overrides, SECTIONS)
-        config = OmegaConf.create(changed)
-        container = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not YAML: {' '.join(str(error).split())}.") from error
-    return typing.cast(dict[str, Any], container)
+    values = overriding.apply(document.values, overrides, SECTIONS)
+    _check_null(values, document)
+    return typing.cast(dict[str, Any], interpolation.resolve(values, document.where))
+
+
+def _check_null(values: Mapping[str, Any], document: yaml_files.Document) -> None:
+    """Raises ConfigError for a section, or an entry of one, that has a name and nothing else."""
+    for name, value in values.items():
+        if value is None and name in SECTIONS:
+            raise ConfigError(f"{document.where(name)}: the section '{name}' is empty; give it entries, or leave it out.")
+        if isinstance(value, Mapping) and typing.get_origin(SECTIONS.get(name)) is collections.abc.Mapping:
+            for entry in (key for key, fields in value.items() if fields is None):
+                raise ConfigError(f"{document.where(name, entry)}: {name}.{entry} is empty; give it fields, or leave it out.")
 
 
 def trainer(config: Mapping[str, Any], **options: Any) -> Trainer:

@@ -14,11 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from advalign import plugins
+from advalign import plugins, yaml_files
 from advalign.builder import GROUP_OF
 from advalign.errors import ConfigError, unknown
 from advalign.names import is_path, options
@@ -67,11 +63,7 @@ def parsed(text: str) -> Override:
     names = tuple(re.sub(r"\[(-?\d+)\]", r".\1", path.strip()).split("."))
     if not sign or not all(names):
         raise ConfigError(f"override '{text}': write it as path=value.")
-    try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override '{text}': the value cannot be read as YAML ({str(error).splitlines()[0]}).") from error
-    return Override(path=path.strip(), names=names, value=typing.cast(dict[str, Any], read)["value"])
+    return Override(path=path.strip(), names=names, value=yaml_files.parse_value(value, f"override '{text}'"))
 
 
 def _replaced(node: Any, hint: Any, names: tuple[str, ...], override: Override) -> Any:

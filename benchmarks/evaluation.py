@@ -24,9 +24,9 @@ import adv
 import adv_lm
 import torch
 from common import about, once, save
-from omegaconf import OmegaConf
 from prepare_rule_lm import prepare, source, write
 
+from advalign import interpolation, yaml_files
 from advalign.evaluation import Suite
 from advalign.evaluation.reports import compare
 from advalign.models import load
@@ -65,7 +65,7 @@ def run(group: str, name: str) -> dict[str, Any]:
 
     def now() -> dict[str, Any]:
         network: Any = load(str(models[name]()), head=None)
-        settings: Any = OmegaConf.to_container(OmegaConf.load(f"configs/suites/{suite}.yaml"), resolve=True)
+        settings: Any = interpolation.resolve(yaml_files.read(f"configs/suites/{suite}.yaml", "a suite has data and attacks").values)
         for attack, options in CHANGED.get(group, {}).items():
             settings["attacks"][attack] |= options
         described = Suite.load(settings)

@@ -16,9 +16,7 @@ sources:
 objectives: {o: {kind: dapo, source: write, coef: 0.5}, i: {kind: sft, source: chat, view: near}}
 adversaries: {near: {kind: pgd, radius: 0.2, restarts: 2}, far: noise}
 schedules: {objectives.o.coef: {end: 1.0}}
-frozen: null
 stages: [{name: imitate, steps: 3}, {name: mix, steps: 5, set: {objectives.o.coef: 0.1}}]
-args:
 """
 
 REACHED = {
@@ -69,8 +67,12 @@ attacks: {noise: {kind: embedding, adversary: {kind: noise, radius: 0.3}}, flip:
 
 @pytest.fixture
 def read(tmp_path):
-    (tmp_path / "run.yaml").write_text(RUN)
-    return lambda *changes: config.read(tmp_path / "run.yaml", changes)
+    def run(*changes):
+        empty = [f"{name}:\n" for name in ("frozen", "args") if any(change.startswith(f"{name}.") for change in changes)]
+        (tmp_path / "run.yaml").write_text(RUN + "".join(empty))  # a section without entries is one that an override fills
+        return config.read(tmp_path / "run.yaml", changes)
+
+    return run
 
 
 @pytest.mark.parametrize("change", REACHED)
@@ -94,7 +96,7 @@ def test_a_path_that_leads_nowhere_is_one_sentence_with_the_nearest_name(read, c
 
 @pytest.mark.parametrize("change", ["a..b=2", "=3", "stages.mix.steps", ".=1", "args.seed={"])
 def test_what_is_no_override_is_one_sentence(read, change):
-    with pytest.raises(ConfigError, match=rf"^override '{re.escape(change)}': ") as caught:
+    with pytest.raises(ConfigError, match=rf"^override '{re.escape(change)}'.*: ") as caught:
         read(change)
     assert "\n" not in str(caught.value)
 

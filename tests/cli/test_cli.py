@@ -162,10 +162,13 @@ def test_a_wrong_override_is_one_sentence_and_exit_code_two(advalign, small, arg
         ("objectives: [sft]", "objectives: \\['sft'\\] given; a mapping of names is expected."),
         ("objectives: {a: {source: chat}}", "objectives.a: no 'kind' given; known kinds: .*"),
         ("sources: {a: {kind: demos}}", "sources.a: Demos needs data."),
-        ("- sft", ".*small.yaml: a configuration is a mapping of learners, sources, .*"),
-        ("a: [", ".*small.yaml: this is not YAML: .*line 2.*"),
-        ("a: ${b}", ".*small.yaml: .*"),
-        ("", "configuration: no section 'sources' is given; a run needs learners, sources and objectives."),
+        ("- sft", ".*small.yaml, line 1: a list given; a configuration is a mapping of learners, sources, .*"),
+        ("a: [", ".*small.yaml, line 2, column 1: this is not YAML: a bracket or a quote is not closed."),
+        ("a: ${b}", ".*small.yaml, line 1: a: \\${b}: no entry 'b'. Known: a. An environment variable is \\${oc.env:b}."),
+        ("", ".*small.yaml: the file is empty; a configuration is a mapping of learners, .*"),
+        ("args: {}\nobjectives:\n", ".*small.yaml, line 2: the section 'objectives' is empty; give it entries, or leave it out."),
+        ("args: {}\nobjectives:\n  a:\n", ".*small.yaml, line 3: objectives.a is empty; give it fields, or leave it out."),
+        ("args: {}", "configuration: no section 'sources' is given; a run needs learners, sources and objectives."),
     ],
 )
 def test_a_wrong_file_is_one_sentence(advalign, small, text, sentence):

@@ -10,9 +10,9 @@ from statistics import NormalDist
 import pytest
 import torch
 from helpers import victims
-from omegaconf import OmegaConf
 from torch import nn
 
+from advalign import interpolation, yaml_files
 from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites import certified
@@ -429,6 +429,6 @@ def test_suites_shown_and_shipped_load(data_root):
     page = (ROOT / "docs" / "certified.md").read_text(encoding="utf-8")
     shipped = (ROOT / "configs" / "suites" / "certified.yaml").read_text(encoding="utf-8")
     for text in (*re.findall(r"```yaml\n(.*?)```", page, re.DOTALL), shipped):
-        suite = Suite.load(OmegaConf.to_container(OmegaConf.create(text), resolve=True))
+        suite = Suite.load(interpolation.resolve(yaml_files.parse_value(text, "suite")))
         assert suite.certified["ranmask"] == Masking(rate=0.7, n=1000, words=(1, 2, 3))
         assert suite.certified["smoothing"].sizes == (0, 0.05, 0.1, 0.2)

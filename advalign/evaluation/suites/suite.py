@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from omegaconf import OmegaConf
 from rich.progress import track
 
-from advalign import builder, names, plugins
+from advalign import builder, interpolation, names, plugins, yaml_files
 from advalign import data as loading
 from advalign import overrides as overriding
 from advalign.errors import ConfigError, unknown
@@ -101,12 +100,12 @@ class Suite:
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """From a YAML file or a mapping of the same shape, with dotted overrides; attacks are `{name: {kind: ..., ...}}`."""
-        config: Any = source if isinstance(source, Mapping) else OmegaConf.to_container(OmegaConf.load(source), resolve=True)
-        if not isinstance(config, Mapping):
-            raise ConfigError(f"suite: {source} holds no mapping of fields; a suite has data and attacks.")
-        if not isinstance(source, Mapping):
-            plugins.search_beside(source)
-        config = overriding.apply(config, overrides, names.declared(Suite), "field of a suite")
+        document = None if isinstance(source, Mapping) else yaml_files.read(source, "a suite has data and attacks")
+        values: Any = source if document is None else document.values
+        config = overriding.apply(values, overrides, names.declared(Suite), "field of a suite")
+        if document is not None:
+            plugins.search_beside(document.path)
+            config = interpolation.resolve(config, document.where)
         if "certified" in config:
             config["certified"] = certificates.build(config["certified"])
         suite: Self = builder.build_dataclass(cls, config, "suite")
