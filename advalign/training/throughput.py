@@ -8,6 +8,7 @@ share byte for byte.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,9 @@ from advalign.engine.plan import Plan
 from advalign.models.model_cost import ModelCost, model_cost
 from advalign.types import RolloutGroup, TokenRows, Tokens
 
+RECENT = 1000
+"""Steps whose numbers a meter keeps."""
+
 
 class Meter:
     """Counts tokens and operations of a run, step by step."""
@@ -28,8 +32,8 @@ class Meter:
     def __init__(self, learners: Mapping[str, LearnerRuntime], world_size: int = 1, copies: Mapping[str, str] | None = None) -> None:
         """`copies`: {frozen copy: its learner}."""
         self.learners, self.world_size, self.copies = learners, world_size, dict(copies or {})
-        self.steps: list[dict[str, float]] = []
-        """Numbers of every step."""
+        self.steps: deque[dict[str, float]] = deque(maxlen=RECENT)
+        """Numbers of the last steps."""
         self.costs: dict[str, ModelCost] = {}
         """{learner: cost of its model}"""
         self.current: dict[str, float] = {}
@@ -74,12 +78,12 @@ class Meter:
         return {**self.current, "tokens_per_second": tokens / seconds, "mfu": mfu}
 
     def summary(self) -> str:
-        """Medians over the steps, as text."""
+        """Medians over the last steps, as text."""
         middle = {name: median(step[name] for step in self.steps) for name in ("seconds", "tokens_per_second", "mfu")}
         percent = f"{middle['mfu']:.0%}".replace("%", " %")
         return (
             f"a step took {middle['seconds']:.3g} s: {middle['tokens_per_second']:,.0f} tokens per second (sampled and trained on), "
-            f"MFU {percent} (of measured matmul peak); medians of {len(self.steps)} steps"
+            f"MFU {percent} (of measured matmul peak); medians of {'the last ' * (len(self.steps) == self.steps.maxlen)}{len(self.steps)} steps"
         )
 
     def _add(self, operations: float) -> None:

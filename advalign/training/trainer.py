@@ -21,6 +21,7 @@ from advalign.training.context import RunContext
 from advalign.training.critics import critics_of
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
+from advalign.training.history import History
 from advalign.training.logs import ProgressBar, RunLog
 from advalign.training.references import references_of, with_references
 from advalign.training.run_spec import Frozen, RunSpec, StepPlan, TrainingArguments, learners_of, ordered
@@ -167,8 +168,8 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    def train(self, resume: bool = False, progress: bool = True) -> list[dict[str, Any]]:
-        """Runs every stage; returns the log, one dictionary per step.
+    def train(self, resume: bool = False, progress: bool = True) -> Sequence[dict[str, Any]]:
+        """Runs every stage; returns the log, one dictionary per step, which is read from a file when it is asked for.
 
         `resume` continues from the newest checkpoint in output_dir, or starts where there is none. `progress`: shows a progress bar.
         """
@@ -180,7 +181,7 @@ class Trainer:
         if newest is not None:
             self.load_checkpoint(newest)
         log = RunLog(folder, self.step) if folder is not None and self.processes.is_main else None
-        history: list[dict[str, Any]] = []
+        history = History(folder if self.processes.is_main else None)
         with ProgressBar(self.total_steps, self.step, "", enabled=progress and self.processes.is_main) as bar:
             while not self.timeline.finished(self.step):
                 stage = self.stage
