@@ -79,11 +79,12 @@ class Meter:
 
     def summary(self) -> str:
         """Medians over the last steps, as text."""
+        last = "the last " if len(self.steps) == self.steps.maxlen else ""
         middle = {name: median(step[name] for step in self.steps) for name in ("seconds", "tokens_per_second", "mfu")}
         percent = f"{middle['mfu']:.0%}".replace("%", " %")
         return (
             f"a step took {middle['seconds']:.3g} s: {middle['tokens_per_second']:,.0f} tokens per second (sampled and trained on), "
-            f"MFU {percent} (of measured matmul peak); medians of {'the last ' * (len(self.steps) == self.steps.maxlen)}{len(self.steps)} steps"
+            f"MFU {percent} (of measured matmul peak); medians of {last}{len(self.steps)} steps"
         )
 
     def _add(self, operations: float) -> None:
