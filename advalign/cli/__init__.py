@@ -14,6 +14,7 @@ from advalign.cli.console import out
 from advalign.cli.evaluation import attack, compare, evaluate
 from advalign.cli.training import list_, show, train
 from advalign.errors import AdvalignError
+from advalign.functional.escaping import terminal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Adversarial and GAN-style alignment, beside SFT and RL.")
 app.command()(train)
@@ -29,7 +30,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except AdvalignError as error:
-        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+        Console(stderr=True).print(terminal(f"{type(error).__name__}: {error}"), style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(2)
 
 

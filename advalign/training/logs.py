@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advalign.functional.escaping import terminal
 from advalign.metrics.run_log import complete_lines
 
 
@@ -60,9 +61,10 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True), disable=not enabled)
-        self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
+        bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        texts = [TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[numbers]}")]
+        self._progress = Progress(texts[0], *bar, texts[1], console=Console(stderr=True), disable=not enabled)
+        self._task = self._progress.add_task(terminal(title), total=total, completed=done, numbers="")
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -75,4 +77,4 @@ class ProgressBar:
         """Shows a step."""
         shown = [n for n in logs if n.endswith(("/reward", "/accuracy", "/nll", "/gain"))][:4]
         numbers = "  ".join(f"{name} {logs[name]:.3f}" for name in shown)
-        self._progress.update(self._task, completed=done, description=title, numbers=numbers)
+        self._progress.update(self._task, completed=done, description=terminal(title), numbers=terminal(numbers))

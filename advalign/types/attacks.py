@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -107,6 +109,13 @@ class AttackResult:
     """Numbers about the answer and the change, by name."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What else of the target's meter fell on this example, by name; like `seconds` it depends on the batch."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> AttackResult:
+        """From a line of results.jsonl, in which null stands for a number that is nan."""
+        numbers = {name: math.nan for name in ("distance", "seconds") if name in values and values[name] is None}
+        metrics = {name: math.nan if x is None else x for name, x in values.get("metrics", {}).items()}
+        return cls(**{**values, **numbers, "metrics": metrics})
 
 
 @dataclass(frozen=True, kw_only=True)

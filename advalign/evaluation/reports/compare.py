@@ -109,7 +109,7 @@ def _read(folder: str | Path) -> list[AttackResult]:
             f"compare: {folder} holds no results.jsonl; give a folder that advalign eval --output wrote, or --suite for models."
         )
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [AttackResult(**json.loads(line)) for line in lines if line]
+    return [AttackResult.from_json(json.loads(line)) for line in lines if line]
 
 
 def _table(attack_results: Sequence[AttackResult]) -> dict[str, dict[str, bool]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advalign.errors import unknown
+from advalign.functional.escaping import json_line
 from advalign.types import STATUSES, AttackResult
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def write(result: SuiteResult, style: str, path: str | Path) -> Path:
         raise unknown("export", "style", style, STYLES)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(entry, ensure_ascii=False) for entry in STYLES[style](result))
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json_line(entry) + "\n" for entry in STYLES[style](result)), encoding="utf-8")
     return path
 
 

@@ -3,15 +3,20 @@
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 
+from advalign.functional.escaping import plot_label
+
 # matplotlib is given placeholder colours that nothing else uses; they become variables of the page afterwards.
 INK, SOFT, GRID = "#010203", "#040506", "#070809"
 SERIES = tuple(f"#0a0b{16 + i:02x}" for i in range(8))
 VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
+LARGEST = 1e100
+COLOUR = re.compile("|".join(VARIABLES))
 # Colours of standalone plots; a report's page has the same (report.html.j2).
 LIGHT, DARK = (
     dict(zip(("--ink", "--soft", "--grid", *(f"--s{i}" for i in range(8))), colours.split(), strict=True))
@@ -50,14 +55,14 @@ def lines(series: Mapping[str, Sequence[Sequence[float]]], *, x_label: str, y_la
         for i, (name, curve) in enumerate(series.items()):
             colour = SERIES[i % len(SERIES)]
             dashes = "-" if i < len(SERIES) else "--"
-            x, y = curve[0], curve[1]
-            axes.plot(x, y, color=colour, label=name, linestyle=dashes, marker="o" if len(x) <= 12 else None, markersize=4.5)
-            if len(curve) == 4:
-                axes.fill_between(x, curve[2], curve[3], color=colour, alpha=0.16, linewidth=0)
+            x, y, *band = (list(map(_drawn, side)) for side in curve)
+            axes.plot(x, y, color=colour, label=plot_label(name), linestyle=dashes, marker="o" if len(x) <= 12 else None, markersize=4.5)
+            if band:
+                axes.fill_between(x, *band, color=colour, alpha=0.16, linewidth=0)
         if log_x:
-            axes.set_xscale("symlog", linthresh=min((v for c in series.values() for v in c[0] if v > 0), default=1.0))
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+            axes.set_xscale("symlog", linthresh=min((v for c in series.values() for v in c[0] if _drawn(v) > 0), default=1.0))
+        axes.set_xlabel(plot_label(x_label))
+        axes.set_ylabel(plot_label(y_label))
         axes.margins(x=0.02)
         if len(series) > 1:
             _legend(figure, axes, len(series))
@@ -74,14 +79,16 @@ def bars(groups: Sequence[Mapping[str, Any]], *, x_label: str, limits: tuple[flo
         for i, name in enumerate(names):
             series = [g for g in groups if str(g.get("series", "")) == name]
             places = [labels.index(str(g["label"])) + (i - (len(names) - 1) / 2) * height for g in series]
-            axes.barh(places, [_finite(g["value"]) for g in series], height=height * 0.86, color=SERIES[i % len(SERIES)], label=name)
+            values, look = [_drawn(g["value"], 0.0) for g in series], {"color": SERIES[i % len(SERIES)], "label": plot_label(name)}
+            axes.barh(places, values, height=height * 0.86, **look)
             for y, g in zip(places, series, strict=True):
                 if g.get("low") is not None and g.get("high") is not None:
-                    axes.plot([g["low"], g["high"]], [y, y], color=INK, linewidth=1.3, solid_capstyle="butt")
-                    axes.plot([g["low"], g["high"]], [y, y], color=INK, linestyle="none", marker="|", markersize=6)
-        axes.set_yticks(range(len(labels)), labels, color=INK)
+                    ends = [_drawn(g["low"]), _drawn(g["high"])]
+                    axes.plot(ends, [y, y], color=INK, linewidth=1.3, solid_capstyle="butt")
+                    axes.plot(ends, [y, y], color=INK, linestyle="none", marker="|", markersize=6)
+        axes.set_yticks(range(len(labels)), list(map(plot_label, labels)), color=INK)
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(plot_label(x_label))
         if limits is not None:
             axes.set_xlim(*limits)
         if len(names) > 1:
@@ -96,16 +103,17 @@ def points(series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str,
     front = [name for name in series if name not in dominated]
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
         figure, axes = _canvas(7.4, 4.2)
-        edge = sorted((series[name][0], series[name][1]) for name in front)
+        edge = sorted((_drawn(series[name][0]), _drawn(series[name][1])) for name in front)
         axes.plot(*zip(*edge, strict=True), color=SERIES[0], linewidth=1.2, linestyle="--")
-        for name, (x, y, *interval) in series.items():
+        for name, values in series.items():
+            x, y, *interval = map(_drawn, values)
             colour = SERIES[0] if name in front else SOFT
             if interval:
                 axes.plot([x, x], interval, color=colour, linewidth=1.0)
             axes.plot([x], [y], color=colour, marker="o", markersize=5.5, linestyle="none")
-            axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9.5)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+            axes.annotate(plot_label(name), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9.5)
+        axes.set_xlabel(plot_label(x_label))
+        axes.set_ylabel(plot_label(y_label))
         axes.margins(x=0.1)
         return _svg(figure)
 
@@ -132,19 +140,22 @@ def _legend(figure: Any, axes: Any, number: int) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.6, fontsize=9.5)
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
+def _drawn(value: float, otherwise: float = math.nan) -> float:
+    """The value, where a plot can hold it; matplotlib's ticks overflow long before a float does."""
+    return value if abs(value) < LARGEST else otherwise
 
 
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # The page shows text as text, in the reader's fonts: which glyphs the fonts at hand have does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
+    # In tags alone: a label may be the name of a colour.
+    return re.sub("<[^>]*>", lambda tag: COLOUR.sub(lambda colour: VARIABLES[colour[0]], tag[0]), text)
 
 
 __all__ = ["bars", "lines", "points", "standalone"]

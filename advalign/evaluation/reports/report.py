@@ -1,7 +1,10 @@
 """One self-contained page: prose, headline numbers, tables that sort on a click, plots; and the same content as Markdown."""
 
+import base64
 import difflib
+import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +14,18 @@ import jinja2
 from markdown_it import MarkdownIt
 
 from advalign.evaluation.reports import plots
+from advalign.functional import escaping
 
+WORD = re.compile("[^ \t\n]+")
+LOADS = re.compile(r"`[^`\n]*`|!(?=\[)|<(?=[A-Za-z/!?])")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+SCRIPT = Path(__file__).with_name("report.js")
+SHOWN = 1_000
+"""Characters of a text that a page shows; the results hold all of it."""
+WORDS = 400
+"""Words of which two texts are compared one by one; beyond, what they have in common at both ends is left out first."""
+CONTEXT = 40
+"""Words of that which are shown on either side."""
 
 
 class Report:
@@ -28,17 +41,17 @@ class Report:
         self._markdown: list[str] = []
 
     def text(self, markdown: str) -> Self:
-        """CommonMark with tables; raw HTML in it is shown, not run."""
-        return self._add(markdown, kind="html", html=_render(markdown))
+        """CommonMark with tables; raw HTML and images in it are shown, not run. What others wrote goes in by `escaping.markdown`."""
+        return self._add(_inert(markdown), kind="html", html=_render(markdown))
 
     def warning(self, markdown: str) -> Self:
         """A sentence that is set apart."""
-        return self._add(f"> **Warning.** {markdown}", kind="warning", html=_render(markdown))
+        return self._add(f"> **Warning.** {_inert(markdown)}", kind="warning", html=_render(markdown))
 
     def cards(self, cards: Sequence[tuple[str, str, str]]) -> Self:
         """Headline numbers: (label, value, note)."""
         shown = [dict(zip(("label", "value", "note"), card, strict=True)) for card in cards]
-        lines = [f"* {c['label']}: **{c['value']}**" + (f" ({c['note']})" if c["note"] else "") for c in shown]
+        lines = [_card(*map(escaping.markdown, card)) for card in cards]
         return self._add("\n".join(lines), kind="cards", cards=shown)
 
     def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "", note: str = "", columns: Sequence[str] | None = None) -> Self:
@@ -46,7 +59,7 @@ class Report:
         names = list(columns) if columns is not None else list(dict.fromkeys(k for row in rows for k in row))
         numeric = [all(_is_number(row.get(n)) or row.get(n) is None for row in rows) for n in names]
         cells = [[{"text": show(row.get(n)), "key": _key(row.get(n)), "number": is_n} for n, is_n in zip(names, numeric)] for row in rows]
-        head = [{"name": n, "number": is_n} for n, is_n in zip(names, numeric)]
+        head = [{"name": show(n), "number": is_n} for n, is_n in zip(names, numeric)]
         return self._add(_titled(title, note, _table(names, rows)), kind="table", title=title, note=note, columns=head, rows=cells)
 
     def lines(
@@ -75,25 +88,29 @@ class Report:
         names = list(dict.fromkeys(k for g in groups for k in g))
         return self._add(_titled(title, note, _table(names, groups)), kind="figure", title=title, note=note, svg=svg)
 
-    def changes(self, rows: Sequence[Mapping[str, str]], *, title: str = "", note: str = "") -> Self:
+    def changes(self, rows: Sequence[Mapping[str, Any]], *, title: str = "", note: str = "") -> Self:
         """Texts and their changed versions: {attack, text, changed, before, after} per row; differences are marked word by word."""
         shown = []
         for row in rows:
-            parts = difference(row["text"], row["changed"]) if row.get("changed") else [("same", row["text"])]
-            shown.append({**{name: row.get(name, "") for name in ("attack", "before", "after")}, "parts": parts})
+            text, changed = escaping.text(row["text"]), escaping.text(row.get("changed") or "")
+            parts = difference(text, changed) if changed else [("same", escaping.text(text, SHOWN))]
+            shown.append({**{name: escaping.text(row.get(name, ""), SHOWN) for name in ("attack", "before", "after")}, "parts": parts})
         lines = [_marked(row) for row in shown]
         return self._add(_titled(title, note, "\n".join(lines)), kind="changes", title=title, note=note, rows=shown)
 
     def html(self) -> str:
-        """The page."""
+        """The page. Its policy lets a browser run its one script and load nothing, whatever is in it."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(title=self.title, subtitle=self.subtitle, blocks=self._blocks, version=_version())
+        script = SCRIPT.read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        values = {"title": self.title, "subtitle": self.subtitle, "blocks": self._blocks, "version": _version()}
+        return escaping.visible(template.render(**values, script=script, digest=digest))
 
     def markdown(self) -> str:
         """The same content as Markdown."""
-        head = [f"# {self.title}"] + ([self.subtitle] if self.subtitle else [])
-        return "\n\n".join(head + self._markdown) + "\n"
+        head = [f"# {escaping.markdown(self.title)}"] + ([escaping.markdown(self.subtitle)] if self.subtitle else [])
+        return escaping.visible("\n\n".join(head + self._markdown) + "\n")
 
     def write(self, path: str | Path) -> Path:
         """The page at `path`, and its Markdown beside it."""
@@ -121,14 +138,27 @@ def show(value: Any) -> str:
         if not 1e-3 <= abs(value) < 1e5:
             return f"{value:.2e}"
         return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-    if isinstance(value, int):
+    if isinstance(value, int) and value.bit_length() <= escaping.MOST_BITS:
         return f"{value:,}"
-    return str(value)
+    return escaping.text(value, SHOWN)
 
 
 def difference(first: str, second: str) -> list[tuple[str, str]]:
-    """[("same" | "gone" | "new", words)] in reading order."""
-    a, b = first.split(), second.split()
+    """[("same" | "gone" | "new", words)] in reading order. Of long texts, the surroundings of what differs."""
+    a, b = ([_cut(word) for word in WORD.findall(text)] for text in (first, second))
+    if max(len(a), len(b)) <= WORDS:
+        return _aligned(a, b)
+    start = _common(a, b)
+    end = _common(a[start:][::-1], b[start:][::-1])
+    head, tail = a[:start], a[len(a) - end :]
+    sides = [side[start : len(side) - end] for side in (a, b)]
+    before = ["…"] * (start > CONTEXT) + head[-CONTEXT:] if head else []
+    after = ["…"] * (max(map(len, sides)) > WORDS) + tail[:CONTEXT] + ["…"] * (end > CONTEXT)
+    around = [[("same", " ".join(words))] if words else [] for words in (before, after)]
+    return around[0] + _aligned(*(side[:WORDS] for side in sides)) + around[1]
+
+
+def _aligned(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
     parts: list[tuple[str, str]] = []
     for what, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if what == "equal":
@@ -139,14 +169,28 @@ def difference(first: str, second: str) -> list[tuple[str, str]]:
     return parts
 
 
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many words both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= SHOWN else word[:SHOWN] + "…"
+
+
+def _card(label: str, value: str, note: str) -> str:
+    return f"* {label}: **{value}**" + (f" ({note})" if note else "")
+
+
 def _marked(row: Mapping[str, Any]) -> str:
     signs = {"same": ("", ""), "gone": ("~~", "~~"), "new": ("**", "**")}
-    text = " ".join(f"{signs[what][0]}{words}{signs[what][1]}" for what, words in row["parts"])
-    return f"* {row['attack']}: {text} ({_oneline(row['before'])} → {_oneline(row['after'])})"
+    text = " ".join(f"{signs[what][0]}{escaping.markdown(words)}{signs[what][1]}" for what, words in row["parts"])
+    attack, before, after = (escaping.markdown(_oneline(row[name])) for name in ("attack", "before", "after"))
+    return f"* {attack}: {text} ({before} → {after})"
 
 
 def _oneline(text: str, limit: int = 300) -> str:
-    flat = " ".join(text.split())
+    flat = escaping.one_line(text)
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
@@ -165,24 +209,29 @@ def _key(value: Any) -> str:
     """What a column sorts by; missing values sort last."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return repr(value) if _is_number(value) else str(value)
+    return repr(value) if _is_number(value) and abs(value) < 1e300 else escaping.text(value, SHOWN)
 
 
 def _table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        return "| " + " | ".join(map(escaping.markdown, cells)) + " |"
 
     numeric = [all(_is_number(row.get(n)) for row in rows) for n in names]
     rule = "|" + "|".join("---:" if is_n else "---" for is_n in numeric) + "|"
-    return "\n".join([line(list(names)), rule, *(line([show(row.get(n)) for n in names]) for row in rows)])
+    return "\n".join([line(list(map(show, names))), rule, *(line([show(row.get(n)) for n in names]) for row in rows)])
 
 
 def _titled(title: str, note: str, body: str) -> str:
-    return "\n\n".join(part for part in (f"**{title}**" if title else "", note, body) if part)
+    return "\n\n".join(part for part in (f"**{escaping.markdown(title)}**" if title else "", escaping.markdown(note), body) if part)
 
 
 def _render(markdown: str) -> str:
-    return MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
+
+
+def _inert(markdown: str) -> str:
+    """Markdown without images and raw HTML outside code, for viewers that would load and run them."""
+    return LOADS.sub(lambda m: m[0] if m[0].startswith("`") else "\\" + m[0], markdown)
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from advalign.errors import ConfigError
+from advalign.functional import escaping
 from advalign.interfaces import ScoreAnswers
 from advalign.types import Example, Proposal
 
@@ -73,7 +74,7 @@ def judge_answers(score: ScoreAnswers, examples: Sequence[Example], texts: Seque
         scores = [float(s) for s in score(examples, texts)]
     except Exception as error:
         if len(texts) == 1:
-            return [(math.nan, f"the judge failed with {type(error).__name__}: {error}")]
+            return [(math.nan, f"the judge failed with {escaping.exception(error)}")]
         return [judge_answers(score, [e], [text], name=name)[0] for e, text in zip(examples, texts, strict=True)]
     if len(scores) != len(texts):
         raise ConfigError(f"judges.{name}: it returned {len(scores)} scores for {len(texts)} answers; one score per answer is needed.")

@@ -17,6 +17,7 @@ from advalign.evaluation.suites.checker import (
     check_finite,
     group_by_example,
 )
+from advalign.functional.escaping import code
 from advalign.interfaces import Target
 from advalign.metrics import utility
 from advalign.targets.examples import paired_texts
@@ -61,7 +62,7 @@ class ClassifierChecker(AnswerChecker):
         failures = []
         if utility.constant(shown, labels):
             failures.append(
-                f"**Constant predictions**: the model answers `{max(set(shown), key=shown.count)}` to almost everything. "
+                f"**Constant predictions**: the model answers {code(max(set(shown), key=shown.count))} to almost everything. "
                 "It is as accurate under any attack as without one, so its accuracy under attack means nothing."
             )
         accuracy = sum(j.correct for j in judgements) / len(judgements)

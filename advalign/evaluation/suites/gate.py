@@ -6,6 +6,7 @@ from typing import Any
 
 from advalign.errors import ConfigError
 from advalign.evaluation.suites.rates import UNJUDGED
+from advalign.functional.escaping import code, quoted
 from advalign.types import AttackResult
 
 DID = {
@@ -31,14 +32,14 @@ def unestablished(arms: Collection[str], examples: Collection[str], results: Seq
             notes = Counter(r.note for r in rows if r.status == status)
             if notes:
                 reason, _ = notes.most_common(1)[0]
-                rest = f"which are in no rate of it (most often: {reason})."
-                sentences.append(f"`{arm}` {did} {notes.total()} of {len(examples)} examples, {rest}")
+                rest = f"which are in no rate of it (most often: {quoted(reason)})."
+                sentences.append(f"{code(arm)} {did} {notes.total()} of {len(examples)} examples, {rest}")
         if missing := len(examples) - len(rows):
             rest = "run the same command again to complete them."
-            sentences.append(f"`{arm}` has no result for {missing} of {len(examples)} examples; {rest}")
+            sentences.append(f"{code(arm)} has no result for {missing} of {len(examples)} examples; {rest}")
         attacked = [r for r in rows if r.status != "skipped"]
         if attacked and all(r.status == "over_budget" for r in attacked):
-            sentences.append(f"`{arm}` was over its budget on all {len(attacked)} examples it attacked, so it has shown nothing.")
+            sentences.append(f"{code(arm)} was over its budget on all {len(attacked)} examples it attacked, so it has shown nothing.")
     return sentences
 
 

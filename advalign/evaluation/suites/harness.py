@@ -9,6 +9,7 @@ from advalign.engine.rng import rng
 from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation.suites.budget import distance, exceeded, violation
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement, attempted_texts
+from advalign.functional import escaping
 from advalign.interfaces import Attack, Target
 from advalign.models import Network
 from advalign.targets import AnswerCache, BlackBoxModel, target_of
@@ -161,8 +162,8 @@ class Harness:
                 return [self._run_attack(attack, budget, [case])[0] for case in cases]
             (case,) = cases
             if isinstance(error, BudgetError):
-                return [case.result("over_budget" if case.before.correct else "skipped", note=one_line(error))]
-            return [case.result("error", note=f"{type(error).__name__}: {one_line(error)}")]
+                return [case.result("over_budget" if case.before.correct else "skipped", note=escaping.message(error))]
+            return [case.result("error", note=escaping.exception(error))]
 
     def _propose_and_judge(self, attack: Attack, budget: Budget, cases: Sequence[Case]) -> list[AttackResult]:
         arm, examples = cases[0].arm, [case.example for case in cases]
@@ -217,12 +218,6 @@ def _tried(proposal: Proposal, shown: int) -> str:
     text = proposal.attempts[shown] if proposal.attempts else proposal.text
     forced = "" if proposal.forced is None else f"[forced: {proposal.forced}]"
     return " ".join(part for part in (text, forced) if part)
-
-
-def one_line(error: Exception, limit: int = 300) -> str:
-    """The message of an exception on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def rounded(value: float) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advalign.errors import ConfigError
+from advalign.functional.escaping import json_line
 from advalign.metrics.run_log import complete_lines
 from advalign.models import Network
 from advalign.targets import BlackBoxModel
@@ -74,7 +75,7 @@ class ResultLog:
         names = [name for chunk in chunks for name in chunk][:number]
         for line, time, name in zip(lines, times, names, strict=False):
             cost = json.loads(time)
-            result = AttackResult(**json.loads(line), seconds=cost["seconds"], spent=cost.get("spent", {}))
+            result = AttackResult.from_json(json.loads(line) | {"seconds": cost["seconds"], "spent": cost.get("spent", {})})
             assert (result.attack, result.example) == name
             self.results.append(result)
         for file, content in (("results", lines), ("timings", times)):
@@ -125,7 +126,7 @@ def model_fingerprint(model: Network | BlackBoxModel) -> str:
 def _line(result: AttackResult) -> str:
     values = asdict(result)
     del values["seconds"], values["spent"]
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    return json_line(values) + "\n"
 
 
 __all__ = ["ResultLog", "model_fingerprint", "suite_fingerprint", "suite_settings"]

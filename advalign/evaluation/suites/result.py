@@ -19,6 +19,7 @@ from advalign.evaluation.suites.benign import OverRefusal
 from advalign.evaluation.suites.checker import Judgement
 from advalign.evaluation.suites.harness import Arm
 from advalign.functional import scaling as laws
+from advalign.functional.escaping import code, json_safe, quoted
 from advalign.interfaces import Judge
 from advalign.types import AttackResult
 
@@ -154,7 +155,7 @@ class SuiteResult:
         if undetermined:
             reason = Counter(r.note for r in undetermined).most_common(1)[0][0]
             warnings.append(
-                f"{len(undetermined)} of {len(self.results)} results are undetermined and count nowhere (most often: {reason})."
+                f"{len(undetermined)} of {len(self.results)} results are undetermined and count nowhere (most often: {quoted(reason)})."
             )
         worst = self.worst_case()
         if worst["num_judged"] < worst["num_asked"]:
@@ -163,7 +164,7 @@ class SuiteResult:
                 f"others ({worst['accuracy over asked']:.1%} of all if they count as broken)."
             )
         warnings += [
-            f"`{arm.name}` is not corrected for the judge's errors: its examples took different numbers of judgements."
+            f"{code(arm.name)} is not corrected for the judge's errors: its examples took different numbers of judgements."
             for arm in self.arms
             if rates.judge_errs(self.judge) and len(rates.numbers_of_judgements(self.results_of(arm.name))) > 1
         ]
@@ -172,9 +173,9 @@ class SuiteResult:
             rows = [self.row(a) for a in arms]
             if any(later["accuracy under attack"] > earlier["high"] for earlier, later in pairwise(rows)):
                 warnings.append(
-                    f"`{name}` is weaker at a larger radius: it is not converged (more steps or restarts), or gradients are masked."
+                    f"{code(name)} is weaker at a larger radius: it is not converged (more steps or restarts), or gradients are masked."
                 )
-        warnings += [f"Self-check `{c.name}` fails. {c.meaning}" for c in self.checks if c.status == "fail"]
+        warnings += [f"Self-check {code(c.name)} fails. {c.meaning}" for c in self.checks if c.status == "fail"]
         return warnings
 
     def summary(self) -> dict[str, Any]:
@@ -233,15 +234,6 @@ class SuiteResult:
         return [name for name in LABELS if name in measured and any(a.radius is not None for a in self.arms)]
 
 
-def json_safe(value: Any) -> Any:
-    """The value for JSON, which has neither nan nor infinity: they become null."""
-    if isinstance(value, Mapping):
-        return {name: json_safe(x) for name, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _budgets(largest: int) -> list[float]:
     budgets = [1.0]
     while budgets[-1] < largest:
@@ -253,4 +245,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-__all__ = ["Arm", "SuiteResult", "json_safe"]
+__all__ = ["Arm", "SuiteResult"]
