@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
 class AdvalignError(Exception):
     """Root of everything this package raises on purpose."""
+
+    exit_code: int = 2
+    """Of a command that ends with it: 2, a mistake in what was given."""
 
 
 class ConfigError(AdvalignError, ValueError):
@@ -28,6 +32,15 @@ class RolloutError(AdvalignError):
 
 class BudgetError(AdvalignError, ValueError):
     """A limit that cannot be kept: a row longer than the token budget, an attack that has used its queries."""
+
+
+class Interrupted(AdvalignError):
+    """A run that a signal ended; the message says what was saved and how to go on."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        """`number`: of the signal."""
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def unknown(path: str, what: str, name: str, options: Iterable[str]) -> ConfigError:

@@ -6,15 +6,14 @@ A command imports what it runs when it runs it, so that `--help` and `list` answ
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from advalign.cli import failures
 from advalign.cli.console import out
 from advalign.cli.evaluation import attack, compare, evaluate
 from advalign.cli.training import list_, show, train
-from advalign.errors import AdvalignError
-from advalign.functional.escaping import terminal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Adversarial and GAN-style alignment, beside SFT and RL.")
 app.command()(train)
@@ -25,13 +24,16 @@ app.command()(attack)
 app.command()(compare)
 
 
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; before or after the command.")] = False,
+) -> None:
+    """Adversarial and GAN-style alignment, beside SFT and RL."""
+
+
 def main() -> None:
-    """The console script: a mistake of the user is one sentence, not a traceback."""
-    try:
-        app(standalone_mode=True)
-    except AdvalignError as error:
-        Console(stderr=True).print(terminal(f"{type(error).__name__}: {error}"), style="red", soft_wrap=True, markup=False, highlight=False)
-        sys.exit(2)
+    """The console script: whatever goes wrong is one sentence and an exit code (`failures`)."""
+    failures.leave(failures.run(app, sys.argv[1:]))
 
 
 __all__ = ["app", "main", "out"]

@@ -1,6 +1,7 @@
 """The chunks of a suite, in one process or several. The result of a chunk is a function of the chunk; here only their order is kept."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,10 +34,17 @@ def run_chunks(harness: Harness, chunks: Sequence[Chunk], workers: int) -> Itera
     _shared.update(harness=harness, chunks=chunks)
     try:
         processes = min(workers, len(chunks))
-        with multiprocessing.get_context("fork").Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with multiprocessing.get_context("fork").Pool(processes, initializer=_start) as pool:
             yield from pool.imap(_run, range(len(chunks)))
     finally:
         _shared.clear()
+
+
+def _start() -> None:
+    """One thread; signals are the business of the process that forked, which ends its workers."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(number: int) -> list[AttackResult]:
