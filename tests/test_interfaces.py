@@ -17,6 +17,7 @@ FOREIGN = {
     "adversaries/_word_reader.py": ("a tokenizer of transformers", "added_tokens_decoder chat_template"),
     "attacks/_textattack_replacements.py": ("a transformation of TextAttack", "transformations _lm_tokenizer"),
     "attacks/_words_models.py": ("a masked language model of transformers", "*"),
+    "cli/failures.py": ("errors of click, which typer carries or imports", "__name__"),
     "models/architecture.py": ("modules, configurations and tokenizers of transformers and peft", "*"),
     "plugins.py": ("a module from outside the package", "__all__"),
     "rewards/_symbolic.py": ("the standard library, which has no timers on some systems", "setitimer"),
@@ -28,6 +29,7 @@ FOREIGN = {
     "targets/target.py": ("a model of transformers", "get_output_embeddings"),
     "training/distributed.py": ("a plugin of accelerate", "pin_memory"),
     "training/sharded_checkpoint.py": ("an optimizer wrapped by accelerate", "optimizer"),
+    "yaml_files.py": ("PyYAML, which may be built without libyaml", "CSafeLoader"),
 }
 
 # Members of interfaces that may be anything.
