@@ -1,32 +1,21 @@
 """From a mapping to the frozen dataclass it describes: one builder for runs, suites, tasks, certificates and attacks.
 
 `{kind: dapo, source: math, clip_high: 0.28}` becomes `DAPO(source="math", clip_high=0.28)`. An annotation that is an interface takes a
-plugin of its group, one that is a dataclass takes a mapping, and anything else is validated by pydantic. Every mistake is answered in one
-sentence with its path and the nearest match.
+plugin of its group, one that is a dataclass takes a mapping, and anything else is checked by its annotation (`checked.py`, `ranges.py`).
+Every mistake is answered in one sentence with its path and the nearest match.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import functools
-import math
-import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from advalign import interfaces, plugins
+from advalign import checked, interfaces, plugins
 from advalign.errors import ConfigError, unknown
-
-UNBOUNDED = frozenset(
-    "above away_cutoff below budget cap clip clip_high clip_low cutoff distance dual_clip edits high high_cov lengths low low_cov "
-    "max_changed max_grad_norm radius seconds soft_clip threshold timeout tolerance toward_cutoff".split()
-)
-"""Fields that are bounds, for which an infinite number means that there is none."""
 
 GROUP_OF: dict[Any, str] = {
     interfaces.Objective: "objectives",
@@ -47,6 +36,10 @@ def build(annotation: Any, value: Any, path: str) -> Any:
     options = _alternatives(annotation)
     if value is None and type(None) in options:
         return None
+    return checked.in_range(annotation, _built(annotation, options, value, path), path)
+
+
+def _built(annotation: Any, options: tuple[Any, ...], value: Any, path: str) -> Any:
     for option in options:
         item, container = _item(option)
         if container is None:
@@ -90,7 +83,7 @@ def build_choice(classes: Mapping[str, type], label: str, value: Any, path: str,
 def build_dataclass(cls: type, value: Any, path: str) -> Any:
     """A dataclass from a mapping of its fields."""
     fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    names, hints = [field.name for field in fields], typing.get_type_hints(cls)
+    names, hints = [field.name for field in fields], checked.fields(cls)
     arguments = {}
     for name, entry in expect(value, Mapping, path).items():
         if name not in names:
@@ -105,30 +98,7 @@ def build_dataclass(cls: type, value: Any, path: str) -> Any:
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(path) else f"{path}: {text}") from error
-    check_numbers(built, path)
     return built
-
-
-def check_numbers(value: Any, path: str) -> None:
-    """Refuses nan in a dataclass and in those below it, and infinite numbers where a field is not a bound. Rows at hand may have them."""
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            entry, inner = getattr(value, field.name), f"{path}.{field.name}"
-            unbounded = field.name in UNBOUNDED or (isinstance(field.default, float) and math.isinf(field.default))
-            if isinstance(entry, float) and (math.isnan(entry) or (math.isinf(entry) and not unbounded)):
-                raise ConfigError(f"{inner}: {entry} given; a finite number is expected.")
-            check_numbers(entry, inner)
-    elif isinstance(value, Mapping):
-        for name, entry in value.items():
-            if isinstance(entry, float) and not math.isfinite(entry):
-                raise ConfigError(f"{path}.{name}: {entry} given; a finite number is expected.")
-            check_numbers(entry, f"{path}.{name}")
-    elif isinstance(value, list | tuple):
-        for number, entry in enumerate(value):
-            if isinstance(entry, float) and math.isnan(entry):
-                raise ConfigError(f"{path}.{number}: nan given; a finite number is expected.")
-            if dataclasses.is_dataclass(entry):
-                check_numbers(entry, f"{path}.{number}")
 
 
 def expect(value: Any, container: Any, path: str) -> Any:
@@ -166,24 +136,18 @@ def _is_built(option: Any) -> bool:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
 
 
 def _validated(annotation: Any, value: Any, path: str) -> Any:
-    if annotation is Any:
-        return value
     options = _alternatives(annotation)
-    built, rest = [o for o in options if _is_built(o)], [o for o in options if not _is_built(o) and o is not type(None)]
-    if not rest:
-        raise ConfigError(f"{path}: {value!r} given; {_wanted(built[0])} is expected.")
-    hint: Any = functools.reduce(operator.or_, rest) if built else annotation
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {value!r} given; {first['msg'][0].lower() + first['msg'][1:]}.") from None
+    if all(_is_built(option) or option is type(None) for option in options):
+        raise ConfigError(f"{path}: {checked.shown(value)} given; {_wanted(options[0])} is expected.")
+    return checked.check(annotation, value, path, from_text=True)
 
 
 def _wanted(option: Any) -> str:

@@ -1,0 +1,227 @@
+"""Values against the annotations of their fields: types and ranges, in one sentence with the path.
+
+One reading of annotations serves the builder, which also reads numbers that are written as text (YAML takes `1e-3` for a text), and
+dataclasses that derive from `Checked`, which check themselves wherever they are made.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from advalign.errors import ConfigError, unknown
+from advalign.ranges import Range
+
+LISTS = (list, tuple, collections.abc.Sequence, set, frozenset, collections.abc.Set)
+MAPPINGS = (dict, collections.abc.Mapping)
+
+
+class WrongType(ConfigError):
+    """A value whose type is not that of its field."""
+
+
+def check(annotation: Any, value: Any, path: str, *, from_text: bool = False) -> Any:
+    """`value`, if it is what the annotation says; lists become tuples and whole numbers floats where these are asked for.
+
+    `from_text`: numbers that are written as text are read. Raises ConfigError, its path `path`.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        try:
+            value = check(arguments[0], value, path, from_text=from_text)
+        except WrongType as error:
+            raise (_wrong(annotation, value, path) if _is_number(arguments[0]) else error) from None
+        return in_range(annotation, value, path)
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(arguments, value, path, from_text)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool) != any(value is a for a in arguments if isinstance(a, bool)):
+            raise unknown(path, "choice", str(value), map(str, arguments))
+        return value
+    if origin in LISTS:
+        return _list(origin, arguments, value, path, from_text)
+    if origin in MAPPINGS:
+        if not isinstance(value, Mapping):
+            raise _wrong(annotation, value, path)
+        key, entry = arguments
+        keys = [str(k) if from_text and isinstance(k, int | float) else check(key, k, path) for k in value]
+        return {k: check(entry, v, f"{path}.{k}", from_text=from_text) for k, v in zip(keys, value.values(), strict=True)}
+    return _plain(annotation if origin is None else origin, value, path, from_text)
+
+
+def in_range(annotation: Any, value: Any, path: str) -> Any:
+    """`value`, if the ranges of an annotation have no objection; its type is not looked at."""
+    if typing.get_origin(annotation) is Annotated:
+        for entry in typing.get_args(annotation)[1:]:
+            if isinstance(entry, Range):
+                entry.check(value, path)
+    return value
+
+
+def words(annotation: Any) -> str:
+    """What an annotation asks for, as in `a whole number`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        ranged = [entry.words for entry in arguments[1:] if isinstance(entry, Range) and entry.words]
+        return ranged[0] if ranged else words(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(option) for option in arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    simple = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null", type(...): "..."}
+    if annotation in simple:
+        return simple[annotation]
+    base = annotation if origin is None else origin
+    if base in LISTS:
+        return "a list"
+    if base in MAPPINGS:
+        return "a mapping of names"
+    if base is collections.abc.Callable:
+        return "a function"
+    return f"{_article(base.__name__)} {base.__name__}"
+
+
+class Checked:
+    """Base of dataclasses that check their fields, before their own `__post_init__`, wherever they are made.
+
+    Lists become tuples and whole numbers floats, where the annotation asks for these. Raises ConfigError, its path the class and field.
+    """
+
+    _field_hints: ClassVar[Mapping[str, Any] | None] = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._field_hints = None
+        if (after := cls.__dict__.get("__post_init__")) is not None:
+
+            @functools.wraps(after)
+            def __post_init__(self: Any) -> None:
+                check_fields(self)
+                after(self)
+
+            cls.__post_init__ = __post_init__  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def check_fields(instance: Any) -> None:
+    """Every field of a dataclass against its annotation; what is converted is put back."""
+    cls = type(instance)
+    for field, hint in fields(cls).items():
+        value = getattr(instance, field)
+        checked = check(hint, value, f"{cls.__name__}.{field}")
+        if checked is not value:
+            object.__setattr__(instance, field, checked)
+
+
+def fields(cls: type) -> Mapping[str, Any]:
+    """{field that the constructor takes: its annotation}, of a dataclass."""
+    hints = cls.__dict__.get("_field_hints")
+    if hints is None:
+        resolved = typing.get_type_hints(cls, include_extras=True)
+        hints = {f.name: resolved[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+        if issubclass(cls, Checked):
+            cls._field_hints = hints
+    return hints
+
+
+def _one_of(options: tuple[Any, ...], value: Any, path: str, from_text: bool) -> Any:
+    """What the first option says that takes a value of this type; where none does, all of them are named."""
+    if value is None and type(None) in options:
+        return None
+    refused = None
+    for reading in (False, True) if from_text else (False,):
+        for option in options:
+            try:
+                return check(option, value, path, from_text=reading)
+            except WrongType:
+                continue
+            except ConfigError as error:
+                refused = refused or error
+    raise refused or _wrong(typing.Union[options], value, path)  # noqa: UP007
+
+
+def _list(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, from_text: bool) -> Any:
+    """A list's entries, each by its annotation; what is no list or tuple, as rows of a data set, stays as it is."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, list | tuple | origin):
+        raise WrongType(f"{path}: {shown(value)} given; a list is expected.")
+    if origin in (set, frozenset, collections.abc.Set):
+        return frozenset(check(arguments[0], entry, path, from_text=from_text) for entry in value)
+    if not isinstance(value, list | tuple):
+        return value
+    if origin is tuple and arguments[-1:] != (...,):
+        if len(value) != len(arguments):
+            raise WrongType(f"{path}: {shown(value)} given; a list of {len(arguments)} is expected.")
+        entries: list[Any] = list(arguments)
+    else:
+        entries = [arguments[0]] * len(value)
+    checked = [check(e, v, f"{path}.{i}", from_text=from_text) for i, (e, v) in enumerate(zip(entries, value, strict=True))]
+    return checked if origin is list else tuple(checked)
+
+
+def _plain(kind: Any, value: Any, path: str, from_text: bool) -> Any:
+    """A value of a type that holds no others."""
+    if kind is Any or kind is object or isinstance(kind, typing.TypeVar):
+        return value
+    if kind is int or kind is float:
+        return _number(kind, value, path, from_text)
+    if kind is collections.abc.Callable:
+        kind = Callable
+    try:
+        right = isinstance(value, kind)
+    except TypeError:  # a protocol that is not for run time
+        return value
+    if not right:
+        raise _wrong(kind, value, path)
+    return value
+
+
+def _number(kind: type, value: Any, path: str, from_text: bool) -> Any:
+    """A whole number or a finite one; from text also `1e-3` and, for whole numbers, `10.0`."""
+    if from_text and isinstance(value, str):
+        value = _read(value)
+    if from_text and kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    abstract = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, abstract):
+        raise _wrong(kind, value, path)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ConfigError(f"{path}: {shown(value)} given; a finite number is expected.") from None
+
+
+def _is_number(annotation: Any) -> bool:
+    return annotation is int or annotation is float
+
+
+def _read(text: str) -> Any:
+    """The number that a text is; the text where it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _wrong(annotation: Any, value: Any, path: str) -> WrongType:
+    return WrongType(f"{path}: {shown(value)} given; {words(annotation)} is expected.")
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """A value as it stands in a sentence: on one line, cut after `most` characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _article(name: str) -> str:
+    return "an" if name[:1].lower() in "aeiou" else "a"
