@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
-import math
 import numbers
 import types
 import typing
@@ -95,10 +94,12 @@ class Checked:
     """
 
     _field_hints: ClassVar[Mapping[str, Any] | None] = None
+    _section: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
+    def __init_subclass__(cls, *, section: str = "", **arguments: Any) -> None:
+        """`section`: of a configuration, where instances of this class and of those derived from it are named."""
         super().__init_subclass__(**arguments)
-        cls._field_hints = None
+        cls._field_hints, cls._section = None, section or cls._section
         if (after := cls.__dict__.get("__post_init__")) is not None:
 
             @functools.wraps(after)
@@ -117,9 +118,16 @@ def check_fields(instance: Any) -> None:
     cls = type(instance)
     for field, hint in fields(cls).items():
         value = getattr(instance, field)
-        checked = check(hint, value, f"{cls.__name__}.{field}")
+        checked = check(hint, value, f"{_path(cls)}.{field}")
         if checked is not value:
             object.__setattr__(instance, field, checked)
+
+
+def _path(cls: type) -> str:
+    """objectives.dapo for a plugin of this package, else the name of the class."""
+    section = cls._section if issubclass(cls, Checked) else ""
+    package, _, module = cls.__module__.rpartition(".")
+    return f"{section}.{module}" if section and package == f"advalign.{section}" else cls.__name__
 
 
 def fields(cls: type) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ class Range:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Interval(Range):
     """Numbers from `low` to `high`; nan never, and infinity only where it is an end that belongs to the interval."""
 
@@ -78,7 +78,7 @@ class Interval(Range):
         return " or ".join(name for name, end in (("-.inf", self.low), (".inf", self.high)) if math.isinf(end))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf(Range):
     """One of a few names."""
 
@@ -92,7 +92,7 @@ class OneOf(Range):
             raise unknown(path, self.label, value, options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text(Range):
     """A text; with `empty` false, one that says something."""
 
@@ -108,7 +108,7 @@ class Text(Range):
             raise ConfigError(f"{path}: {value!r} given; it must hold {self.holds}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches(Range):
     """A text of a form."""
 
@@ -122,7 +122,7 @@ class Matches(Range):
             raise ConfigError(f"{path}: '{value}' given; {self.form} is expected.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Length(Range):
     """How many entries a list or mapping has."""
 
@@ -131,10 +131,11 @@ class Length(Range):
 
     def check(self, value: Any, path: str) -> None:
         if len(value) < self.least:
-            raise ConfigError(f"{path}: {value!r} given; at least {self.least} {'entry is' if self.least == 1 else 'entries are'} expected.")
+            entries = "entry is" if self.least == 1 else "entries are"
+            raise ConfigError(f"{path}: {value!r} given; at least {self.least} {entries} expected.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Distinct(Range):
     """No entry twice."""
 
@@ -143,7 +144,7 @@ class Distinct(Range):
             raise ConfigError(f"{path}: {twice[0]!r} is given twice; each entry counts once.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExistingPath(Range):
     """A file or folder that is there."""
 
@@ -158,7 +159,7 @@ class ExistingPath(Range):
             raise ConfigError(f"{path}: '{value}' given; a name that ends in {' or '.join(self.suffixes)} is expected.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Satisfies(Range):
     """What a function, given value and path, has no objection to: it raises ConfigError."""
 

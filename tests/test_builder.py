@@ -38,11 +38,11 @@ def attack(entry):
 
 USERS = {
     # user: (how it builds, its path, a right entry, a field with a wrong value and what is said, a misspelt field, its nearest, who has it)
-    "run": (run, "objectives.o", {"kind": "sft", "source": "chat"}, {"coef": "much"}, "number", "cof", "coef", "SFT"),
-    "suite": (suite, "suite", {"seed": 3}, {"examples": "many"}, "integer", "exampels", "examples", "Suite"),
-    "task": (task, "data.task", {"kind": "constraints"}, {"words": "many"}, "integer", "word", "words", "Constraints"),
-    "certificate": (certificate, "suite.certified.smoothing", {"sigma": 0.5}, {"n": "many"}, "integer", "sigm", "sigma", "Smoothing"),
-    "attack": (attack, "attack", {"kind": "embedding"}, {"restarts": "many"}, "integer", "restart", "restarts", "Embedding"),
+    "run": (run, "objectives.o", {"kind": "sft", "source": "chat"}, {"coef": "much"}, "a finite number", "cof", "coef", "SFT"),
+    "suite": (suite, "suite", {"seed": 3}, {"examples": "many"}, "a whole number", "exampels", "examples", "Suite"),
+    "task": (task, "data.task", {"kind": "constraints"}, {"words": "many"}, "a whole number", "word", "words", "Constraints"),
+    "certificate": (certificate, "suite.certified.smoothing", {"sigma": 0.5}, {"n": "many"}, "a whole number", "sigm", "sigma", "Smoothing"),
+    "attack": (attack, "attack", {"kind": "embedding"}, {"restarts": "many"}, "a whole number", "restart", "restarts", "Embedding"),
 }
 
 
@@ -50,7 +50,7 @@ USERS = {
 def test_a_wrong_type_is_named_with_its_path(user):
     build, path, entry, wrong, wanted, *_ = USERS[user]
     ((name, value),) = wrong.items()
-    with pytest.raises(ConfigError, match=rf"^{path}\.{name}: '{value}' given; input should be a valid {wanted}, .*\.$"):
+    with pytest.raises(ConfigError, match=rf"^{path}\.{name}: '{value}' given; {wanted} .*is expected\.$"):
         build(entry | wrong)
 
 
@@ -112,10 +112,10 @@ def test_an_adversary_inside_an_attack_and_a_judge_inside_a_suite_are_built_and_
     assert built.budget.queries == 7
     pgd = {"kind": "embedding", "adversary": {"kind": "pgd", "steps": "x"}}
     for path, wrong, says in (
-        ("suite.attacks.near.adversary.steps", {"attacks": {"near": pgd}}, "int"),
+        ("suite.attacks.near.adversary.steps", {"attacks": {"near": pgd}}, "a whole number"),
         ("suite.attacks.near.adversary", {"attacks": {"near": {"kind": "embedding", "adversary": 3}}}, "one of .*pgd"),
         ("suite.benign.judge", {"benign": {"data": [], "judge": {"expect": "answer"}}}, "no 'kind' given"),
-        ("suite.budget.queries", {"budget": {"queries": "few"}}, "int"),
+        ("suite.budget.queries", {"budget": {"queries": "few"}}, "a whole number"),
         ("suite.budget", {"budget": 7}, "a mapping of names"),
         ("suite.attacks", {"attacks": ["prefill"]}, "a mapping of names"),
     ):

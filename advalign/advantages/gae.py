@@ -14,6 +14,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Fraction, Positive
 from advalign.types import RolloutRows
 
 __all__ = ["GAE"]
@@ -23,22 +24,17 @@ __all__ = ["GAE"]
 class GAE(Advantage):
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = R_t + gamma V_{t+1} - V_t."""
 
-    gamma: float = 1.0
+    gamma: Fraction = 1.0
     """Discount per target token."""
-    lam: float = 0.95
+    lam: Fraction = 0.95
     """Decay of the sum of delta_t per target token: 0 trusts the critic alone, 1 the rewards alone."""
     whiten: bool = True
     """Shift and scale advantages to mean 0 and standard deviation 1 over all target tokens of the draw."""
-    floor: float = 1e-4
+    floor: Positive = 1e-4
     """Of that standard deviation; public code adds 1e-8 to the variance."""
 
     needs_values: ClassVar[bool] = True
     reads_token_rewards: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name, value in (("gamma", self.gamma), ("lam", self.lam)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"advantages.gae.{name}: got {value}, must be between 0 and 1.")
 
     def __call__(
         self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce

@@ -11,15 +11,16 @@ A KL penalty of the source is no reward to normalise: P - mean_g P is added to A
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Finite, OneOf, Positive
 from advalign.types import RolloutRows
 
 __all__ = ["GDPO"]
@@ -31,21 +32,15 @@ WHITEN = ("rows", "tokens", "none")
 class GDPO(Advantage):
     """A = S / std(S), S = sum_k w_k (R_k - mean_g R_k) / std_g R_k."""
 
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Finite, ...] | None = None
     """w_k, one per reward, in order; None: 1 each."""
-    whiten: str = "rows"
+    whiten: Annotated[str, OneOf(WHITEN, "way to whiten")] = "rows"
     """rows: S over its standard deviation over responses; tokens: S whitened over target tokens; none: S."""
-    floor: float = 1e-4
+    floor: Positive = 1e-4
     """Of all standard deviations; public code adds 1e-6 or 1e-4 to them."""
 
     compares: ClassVar[bool] = True
     separates_penalty: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.whiten not in WHITEN:
-            raise unknown("advantages.gdpo.whiten", "way to whiten", self.whiten, WHITEN)
-        if not self.floor > 0:
-            raise ConfigError(f"advantages.gdpo.floor: got {self.floor}, must be above 0.")
 
     def __call__(
         self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce

@@ -8,15 +8,15 @@ Counts span all ranks; where nothing counts, alpha multiplies zeros. Differences
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import unknown
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import OneOf
 from advalign.types import RolloutRows
 
 __all__ = ["GPG"]
@@ -28,14 +28,10 @@ COUNTED = ("groups", "rewards")
 class GPG(Advantage):
     """A = alpha (R - mean), alpha = number of responses / number that count."""
 
-    counted: str = "groups"
+    counted: Annotated[str, OneOf(COUNTED, "way to count")] = "groups"
     """Which responses count in alpha: groups (those of groups whose rewards differ) or rewards (those whose reward is not 0)."""
 
     compares: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.counted not in COUNTED:
-            raise unknown("advantages.gpg.counted", "way to count", self.counted, COUNTED)
 
     def __call__(
         self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce

@@ -11,14 +11,14 @@ Constant groups, singletons included, get exactly 0 (one framework gives a singl
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import OneOf, Positive
 from advalign.types import RolloutRows
 
 __all__ = ["Group"]
@@ -30,18 +30,12 @@ SCALES = ("group", "batch", "none")
 class Group(Advantage):
     """A = (R - mean_group) / max(std, floor)."""
 
-    scale: str = "group"
+    scale: Annotated[str, OneOf(SCALES, "scale")] = "group"
     """Standard deviation that the difference is divided by: of the group, of the batch, or none."""
-    floor: float = 1e-4
+    floor: Positive = 1e-4
     """Of the standard deviation; public code adds 1e-4 or 1e-6 to it instead."""
 
     compares: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise unknown("advantages.group.scale", "scale", self.scale, SCALES)
-        if self.floor <= 0:
-            raise ConfigError(f"advantages.group.floor: got {self.floor}, must be above 0.")
 
     @property
     def amplifies_noise(self) -> bool:

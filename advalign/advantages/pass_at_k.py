@@ -7,14 +7,14 @@ by default and the derivation does not: the gradient then belongs to no objectiv
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import OneOf, Positive
 from advalign.types import RolloutRows
 
 __all__ = ["PassAtK"]
@@ -26,18 +26,12 @@ SCALES = ("none", "group")
 class PassAtK(Advantage):
     """A_i = max_j R_j - max_{j != i} R_j."""
 
-    scale: str = "none"
+    scale: Annotated[str, OneOf(SCALES, "scale")] = "none"
     """What the lead is divided by: none, or group (standard deviation of the group's rewards)."""
-    floor: float = 1e-4
+    floor: Positive = 1e-4
     """Of the standard deviation; public code adds 1e-6 to it instead."""
 
     compares: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise unknown("advantages.pass_at_k.scale", "scale", self.scale, SCALES)
-        if not self.floor > 0:
-            raise ConfigError(f"advantages.pass_at_k.floor: got {self.floor}, must be above 0.")
 
     @property
     def amplifies_noise(self) -> bool:

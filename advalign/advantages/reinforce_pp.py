@@ -11,14 +11,14 @@ group then gets a small common advantage, and exactly 0 only where the whole dra
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Fraction, OneOf, Positive
 from advalign.types import RolloutRows
 
 __all__ = ["ReinforcePP"]
@@ -30,22 +30,14 @@ BASELINES = ("none", "group")
 class ReinforcePP(Advantage):
     """A_t = (G_t - mean) / std over all target tokens, G_t the discounted reward to go."""
 
-    baseline: str = "none"
+    baseline: Annotated[str, OneOf(BASELINES, "baseline")] = "none"
     """What is subtracted from R first: none, or group (mean of the group)."""
-    gamma: float = 1.0
+    gamma: Fraction = 1.0
     """Discount per target token."""
-    floor: float = 1e-4
+    floor: Positive = 1e-4
     """Of the standard deviation; public code adds 1e-8 to the variance instead."""
 
     reads_token_rewards: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.baseline not in BASELINES:
-            raise unknown("advantages.reinforce_pp.baseline", "baseline", self.baseline, BASELINES)
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"advantages.reinforce_pp.gamma: got {self.gamma}, must be between 0 and 1.")
-        if not self.floor > 0:
-            raise ConfigError(f"advantages.reinforce_pp.floor: got {self.floor}, must be above 0.")
 
     @property
     def compares(self) -> bool:

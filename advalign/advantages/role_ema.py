@@ -18,6 +18,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Count, ProperFraction
 from advalign.types import RolloutRows
 
 __all__ = ["RoleEMA"]
@@ -27,16 +28,10 @@ __all__ = ["RoleEMA"]
 class RoleEMA(Advantage):
     """A = R - b_role, b_role a moving average of the role's earlier rewards."""
 
-    decay: float = 0.95
+    decay: ProperFraction = 0.95
     """Per row of the role; the released code's value, per game."""
-    num_roles: int = 2
+    num_roles: Count = 2
     """Roles are numbered from 0 to num_roles - 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"advantages.role_ema.decay: got {self.decay}, must be at least 0 and below 1.")
-        if self.num_roles < 1:
-            raise ConfigError(f"advantages.role_ema.num_roles: got {self.num_roles}, must be at least 1.")
 
     def initial_state(self) -> AdvantageState:
         """One baseline for each role."""

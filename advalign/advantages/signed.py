@@ -19,6 +19,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Finite, NonNegative
 from advalign.types import RolloutRows
 
 __all__ = ["Signed"]
@@ -28,17 +29,14 @@ __all__ = ["Signed"]
 class Signed(Advantage):
     """A = +positive where R > threshold, -negative elsewhere."""
 
-    positive: float = 0.1
+    positive: NonNegative = 0.1
     """Advantage of a correct response; lambda of W-REINFORCE."""
-    negative: float = 1.0
+    negative: NonNegative = 1.0
     """Minus the advantage of an incorrect response."""
-    threshold: float = 0.5
+    threshold: Finite = 0.5
     """A response is correct if its reward is above this."""
 
     def __post_init__(self) -> None:
-        for name, value in (("positive", self.positive), ("negative", self.negative)):
-            if not value >= 0:
-                raise ConfigError(f"advantages.signed.{name}: got {value}, must not be below 0.")
         if self.positive == self.negative == 0:
             raise ConfigError("advantages.signed: positive and negative are both 0, so nothing is learned; set one above 0.")
 

@@ -7,16 +7,15 @@ beta2 log p / p_ref on R - V; here V comes from the group itself, drawn from the
 objective. It contains R itself, so the gradient of E[R] is not unbiased. Constant groups, groups of one included, get exactly 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import advantages
 from advalign.interfaces import Advantage, AdvantageState, AllReduce
+from advalign.ranges import Positive
 from advalign.types import RolloutRows
 
 __all__ = ["SoftmaxBaseline"]
@@ -26,14 +25,10 @@ __all__ = ["SoftmaxBaseline"]
 class SoftmaxBaseline(Advantage):
     """A = R - beta log mean exp(R / beta)."""
 
-    beta: float = 0.5
+    beta: Positive = 0.5
     """Weight of the KL penalty, in units of the reward; beta1 of the paper and of public code."""
 
     compares: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise ConfigError(f"advantages.softmax_baseline.beta: got {self.beta}, must be above 0 and finite.")
 
     def __call__(
         self, rows: RolloutRows, state: AdvantageState | None, all_reduce: AllReduce

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,12 @@ from torch import Tensor
 from advalign.adversaries import _word_search as search
 from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.adversaries._word_reader import Word, WordReader, reader_of
-from advalign.errors import ConfigError, unknown
-from advalign.functional import balls, deltas
+from advalign.errors import ConfigError
+from advalign.functional import deltas
 from advalign.interfaces import PerturbationContext
 from advalign.models import Network
 from advalign.plugins import kind_of
+from advalign.ranges import Fraction, Natural, OneOf
 from advalign.types import Edit
 
 GUIDES = ("gradient", "random")
@@ -47,14 +48,14 @@ class Discrete(UnboundedAdversary[DiscreteState]):
 
     family: ClassVar[str] = "discrete"
 
-    budget: float = 0.1
+    budget: Fraction = 0.1
     """Fraction of the words that may change."""
-    steps: int = 4
+    steps: Natural = 4
     """Evaluations of each row, the first of the unchanged row; 0, with guide random: none."""
-    guide: str = "gradient"
+    guide: Annotated[str, OneOf(GUIDES, "guide")] = "gradient"
     """gradient, or random: with `steps` 0 as many random words as the budget allows change, unevaluated (augmentation); with more, so many
     draws are evaluated, the unchanged row among them, and the best is kept."""
-    order: str = "gain"
+    order: Annotated[str, OneOf(ORDERS, "order")] = "gain"
     """How moves are ranked: by first-order gain, or words by the norm of their gradient and the substitutes of one word by gain."""
 
     @abstractmethod
@@ -68,15 +69,8 @@ class Discrete(UnboundedAdversary[DiscreteState]):
 
     def __post_init__(self) -> None:
         kind = kind_of(type(self))
-        balls.check(self.threat, kind)
         if self.share != "row":
             raise ConfigError(f"{kind}.share: '{self.share}' given; words are replaced row by row, so it must be 'row'.")
-        if self.guide not in GUIDES:
-            raise unknown(f"{kind}.guide", "guide", self.guide, GUIDES)
-        if self.order not in ORDERS:
-            raise unknown(f"{kind}.order", "order", self.order, ORDERS)
-        if not 0 <= self.budget <= 1:
-            raise ConfigError(f"{kind}.budget: {self.budget} given; a fraction of the words, between 0 and 1.")
         if self.steps < 2 and not (self.guide == "random" and self.steps == 0):
             raise ConfigError(
                 f"{kind}.steps: {self.steps} given; at least 2 evaluations, the first of the unchanged row, or 0 with guide: random."

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
+from advalign.ranges import NonNegative, whole
 from advalign.types import Edit
 
 MOMENTUM = 0.75  # α of section 3.1 is the weight of the new step; of the first step it is 1
@@ -51,17 +51,12 @@ class APGD(Adversary[_State]):
     Ours: step control per delta, its size shared by all sites; L1 moves one coordinate per step (not the sparse step of arXiv:2103.01208).
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    steps: int = 100
+    steps: Annotated[int, whole(2)] = 100
     """Forwards, the first of them at the start ("100 iterations" in section 5): AutoAttack's n_iter is `steps` - 1."""
     random_start: bool = True
     """Whether the start is drawn uniformly in the ball; False: it is zero."""
-
-    def __post_init__(self) -> None:
-        balls.check(self.threat, "apgd")
-        if self.steps < 2:
-            raise ConfigError(f"apgd.steps: {self.steps} given; at least 2, one forward at the start and one after a step.")
 
     @property
     def starts_at_zero(self) -> bool:

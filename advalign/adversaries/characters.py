@@ -1,13 +1,16 @@
 """Misspelling: single characters change inside words."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from advalign.adversaries._discrete import Discrete
+from advalign.adversaries._discrete import ORDERS, Discrete
 from advalign.adversaries._word_reader import Pieces, Word, WordReader
-from advalign.errors import ConfigError, unknown
+from advalign.ranges import Count, Distinct, Fraction, Length, OneOf, whole
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # Letters of other scripts that look like Latin ones.
@@ -24,28 +27,18 @@ class Characters(Discrete):
     Ours: the paper scores words by deleting them; here by gradient, as in `synonyms`.
     """
 
-    budget: float = 0.1
+    budget: Fraction = 0.1
     """Fraction of the words that may change."""
-    order: str = "norm"
+    order: Annotated[str, OneOf(ORDERS, "order")] = "norm"
     """norm or gain. A misspelt word falls into other pieces, so its gain is a rougher guide than that of a synonym."""
-    edits: tuple[str, ...] = ("swap", "delete", "insert", "keyboard")
+    edits: Annotated[tuple[Annotated[str, OneOf(EDITS, "edit")], ...], Length(), Distinct()] = ("swap", "delete", "insert", "keyboard")
     """swap (two neighbours), delete, insert, keyboard (a neighbouring key), homoglyph (a letter of another script that looks the same)."""
-    candidates: int = 4
+    candidates: Count = 4
     """Different misspellings per word."""
     keep_first: bool = True
     """Whether the first character stays."""
-    min_length: int = 4
+    min_length: Annotated[int, whole(2)] = 4
     """Characters of the shortest word that changes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.edits or ("",):
-            if name not in EDITS:
-                raise unknown("characters.edits", "edit", name, EDITS)
-        if self.candidates < 1:
-            raise ConfigError(f"characters.candidates: {self.candidates} given; at least 1 misspelling per word.")
-        if self.min_length < 2:
-            raise ConfigError(f"characters.min_length: {self.min_length} given; a word of at least 2 characters can be misspelt.")
 
     def options(
         self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator

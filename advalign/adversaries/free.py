@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, Memory, PerturbationContext
+from advalign.ranges import NonNegative, Positive, whole
 from advalign.types import Edit, fit
 
 
@@ -27,16 +28,16 @@ class Free(Adversary[_State]):
     Ours: the step is the steepest of the ball (sign for Linf, as in the paper); the paper divides its number of epochs by m, so do that.
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    step_size: float = 1.0
+    step_size: Positive = 1.0
     """s, a fraction of the radius ("δ ← δ + ε sign(g)", algorithm 1)."""
     random_start: bool = False
     """Whether a new delta is drawn uniformly in the ball; False: it is zero ("Initialize δ ← 0")."""
     carry: bool = True
     """Whether a delta also goes to the row at the same place of the next minibatch, cropped or zero-padded, as in algorithm 1; False starts
     anew with every draw, as the FreeAT of the FreeLB code does (with random_start: true)."""
-    steps: int = 1
+    steps: Annotated[int, whole(1, 1)] = 1
     """Steps per update; always 1."""
 
     memory_scope: ClassVar[str] = "rows"
@@ -44,11 +45,6 @@ class Free(Adversary[_State]):
     passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "free")
-        if self.steps != 1:
-            raise ConfigError(f"free.steps: {self.steps} given; one step per update, the number of replays is `epochs` of the learner.")
-        if not self.step_size > 0:
-            raise ConfigError(f"free.step_size: {self.step_size} given; a fraction of the radius above 0.")
         if self.inner is not None:
             raise ConfigError(
                 "free.inner: the pass that trains is also the ascent, so it ascends the objectives on its view; for another use kind 'pgd'."

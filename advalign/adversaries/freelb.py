@@ -1,18 +1,19 @@
 """Ascent whose every pass also trains."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
-from advalign.types import Edit
+from advalign.interfaces.adversary import DROPOUTS
+from advalign.ranges import Bound, Count, NonNegative, OneOf
+from advalign.types import Edit, Scope, Unit
 
 COUNTS = ("K", "K+1")
 
@@ -33,34 +34,26 @@ class FreeLB(Adversary[_State]):
     Ours: padding is never moved (there masked in δ_0 only), n_b counts the allowed tokens, and δ_0 is projected too.
     """
 
-    radius: float = 0.3
+    radius: Bound = 0.3
     """adv_max_norm of the released scripts, MNLI with RoBERTa-large; so are the next three defaults."""
-    steps: int = 2
+    steps: Count = 2
     """K."""
-    step_length: float = 0.1
+    step_length: NonNegative = 0.1
     """α, absolute (adv_lr)."""
-    init_magnitude: float = 0.1
+    init_magnitude: NonNegative = 0.1
     """m, absolute (adv_init_mag); 0 starts at δ_0 = 0."""
-    count: str = "K"
+    count: Annotated[str, OneOf(COUNTS, "count")] = "K"
     """Passes: "K" (released code) or "K+1" (its fairseq version)."""
-    scope: str = "row"
+    scope: Scope = "row"
     """One ball per token or per row."""
-    relative_to: str = "absolute"
+    relative_to: Unit = "absolute"
     """Unit of the lengths: absolute or mean_embedding_norm."""
-    dropout: str = "sync"
+    dropout: Annotated[str, OneOf(DROPOUTS, "dropout policy")] = "sync"
     """off, sync or fresh. The released code draws one set of masks in the first pass and reuses it in the others."""
 
     trains_every_pass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "freelb")
-        if self.count not in COUNTS:
-            raise unknown("freelb.count", "count", self.count, COUNTS)
-        if self.steps < 1:
-            raise ConfigError(f"freelb.steps: {self.steps} given; K is at least 1.")
-        for name, length in (("step_length", self.step_length), ("init_magnitude", self.init_magnitude)):
-            if not 0 <= length < math.inf:
-                raise ConfigError(f"freelb.{name}: {length} given; a length >= 0, in the unit of the radius.")
         if self.inner is not None:
             raise ConfigError(
                 "freelb.inner: the passes that train are also the ascent, so they ascend the objectives on their view; for another use "

@@ -31,7 +31,6 @@ class Interpolate(UnboundedAdversary[Tensor]):
     """No gradient steps."""
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "interpolate")
         if self.share != "row":
             raise ConfigError(f"interpolate.share: '{self.share}' given; each row has its own partner, so it must be 'row'.")
 

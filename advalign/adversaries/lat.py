@@ -1,6 +1,5 @@
 """Latent adversarial training's inner loop: AdamW on deltas at several sites."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
-from advalign.functional import balls, deltas
+from advalign.functional import deltas
 from advalign.interfaces import Adversary, PerturbationContext
-from advalign.types import Edit
+from advalign.ranges import Count, NonNegative, Positive
+from advalign.types import Edit, Place, Unit
 
 BETAS = (0.9, 0.999)
 DECAY = 0.01  # of torch.optim.AdamW, which the released code uses as it is
@@ -39,25 +38,18 @@ class LATAdversary(Adversary[_State]):
     Ours: no division guard (there 1e-8), so a delta depends neither on the scale of the loss nor on the batch.
     """
 
-    radius: float = 6.0
+    radius: NonNegative = 6.0
     """Radius of the ball (the jailbreak preset for Llama-2; so are the next two defaults)."""
-    learning_rate: float = 5e-2
+    learning_rate: Positive = 5e-2
     """Learning rate of AdamW, in the unit of the radius."""
-    steps: int = 16
+    steps: Count = 16
     """Gradient steps."""
     random_start: bool = False
     """Whether the start is drawn uniformly in the ball; False: it is zero."""
-    relative_to: str = "absolute"
+    relative_to: Unit = "absolute"
     """Unit of the lengths: absolute, as published, or mean_embedding_norm."""
-    where: str = "prompt"
+    where: Place = "prompt"
     """Positions it may perturb: prompt, response, all, system, user, last_user, assistant or tool."""
-
-    def __post_init__(self) -> None:
-        balls.check(self.threat, "lat")
-        if self.steps < 1:
-            raise ConfigError(f"lat.steps: {self.steps} given; at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"lat.learning_rate: {self.learning_rate} given; a length above 0, in the unit of the radius.")
 
     @property
     def starts_at_zero(self) -> bool:

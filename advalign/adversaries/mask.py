@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
-from advalign.functional import balls
+from advalign.errors import ConfigError
 from advalign.functional.certify import ranmask_num_kept
 from advalign.interfaces import Adversary, PerturbationContext
 from advalign.models import word_masking
+from advalign.ranges import OneOf, ProperFraction
 from advalign.types import Edit
 
 
@@ -34,19 +34,14 @@ class Mask(Adversary[Edit]):
     """Not used."""
     special: bool = field(default=False, init=False)
     """Special tokens are never masked."""
-    rate: float = 0.7
+    rate: ProperFraction = 0.7
     """Fraction of the words that are masked (default of the released code, whose model is trained on SST-2)."""
-    replace: str = "mask"
+    replace: Annotated[str, OneOf(word_masking.REPLACEMENTS, "replacement")] = "mask"
     """What replaces a word: mask, or unknown for tokenizers without a mask token."""
     steps: int = field(default=0, init=False)
     """No gradient steps."""
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "mask")
-        if not 0 <= self.rate < 1:
-            raise ConfigError(f"mask.rate: {self.rate} given; a fraction of the words from 0 up to, but not including, 1.")
-        if self.replace not in word_masking.REPLACEMENTS:
-            raise unknown("mask.replace", "replacement", self.replace, word_masking.REPLACEMENTS)
         if self.share != "row":
             raise ConfigError(f"mask.share: '{self.share}' given; each row has its own masks, so it must be 'row'.")
 

@@ -12,6 +12,7 @@ from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, Memory, PerturbationContext
 from advalign.plugins import kind_of
+from advalign.ranges import Fraction
 from advalign.types import Edit, ThreatModel
 
 
@@ -40,7 +41,7 @@ class Mixed(UnboundedAdversary[_State]):
     """The adversary that replaces words."""
     continuous: Adversary
     """The adversary that adds to hidden states of the changed rows."""
-    discrete_probability: float = 0.5
+    discrete_probability: Fraction = 0.5
     """α: probability that the words of a row change ("alpha = 0.5", the dynamic mix of the paper's main results)."""
     where: str = field(default="all", init=False)
     """Set on the halves."""
@@ -67,8 +68,6 @@ class Mixed(UnboundedAdversary[_State]):
                 f"mixed.continuous: share '{self.continuous.share}' and where '{self.continuous.where}' given; share must be 'row' "
                 f"and where that of the discrete half, '{self.discrete.where}'."
             )
-        if not 0 <= self.discrete_probability <= 1:
-            raise ConfigError(f"mixed.discrete_probability: {self.discrete_probability} given; a number between 0 and 1.")
         object.__setattr__(self, "steps", self.discrete.passes + self.continuous.passes)
 
     def describe(self) -> tuple[str, ...]:

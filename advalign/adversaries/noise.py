@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import unknown
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
+from advalign.ranges import NonNegative, OneOf
 from advalign.types import Edit
 
 DISTRIBUTIONS = ("uniform_ball", "uniform_cube", "gaussian")
@@ -26,18 +26,13 @@ class Noise(Adversary[deltas.Deltas]):
     Ours: n_b counts the allowed tokens of the row, never padding (the common hook counts the padded width).
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    distribution: str = "uniform_ball"
+    distribution: Annotated[str, OneOf(DISTRIBUTIONS, "distribution")] = "uniform_ball"
     """uniform_ball, uniform_cube, or gaussian: normal with the cube's half side as standard deviation, then projected, so that the threat
     model holds."""
     steps: int = field(default=0, init=False)
     """No gradient steps."""
-
-    def __post_init__(self) -> None:
-        balls.check(self.threat, "noise")
-        if self.distribution not in DISTRIBUTIONS:
-            raise unknown("noise.distribution", "distribution", self.distribution, DISTRIBUTIONS)
 
     def start(self, context: PerturbationContext) -> deltas.Deltas:
         if self.distribution == "uniform_ball":

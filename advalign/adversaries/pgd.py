@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.adversaries import _row_memory
-from advalign.errors import ConfigError, unknown
-from advalign.functional import balls, deltas
+from advalign.errors import ConfigError
+from advalign.functional import deltas
 from advalign.interfaces import Adversary, Memory, PerturbationContext
+from advalign.ranges import Count, NonNegative, OneOf, Positive
 from advalign.types import Edit
 
 KEEP = ("last", "best")
@@ -34,37 +35,28 @@ class PGD(Adversary[_State]):
     one coordinate for L1) per token or per row, so it depends neither on the scale of the loss nor on the batch.
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    steps: int = 3
+    steps: Count = 3
     """Gradient steps of one restart."""
-    step_size: float | None = None
+    step_size: Positive | None = None
     """η, a fraction of the radius. None: 2.5 / steps ("2.5 ε / 100" for 100 steps in section 5), which reaches the boundary."""
     random_start: bool = True
     """Whether δ_0 is drawn uniformly; False: it is zero."""
     warm: bool = False
     """Whether a row starts from the delta it ended with when it was last seen."""
-    capacity: int = 1024
+    capacity: Count = 1024
     """Rows whose deltas are stored for warm starts."""
-    restarts: int = 1
+    restarts: Count = 1
     """Independent random starts, each of `steps` steps."""
-    keep: str = "last"
+    keep: Annotated[str, OneOf(KEEP, "choice")] = "last"
     """The delta that is returned: last, or best, the evaluated iterate of the highest loss over all restarts."""
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "pgd")
-        if self.keep not in KEEP:
-            raise unknown("pgd.keep", "choice", self.keep, KEEP)
-        if self.steps < 1:
-            raise ConfigError(f"pgd.steps: {self.steps} given; at least 1 (for no step at all use kind 'noise').")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ConfigError(f"pgd.step_size: {self.step_size} given; a fraction of the radius above 0, or null for 2.5 / steps.")
-        if self.capacity < 1:
-            raise ConfigError(f"pgd.capacity: {self.capacity} given; warm starts need room for at least 1 row.")
-        if self.restarts < 1 or (self.restarts > 1 and not (self.random_start and self.keep == "best")):
+        if self.restarts > 1 and not (self.random_start and self.keep == "best"):
             raise ConfigError(
-                f"pgd.restarts: {self.restarts} given; at least 1, and more only with random_start: true (or all would be the same) "
-                "and keep: best (or only the last would count)."
+                f"pgd.restarts: {self.restarts} given; more than 1 only with random_start: true (or all would be the same) and keep: best "
+                "(or only the last would count)."
             )
 
     @property

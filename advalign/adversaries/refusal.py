@@ -14,11 +14,11 @@ from torch import Tensor
 from advalign import data
 from advalign.adversaries._unbounded import UnboundedAdversary
 from advalign.errors import ConfigError
-from advalign.functional import balls
 from advalign.interfaces import Memory, PerturbationContext
 from advalign.models import Network, perturb
 from advalign.models.inference import batches_in_order, evaluation_mode, map_batches
 from advalign.models.padding import pad
+from advalign.ranges import Count, Fraction, PositiveFraction, Whole
 from advalign.types import Edit, Prompt, Tokens
 
 
@@ -36,26 +36,18 @@ class RefusalDirection(UnboundedAdversary[PerturbationContext]):
     """Data reference of the harmful prompts."""
     harmless: Any
     """Data reference of the harmless prompts."""
-    layer: int | None = None
+    layer: Whole | None = None
     """Block whose direction all blocks share (as in arXiv:2406.11717); None: each block has the direction of its own output."""
-    last: float = 0.75
+    last: PositiveFraction = 0.75
     """Fraction of the blocks, from the end, whose output is ablated ("the last 75 % of layers")."""
-    number: int = 32
+    number: Count = 32
     """Prompts of each kind that are drawn to measure r."""
-    every: int = 4
+    every: Count = 4
     """Updates after which r is measured again; the first update measures it too."""
-    probability: float = 0.5
+    probability: Fraction = 0.5
     """Probability that a row is attacked ("with probability 0.5")."""
     steps: int = field(default=0, init=False)
     """No gradient steps."""
-
-    def __post_init__(self) -> None:
-        balls.check(self.threat, "refusal")
-        if not 0 < self.last <= 1:
-            raise ConfigError(f"refusal.last: {self.last} given; the fraction of blocks that is ablated, above 0 and at most 1.")
-        for name, count in (("number", self.number), ("every", self.every)):
-            if count < 1:
-                raise ConfigError(f"refusal.{name}: {count} given; at least 1.")
 
     def describe(self) -> tuple[str, ...]:
         whose = "each block's own" if self.layer is None else f"layer:{self.layer}'s"

@@ -8,7 +8,7 @@ import torch
 from advalign.adversaries import _lexicon
 from advalign.adversaries._discrete import Discrete
 from advalign.adversaries._word_reader import Pieces, Word, WordReader, cased
-from advalign.errors import ConfigError
+from advalign.ranges import Count, Fraction, Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +21,14 @@ class Synonyms(Discrete):
     kept, and nothing stops early. There is no tagger and no sentence encoder: the lexicon is the constraint.
     """
 
-    lexicon: str
+    lexicon: Words
     """JSON file (plain or .gz) of word -> substitutes."""
-    budget: float = 0.1
+    budget: Fraction = 0.1
     """Fraction of the words that may change (max_rate=0.1 of the authors' recipe, without its minimum of 4 words)."""
-    candidates: int = 20
+    candidates: Count = 20
     """Substitutes per word, the first in the lexicon ("max_candidates=20", the same recipe)."""
-    keep: tuple[str, ...] = ()
+    keep: tuple[Words, ...] = ()
     """Words that never change."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.candidates < 1:
-            raise ConfigError(f"synonyms.candidates: {self.candidates} given; at least 1 substitute per word.")
 
     def options(
         self, reader: WordReader, words: Sequence[Word], ids: Sequence[int], generator: torch.Generator

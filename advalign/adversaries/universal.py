@@ -12,6 +12,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, Memory, PerturbationContext
+from advalign.ranges import NonNegative, Positive
 from advalign.types import Edit
 
 
@@ -25,9 +26,9 @@ class Universal(Adversary[PerturbationContext]):
     the steepest of the ball.
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    step_size: float = 0.1
+    step_size: Positive = 0.1
     """s, a fraction of the radius; our default."""
     random_start: bool = False
     """Whether v starts uniform in the ball; False: it starts at zero."""
@@ -39,11 +40,8 @@ class Universal(Adversary[PerturbationContext]):
     passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        balls.check(self.threat, "universal")
         if self.scope != "token":
             raise ConfigError(f"universal.scope: '{self.scope}' given; one vector for all tokens has a ball per token, set scope: token.")
-        if not self.step_size > 0:
-            raise ConfigError(f"universal.step_size: {self.step_size} given; a fraction of the radius above 0.")
         if self.inner is not None:
             raise ConfigError(
                 "universal.inner: the pass that trains is also the ascent, so it ascends the objectives on its view; for another use "

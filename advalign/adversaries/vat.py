@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import balls, deltas
 from advalign.interfaces import Adversary, PerturbationContext
+from advalign.ranges import Count, NonNegative, Positive
 from advalign.types import Edit
 
 
@@ -30,19 +30,12 @@ class VAT(Adversary[_State]):
     A vanishing gradient leaves d as it is.
     """
 
-    radius: float = 0.05
+    radius: NonNegative = 0.05
     """Radius of the ball, in the unit `relative_to`."""
-    steps: int = 1
+    steps: Count = 1
     """Power iterations ("K = 1" is sufficient in section 4)."""
-    xi: float = 0.1
+    xi: Positive = 0.1
     """ξ. Ours: a fraction of the radius, not the absolute 1e-6: in float32 the gradient at 1e-6 is rounding (see the page)."""
-
-    def __post_init__(self) -> None:
-        balls.check(self.threat, "vat")
-        if self.steps < 1:
-            raise ConfigError(f"vat.steps: {self.steps} given; at least 1 power iteration (for none use kind 'noise').")
-        if not self.xi > 0:
-            raise ConfigError(f"vat.xi: {self.xi} given; a fraction of the radius above 0.")
 
     def start(self, context: PerturbationContext) -> _State:
         return _State(context=context, direction={site: self._draw(context, dim) for site, (_, dim) in context.shapes.items()})

@@ -17,11 +17,11 @@ from torch import Tensor
 from advalign.engine.finite import finite_feedback
 from advalign.engine.rng import generator
 from advalign.errors import ConfigError, unknown
-from advalign.functional.balls import PLACES
 from advalign.interfaces import Adversary, PerturbationContext, maximise
 from advalign.interfaces.adversary import Memory
 from advalign.models import Network, perturb
 from advalign.types import Edit, ThreatModel, Tokens
+from advalign.types.edits import PLACES
 from advalign.types.messages import ROLES
 
 Result = TypeVar("Result")
@@ -149,7 +149,7 @@ def _shared_positions(view: str, tokens: Tokens, allowed: Bool[Tensor, "B T"], r
 
 
 def allowed_positions(where: str, tokens: Tokens, excluded_ids: Collection[int] = ()) -> Bool[Tensor, "B T"]:
-    """Positions a threat model allows, without excluded ids: a region of `balls.PLACES`."""
+    """Positions a threat model allows, without excluded ids: a region of `types.edits.PLACES`."""
     allowed = positions(where, tokens)
     if not excluded_ids:
         return allowed
@@ -191,8 +191,6 @@ def dropout_policy(network: Network, policy: str) -> Iterator[bool]:
     """Dropout in ascent and final pass. "off": none. "sync": the same masks in all of them (yields True). "fresh": new ones in every pass.
 
     The global random state afterwards is as if the final pass alone had run ("sync", "fresh"), or untouched ("off")."""
-    if policy not in ("off", "sync", "fresh"):
-        raise unknown("adversary.dropout", "dropout policy", policy, ("off", "sync", "fresh"))
     with perturb.without_dropout(network) if policy == "off" else nullcontext():
         yield policy == "sync"
 

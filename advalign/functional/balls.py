@@ -5,21 +5,15 @@ scope "row":   every n has one ball over all its tokens together (K = 1, M = T D
 `allowed` marks where a delta may be non-zero; everything is zero elsewhere, so no result depends on padding.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
-from advalign.types import ThreatModel
+from advalign.errors import unknown
+from advalign.types.edits import BALLS, SCOPES
 
-BALLS = ("L2", "Linf", "L1")
-SCOPES = ("token", "row")
-UNITS = ("mean_embedding_norm", "absolute")
-PLACES = ("prompt", "response", "all", "system", "user", "last_user", "assistant", "tool")
-SHARES = ("row", "group")
 ORDERS = {"L2": 2.0, "Linf": float("inf"), "L1": 1.0}
 
 
@@ -100,27 +94,6 @@ def masked(x: Float[Tensor, "N T D"], allowed: Bool[Tensor, "N T"]) -> Float[Ten
     return torch.where(allowed[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def check(threat: ThreatModel, path: str) -> None:
-    """Refuses a threat model that names what does not exist; `path` begins the error."""
-    choices = (
-        ("ball", threat.ball, BALLS),
-        ("scope", threat.scope, SCOPES),
-        ("relative_to", threat.relative_to, UNITS),
-        ("where", threat.where, PLACES),
-        ("share", threat.share, SHARES),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise unknown(f"{path}.{name}", name, value, allowed)
-    if not threat.radius >= 0:
-        raise ConfigError(f"{path}.radius: {threat.radius} given; a radius is a number >= 0.")
-    for site in threat.sites:
-        if not re.fullmatch(r"embedding|layer:-?\d+", site):
-            raise ConfigError(f"{path}.sites: no site '{site}'; a site is 'embedding' or 'layer:k' (the output of block k).")
-    if not threat.sites:
-        raise ConfigError(f"{path}.sites: none given; name at least one, 'embedding' or 'layer:k'.")
-
-
 def _project_l1(split: Float[Tensor, "N K M"], radius: float) -> Float[Tensor, "N K M"]:
     magnitude = split.abs()
     ordered = magnitude.sort(dim=2, descending=True).values
@@ -164,4 +137,4 @@ def _scope(scope: str) -> str:
     return scope
 
 
-__all__ = ["BALLS", "PLACES", "SCOPES", "SHARES", "UNITS", "check", "fill", "masked", "norm", "project", "sample", "steepest"]
+__all__ = ["fill", "masked", "norm", "project", "sample", "steepest"]

@@ -4,13 +4,17 @@ A mean of local means is wrong under accumulation and data parallelism, so nothi
 float64: counts stay exact beyond 2^24 tokens. Rows without a target token have weight zero and are not counted.
 """
 
+from typing import Annotated
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from advalign.errors import unknown
+from advalign.ranges import OneOf
 from advalign.types import Weights
 
 KINDS = ("token", "sequence")
+Weighting = Annotated[str, OneOf(KINDS, "weighting")]
+"""What the mean of a loss is over: all tokens alike, or responses, each the mean over its tokens."""
 
 
 def token(target: Bool[Tensor, "B T"]) -> Weights:
@@ -45,12 +49,6 @@ def scale(weights: Weights, factor: Float[Tensor, "B"]) -> Weights:
 def by_name(weighting: str, target: Bool[Tensor, "B T"]) -> Weights:
     """`token` or `sequence`."""
     return {"token": token, "sequence": sequence}[weighting](target)
-
-
-def check(path: str, weighting: str) -> None:
-    """Refuses a weighting that does not exist; the error begins with `path`."""
-    if weighting not in KINDS:
-        raise unknown(path, "weighting", weighting, KINDS)
 
 
 def matched(labels: Int[Tensor, "B"], group: Int[Tensor, "B"], counted: Bool[Tensor, "B"]) -> Weights:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.checked import Checked
 from advalign.functional.advantages import AllReduce
 from advalign.types import RolloutRows
 
@@ -14,7 +15,7 @@ AdvantageState = dict[str, float]
 """What an advantage carries from draw to draw, by name; saved with the run."""
 
 
-class Advantage(ABC):
+class Advantage(Checked, ABC, section="advantages"):
     """Abstract base of every advantage: rewards of a whole draw -> (advantages "B T", returns "B T" or None), zero off target.
 
     Off-policy rows take part in all statistics like any other row.

@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from advalign.checked import Checked
 from advalign.interfaces.objective import Objective
 from advalign.models import Network
-from advalign.types import Edit, ThreatModel, Tokens
+from advalign.ranges import Fraction, Natural, NonNegative, OneOf
+from advalign.types import Ball, Edit, Place, Scope, Share, Sites, ThreatModel, Tokens, Unit
+
+DROPOUTS = ("off", "sync", "fresh")
 
 State = TypeVar("State")
 
@@ -51,37 +55,37 @@ class PerturbationContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adversary(ABC, Generic[State]):
+class Adversary(Checked, ABC, Generic[State], section="adversaries"):
     """Abstract base of every adversary: its threat model as flat fields, and its half of the inner loop.
 
     The inner loop (`maximise`) runs `passes` times ask, forward, gradients of the deltas, tell; then asks once more for the final edits.
     With `trains_every_pass`, each of the `passes` passes also trains: one backward computes the gradients of parameters and deltas.
     """
 
-    radius: float
+    radius: NonNegative
     """Radius of the ball, in the unit `relative_to`."""
-    ball: str = "L2"
+    ball: Ball = "L2"
     """Norm of the ball: L2, Linf or L1."""
-    sites: tuple[str, ...] = ("embedding",)
+    sites: Sites = ("embedding",)
     """What it perturbs: "embedding" or "layer:k", the output of block k (negative k from the end)."""
-    relative_to: str = "mean_embedding_norm"
+    relative_to: Unit = "mean_embedding_norm"
     """Unit of the radius: mean_embedding_norm (mean L2 norm of the rows of the embedding matrix) or absolute."""
-    scope: str = "token"
+    scope: Scope = "token"
     """One ball per token or per row."""
-    where: str = "all"
+    where: Place = "all"
     """Positions it may perturb: prompt (real tokens that are not targets), response (targets), all, or the contents of messages: system,
     user, last_user (the last turn of the user), assistant or tool."""
-    share: str = "row"
+    share: Share = "row"
     """One delta per row, or one per group of rollouts of one prompt."""
     special: bool = True
     """Whether special tokens may be perturbed."""
-    probability: float = 1.0
+    probability: Fraction = 1.0
     """Probability that a row is attacked."""
-    dropout: str = "off"
+    dropout: Annotated[str, OneOf(DROPOUTS, "dropout policy")] = "off"
     """Dropout in the inner loop and the final forward: off, sync (the same masks in all passes) or fresh."""
     inner: Objective | None = None
     """Objective to ascend instead of the objectives on this view."""
-    steps: int = 0
+    steps: Natural = 0
     """Gradient steps of one inner loop (of one restart)."""
 
     family: ClassVar[str] = "continuous"

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces.target import Target
 from advalign.types import Budget, Example, FoundSuffix, Proposal, ThreatModel
 
 
-class Attack(ABC):
+class Attack(Checked, ABC, section="attacks"):
     """Abstract base of every attack. It proposes, and never decides its own success."""
 
     access: ClassVar[str] = "text"

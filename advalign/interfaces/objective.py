@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from advalign.checked import Checked
+from advalign.ranges import Finite, Words
 from advalign.types import Losses, Outputs, Rows, Weights
 
 RowsRead = TypeVar("RowsRead", bound=Rows)
@@ -14,16 +16,16 @@ RowsRead = TypeVar("RowsRead", bound=Rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC, Generic[RowsRead]):
+class Objective(Checked, ABC, Generic[RowsRead], section="objectives"):
     """Abstract base of every objective. It does not know whether its view was attacked, and it never averages."""
 
-    source: str
+    source: Words
     """Name of the source whose rows it reads."""
-    view: str = "clean"
+    view: Words = "clean"
     """How the model is run on them: `clean`, or the name of an adversary or of a frozen copy."""
-    learner: str = "policy"
+    learner: Words = "policy"
     """Name of the learner whose loss it is a summand of."""
-    coef: float = 1.0
+    coef: Finite = 1.0
     """What its loss is multiplied by; 0 switches it off."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = ()

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from advalign.checked import Checked
 from advalign.interfaces.context import Context
+from advalign.ranges import Finite
 from advalign.types import RolloutGroup
 
 Scores = Sequence[float | Sequence[float]]
@@ -38,12 +40,12 @@ class Scorer(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reward(ABC):
+class Reward(Checked, ABC, section="rewards"):
     """Abstract base: one score per rollout; an exception stops the run.
 
     nan abstains: this reward is left out of the row's sum. A row that every reward abstained on leaves the batch, and is counted."""
 
-    weight: float = 1.0
+    weight: Finite = 1.0
     """Factor of its scores in the sum of rewards."""
 
     scores_whole_draw: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.types import Example, RolloutGroup, Sampling
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from advalign.models import Network
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(Checked, ABC, section="rollout"):
     """Abstract base: samples from a learner's network.
 
     Where a source works `ahead`, `generate` and `sync` are also called from another thread, with a copy of the network; an engine

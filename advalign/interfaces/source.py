@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces.advantage import Advantage
 from advalign.interfaces.context import Context
@@ -36,7 +37,7 @@ class SamplingRequest:
     """How they are sampled."""
 
 
-class RewardPenalty(ABC):
+class RewardPenalty(Checked, ABC):
     """Abstract base: a penalty inside the reward that reads annotated rows (KL to the reference)."""
 
     @abstractmethod
@@ -80,7 +81,7 @@ class SourceRuntime(ABC, Generic[Item]):
         """The inverse of `state_dict`."""
 
 
-class Source(ABC):
+class Source(Checked, ABC, section="sources"):
     """Abstract base of every source: a configuration, and what the library must know of it before it is started."""
 
     row_type: ClassVar[type[Rows]]

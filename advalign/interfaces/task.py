@@ -6,11 +6,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.types import Example
 
 
-class Task(ABC):
+class Task(Checked, ABC, section="tasks"):
     """Abstract base. Splits: "train", "test" and "ood" never share a prompt."""
 
     @abstractmethod

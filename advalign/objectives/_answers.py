@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import adversarial, preference
 from advalign.functional.logprobs import zero_off_target
 from advalign.models import heads
 from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Interval, NonNegative
 from advalign.types import Outputs, PairRows
 
 
@@ -24,20 +25,12 @@ class AnswerObjective(PairObjective):
     log1mp = mean_t -log(1 - p_t), where tokens with log p_t < cutoff give 0 and still count. Without `away_weight` only log p is needed.
     """
 
-    toward_weight: float = 0.5
+    toward_weight: NonNegative = 0.5
     """Weight of the cross-entropy of the answer that is to become likely."""
-    away_weight: float = 0.5
+    away_weight: NonNegative = 0.5
     """Weight of log1mp of the answer that is to become unlikely."""
-    cutoff: float = -5.0
+    cutoff: Annotated[float, Interval(high=0, high_open=True, unbounded=True)] = -5.0
     """Log-probability below which a token of that answer has no gradient."""
-
-    def check(self, path: str) -> None:
-        """Refuses weights below 0 and a cutoff that is not a log-probability; the errors begin with `path`."""
-        for name, weight in (("toward_weight", self.toward_weight), ("away_weight", self.away_weight)):
-            if not weight >= 0:
-                raise ConfigError(f"{path}.{name}: got {weight}, must be at least 0.")
-        if not self.cutoff < 0:
-            raise ConfigError(f"{path}.cutoff: got {self.cutoff}, a log-probability below 0.")
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -9,7 +9,6 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import preference, weights
 from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, PairRows, Rows, Weights
@@ -65,9 +64,3 @@ class PairObjective(Objective[PairRows]):
         }
         weight = self.weights(rows).values.to(losses.dtype)
         return Losses(losses, {name: (values.detach(), weight) for name, values in metrics.items()})
-
-
-def check_positive(path: str, value: float) -> None:
-    """Refuses a value that is not above 0; the error begins with `path`."""
-    if not value > 0:
-        raise ConfigError(f"{path}: got {value}, must be above 0.")

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.checked import Checked
+from advalign.errors import ConfigError
 from advalign.functional import mismatch, policy, weights
 from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Objective
 from advalign.plugins import kind_of
+from advalign.ranges import Bound, Interval, NonNegative, OneOf, PositiveBound, PositiveFraction
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
+
+RATIOS = ("clean", "view")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correction:
+class Correction(Checked):
     """Importance weights between the sampler's log-probabilities and the trainer's (`functional.mismatch`)."""
 
-    level: str = "token"
+    level: Annotated[str, OneOf(mismatch.LEVELS, "level")] = "token"
     """Of the ratio: token, sequence (product over the response) or geometric (its geometric mean)."""
-    mode: str = "truncate"
+    mode: Annotated[str, OneOf(mismatch.MODES, "mode")] = "truncate"
     """truncate (TIS), mask (IcePop, MIS) or reject."""
-    low: float = 0.0
+    low: NonNegative = 0.0
     """Lower bound of the ratio."""
-    high: float = 2.0
+    high: PositiveBound = 2.0
     """Upper bound of the ratio."""
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("level", self.level, mismatch.LEVELS), ("mode", self.mode, mismatch.MODES)):
-            if value not in allowed:
-                raise unknown(f"correction.{name}", name, value, allowed)
-        if not 0 <= self.low < self.high:
-            raise ConfigError(f"correction: low {self.low} and high {self.high} are not 0 <= low < high.")
+        if not self.low < self.high:
+            raise ConfigError(f"correction.low: {self.low} given; it must be below high, {self.high}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class PolicyObjective(Objective[RolloutRows]):
     Rows that the policy did not sample (`offpolicy`) are left out: `luffy` and `sft` read those.
     """
 
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every token of the update counts the same; sequence: every response does."""
-    top_entropy: float = 1.0
+    top_entropy: PositiveFraction = 1.0
     """Only this fraction of tokens, those where the policy was least certain when the draw was made, keeps its loss; the count stays
     that of all tokens (arXiv:2506.01939, section 4: 0.2)."""
     correction: Correction | None = None
@@ -55,12 +56,6 @@ class PolicyObjective(Objective[RolloutRows]):
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"old_logprobs"})
-
-    def __post_init__(self) -> None:
-        path = f"objectives.{kind_of(type(self))}"
-        weights.check(f"{path}.weighting", self.weighting)
-        if not 0 < self.top_entropy <= 1:
-            raise ConfigError(f"{path}.top_entropy: got {self.top_entropy}, a fraction of the tokens must be above 0 and at most 1.")
 
     @property
     def columns(self) -> frozenset[str]:
@@ -137,24 +132,19 @@ class ClippedObjective(PolicyObjective):
     p_old: ill-conditioned (at radius 1.0 the top 1 % of tokens carry 72 % of the gradient), hence refused without `dual_clip`.
     """
 
-    clip_low: float = 0.2
+    clip_low: Bound = 0.2
     """How far the ratio may fall below 1."""
-    clip_high: float = 0.2
+    clip_high: Bound = 0.2
     """How far the ratio may rise above 1."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Interval(low=1, low_open=True, unbounded=True)] | None = None
     """c > 1: where A < 0 the loss is at most -c A (arXiv:1912.09729). None: off."""
-    ratio: str = "clean"
+    ratio: Annotated[str, OneOf(RATIOS, "ratio")] = "clean"
     """Of which view r is: clean, or view (this objective's own)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        path = f"objectives.{kind_of(type(self))}"
-        if self.ratio not in ("clean", "view"):
-            raise unknown(f"{path}.ratio", "ratio", self.ratio, ("clean", "view"))
         if self.ratio == "view" and self.dual_clip is None:
+            path = f"objectives.{kind_of(type(self))}"
             raise ConfigError(f"{path}.ratio: 'view' is ill-conditioned without dual clip; set dual_clip (3.0), or ratio 'clean'.")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ConfigError(f"{path}.dual_clip: got {self.dual_clip}, a bound on the ratio must be above 1.")
 
     @property
     def level(self) -> str:

@@ -8,16 +8,16 @@ d is 0 where the two agree. There the reference's numbers also reach the rows in
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import preference
 from advalign.functional.logprobs import zero_off_target
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Interval, Positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["CAPO"]
@@ -27,17 +27,12 @@ __all__ = ["CAPO"]
 class CAPO(PairObjective):
     """(d_chosen - d_rejected - 1 / (2 beta))^2, d = mean of log p - log p_ref, rejected tokens cut at `cutoff`."""
 
-    beta: float = 0.25
+    beta: Positive = 0.25
     """Margin: the difference of mean log-ratios is regressed onto 1 / (2 beta)."""
-    cutoff: float = -5.0
+    cutoff: Annotated[float, Interval(high=0, high_open=True, unbounded=True)] = -5.0
     """Log-probability at which rejected tokens are cut; -.inf: not at all."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.capo.beta", self.beta)
-        if not self.cutoff < 0:
-            raise ConfigError(f"objectives.capo.cutoff: got {self.cutoff}, a log-probability below 0 (-.inf: no cutoff).")
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         logprobs, target = views[self.view].logprobs, rows.tokens.target

@@ -8,10 +8,11 @@ released code cuts the mean of a batch, and jumps by slope * c at the cutoff, wh
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from advalign.errors import ConfigError
 from advalign.functional.adversarial import leaky
 from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Bound, Interval, NonNegative
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["CAT"]
@@ -21,26 +22,16 @@ __all__ = ["CAT"]
 class CAT(PairObjective):
     """away_weight leaky(-CE(rejected)) + toward_weight leaky(CE(chosen))."""
 
-    away_weight: float = 0.5
+    away_weight: NonNegative = 0.5
     """Weight of making the rejected answer unlikely."""
-    toward_weight: float = 0.5
+    toward_weight: NonNegative = 0.5
     """Weight of making the chosen answer likely."""
-    away_cutoff: float = -5.0
+    away_cutoff: Annotated[float, Interval(high=0, unbounded=True)] = -5.0
     """Mean log-probability below which the rejected answer is unlikely enough."""
-    toward_cutoff: float = 0.5
+    toward_cutoff: Bound = 0.5
     """Cross-entropy below which the chosen answer is likely enough."""
-    slope: float = 0.001
+    slope: NonNegative = 0.001
     """What is left of the gradient beyond a cutoff."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("away_weight", self.away_weight), ("toward_weight", self.toward_weight), ("slope", self.slope)):
-            if not value >= 0:
-                raise ConfigError(f"objectives.cat.{name}: got {value}, must be at least 0.")
-        if not self.away_cutoff <= 0 <= self.toward_cutoff:
-            raise ConfigError(
-                f"objectives.cat: away_cutoff {self.away_cutoff} bounds a mean log-probability and must be at most 0; "
-                f"toward_cutoff {self.toward_cutoff} bounds a cross-entropy and must be at least 0."
-            )
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

@@ -9,16 +9,17 @@ ours does not. Its retain layers include the embedding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
 from advalign.interfaces import Objective
+from advalign.ranges import Distinct, Length, Natural, OneOf, Words
 from advalign.types import DemoRows, Losses, Outputs, Rows, Tokens, Weights
 
 __all__ = ["CircuitBreaker"]
@@ -31,24 +32,18 @@ PLACES = ("all", "prompt", "response")
 class CircuitBreaker(Objective[DemoRows]):
     """reroute: relu(cos(h, h_ref)) of harmful tokens; retain: ||h - h_ref||_2 of benign ones; mean over `layers`."""
 
-    role: str = "reroute"
+    role: Annotated[str, OneOf(ROLES, "role")] = "reroute"
     """reroute (harmful rows) or retain (benign rows)."""
-    layers: tuple[int, ...] = (9, 19)
+    layers: Annotated[tuple[Natural, ...], Length(), Distinct()] = (9, 19)
     """Blocks whose outputs are compared, counted from 0; the paper's "layers 10 and 20" are counted from 1."""
-    against: str = "reference"
+    against: Words = "reference"
     """The frozen copy whose hidden states are h_ref."""
-    where: str = "all"
+    where: Annotated[str, OneOf(PLACES, "region")] = "all"
     """Tokens that count: all real ones, as in the released code, prompt or response."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise unknown("objectives.circuit_breaker.role", "role", self.role, ROLES)
-        if self.where not in PLACES:
-            raise unknown("objectives.circuit_breaker.where", "region", self.where, PLACES)
-        if not self.layers:
-            raise ConfigError("objectives.circuit_breaker.layers: none given; name blocks by their numbers, counted from 0.")
         if self.view == self.against:
             raise ConfigError(f"objectives.circuit_breaker.view: '{self.view}' is also `against`; name the frozen copy there.")
 

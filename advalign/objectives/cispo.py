@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from advalign.functional import policy
 from advalign.functional.logprobs import zero_off_target
 from advalign.objectives._policy import PolicyObjective
+from advalign.ranges import Bound
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["CISPO"]
@@ -20,9 +21,9 @@ __all__ = ["CISPO"]
 class CISPO(PolicyObjective):
     """-sg(clip(r, 1 - low, 1 + high)) A log p."""
 
-    clip_low: float = 1.0
+    clip_low: Bound = 1.0
     """How far the weight may fall below 1."""
-    clip_high: float = 4.0
+    clip_high: Bound = 4.0
     """How far the weight may rise above 1."""
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:

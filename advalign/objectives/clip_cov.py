@@ -17,6 +17,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import policy
 from advalign.objectives._policy import CovarianceObjective
+from advalign.ranges import Bound, Fraction, Threshold
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["ClipCov"]
@@ -26,24 +27,20 @@ __all__ = ["ClipCov"]
 class ClipCov(CovarianceObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), without a fraction of the high-covariance tokens."""
 
-    clip_low: float = 1.0
+    clip_low: Bound = 1.0
     """How far the ratio may fall below 1."""
-    clip_high: float = 1.0
+    clip_high: Bound = 1.0
     """How far the ratio may rise above 1."""
-    fraction: float = 2e-4
+    fraction: Fraction = 2e-4
     """Of all tokens: how many lose their loss."""
-    low_cov: float = 1.0
+    low_cov: Threshold = 1.0
     """Covariance above which a token may lose its loss."""
-    high_cov: float = 5.0
+    high_cov: Threshold = 5.0
     """Covariance below which a token may lose its loss."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.fraction <= 1 or self.low_cov >= self.high_cov:
-            raise ConfigError(
-                f"objectives.clip_cov: fraction {self.fraction}, low_cov {self.low_cov}, high_cov {self.high_cov}; "
-                "a fraction is between 0 and 1, and low_cov below high_cov."
-            )
+        if self.low_cov >= self.high_cov:
+            raise ConfigError(f"objectives.clip_cov.low_cov: {self.low_cov} given; it must be below high_cov, {self.high_cov}.")
 
     def weights(self, rows: RolloutRows) -> Weights:
         average = super().weights(rows)

@@ -10,13 +10,14 @@ Differences: none.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import weights
 from advalign.functional.divergence import BETWEEN
 from advalign.interfaces import Objective
 from advalign.models import heads
+from advalign.ranges import OneOf, Words
 from advalign.types import DemoRows, LabelRows, Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Consistency"]
@@ -28,11 +29,11 @@ NEEDS = {"classes": "class_logits", "tokens": "distribution"}
 class Consistency(Objective[LabelRows | DemoRows | RolloutRows]):
     """D(p(. | against) || p(. | view)), per row (classes) or per token."""
 
-    against: str = "clean"
+    against: Words = "clean"
     """The view it compares with: clean, or the name of an adversary or of a frozen copy."""
-    output: str = "classes"
+    output: Annotated[str, OneOf(NEEDS, "comparison")] = "classes"
     """What is compared: classes (one loss per row) or tokens (one per target token)."""
-    divergence: str = "symmetric_kl"
+    divergence: Annotated[str, OneOf(BETWEEN, "divergence")] = "symmetric_kl"
     """symmetric_kl, kl, js or mse."""
     stop: bool = False
     """Whether `against` gets no gradient. Off, as in SMART and TRADES; a frozen copy never gets one."""
@@ -41,10 +42,6 @@ class Consistency(Objective[LabelRows | DemoRows | RolloutRows]):
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows, DemoRows, RolloutRows)
 
     def __post_init__(self) -> None:
-        if self.output not in NEEDS:
-            raise unknown("objectives.consistency.output", "comparison", self.output, NEEDS)
-        if self.divergence not in BETWEEN:
-            raise unknown("objectives.consistency.divergence", "divergence", self.divergence, BETWEEN)
         if self.view == self.against:
             raise ConfigError(f"objectives.consistency.view: '{self.view}' is also `against`; a view always agrees with itself.")
 

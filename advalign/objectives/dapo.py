@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from advalign.objectives._policy import ClippedObjective
+from advalign.ranges import Bound
 from advalign.types import RolloutRows
 
 __all__ = ["DAPO"]
@@ -21,7 +22,7 @@ __all__ = ["DAPO"]
 class DAPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every token alike, clip-higher."""
 
-    clip_high: float = 0.28
+    clip_high: Bound = 0.28
     """How far the ratio may rise above 1: "clip-higher", section 4.1."""
     mask_truncated: bool = False
     """Overlong filtering (section 3.4): responses cut off by the length limit leave the loss AND its count. Off, as in the best run."""

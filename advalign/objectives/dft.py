@@ -22,13 +22,10 @@ __all__ = ["DFT"]
 class DFT(Objective[DemoRows | RolloutRows]):
     """-sg(p_t) log p_t of demonstrations."""
 
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
-
-    def __post_init__(self) -> None:
-        weights.check("objectives.dft.weighting", self.weighting)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

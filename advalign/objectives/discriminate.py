@@ -16,7 +16,7 @@ micro-batches do not change them. Both need groups whole within a micro-batch: `
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
+from advalign.ranges import NonNegative, OneOf, Words, number
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Discriminate"]
@@ -45,44 +46,34 @@ class Discriminate(Objective[LabelRows]):
     shifts all scores.
     """
 
-    learner: str = "discriminator"
+    learner: Words = "discriminator"
     """Name of the discriminator."""
-    loss: str = "bce"
+    loss: Annotated[str, OneOf(ALONE + COMPARED, "loss")] = "bce"
     """bce, hinge, least_squares or wasserstein (row by row); bradley_terry or relativistic (against the other rows of the group)."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, number(0, 0.5, below=True)] = 0.1
     """e of bce, on real rows only; at least 0 and below 0.5."""
-    score_l2: float = 0.0
+    score_l2: NonNegative = 0.0
     """Weight of s^2."""
-    level: str = "sequence"
+    level: Annotated[str, OneOf(LEVELS, "level")] = "sequence"
     """sequence: one score per row; token: one per token of the text, and a row's loss is the mean over its tokens."""
-    kind_weights: Mapping[str, float] = field(default_factory=dict)
+    kind_weights: Mapping[str, NonNegative] = field(default_factory=dict)
     """{kind of row: its weight}, such as {"generated": 0.5}; 1 for kinds that are not named."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "margin", "saturation", "score"})
 
     def __post_init__(self) -> None:
-        if self.loss not in ALONE + COMPARED:
-            raise unknown("objectives.discriminate.loss", "loss", self.loss, ALONE + COMPARED)
-        if self.level not in LEVELS:
-            raise unknown("objectives.discriminate.level", "level", self.level, LEVELS)
         if self.level == "token" and self.loss in COMPARED:
             allowed = ", ".join(ALONE)
             raise ConfigError(
                 f"objectives.discriminate.level: '{self.loss}' compares whole rows, so it has no level 'token'; use {allowed}."
             )
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"objectives.discriminate.label_smoothing: got {self.label_smoothing}, must be at least 0 and below 0.5.")
-        if self.score_l2 < 0:
-            raise ConfigError(f"objectives.discriminate.score_l2: got {self.score_l2}, must be at least 0.")
         if self.kind_weights and self.loss not in ROW_BY_ROW:
             allowed = ", ".join(ROW_BY_ROW)
             raise ConfigError(f"objectives.discriminate.kind_weights: '{self.loss}' weighs sides or pairs, not kinds; use {allowed}.")
-        for name, weight in self.kind_weights.items():
+        for name in self.kind_weights:
             if name not in LabelRows.KINDS:
                 raise unknown("objectives.discriminate.kind_weights", "kind of row", name, LabelRows.KINDS)
-            if not weight >= 0:
-                raise ConfigError(f"objectives.discriminate.kind_weights.{name}: got {weight}, must be at least 0.")
 
     @property
     def bundle(self) -> str:

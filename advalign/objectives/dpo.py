@@ -7,11 +7,12 @@ the reference (an annotation) is not.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Positive, number
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["DPO"]
@@ -21,20 +22,16 @@ __all__ = ["DPO"]
 class DPO(PairObjective):
     """-log sigmoid(beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Strength of the KL constraint; a larger one stays closer to the reference."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, number(0, 0.5, below=True)] = 0.0
     """e of conservative DPO: (1 - e) l(d) + e l(-d), which stops at a finite margin."""
-    flip_rate: float = 0.0
+    flip_rate: Annotated[float, number(0, 0.5, below=True)] = 0.0
     """e of robust DPO (arXiv:2403.00409): ((1 - e) l(d) - e l(-d)) / (1 - 2 e), an unbiased estimate of the loss of the true labels."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:
-        check_positive("objectives.dpo.beta", self.beta)
-        for name, rate in (("label_smoothing", self.label_smoothing), ("flip_rate", self.flip_rate)):
-            if not 0 <= rate < 0.5:
-                raise ConfigError(f"objectives.dpo.{name}: got {rate}, must be at least 0 and below 0.5.")
         if self.label_smoothing and self.flip_rate:
             raise ConfigError(
                 f"objectives.dpo: label_smoothing {self.label_smoothing} and flip_rate {self.flip_rate} answer the same question; set one."

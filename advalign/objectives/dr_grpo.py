@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import weights
 from advalign.objectives._policy import ClippedObjective
+from advalign.ranges import Count
 from advalign.types import Weights
 
 __all__ = ["DrGRPO"]
@@ -21,13 +21,8 @@ __all__ = ["DrGRPO"]
 class DrGRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), a response's sum over a constant length."""
 
-    length: int
+    length: Count
     """The budget of a response in tokens (max_new_tokens); it scales the gradient and nothing else."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.length < 1:
-            raise ConfigError(f"objectives.dr_grpo.length: got {self.length}, must be at least 1 (the budget of a response).")
 
     def average(self, target: Bool[Tensor, "B T"]) -> Weights:
         return weights.constant(target, length=self.length)

@@ -19,13 +19,10 @@ __all__ = ["Entropy"]
 class Entropy(Objective[RolloutRows | DemoRows]):
     """-H(p(. | y_<t)) on target tokens."""
 
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows, DemoRows)
-
-    def __post_init__(self) -> None:
-        weights.check("objectives.entropy.weighting", self.weighting)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

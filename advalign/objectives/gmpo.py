@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advalign.errors import ConfigError
-from advalign.functional import policy
+from advalign.functional import policy, weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.objectives._policy import PolicyObjective
+from advalign.ranges import PositiveBound
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["GMPO"]
@@ -22,15 +22,10 @@ __all__ = ["GMPO"]
 class GMPO(PolicyObjective):
     """-exp(mean of clipped log-ratios) A, every response alike."""
 
-    weighting: str = "sequence"
+    weighting: weights.Weighting = "sequence"
     """token: every token of the update counts the same; sequence: every response does."""
-    clip: float = 0.4
+    clip: PositiveBound = 0.4
     """Bound on |log r| on the side where the clip acts."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clip <= 0:
-            raise ConfigError(f"objectives.gmpo.clip: got {self.clip}, a bound on |log r| must be above 0.")
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.logprobs(rows, views)

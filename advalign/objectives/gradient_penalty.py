@@ -12,15 +12,16 @@ length, so gamma and c belong to a model. On view `interpolate` (or any adversar
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
+from advalign.ranges import Count, NonNegative, OneOf, Words
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["GradientPenalty"]
@@ -32,28 +33,22 @@ ROWS = ("real", "other", "all")
 class GradientPenalty(Objective[LabelRows]):
     """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
 
-    learner: str = "discriminator"
+    learner: Words = "discriminator"
     """Name of the discriminator."""
-    rows: str = "real"
+    rows: Annotated[str, OneOf(ROWS, "kind of rows")] = "real"
     """Whose gradients are penalised: real, other or all."""
-    target: float = 0.0
+    target: NonNegative = 0.0
     """c, the norm that is not penalised, in score per unit of embedding."""
     one_sided: bool = False
     """Penalise only norms above the target."""
-    every: int = 16
+    every: Count = 16
     """k: active in every k-th step, with k times its loss."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:
-        if self.rows not in ROWS:
-            raise unknown("objectives.gradient_penalty.rows", "kind of rows", self.rows, ROWS)
-        if self.target < 0:
-            raise ConfigError(f"objectives.gradient_penalty.target: got {self.target}, must be at least 0.")
         if self.one_sided and not self.target:
             raise ConfigError("objectives.gradient_penalty.one_sided: a norm is never below a target of 0; give a target, such as 1.")
-        if self.every < 1:
-            raise ConfigError(f"objectives.gradient_penalty.every: got {self.every}, must be at least 1 step.")
 
     @property
     def interval(self) -> int:

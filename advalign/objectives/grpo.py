@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from advalign.functional import weights
 from advalign.objectives._policy import ClippedObjective
 
 __all__ = ["GRPO"]
@@ -14,5 +15,5 @@ __all__ = ["GRPO"]
 class GRPO(ClippedObjective):
     """-min(r A, clip(r, 1 - low, 1 + high) A), every response alike."""
 
-    weighting: str = "sequence"
+    weighting: weights.Weighting = "sequence"
     """Eq. 3: 1/G sum_i 1/|o_i| sum_t."""

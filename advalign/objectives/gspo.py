@@ -6,9 +6,11 @@ Difference: none; the default of one framework is the token form. Clips are two 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from advalign.errors import unknown
+from advalign.functional import weights
 from advalign.objectives._policy import ClippedObjective
+from advalign.ranges import Bound, OneOf
 
 __all__ = ["GSPO"]
 
@@ -19,19 +21,14 @@ FORMS = {"sequence": "sequence", "token": "sequence_token"}
 class GSPO(ClippedObjective):
     """-min(s A, clip(s, 1 - low, 1 + high) A), s the geometric mean of a response's ratios."""
 
-    weighting: str = "sequence"
+    weighting: weights.Weighting = "sequence"
     """token: every token of the update counts the same; sequence: every response does."""
-    clip_low: float = 3e-4
+    clip_low: Bound = 3e-4
     """How far s may fall below 1; section 5.1."""
-    clip_high: float = 4e-4
+    clip_high: Bound = 4e-4
     """How far s may rise above 1; section 5.1."""
-    form: str = "sequence"
+    form: Annotated[str, OneOf(FORMS, "form")] = "sequence"
     """sequence: s carries the gradient of every token; token (eq. 14): each token carries its own, so advantages may vary in a response."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in FORMS:
-            raise unknown("objectives.gspo.form", "form", self.form, FORMS)
 
     @property
     def level(self) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Hinge"]
@@ -19,13 +20,10 @@ __all__ = ["Hinge"]
 class Hinge(PairObjective):
     """max(0, 1 - beta (d_chosen - d_rejected)), d = log p - log p_ref."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Scale of the margin: pairs with beta d above 1 have no gradient."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.hinge.beta", self.beta)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         logps = self.logps(rows, views)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["IPO"]
@@ -19,15 +20,12 @@ __all__ = ["IPO"]
 class IPO(PairObjective):
     """(d_chosen - d_rejected - 1 / (2 beta))^2, d = log p - log p_ref."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """tau of the paper: the margin is regressed onto 1 / (2 beta)."""
     normalize: bool = False
     """Whether d is the mean over tokens, as in TRL; the target is then reached per token, and beta means something else."""
 
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.ipo.beta", self.beta)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         logps = self.logps(rows, views)

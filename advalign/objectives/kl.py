@@ -10,13 +10,13 @@ the gradient of KL(p || p_ref) whatever policy drew the samples (DeepSeek-V3.2, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from advalign.errors import unknown
 from advalign.functional import divergence, ratios, weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Objective
+from advalign.ranges import OneOf
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["KL"]
@@ -26,20 +26,15 @@ __all__ = ["KL"]
 class KL(Objective[RolloutRows]):
     """k3+(log p - log p_ref) on sampled tokens."""
 
-    estimator: str = "k3+"
+    estimator: Annotated[str, OneOf(divergence.ESTIMATORS, "estimator")] = "k3+"
     """k1, k2, k3 or k3+."""
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
     importance: bool = False
     """Multiply by r = p / p_old, with gradient."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
-
-    def __post_init__(self) -> None:
-        weights.check("objectives.kl.weighting", self.weighting)
-        if self.estimator not in divergence.ESTIMATORS:
-            raise unknown("objectives.kl.estimator", "estimator", self.estimator, divergence.ESTIMATORS)
 
     @property
     def columns(self) -> frozenset[str]:

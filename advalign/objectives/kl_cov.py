@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import policy
 from advalign.functional.logprobs import zero_off_target
 from advalign.objectives._policy import CovarianceObjective
+from advalign.ranges import NonNegative, PositiveFraction
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["KLCov"]
@@ -26,15 +26,10 @@ __all__ = ["KLCov"]
 class KLCov(CovarianceObjective):
     """-r A + beta |log r| on the tokens of largest covariance."""
 
-    fraction: float = 2e-3
+    fraction: PositiveFraction = 2e-3
     """Of all tokens: how many are penalised."""
-    beta: float = 1.0
+    beta: NonNegative = 1.0
     """Weight of the penalty."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction <= 1 or self.beta < 0:
-            raise ConfigError(f"objectives.kl_cov: fraction {self.fraction}, beta {self.beta}; a fraction is in (0, 1], beta at least 0.")
 
     def weights(self, rows: RolloutRows) -> Weights:
         """Two losses per token, "B T 2": the surrogate, and the penalty on the tokens of largest covariance."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from advalign.functional import preference, weights
 from advalign.interfaces import Objective
-from advalign.objectives._pairs import check_positive
+from advalign.ranges import Positive
 from advalign.types import FeedbackRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["KTO"]
@@ -22,20 +22,15 @@ __all__ = ["KTO"]
 class KTO(Objective[FeedbackRows]):
     """lambda (1 - sigmoid(+-beta (r - z0))), r = log p - log p_ref: + for desirable responses, - for undesirable ones."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Scale of the log-ratio; a larger one stays closer to the reference."""
-    desirable_weight: float = 1.0
+    desirable_weight: Positive = 1.0
     """lambda_D."""
-    undesirable_weight: float = 1.0
+    undesirable_weight: Positive = 1.0
     """lambda_U."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (FeedbackRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs", "anchor"})
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.kto.beta", self.beta)
-        check_positive("objectives.kto.desirable_weight", self.desirable_weight)
-        check_positive("objectives.kto.undesirable_weight", self.undesirable_weight)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -19,9 +19,6 @@ __all__ = ["LAT"]
 class LAT(AnswerObjective):
     """toward_weight CE(chosen) + away_weight log1mp(rejected)."""
 
-    def __post_init__(self) -> None:
-        self.check("objectives.lat")
-
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         nll, unlikely = self.costs(rows, views)
         losses = self.toward_weight * nll[0::2] + self.away_weight * unlikely[1::2]

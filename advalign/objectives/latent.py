@@ -12,16 +12,17 @@ post-norm and without spectral norms but for that of its head, if asked; states 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Matches, OneOf, Words
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Latent"]
@@ -33,28 +34,22 @@ ROLES, SIDES = ("discriminate", "generate"), ("chosen", "rejected")
 class Latent(PairObjective):
     """discriminate (a learner `latent:...`): rank r over h over r'; generate (the policy): h as if r."""
 
-    site: str
+    site: Annotated[str, Matches(r"layer:-?\d+", "layer:k, the output of block k (layer:0 is the first),")]
     """Where hidden states are read: "layer:k", the output of block k."""
-    role: str = "generate"
+    role: Annotated[str, OneOf(ROLES, "role")] = "generate"
     """discriminate (train the discriminator) or generate (train the policy against it)."""
-    side: str = "chosen"
+    side: Annotated[str, OneOf(SIDES, "side of a pair")] = "chosen"
     """Which response of a pair is h: chosen or rejected."""
-    against: str = "reference"
+    against: Words = "reference"
     """The frozen copy whose hidden states are r and r'."""
-    policy: str = "now"
+    policy: Words = "now"
     """For discriminate: the frozen copy that follows the policy (`ema: 0.0`)."""
-    critic: str = "critic"
+    critic: Words = "critic"
     """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
 
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "score"})
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise unknown("objectives.latent.role", "role", self.role, ROLES)
-        if self.side not in SIDES:
-            raise unknown("objectives.latent.side", "side of a pair", self.side, SIDES)
-        if not self.site.startswith("layer:"):
-            raise ConfigError(f"objectives.latent.site: got {self.site}; hidden states are those after a block, layer:0 being the first.")
         if self.view in (self.against, self.other):
             raise ConfigError(f"objectives.latent.view: '{self.view}' is also a copy it compares with; name the frozen copies there.")
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.errors import ConfigError
 from advalign.functional import policy, ratios, weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.functional.masks import demonstrated_tokens, sampled_tokens
 from advalign.objectives._policy import PolicyObjective
+from advalign.ranges import Count, Positive, PositiveBound
 from advalign.types import Losses, Outputs, RolloutRows, Weights
 
 __all__ = ["LUFFY"]
@@ -27,17 +27,12 @@ __all__ = ["LUFFY"]
 class LUFFY(PolicyObjective):
     """Sampled rows as PPO (unclipped unless `clip`), demonstrations in the group by f(p) = p / (p + shape)."""
 
-    length: int | None = None
+    length: Count | None = None
     """Weights are a response's sum over this constant, in tokens. None: `weighting`."""
-    shape: float | None = 0.1
+    shape: Positive | None = 0.1
     """Of the policy shaping of demonstrations. None: f(p) = p."""
-    clip: float | None = None
+    clip: PositiveBound | None = None
     """How far the ratio of sampled rows may move from 1. None: not clipped, as in the published script."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shape is not None and self.shape <= 0:
-            raise ConfigError(f"objectives.luffy.shape: got {self.shape}, must be above 0, or null for f(p) = p.")
 
     def target(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         return rows.tokens.target

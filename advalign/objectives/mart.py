@@ -13,6 +13,7 @@ from typing import ClassVar
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
 from advalign.interfaces import Objective
+from advalign.ranges import NonNegative, Words
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["MART"]
@@ -22,9 +23,9 @@ __all__ = ["MART"]
 class MART(Objective[LabelRows]):
     """BCE(p', y) + weight KL(p || p') (1 - p_y) of labelled rows."""
 
-    against: str = "clean"
+    against: Words = "clean"
     """The view whose predictions are p."""
-    weight: float = 5.0
+    weight: NonNegative = 5.0
     """Of the divergence: the paper's lambda."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
@@ -32,8 +33,6 @@ class MART(Objective[LabelRows]):
     def __post_init__(self) -> None:
         if self.view == self.against:
             raise ConfigError(f"objectives.mart.view: '{self.view}' is also `against`; name an adversary.")
-        if not self.weight >= 0:
-            raise ConfigError(f"objectives.mart.weight: got {self.weight}, must be at least 0.")
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["ORPO"]
@@ -20,11 +21,8 @@ __all__ = ["ORPO"]
 class ORPO(PairObjective):
     """-m_chosen - lambda log sigmoid(log odds_chosen - log odds_rejected), m = mean of log p per token."""
 
-    odds_weight: float = 0.1
+    odds_weight: Positive = 0.1
     """lambda: weight of the odds-ratio summand."""
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.orpo.odds_weight", self.odds_weight)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from advalign.errors import ConfigError
 from advalign.functional import preference
 from advalign.objectives._pairs import PairObjective
+from advalign.ranges import NonNegative, Words
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["RewardModel"]
@@ -20,14 +21,10 @@ __all__ = ["RewardModel"]
 class RewardModel(PairObjective):
     """-log sigmoid(s_chosen - s_rejected - margin) + c (s_chosen + s_rejected)^2."""
 
-    learner: str = "reward"
+    learner: Words = "reward"
     """Name of the reward model."""
-    centre: float = 0.01
+    centre: NonNegative = 0.01
     """c; 0.01 is the value public code recommends."""
-
-    def __post_init__(self) -> None:
-        if not self.centre >= 0:
-            raise ConfigError(f"objectives.reward_model.centre: got {self.centre}, must be at least 0.")
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -9,10 +9,10 @@ their code does not read. On another view the weight is that of the clean view: 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advalign.errors import ConfigError
-from advalign.functional import policy
+from advalign.functional import policy, weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.objectives._policy import PolicyObjective
+from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, RolloutRows
 
 __all__ = ["SAPO"]
@@ -22,18 +22,12 @@ __all__ = ["SAPO"]
 class SAPO(PolicyObjective):
     """-4 / tau sigmoid(tau (r - 1)) A: a soft gate in place of the clip."""
 
-    weighting: str = "sequence"
+    weighting: weights.Weighting = "sequence"
     """token: every token of the update counts the same; sequence: every response does."""
-    tau_positive: float = 1.0
+    tau_positive: Positive = 1.0
     """Temperature of the gate where A > 0."""
-    tau_negative: float = 1.05
+    tau_negative: Positive = 1.05
     """Temperature of the gate where A <= 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, tau in (("tau_positive", self.tau_positive), ("tau_negative", self.tau_negative)):
-            if tau <= 0:
-                raise ConfigError(f"objectives.sapo.{name}: got {tau}, a temperature must be above 0.")
 
     def losses(self, rows: RolloutRows, views: Mapping[str, Outputs]) -> Losses:
         clean, old, attacked = self.logprobs(rows, views)

@@ -21,13 +21,10 @@ __all__ = ["SFT"]
 class SFT(Objective[DemoRows | RolloutRows]):
     """-log p(y_t | y_<t) of demonstrations."""
 
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every demonstration does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
-
-    def __post_init__(self) -> None:
-        weights.check("objectives.sft.weighting", self.weighting)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -8,9 +8,9 @@ Differences: none. Logged log-probabilities are means per token.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective, check_positive
+from advalign.objectives._pairs import PairObjective
+from advalign.ranges import NonNegative, Positive
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["SimPO"]
@@ -20,15 +20,10 @@ __all__ = ["SimPO"]
 class SimPO(PairObjective):
     """-log sigmoid(beta (m_chosen - m_rejected) - gamma), m = mean of log p per token."""
 
-    beta: float = 2.0
+    beta: Positive = 2.0
     """Scale of the reward, per token."""
-    gamma: float = 1.0
+    gamma: NonNegative = 1.0
     """Margin, in units of the scaled reward."""
-
-    def __post_init__(self) -> None:
-        check_positive("objectives.simpo.beta", self.beta)
-        if not self.gamma >= 0:
-            raise ConfigError(f"objectives.simpo.gamma: got {self.gamma}, a margin must be at least 0.")
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

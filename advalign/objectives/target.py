@@ -8,9 +8,10 @@ climbs CE(chosen): `{kind: lat, toward_weight: 1, away_weight: 0}`. Differences:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from advalign.errors import unknown
 from advalign.objectives._answers import AnswerObjective
+from advalign.ranges import NonNegative, OneOf
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["TargetString"]
@@ -22,17 +23,12 @@ SIDES = ("chosen", "rejected")
 class TargetString(AnswerObjective):
     """-(toward_weight CE(wanted) + away_weight log1mp(other)): climbed by an adversary, it makes the wanted answer likely."""
 
-    wanted: str = "rejected"
+    wanted: Annotated[str, OneOf(SIDES, "side of a pair")] = "rejected"
     """The answer that is to become likely: chosen or rejected."""
-    toward_weight: float = 1.0
+    toward_weight: NonNegative = 1.0
     """Weight of the cross-entropy of the wanted answer."""
-    away_weight: float = 0.0
+    away_weight: NonNegative = 0.0
     """Weight of log1mp of the other answer."""
-
-    def __post_init__(self) -> None:
-        self.check("objectives.target")
-        if self.wanted not in SIDES:
-            raise unknown("objectives.target.wanted", "side of a pair", self.wanted, SIDES)
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         nll, unlikely = self.costs(rows, views)

@@ -14,6 +14,7 @@ from advalign.errors import ConfigError
 from advalign.functional import weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.interfaces import Objective
+from advalign.ranges import Bound, Words
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Value"]
@@ -23,18 +24,15 @@ __all__ = ["Value"]
 class Value(Objective[RolloutRows]):
     """1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)."""
 
-    learner: str = "critic"
+    learner: Words = "critic"
     """Name of the critic."""
-    clip: float = 0.5
+    clip: Bound = 0.5
     """How far V may move from V_old, in units of the reward; public defaults: 0.5 in one framework, 0.2 in another."""
-    weighting: str = "token"
+    weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"values"})
-
-    def __post_init__(self) -> None:
-        weights.check("objectives.value.weighting", self.weighting)
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

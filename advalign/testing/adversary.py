@@ -145,7 +145,6 @@ def _declarations(adversary: Adversary[Any]) -> None:
     require(adversary.memory_scope in scopes, adversary, f"memory_scope is '{adversary.memory_scope}'; it is one of {', '.join(scopes)}.")
     require(adversary.passes >= 0, adversary, f"passes is {adversary.passes}; a number of forwards is at least 0.")
     require(not adversary.trains_every_pass or adversary.passes >= 1, adversary, "it trains in every pass, and has none; set `passes`.")
-    balls.check(adversary.threat, type(adversary).__name__)
 
 
 def _reproducible(case: _Case) -> None:

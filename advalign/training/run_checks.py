@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from advalign import data
-from advalign.builder import check_numbers
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
@@ -29,8 +28,6 @@ HEAD_OF = {
 
 def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
     """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}."""
-    for section, entries in spec.config.items():
-        check_numbers(entries, section)
     _check_names(spec, heads)
     for name, objective in spec.config["objectives"].items():
         _check_objective(spec, name, objective)
@@ -47,8 +44,6 @@ def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
         _check_moving(path)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
-        for section, entries in spec.active_config(stage, strongest=True).items() if stage.set else ():
-            check_numbers(entries, section)
 
 
 def _check_moving(path: str) -> None:

@@ -4,7 +4,7 @@ Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = 
 """
 
 from advalign.types.attacks import STATUSES, AttackResult, Budget, FoundSuffix, Proposal, Status
-from advalign.types.edits import Edit, ThreatModel
+from advalign.types.edits import Ball, Edit, Place, Scope, Share, Sites, ThreatModel, Unit
 from advalign.types.losses import Losses, Weights
 from advalign.types.messages import Conversation, Message, Prompt, Response
 from advalign.types.outputs import NEEDS, Distribution, Outputs, ScoreReader
@@ -13,6 +13,7 @@ from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, Rol
 
 __all__ = [
     "AttackResult",
+    "Ball",
     "Budget",
     "Conversation",
     "DemoRows",
@@ -27,6 +28,7 @@ __all__ = [
     "NEEDS",
     "Outputs",
     "PairRows",
+    "Place",
     "Prompt",
     "Proposal",
     "Response",
@@ -36,9 +38,13 @@ __all__ = [
     "Rows",
     "STATUSES",
     "Sampling",
+    "Scope",
     "ScoreReader",
+    "Share",
+    "Sites",
     "Status",
     "ThreatModel",
+    "Unit",
     "TokenRows",
     "Tokens",
     "Weights",

@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from advalign.checked import Checked
+from advalign.ranges import Bound, Distinct, Length, Matches, OneOf
 from advalign.types.rows import Tokens
+
+BALLS = ("L2", "Linf", "L1")
+SCOPES = ("token", "row")
+UNITS = ("mean_embedding_norm", "absolute")
+PLACES = ("prompt", "response", "all", "system", "user", "last_user", "assistant", "tool")
+SHARES = ("row", "group")
+
+Ball = Annotated[str, OneOf(BALLS, "ball")]
+"""Norm of a ball."""
+Site = Annotated[str, Matches(r"embedding|layer:-?\d+", "'embedding' or 'layer:k', the output of block k,")]
+"""A place in the network."""
+Sites = Annotated[tuple[Site, ...], Length(), Distinct()]
+"""What is perturbed."""
+Unit = Annotated[str, OneOf(UNITS, "unit")]
+"""Unit of a radius."""
+Scope = Annotated[str, OneOf(SCOPES, "scope")]
+"""What has a ball of its own."""
+Place = Annotated[str, OneOf(PLACES, "region")]
+"""Positions that may be perturbed."""
+Share = Annotated[str, OneOf(SHARES, "way to share")]
+"""What has a delta of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThreatModel:
+class ThreatModel(Checked):
     """Where an adversary may move, and how far. A radius always has a ball, a scope and a unit."""
 
-    radius: float
+    radius: Bound
     """Size of the ball; unit: `relative_to`."""
-    ball: str = "L2"
+    ball: Ball = "L2"
     """Norm of the ball: L2, Linf or L1."""
-    sites: tuple[str, ...] = ("embedding",)
+    sites: Sites = ("embedding",)
     """Where it moves: "embedding" or "layer:k", the output of block k (negative k from the end)."""
-    relative_to: str = "mean_embedding_norm"
+    relative_to: Unit = "mean_embedding_norm"
     """Unit of the radius: mean_embedding_norm (mean L2 norm of the rows of the embedding matrix) or absolute."""
-    scope: str = "token"
+    scope: Scope = "token"
     """One ball per token or per row."""
-    where: str = "all"
+    where: Place = "all"
     """Positions it may touch: prompt (real tokens that are not targets), response (targets), all, or the contents of messages: system,
     user, last_user, assistant or tool."""
-    share: str = "row"
+    share: Share = "row"
     """One delta per row, or one per group."""
     special: bool = True
     """Whether special tokens may move."""

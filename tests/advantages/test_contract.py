@@ -389,9 +389,9 @@ def test_refusals_are_sentences():
         GAE()(replace(rows(), values=None), None, alone)
     with pytest.raises(ConfigError, match=r"advantages.group.scale: no scale 'grup'.*Did you mean 'group'"):
         Group(scale="grup")
-    with pytest.raises(ConfigError, match=r"advantages.group.floor: got 0.0, must be above 0"):
+    with pytest.raises(ConfigError, match=r"advantages.group.floor: 0 given"):
         Group(floor=0.0)
-    with pytest.raises(ConfigError, match=r"advantages.gae.lam: got 1.5, must be between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"advantages.gae.lam: 1.5 given; a number of at least 0 and at most 1"):
         GAE(lam=1.5)
 
 

@@ -162,11 +162,11 @@ def test_training_on_it_is_training_on_masked_texts():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"rate": 1.0}, "mask.rate: 1.0 given"),
-        ({"rate": -0.1}, "mask.rate: -0.1 given"),
-        ({"replace": "unk"}, "mask.replace: no replacement 'unk'.*Did you mean 'unknown'"),
+        ({"rate": 1.0}, "m.rate: 1 given"),
+        ({"rate": -0.1}, "m.rate: -0.1 given"),
+        ({"replace": "unk"}, "m.replace: no replacement 'unk'.*Did you mean 'unknown'"),
         ({"share": "group"}, "mask.share: 'group' given"),
-        ({"where": "prompts"}, "mask.where: no where 'prompts'.*Did you mean 'prompt'"),
+        ({"where": "prompts"}, "m.where: no region 'prompts'.*Did you mean 'prompt'"),
         ({"radius": 0.1}, "radius"),
     ],
 )

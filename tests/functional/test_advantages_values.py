@@ -260,20 +260,20 @@ def test_role_ema_refuses_a_role_it_does_not_know_before_anything_moves(role):
 
 
 REFUSED = {
-    "softmax_baseline.beta: got 0.0, must be above 0 and finite": lambda: SoftmaxBaseline(beta=0.0),
-    "softmax_baseline.beta: got inf, must be above 0 and finite": lambda: SoftmaxBaseline(beta=math.inf),
+    "softmax_baseline.beta: 0 given; a finite number above 0 is expected": lambda: SoftmaxBaseline(beta=0.0),
+    "softmax_baseline.beta: inf given; a finite number above 0 is expected": lambda: SoftmaxBaseline(beta=math.inf),
     "reinforce_pp.baseline: no baseline 'grup'. Known: group, none. Did you mean 'group'": lambda: ReinforcePP(baseline="grup"),
-    "reinforce_pp.gamma: got 1.1, must be between 0 and 1": lambda: ReinforcePP(gamma=1.1),
-    "reinforce_pp.floor: got 0.0, must be above 0": lambda: ReinforcePP(floor=0.0),
+    "reinforce_pp.gamma: 1.1 given; a number of at least 0 and at most 1": lambda: ReinforcePP(gamma=1.1),
+    "reinforce_pp.floor: 0 given; a finite number above 0 is expected": lambda: ReinforcePP(floor=0.0),
     "pass_at_k.scale: no scale 'batch'. Known: group, none": lambda: PassAtK(scale="batch"),
-    "pass_at_k.floor: got -1.0, must be above 0": lambda: PassAtK(floor=-1.0),
+    "pass_at_k.floor: -1 given; a finite number above 0 is expected": lambda: PassAtK(floor=-1.0),
     "gpg.counted: no way to count 'reward'. Known: groups, rewards. Did you mean 'rewards'": lambda: GPG(counted="reward"),
     "gdpo.whiten: no way to whiten 'row'. Known: none, rows, tokens. Did you mean 'rows'": lambda: GDPO(whiten="row"),
-    "gdpo.floor: got 0.0, must be above 0": lambda: GDPO(floor=0.0),
-    "signed.negative: got -1.0, must not be below 0": lambda: Signed(negative=-1.0),
+    "gdpo.floor: 0 given; a finite number above 0 is expected": lambda: GDPO(floor=0.0),
+    "signed.negative: -1 given; a finite number of at least 0 is expected": lambda: Signed(negative=-1.0),
     "signed: positive and negative are both 0": lambda: Signed(positive=0.0, negative=0.0),
-    "role_ema.decay: got 1.0, must be at least 0 and below 1": lambda: RoleEMA(decay=1.0),
-    "role_ema.num_roles: got 0, must be at least 1": lambda: RoleEMA(num_roles=0),
+    "role_ema.decay: 1 given; a number of at least 0 and below 1": lambda: RoleEMA(decay=1.0),
+    "role_ema.num_roles: 0 given; a whole number of at least 1": lambda: RoleEMA(num_roles=0),
 }
 
 

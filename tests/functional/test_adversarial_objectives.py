@@ -168,7 +168,7 @@ def test_mart_stays_finite_where_the_attack_has_won_completely():
 def test_mart_refusals():
     with pytest.raises(ConfigError, match=r"'clean' is also `against`; name an adversary"):
         MART(source="s")
-    with pytest.raises(ConfigError, match=r"mart.weight: got -1"):
+    with pytest.raises(ConfigError, match=r"mart.weight: -1 given"):
         MART(source="s", view="pgd", weight=-1.0)
 
 
@@ -295,11 +295,11 @@ def test_odds_of_a_model_in_chunks_and_in_bfloat16():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CAT(source="s", slope=-0.1), "cat.slope: got -0.1"),
-        (lambda: CAT(source="s", away_cutoff=1.0), "away_cutoff 1.0 bounds a mean log-probability"),
-        (lambda: CAPO(source="s", beta=0.0), "capo.beta: got 0.0"),
-        (lambda: CAPO(source="s", cutoff=1.0), "capo.cutoff: got 1.0"),
-        (lambda: LAT(source="s", away_weight=-1.0), "lat.away_weight: got -1.0"),
+        (lambda: CAT(source="s", slope=-0.1), "cat.slope: -0.1 given"),
+        (lambda: CAT(source="s", away_cutoff=1.0), "cat.away_cutoff: 1 given; a number at most 0, or -.inf"),
+        (lambda: CAPO(source="s", beta=0.0), "capo.beta: 0 given"),
+        (lambda: CAPO(source="s", cutoff=1.0), "capo.cutoff: 1 given"),
+        (lambda: LAT(source="s", away_weight=-1.0), "lat.away_weight: -1 given"),
         (lambda: Target(source="s", wanted="choosen"), "no side of a pair 'choosen'. Known: chosen, rejected. Did you mean 'chosen'"),
     ],
 )
@@ -394,7 +394,7 @@ def test_circuit_breaker_refusals():
         CircuitBreaker(source="s", role="rerout")
     with pytest.raises(ConfigError, match=r"'reference' is also `against`"):
         CircuitBreaker(source="s", view="reference")
-    with pytest.raises(ConfigError, match=r"layers: none given"):
+    with pytest.raises(ConfigError, match=r"layers: \(\) given; at least 1 entry is expected"):
         CircuitBreaker(source="s", layers=())
 
 

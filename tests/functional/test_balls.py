@@ -127,9 +127,9 @@ def test_names_that_do_not_exist_are_refused():
         balls.project(x, ball="linf", scope="token", radius=1.0)
     with pytest.raises(ConfigError, match="no scope 'rows'"):
         balls.norm(x, ball="L2", scope="rows")
-    with pytest.raises(ConfigError, match=r"adv\.where: no where 'promt'.*'prompt'"):
-        balls.check(ThreatModel(radius=1.0, where="promt"), "adv")
-    with pytest.raises(ConfigError, match="no site 'embeding'"):
-        balls.check(ThreatModel(radius=1.0, sites=("embeding",)), "adv")
-    with pytest.raises(ConfigError, match="-1"):
-        balls.check(ThreatModel(radius=-1.0), "adv")
+    with pytest.raises(ConfigError, match=r"ThreatModel\.where: no region 'promt'.*'prompt'"):
+        ThreatModel(radius=1.0, where="promt")
+    with pytest.raises(ConfigError, match=r"ThreatModel\.sites\.0: 'embeding' given; 'embedding' or 'layer:k'"):
+        ThreatModel(radius=1.0, sites=("embeding",))
+    with pytest.raises(ConfigError, match=r"ThreatModel\.radius: -1 given"):
+        ThreatModel(radius=-1.0)

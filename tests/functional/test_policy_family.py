@@ -423,18 +423,18 @@ def test_kl_gradients_on_policy():
 # ------------------------------------------------------------------------------------------------- refusals
 
 BAD = [
-    (lambda: PPO(**S, top_entropy=0.0), "objectives.ppo.top_entropy: got 0.0"),
+    (lambda: PPO(**S, top_entropy=0.0), "objectives.ppo.top_entropy: 0 given"),
     (lambda: PPO(**S, weighting="tokn"), "Did you mean 'token'"),
-    (lambda: PPO(**S, dual_clip=0.5), "objectives.ppo.dual_clip: got 0.5"),
+    (lambda: PPO(**S, dual_clip=0.5), "objectives.ppo.dual_clip: 0.5 given"),
     (lambda: GSPO(**S, form="sequnce"), "Did you mean 'sequence'"),
     (lambda: SAPO(**S, tau_negative=0.0), "objectives.sapo.tau_negative"),
     (lambda: DrGRPO(**S, length=0), "objectives.dr_grpo.length"),
-    (lambda: KLCov(**S, fraction=0.0), "objectives.kl_cov: fraction 0.0"),
-    (lambda: ClipCov(**S, low_cov=2.0, high_cov=1.0), "low_cov below high_cov"),
+    (lambda: KLCov(**S, fraction=0.0), "objectives.kl_cov.fraction: 0 given"),
+    (lambda: ClipCov(**S, low_cov=2.0, high_cov=1.0), "low_cov: 2.0 given; it must be below high_cov, 1.0"),
     (lambda: GMPO(**S, clip=0.0), "objectives.gmpo.clip"),
     (lambda: LUFFY(**S, shape=0.0), "objectives.luffy.shape"),
     (lambda: Correction(level="tokens"), "Did you mean 'token'"),
-    (lambda: Correction(low=2.0, high=1.0), "0 <= low < high"),
+    (lambda: Correction(low=2.0, high=1.0), "low: 2.0 given; it must be below high, 1.0"),
 ]
 
 

@@ -224,18 +224,18 @@ def test_a_pair_with_an_empty_side_does_not_count():
 
 
 REFUSED = {
-    "dpo.beta: got 0.0, must be above 0": lambda: DPO(source="s", beta=0.0),
-    "dpo.label_smoothing: got 0.5, must be at least 0 and below 0.5": lambda: DPO(source="s", label_smoothing=0.5),
-    "dpo.flip_rate: got -0.1, must be at least 0 and below 0.5": lambda: DPO(source="s", flip_rate=-0.1),
+    "dpo.beta: 0 given; a finite number above 0 is expected": lambda: DPO(source="s", beta=0.0),
+    "dpo.label_smoothing: 0.5 given; a number of at least 0 and below 0.5 is expected": lambda: DPO(source="s", label_smoothing=0.5),
+    "dpo.flip_rate: -0.1 given; a number of at least 0 and below 0.5 is expected": lambda: DPO(source="s", flip_rate=-0.1),
     "dpo: label_smoothing 0.1 and flip_rate 0.2 answer the same question; set one": lambda: DPO(
         source="s", label_smoothing=0.1, flip_rate=0.2
     ),
-    "ipo.beta: got -1.0, must be above 0": lambda: IPO(source="s", beta=-1.0),
-    "hinge.beta: got 0.0, must be above 0": lambda: Hinge(source="s", beta=0.0),
-    "simpo.gamma: got -0.5, a margin must be at least 0": lambda: SimPO(source="s", gamma=-0.5),
-    "orpo.odds_weight: got 0.0, must be above 0": lambda: ORPO(source="s", odds_weight=0.0),
-    "reward_model.centre: got -1.0, must be at least 0": lambda: RewardModel(source="s", centre=-1.0),
-    "kto.undesirable_weight: got 0.0, must be above 0": lambda: KTO(source="s", undesirable_weight=0.0),
+    "ipo.beta: -1 given; a finite number above 0 is expected": lambda: IPO(source="s", beta=-1.0),
+    "hinge.beta: 0 given; a finite number above 0 is expected": lambda: Hinge(source="s", beta=0.0),
+    "simpo.gamma: -0.5 given; a finite number of at least 0 is expected": lambda: SimPO(source="s", gamma=-0.5),
+    "orpo.odds_weight: 0 given; a finite number above 0 is expected": lambda: ORPO(source="s", odds_weight=0.0),
+    "reward_model.centre: -1 given; a finite number of at least 0 is expected": lambda: RewardModel(source="s", centre=-1.0),
+    "kto.undesirable_weight: 0 given; a finite number above 0 is expected": lambda: KTO(source="s", undesirable_weight=0.0),
 }
 
 

@@ -155,7 +155,7 @@ def test_the_best_score_is_the_log_ratio_of_real_to_the_weighted_negatives():
 def test_kinds_that_there_are_not_and_losses_that_compare_are_refused():
     with pytest.raises(ConfigError, match=r"discriminate\.kind_weights: .*generaed.*generated"):
         Discriminate(source="s", kind_weights={"generaed": 0.5})
-    with pytest.raises(ConfigError, match=r"kind_weights\.real: got -1, must be at least 0"):
+    with pytest.raises(ConfigError, match=r"kind_weights\.real: -1 given"):
         Discriminate(source="s", kind_weights={"real": -1})
     for loss in ("bradley_terry", "relativistic", "wasserstein"):
         with pytest.raises(ConfigError, match=f"kind_weights: '{loss}' weighs sides or pairs.*use bce, hinge, least_squares"):
