@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from advalign import builder, names, plugins
+from advalign import builder, checked, names, plugins
 from advalign.config import SECTIONS
 from advalign.evaluation.suites import certified
 from advalign.evaluation.suites.suite import Suite
@@ -35,8 +35,8 @@ class Field:
 
     name: str
     """Name in Python and in YAML."""
-    annotation: str
-    """Type, as it is written in the class."""
+    values: str
+    """What it may hold, in words."""
     default: str
     """Default as text, or "required"."""
     meaning: str
@@ -44,7 +44,7 @@ class Field:
 
     def row(self) -> str:
         default = self.default if self.default == "required" else f"`{self.default}`"
-        cells = (f"`{self.name}`", f"`{self.annotation}`", default, self.meaning)
+        cells = (f"`{self.name}`", self.values, default, self.meaning)
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -62,9 +62,8 @@ def fields(cls: type) -> list[Field]:
     rows = []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.init:
-            annotation, meaning = next(_declared(owner)[field.name] for owner in cls.__mro__ if field.name in _declared(owner))
-            meaning = meaning or next((m for _, m in _declarations(cls, field.name) if m), "")
-            rows.append(Field(field.name, annotation, _default(field), meaning))
+            meaning = next((line for line in _declarations(cls, field.name) if line), "")
+            rows.append(Field(field.name, checked.words(checked.fields(cls)[field.name]), _default(field), meaning))
     return rows
 
 
@@ -115,7 +114,7 @@ def _class(cls: type) -> Iterator[str]:
 
 
 def _table(rows: list[Field]) -> str:
-    return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *(row.row() for row in rows)])
+    return "\n".join(["| field | values | default | meaning |", "|---|---|---|---|", *(row.row() for row in rows)])
 
 
 def _nested(cls: type) -> Iterator[type]:
@@ -126,13 +125,13 @@ def _nested(cls: type) -> Iterator[type]:
                 yield option
 
 
-def _declarations(cls: type, name: str) -> list[tuple[str, str]]:
+def _declarations(cls: type, name: str) -> list[str]:
     return [_declared(owner)[name] for owner in cls.__mro__ if name in _declared(owner)]
 
 
 @cache
-def _declared(cls: type) -> dict[str, tuple[str, str]]:
-    """{field: (annotation, docstring line)} of a class without its bases, read from its file."""
+def _declared(cls: type) -> dict[str, str]:
+    """{field: docstring line} of a class without its bases, read from its file."""
     if cls.__module__ == "builtins" or not dataclasses.is_dataclass(cls):
         return {}
     tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
@@ -141,7 +140,7 @@ def _declared(cls: type) -> dict[str, tuple[str, str]]:
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            declared[node.target.id] = (ast.unparse(node.annotation), " ".join(str(doc).split()))
+            declared[node.target.id] = " ".join(str(doc).split())
     return declared
 
 

@@ -79,12 +79,19 @@ def words(annotation: Any) -> str:
         return simple[annotation]
     base = annotation if origin is None else origin
     if base in LISTS:
-        return "a list"
+        return f"a list{_each(arguments[:1])}"
     if base in MAPPINGS:
-        return "a mapping of names"
+        return f"a mapping of names{_each(arguments[1:])}"
+    if base is Any or base is object:
+        return "any value"
     if base is collections.abc.Callable:
         return "a function"
     return f"{_article(base.__name__)} {base.__name__}"
+
+
+def _each(arguments: tuple[Any, ...]) -> str:
+    """What every entry of a list or mapping is, where that is not left open."""
+    return f" ({words(arguments[0])} each)" if arguments and arguments[0] is not Any else ""
 
 
 class Checked:
@@ -124,10 +131,12 @@ def check_fields(instance: Any) -> None:
 
 
 def _path(cls: type) -> str:
-    """objectives.dapo for a plugin of this package, else the name of the class."""
+    """objectives.dapo for a plugin of this package, the section for others of its classes that have one, else the name of the class."""
     section = cls._section if issubclass(cls, Checked) else ""
     package, _, module = cls.__module__.rpartition(".")
-    return f"{section}.{module}" if section and package == f"advalign.{section}" else cls.__name__
+    if not section or not package.startswith("advalign."):
+        return cls.__name__
+    return f"{section}.{module}" if package == f"advalign.{section}" else section
 
 
 def fields(cls: type) -> Mapping[str, Any]:

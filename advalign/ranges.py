@@ -63,7 +63,9 @@ class Interval(Range):
 
     @property
     def words(self) -> str:  # type: ignore[override]
-        """The interval, as in `a number above 0 and at most 1`."""
+        """The interval, as in `a number above 0 and at most 1`, `a number from 0 to 1`."""
+        if math.isfinite(self.low) and math.isfinite(self.high) and not (self.low_open or self.high_open):
+            return f"a {self.unit} from {self.low:g} to {self.high:g}" if self.low < self.high else f"{self.low:g}"
         ends = []
         if self.low > -math.inf:
             ends.append(f"{'above' if self.low_open else 'of at least'} {self.low:g}")
@@ -86,6 +88,11 @@ class OneOf(Range):
     """The names."""
     label: str = "choice"
     """What they are names of, in the sentence."""
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """The names, as in `one of last, best`."""
+        return f"one of {', '.join(self.options)}"
 
     def check(self, value: Any, path: str) -> None:
         if value not in (options := list(self.options)):
@@ -116,6 +123,11 @@ class Matches(Range):
     """A regular expression for the whole text."""
     form: str
     """The form in words, for the sentence."""
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """The form."""
+        return self.form.rstrip(",")
 
     def check(self, value: Any, path: str) -> None:
         if not re.fullmatch(self.pattern, value):

@@ -32,8 +32,8 @@ def test_every_field_has_a_docstring_line():
 def test_a_row_has_the_type_the_default_and_the_docstring_line_of_its_class():
     rows = {field.name: field for field in catalogue.fields(PGD)}
     inherited = {field.name: field for field in catalogue.fields(Adversary)}
-    assert (rows["step_size"].annotation, rows["step_size"].default) == ("float | None", "None")
-    assert rows["step_size"].row().startswith(r"| `step_size` | `float \| None` | `None` | η, a fraction of the radius.")
+    assert (rows["step_size"].values, rows["step_size"].default) == ("a finite number above 0 or null", "None")
+    assert rows["step_size"].row().startswith("| `step_size` | a finite number above 0 or null | `None` | η, a fraction of the radius.")
     assert rows["scope"] == inherited["scope"]  # the base's own line
     assert (inherited["radius"].default, rows["radius"].default) == ("required", "0.05")  # which PGD gives a default
     assert {field.name: field.default for field in catalogue.fields(Prompts)}["sampling"] == "Sampling()"

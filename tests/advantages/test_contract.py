@@ -391,7 +391,7 @@ def test_refusals_are_sentences():
         Group(scale="grup")
     with pytest.raises(ConfigError, match=r"advantages.group.floor: 0 given"):
         Group(floor=0.0)
-    with pytest.raises(ConfigError, match=r"advantages.gae.lam: 1.5 given; a number of at least 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"advantages.gae.lam: 1.5 given; a number from 0 to 1"):
         GAE(lam=1.5)
 
 
