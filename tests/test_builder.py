@@ -36,13 +36,23 @@ def attack(entry):
     return builder.build_plugin(Attack, entry, "attack")
 
 
+WHOLE = "a whole number"
 USERS = {
     # user: (how it builds, its path, a right entry, a field with a wrong value and what is said, a misspelt field, its nearest, who has it)
     "run": (run, "objectives.o", {"kind": "sft", "source": "chat"}, {"coef": "much"}, "a finite number", "cof", "coef", "SFT"),
-    "suite": (suite, "suite", {"seed": 3}, {"examples": "many"}, "a whole number", "exampels", "examples", "Suite"),
-    "task": (task, "data.task", {"kind": "constraints"}, {"words": "many"}, "a whole number", "word", "words", "Constraints"),
-    "certificate": (certificate, "suite.certified.smoothing", {"sigma": 0.5}, {"n": "many"}, "a whole number", "sigm", "sigma", "Smoothing"),
-    "attack": (attack, "attack", {"kind": "embedding"}, {"restarts": "many"}, "a whole number", "restart", "restarts", "Embedding"),
+    "suite": (suite, "suite", {"seed": 3}, {"examples": "many"}, WHOLE, "exampels", "examples", "Suite"),
+    "task": (task, "data.task", {"kind": "constraints"}, {"words": "many"}, WHOLE, "word", "words", "Constraints"),
+    "certificate": (
+        certificate,
+        "suite.certified.smoothing",
+        {"sigma": 0.5},
+        {"n": "many"},
+        WHOLE,
+        "sigm",
+        "sigma",
+        "Smoothing",
+    ),
+    "attack": (attack, "attack", {"kind": "embedding"}, {"restarts": "many"}, WHOLE, "restart", "restarts", "Embedding"),
 }
 
 
@@ -112,10 +122,10 @@ def test_an_adversary_inside_an_attack_and_a_judge_inside_a_suite_are_built_and_
     assert built.budget.queries == 7
     pgd = {"kind": "embedding", "adversary": {"kind": "pgd", "steps": "x"}}
     for path, wrong, says in (
-        ("suite.attacks.near.adversary.steps", {"attacks": {"near": pgd}}, "a whole number"),
+        ("suite.attacks.near.adversary.steps", {"attacks": {"near": pgd}}, WHOLE),
         ("suite.attacks.near.adversary", {"attacks": {"near": {"kind": "embedding", "adversary": 3}}}, "one of .*pgd"),
         ("suite.benign.judge", {"benign": {"data": [], "judge": {"expect": "answer"}}}, "no 'kind' given"),
-        ("suite.budget.queries", {"budget": {"queries": "few"}}, "a whole number"),
+        ("suite.budget.queries", {"budget": {"queries": "few"}}, WHOLE),
         ("suite.budget", {"budget": 7}, "a mapping of names"),
         ("suite.attacks", {"attacks": ["prefill"]}, "a mapping of names"),
     ):
