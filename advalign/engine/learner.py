@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from advalign.engine import micro as mb
 from advalign.engine import optimizer as optim
 from advalign.engine.dropout import dropout_of_update
-from advalign.engine.finite import FiniteGuard
+from advalign.engine.finite import FiniteGuard, RowName, report
 from advalign.engine.gradients import ObjectiveGradients
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import Plan
@@ -129,11 +129,13 @@ class LearnerRuntime:
         key: tuple[object, ...],
         measure: bool = False,
         train: bool = True,
+        row_name: RowName | None = None,
     ) -> dict[str, float]:
         """One optimizer update on one minibatch {source: rows}, in micro-batches within `budget` tokens; returns its metrics.
 
         Every process is given all rows and runs its part of them. Without `train`, rows are read and reported, and nothing moves.
         `measure` adds the gradient norm of every objective and the cosines between them, at the price of one backward per objective.
+        `row_name`: what the log calls rows whose loss is not finite.
         """
         metrics = MetricAccumulator()
         self.network.train()
@@ -148,11 +150,14 @@ class LearnerRuntime:
             for micro, idle in self._micro_batches(plan, rows, budget):
                 self._backward(replace(context, idle=idle), micro, rows, gradients, train)
         if not train:
-            return metrics.all_reduce(self.processes).report()
+            return report(plan, metrics.all_reduce(self.processes))
         norm = self._gradient_norm(plan)
         metrics = metrics.all_reduce(self.processes)
-        self._step({name: metrics.totals.get(f"{name}/loss", 0.0) for name in plan.objectives}, norm, rows)
-        logs = metrics.report()
+        if self.guard.passes(plan, metrics, norm, rows, row_name):
+            self._step()
+        elif self.guard.skipped_in_a_row == 1:
+            self._check_network()
+        logs = report(plan, metrics)
         logs |= {f"{a}/gain": logs[f"{a}/loss_end"] - logs[f"{a}/loss_start"] for a in plan.adversaries if f"{a}/loss_start" in logs}
         logs |= gradients.summary() if gradients is not None else {}
         logs |= {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -243,14 +248,11 @@ class LearnerRuntime:
         parameters = self.masters.updated(self.network.parameters())
         return float(sharding.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or math.inf)))
 
-    def _step(self, losses: Mapping[str, float], norm: float, rows: Mapping[str, TokenRows]) -> None:
-        """The optimizer's step, unless `losses` {objective: loss} or the norm of the gradient are not finite."""
-        if self.guard.passes(losses, norm, rows):
-            self.optimizer.step()
-            self.masters.round()
-            self.version += 1
-        elif self.guard.skipped_in_a_row == 1:
-            self._check_network()
+    def _step(self) -> None:
+        self.optimizer.step()
+        self.masters.round()
+        self.version += 1
+        self.guard.check_weights({name: p for name, p in self.network.named_parameters() if p.requires_grad}, self.processes)
 
     def _check_network(self) -> None:
         """Raises where an update was skipped because the model itself gives no finite numbers."""

@@ -6,6 +6,7 @@ a discriminator that has stopped learning; `DiscriminatorProbe` tells the two ap
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,8 @@ def evaluate_discriminator(
     ids = network.encoder.responses([response_text(row[1]) for row in rows], [row[2] for row in rows])
     lengths = torch.tensor([max(len(response), 1) for response in ids], dtype=torch.float64)
     logs = discrimination_metrics(scores, kinds, examples, bins=evaluation.bins) | length_correlations(scores, lengths, kinds)
+    if not scores.isfinite().all():  # comparisons with nan are numbers
+        logs = dict.fromkeys(logs, math.nan)
     if evaluation.probe is not None:
         logs |= probe_metrics(evaluation.probe, rows, evaluation.learner, context, budget=budget, seed=evaluation.seed)
     return logs

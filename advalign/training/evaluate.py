@@ -207,8 +207,10 @@ def _vote(example: Example, text: str) -> Hashable:
 
 
 def accuracy(network: Network, examples: list[Example], budget: int) -> float:
-    """Fraction of examples whose largest logit is that of their label."""
+    """Fraction of examples whose largest logit is that of their label; nan where the logits of one are not numbers."""
     logits = _column(network, network.encoder.classify(*_texts(examples)), "class_logits", budget)
+    if not logits.softmax(1).isfinite().all():
+        return math.nan
     labels = torch.tensor([e.label for e in examples])
     return float((logits.argmax(1) == labels).float().mean())
 

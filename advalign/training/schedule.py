@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -109,7 +110,8 @@ class Follow:
     def next_value(self, value: float, mean: float) -> float:
         """The value after a step whose running mean is `mean`."""
         distance = min(max((self.target - mean) / abs(self.target), -1.0), 1.0)
-        return min(max(value * math.exp(self.rate * (distance if self.raise_when == "below" else -distance)), self.low), self.high)
+        factor = math.exp(min(self.rate * (distance if self.raise_when == "below" else -distance), 700.0))  # exp(710) overflows
+        return min(max(value * factor, self.low), self.high, sys.float_info.max)
 
     def __str__(self) -> str:
         return f"follows {self.metric}, from {self.start:.3g}, to keep it near {self.target:.3g} ({self.low:.3g} to {self.high:.3g})"

@@ -227,7 +227,7 @@ class Trainer:
             meter=self.meter,
         )
 
-    def training_step(self) -> dict[str, float]:
+    def training_step(self) -> dict[str, Any]:
         """Draws, then updates every learner; returns the logs."""
         self.context.step = self.step
         step = self.next_step()
