@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ from advalign.interfaces.adversary import Memory
 from advalign.models import ModelSpec, Network, self_check, sharding
 from advalign.models.sharding import Sharding
 from advalign.models.sharing import frozen_copy
+from advalign.names import EVERY_STEP
 from advalign.types import TokenRows
 
 
@@ -36,23 +37,23 @@ from advalign.types import TokenRows
 class Learner(ModelSpec):
     """A model and how it is trained. Every draw of its sources is split into `minibatches`, `epochs` times: one optimizer update each."""
 
-    learning_rate: float = 1e-5
+    learning_rate: Annotated[float, EVERY_STEP] = 1e-5
     """Base rate of AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, EVERY_STEP] = 0.0
     """Decoupled weight decay of AdamW; biases and norms do not decay, as in transformers."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, EVERY_STEP] = 1.0
     """Gradients are clipped to this L2 norm; 0: they are not clipped, as in transformers."""
     lr_scheduler_type: str = "constant"
     """Name of a transformers scheduler; its length is the number of this learner's updates in the run."""
     warmup_steps: int = 0
     """Updates of this learner during linear warm-up."""
-    updates: int = 1
+    updates: Annotated[int, EVERY_STEP] = 1
     """Draws of its own sources per training step (n_d of a discriminator); 0: it only reads."""
-    minibatches: int = 1
+    minibatches: Annotated[int, EVERY_STEP] = 1
     """Parts of a draw, groups whole."""
-    epochs: int = 1
+    epochs: Annotated[int, EVERY_STEP] = 1
     """Passes over a draw."""
-    every: int = 1
+    every: Annotated[int, EVERY_STEP] = 1
     """It takes part in every so many steps of a stage (n_g policy steps per discriminator step)."""
 
     def __post_init__(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Scorer
+from advalign.names import SAMPLER, ScorerName
 from advalign.rewards._scores import FLOOR, RunningStatistics, Scale, ShapedReward, credit_increases, last_tokens, rescale, segment_ends
 from advalign.types import Rollout, RolloutGroup
 
@@ -28,7 +29,7 @@ class Discriminator(ShapedReward):
     finite is left out (the reward abstains on the row) and counted as `num_nonfinite_scores`; where all are, the run stops.
     """
 
-    learner: str
+    learner: ScorerName
     """Learner (or frozen copy) with head `score`."""
     level: str = "sequence"
     """sequence: one score of the whole response. token: a score per token, of a discriminator with the sampler's tokenizer. segment: every
@@ -36,7 +37,7 @@ class Discriminator(ShapedReward):
     whole text's reward, and the discriminator may have a tokenizer of its own."""
     segment: str | int = "sentence"
     """sentence, or a number of words."""
-    sampler: str = "policy"
+    sampler: Annotated[str, replace(SAMPLER, when=("level", "segment"))] = "policy"
     """With `level: segment`, the learner whose tokens the response has."""
 
     scores_whole_draw: ClassVar[bool] = True  # the forwards are divided among processes, the statistics are of all responses
