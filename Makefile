@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
+.PHONY: help venv demo test test-inputs test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,12 @@ models-table: export OMP_NUM_THREADS := 1
 models-table: export HF_HUB_OFFLINE := 1
 models-table: $(READY)  ## tests/architectures/table.json and the tables of docs/models.md, written anew
 	PYTHONPATH=.:tests $(BIN)/python -m architectures.table
+
+test-inputs: export OMP_NUM_THREADS := 1
+test-inputs: export HF_HUB_OFFLINE := 1
+test-inputs: $(READY)  ## 2,000 bad inputs (prints the table) and 3,000 changed configurations, about five minutes
+	PYTHONPATH=.:tests $(BIN)/python -m inputs.table
+	PYTHONPATH=.:tests $(BIN)/python -m inputs.fuzz
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 
@@ -10,7 +9,6 @@ from advalign.adversaries import _lexicon
 from advalign.adversaries._discrete import Discrete
 from advalign.adversaries._word_reader import Pieces, Word, WordReader, cased
 from advalign.ranges import Count, Fraction, Words
-from advalign.types import CONTENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +21,7 @@ class Synonyms(Discrete):
     kept, and nothing stops early. There is no tagger and no sentence encoder: the lexicon is the constraint.
     """
 
-    lexicon: Annotated[Words, CONTENT]
+    lexicon: Words
     """JSON file (plain or .gz) of word -> substitutes."""
     budget: Fraction = 0.1
     """Fraction of the words that may change (max_rate=0.1 of the authors' recipe, without its minimum of 4 words)."""

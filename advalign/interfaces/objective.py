@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from advalign.checked import Checked
-from advalign.names import LearnerName, SourceName, ViewName
-from advalign.ranges import Finite
+from advalign.ranges import Finite, Words
 from advalign.types import Losses, Outputs, Rows, Weights
 
 RowsRead = TypeVar("RowsRead", bound=Rows)
@@ -20,11 +19,11 @@ RowsRead = TypeVar("RowsRead", bound=Rows)
 class Objective(Checked, ABC, Generic[RowsRead], section="objectives"):
     """Abstract base of every objective. It does not know whether its view was attacked, and it never averages."""
 
-    source: SourceName
+    source: Words
     """Name of the source whose rows it reads."""
-    view: ViewName = "clean"
+    view: Words = "clean"
     """How the model is run on them: `clean`, or the name of an adversary or of a frozen copy."""
-    learner: LearnerName = "policy"
+    learner: Words = "policy"
     """Name of the learner whose loss it is a summand of."""
     coef: Finite = 1.0
     """What its loss is multiplied by; 0 switches it off."""

@@ -19,8 +19,7 @@ from torch.nn.functional import cosine_similarity
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
 from advalign.interfaces import Objective
-from advalign.names import ViewName
-from advalign.ranges import Distinct, Length, Natural, OneOf
+from advalign.ranges import Distinct, Length, Natural, OneOf, Words
 from advalign.types import DemoRows, Losses, Outputs, Rows, Tokens, Weights
 
 __all__ = ["CircuitBreaker"]
@@ -37,7 +36,7 @@ class CircuitBreaker(Objective[DemoRows]):
     """reroute (harmful rows) or retain (benign rows)."""
     layers: Annotated[tuple[Natural, ...], Length(), Distinct()] = (9, 19)
     """Blocks whose outputs are compared, counted from 0; the paper's "layers 10 and 20" are counted from 1."""
-    against: ViewName = "reference"
+    against: Words = "reference"
     """The frozen copy whose hidden states are h_ref."""
     where: Annotated[str, OneOf(PLACES, "region")] = "all"
     """Tokens that count: all real ones, as in the released code, prompt or response."""

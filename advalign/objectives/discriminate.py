@@ -25,8 +25,7 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
-from advalign.names import LearnerName
-from advalign.ranges import NonNegative, OneOf, number
+from advalign.ranges import NonNegative, OneOf, Words, number
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Discriminate"]
@@ -47,7 +46,7 @@ class Discriminate(Objective[LabelRows]):
     shifts all scores.
     """
 
-    learner: LearnerName = "discriminator"
+    learner: Words = "discriminator"
     """Name of the discriminator."""
     loss: Annotated[str, OneOf(ALONE + COMPARED, "loss")] = "bce"
     """bce, hinge, least_squares or wasserstein (row by row); bradley_terry or relativistic (against the other rows of the group)."""

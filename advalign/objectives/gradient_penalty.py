@@ -21,8 +21,7 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
-from advalign.names import LearnerName
-from advalign.ranges import Count, NonNegative, OneOf
+from advalign.ranges import Count, NonNegative, OneOf, Words
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["GradientPenalty"]
@@ -34,7 +33,7 @@ ROWS = ("real", "other", "all")
 class GradientPenalty(Objective[LabelRows]):
     """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
 
-    learner: LearnerName = "discriminator"
+    learner: Words = "discriminator"
     """Name of the discriminator."""
     rows: Annotated[str, OneOf(ROWS, "kind of rows")] = "real"
     """Whose gradients are penalised: real, other or all."""

@@ -11,7 +11,7 @@ post-norm and without spectral norms but for that of its head, if asked; states 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -21,9 +21,8 @@ from torch.nn.functional import softplus
 
 from advalign.errors import ConfigError
 from advalign.functional import gan
-from advalign.names import COPY, CopyName
 from advalign.objectives._pairs import PairObjective
-from advalign.ranges import Matches, OneOf
+from advalign.ranges import Matches, OneOf, Words
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Latent"]
@@ -41,11 +40,11 @@ class Latent(PairObjective):
     """discriminate (train the discriminator) or generate (train the policy against it)."""
     side: Annotated[str, OneOf(SIDES, "side of a pair")] = "chosen"
     """Which response of a pair is h: chosen or rejected."""
-    against: CopyName = "reference"
+    against: Words = "reference"
     """The frozen copy whose hidden states are r and r'."""
-    policy: Annotated[str, replace(COPY, when=("role", "discriminate"))] = "now"
+    policy: Words = "now"
     """For discriminate: the frozen copy that follows the policy (`ema: 0.0`)."""
-    critic: Annotated[str, replace(COPY, when=("role", "generate"))] = "critic"
+    critic: Words = "critic"
     """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
 
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "score"})
