@@ -14,11 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from advalign.errors import ConfigError
+from advalign.ranges import Range
+
 LEARNERS, SOURCES, OBJECTIVES, ADVERSARIES, FROZEN, STAGES = "learners", "sources", "objectives", "adversaries", "frozen", "stages"
 
 
+class Naming(Range):
+    """A text that is the name of something."""
+
+    words: str = "a name"
+    """In an error."""
+
+    def check(self, value: Any, path: str) -> None:
+        if not value.strip():
+            raise ConfigError(f"{path}: {value!r} given; {self.words} is expected.")
+
+
 @dataclass(frozen=True, kw_only=True)
-class NameOf:
+class NameOf(Naming):
     """The value is the name of something in the same run."""
 
     sections: tuple[str, ...]
@@ -27,20 +41,31 @@ class NameOf:
     """What it names, in an error."""
     heads: tuple[str, ...] = ()
     """Heads that the named network may have; empty: any."""
-    words: tuple[str, ...] = ()
+    role: str = "this"
+    """What needs such a head, in an error."""
+    also: tuple[str, ...] = ()
     """Values that name no entry and are allowed."""
     when: tuple[str, str] | None = None
     """(field beside it, its value) under which it is read; None: always."""
 
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """What it names, in an error."""
+        return f"the name of {'an' if self.label[0] in 'aeiou' else 'a'} {self.label}"
+
 
 @dataclass(frozen=True)
-class MetricOf:
+class MetricOf(Naming):
     """The value is the name of a number in the run's log."""
 
+    words = "the name of a metric"
+
 
 @dataclass(frozen=True)
-class PathOfSetting:
+class PathOfSetting(Naming):
     """The value is a dotted path to a setting that changes during a run."""
+
+    words = "a dotted path to a setting"
 
 
 @dataclass(frozen=True)
@@ -55,20 +80,28 @@ EVERY_STEP, AT_START = Read(True), Read(False)
 
 LEARNER = NameOf(sections=(LEARNERS,), label="learner")
 NETWORK = NameOf(sections=(LEARNERS, FROZEN), label="learner")
-SAMPLER = dataclasses.replace(NETWORK, heads=("policy",))
-SCORER = dataclasses.replace(NETWORK, heads=("score",))
+SAMPLER = dataclasses.replace(NETWORK, heads=("policy",), role="who samples")
+SCORER = dataclasses.replace(NETWORK, heads=("score",), role="a reward")
 SOURCE = NameOf(sections=(SOURCES,), label="source")
 COPY = NameOf(sections=(FROZEN,), label="frozen copy")
-VIEW = NameOf(sections=(ADVERSARIES, FROZEN), label="view (clean, an adversary or a frozen copy)", words=("clean",))
+VIEW = NameOf(sections=(ADVERSARIES, FROZEN), label="view (clean, an adversary or a frozen copy)", also=("clean",))
 
 LearnerName = Annotated[str, LEARNER]
 """A learner."""
 SamplerName = Annotated[str, SAMPLER]
 """A learner or frozen copy that writes text: head `policy`."""
+LearnerSamplerName = Annotated[str, dataclasses.replace(LEARNER, heads=("policy",), role="who samples")]
+"""A learner that writes text: head `policy`."""
 ScorerName = Annotated[str, SCORER]
 """A learner or frozen copy that scores: head `score`."""
+ScoredName = Annotated[str, dataclasses.replace(LEARNER, heads=("score",), role="a discriminator")]
+"""A learner that is evaluated as a discriminator: head `score`."""
+AnsweringName = Annotated[str, dataclasses.replace(LEARNER, heads=("policy", "classifier"), role="an evaluation of answers")]
+"""A learner that is evaluated by its answers: head `policy` or `classifier`."""
 SourceName = Annotated[str, SOURCE]
 """A source."""
+CopyName = Annotated[str, COPY]
+"""A frozen copy."""
 ViewName = Annotated[str, VIEW]
 """The clean view, an adversary or a frozen copy."""
 ObjectiveName = Annotated[str, NameOf(sections=(OBJECTIVES,), label="objective")]
@@ -100,21 +133,23 @@ def references(value: Any, path: str = "") -> Iterator[Reference]:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return
     for field, hint in declared(type(value)).items():
-        for reference in _inside(hint, getattr(value, field), f"{path}.{field}" if path else field):
-            when = reference.mark.when if isinstance(reference.mark, NameOf) else None
-            if when is None or getattr(value, when[0]) == when[1]:
-                yield reference
+        unread = {mark for mark in marks(hint) if isinstance(mark, NameOf) and mark.when and getattr(value, mark.when[0]) != mark.when[1]}
+        if not unread:
+            yield from _inside(hint, getattr(value, field), f"{path}.{field}" if path else field)
 
 
 def names_of(value: Any, section: str) -> tuple[str, ...]:
     """The entries of a section that a dataclass names, each once."""
-    marks = ((r.name, r.mark) for r in references(value))
-    return tuple(dict.fromkeys(name for name, mark in marks if isinstance(mark, NameOf) and section in mark.sections))
+    entries = ((r.name, r.mark) for r in references(value))
+    return tuple(dict.fromkeys(name for name, mark in entries if isinstance(mark, NameOf) and section in mark.sections))
 
 
 def changes_during_a_run(cls: type, field: str, default: bool) -> bool:
-    """Whether a field is read in every step; `default` where it does not say."""
-    return next((mark.every_step for mark in _marks(declared(cls)[field]) if isinstance(mark, Read)), default)
+    """Whether a field is read in every step; `default` where it does not say. Names of learners and sources are resolved at the start."""
+    entries = marks(declared(cls)[field])
+    if any(isinstance(mark, NameOf) and {LEARNERS, SOURCES} & set(mark.sections) for mark in entries):
+        return False
+    return next((mark.every_step for mark in entries if isinstance(mark, Read)), default)
 
 
 @functools.cache
@@ -133,9 +168,19 @@ def options(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def marks(hint: Any) -> tuple[Any, ...]:
+    """What an annotation declares, also about the types of a union."""
+    if typing.get_origin(hint) is Annotated:
+        inner, *entries = typing.get_args(hint)
+        return (*entries, *marks(inner))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(mark for option in typing.get_args(hint) for mark in marks(option))
+    return ()
+
+
 def is_path(hint: Any) -> bool:
     """Whether an annotation declares a path of a setting."""
-    return any(isinstance(mark, PathOfSetting) for mark in _marks(hint))
+    return any(isinstance(mark, PathOfSetting) for mark in marks(hint))
 
 
 def _inside(hint: Any, value: Any, path: str) -> Iterator[Reference]:
@@ -144,8 +189,8 @@ def _inside(hint: Any, value: Any, path: str) -> Iterator[Reference]:
     if value is None or hint is Any:
         return
     if origin is Annotated:
-        marks = [mark for mark in arguments[1:] if isinstance(mark, Mark)]
-        yield from (Reference(path=path, name=value, mark=mark) for mark in marks if isinstance(value, str))
+        entries = [mark for mark in arguments[1:] if isinstance(mark, Mark)]
+        yield from (Reference(path=path, name=value, mark=mark) for mark in entries if isinstance(value, str))
         yield from _inside(arguments[0], value, path)
     elif origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -158,19 +203,9 @@ def _inside(hint: Any, value: Any, path: str) -> Iterator[Reference]:
     elif isinstance(value, list | tuple) and isinstance(origin, type) and issubclass(origin, Sequence):
         for index, entry in enumerate(value):
             yield from _inside(arguments[0], entry, path if isinstance(entry, str) else f"{path}.{index}")
-    elif origin is None:
+    elif isinstance(described := origin or hint, type) and isinstance(value, described):
         yield from references(value, path)
 
 
 def _is_text(hint: Any) -> bool:
     return options(hint) == (str,)
-
-
-def _marks(hint: Any) -> tuple[Any, ...]:
-    """What an annotation declares, also about the types of a union."""
-    if typing.get_origin(hint) is Annotated:
-        inner, *marks = typing.get_args(hint)
-        return (*marks, *_marks(inner))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(mark for option in typing.get_args(hint) for mark in _marks(option))
-    return ()

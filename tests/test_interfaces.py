@@ -23,7 +23,6 @@ FOREIGN = {
     "rewards/_symbolic.py": ("the standard library, which has no timers on some systems", "setitimer"),
     "rewards/function.py": ("a callable from outside the package", "__qualname__"),
     "rollout/_vllm_local.py": ("a model of vLLM", "lm_head cpu_linear"),
-    "rollout/_vllm_server.py": ("an error of urllib", "reason"),
     "targets/black_box.py": ("a callable from outside the package", "__module__ __qualname__"),
     "targets/prefix.py": ("a layer of a cache of transformers", "keys"),
     "targets/target.py": ("a model of transformers", "get_output_embeddings"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -9,6 +10,7 @@ from advalign.adversaries import _lexicon
 from advalign.adversaries._discrete import Discrete
 from advalign.adversaries._word_reader import Pieces, Word, WordReader, cased
 from advalign.ranges import Count, Fraction, Words
+from advalign.types import CONTENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Synonyms(Discrete):
     kept, and nothing stops early. There is no tagger and no sentence encoder: the lexicon is the constraint.
     """
 
-    lexicon: Words
+    lexicon: Annotated[Words, CONTENT]
     """JSON file (plain or .gz) of word -> substitutes."""
     budget: Fraction = 0.1
     """Fraction of the words that may change (max_rate=0.1 of the authors' recipe, without its minimum of 4 words)."""

@@ -5,7 +5,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_constraints import WordConstraints
@@ -14,7 +14,7 @@ from advalign.attacks._words_search import Search, TextScore, WordSearch
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack, Target
 from advalign.plugins import kind_of
-from advalign.types import Budget, Example, Proposal
+from advalign.types import CONTENT, NEUTRAL, Budget, Example, Proposal
 
 SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
 
@@ -23,9 +23,9 @@ SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
 class WordAttack(Attack):
     """Abstract base of searches over substitutions of words. Stop words never change."""
 
-    lexicon: str | None = None
+    lexicon: Annotated[str, CONTENT] | None = None
     """JSON file of word -> substitutes, or -> {part of speech: substitutes}; the source synonyms reads it."""
-    masked_lm: str | None = None
+    masked_lm: Annotated[str, CONTENT] | None = None
     """Masked language model (folder, hub id or package:module/folder); the source masked_lm asks it for words in context."""
     sources: tuple[str, ...] | None = None
     """Where substitutes come from: synonyms, masked_lm, characters (swap, substitute, delete, insert) or bugs (homoglyph, space, swap,
@@ -36,7 +36,7 @@ class WordAttack(Attack):
     """Fraction of the words that may change, rounded down."""
     constraints: WordConstraints | Mapping[str, Any] = field(default_factory=WordConstraints)
     """What an edited text must keep: fields of `WordConstraints`."""
-    batch_size: int = 32
+    batch_size: Annotated[int, NEUTRAL] = 32
     """Examples whose searches run together."""
 
     access: ClassVar[str] = "text"

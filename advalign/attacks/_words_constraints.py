@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from advalign.attacks._parts_of_speech import agree, read_tags, tags_of
 from advalign.errors import ConfigError, unknown
+from advalign.types import CONTENT
 
 REFERENCES = ("original", "previous")
 
@@ -15,12 +16,12 @@ REFERENCES = ("original", "previous")
 class WordConstraints:
     """What an edited text must keep."""
 
-    tags: str | None = None
+    tags: Annotated[str, CONTENT] | None = None
     """JSON of word -> {part of speech: ...}: a substitute must be able to be a part of speech that the word can be; a word that is not
     listed agrees with all."""
     verb_is_noun: bool = True
     """Whether a noun may replace a verb, and the reverse."""
-    encoder: str | None = None
+    encoder: Annotated[str, CONTENT] | None = None
     """Sentence encoder (folder, hub id or package:module/folder), the mean of its last hidden states."""
     similarity: float = 0.8
     """Least cosine to the text it is compared with. An angular threshold a is the cosine cos(pi (1 - a))."""

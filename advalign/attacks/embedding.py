@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from advalign import plugins
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Adversary, Attack, PerturbationContext, Target, maximise
-from advalign.types import Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
+from advalign.types import NEUTRAL, Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
 
 LOSSES = ("margin", "cross_entropy", "targeted")
 GOALS = ("raise", "lower")
@@ -41,7 +41,7 @@ class Embedding(Attack):
     """How often the whole ascent is run, each time from another random stream."""
     loss: str = "margin"
     """Loss to ascend on classifiers: margin, cross_entropy, or targeted (log p of the likeliest wrong class)."""
-    batch_size: int = 32
+    batch_size: Annotated[int, NEUTRAL] = 32
     """Examples of one call."""
     goal: str = "raise"
     """On generators: raise the loss of the reference response, or lower it (the response is then what the attacker wants to hear,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -14,7 +14,7 @@ from advalign.interfaces import Attack, Target
 from advalign.models import Network, load
 from advalign.models.generation import plain_generation
 from advalign.models.perturb import without_dropout
-from advalign.types import Budget, Example, Proposal
+from advalign.types import CONTENT, Budget, Example, Proposal
 
 PLACEMENTS = ("prefix", "suffix", "rewrite")
 
@@ -29,7 +29,7 @@ class Learned(Attack):
     than `attempts`.
     """
 
-    model: str | None = None
+    model: Annotated[str, CONTENT] | None = None
     """Folder or hub id of a causal language model."""
     attempts: int = 16
     """Samples per example."""

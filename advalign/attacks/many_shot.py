@@ -3,13 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
-from advalign.types import Budget, Example, Proposal
+from advalign.types import CONTENT, Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class ManyShot(Attack):
     the model's length beside `reserve` tokens for the answer, and attempts that become equal are one.
     """
 
-    shots: Any = None
+    shots: Annotated[Any, CONTENT] = None
     """Demonstrations of compliance: examples with responses, or a reference to data."""
     numbers: tuple[int, ...] = (1, 4, 16, 64, 256)
     """n of each attempt: powers of two as in the paper, which goes to 256 and finds power laws in n."""

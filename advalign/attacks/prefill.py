@@ -3,12 +3,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
-from advalign.types import Budget, Example, Proposal
+from advalign.types import NEUTRAL, Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Prefill(Attack):
     """k; None: all of y*."""
     text: str | None = None
     """y* ("sure, here is"); None: the example's reference response."""
-    batch_size: int = 64
+    batch_size: Annotated[int, NEUTRAL] = 64
     """Examples of one call."""
 
     access: ClassVar[str] = "text"

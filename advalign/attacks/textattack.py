@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from advalign.attacks import _textattack_resources as resources
 from advalign.attacks._pretrained import model_path
@@ -13,7 +13,7 @@ from advalign.attacks._textattack_import import load
 from advalign.attacks._textattack_patches import seeded
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack, Target
-from advalign.types import Budget, Example, Proposal
+from advalign.types import CONTENT, Budget, Example, Proposal
 
 __all__ = ["TextAttack"]
 
@@ -61,18 +61,18 @@ class TextAttack(Attack):
 
     recipe: str = "deepwordbug"
     """A name of `RECIPES`, or TextAttack's own class name; it is built unmodified."""
-    lexicon: str | None = None
+    lexicon: Annotated[str, CONTENT] | None = None
     """JSON of word -> substitutes, in place of counter-fitted vectors; for checklist JSON of word -> PER or LOC, in place of flair's tagger
     of named entities (without it: capitalised words on TextAttack's own lists of names and of places)."""
-    synonyms: str | None = None
+    synonyms: Annotated[str, CONTENT] | None = None
     """JSON of word -> {n, v, a, r: words}, in place of WordNet and of a part-of-speech tagger."""
-    stopwords: str | None = None
+    stopwords: Annotated[str, CONTENT] | None = None
     """Text file of words, in place of our list."""
-    encoder: str | None = None
+    encoder: Annotated[str, CONTENT] | None = None
     """Sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder."""
     similarity: float | None = None
     """In place of the recipe's threshold, which was tuned for the Universal Sentence Encoder."""
-    masked_lm: str | None = None
+    masked_lm: Annotated[str, CONTENT] | None = None
     """Masked language model, in place of BERT."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the recipe's `build`."""

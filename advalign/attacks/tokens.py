@@ -1,11 +1,12 @@
 """A suffix found token by token, by gradient proposals that are evaluated exactly, as first published."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend
+from advalign.types import NEUTRAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class TokenSearch(RefinedSuffixSearch):
     """Swaps that are scored per step."""
     top: int = 256
     """k."""
-    batch_size: int = 16
+    batch_size: Annotated[int, NEUTRAL] = 16
     """Examples of one call."""
 
     access: ClassVar[str] = "gradients"

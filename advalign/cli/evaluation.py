@@ -12,14 +12,13 @@ import typer
 from advalign.cli.console import say
 from advalign.cli.networks import load_network, load_suite
 from advalign.errors import ConfigError, unknown
+from advalign.run_folder import locked
 
 if TYPE_CHECKING:
     from advalign.evaluation.reports.compare import Comparison
     from advalign.evaluation.suites.result import SuiteResult
     from advalign.evaluation.suites.suite import Suite
     from advalign.models import Network
-
-RESULT_FILES = ("suite.json", "results.jsonl", "timings.jsonl", "certified.jsonl")
 
 Model = Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")]
 SuiteFile = Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")]
@@ -28,7 +27,8 @@ Column = Annotated[list[str] | None, typer.Option(help="A column of the data by 
 Output = Annotated[Path | None, typer.Option(help="The folder of results.jsonl and report.html.")]
 Learner = Annotated[str | None, typer.Option(help="A learner of a trained run; the first by default.")]
 Device = Annotated[str | None, typer.Option(help="The device of the model, for example cpu; by default an accelerator if there is one.")]
-Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Continue what a killed run left in --output, or begin again.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Continue what a killed run of the suite left in --output, or begin again.")]
+Overwrite = Annotated[bool, typer.Option(help="Clear what --output holds of another suite, model or data.")]
 Workers = Annotated[int, typer.Option(help="Processes that share the work (on a CPU).")]
 Cache = Annotated[Path | None, typer.Option(help="A file that keeps a classifier's answers for later attacks and runs.")]
 FailBelow = Annotated[float | None, typer.Option(help="Exit 1 if worst-case accuracy is below this, or means nothing.")]
@@ -56,6 +56,7 @@ def evaluate(
     column: Column = None,
     output: Output = None,
     resume: Resume = True,
+    overwrite: Overwrite = False,
     learner: Learner = None,
     device: Device = None,
     workers: Workers = 1,
@@ -73,10 +74,7 @@ def evaluate(
     check_bound(fail_below, "eval --fail-below")
     attacks, network = load_suite(suite, data, column or (), overrides or ()), load_network(model, learner, device)
     others = [load_network(path, learner, device) for path in transfer or []]
-    if output is not None and not resume:
-        for name in RESULT_FILES:
-            (output / name).unlink(missing_ok=True)
-    result = attacks.run(network, output_dir=output, progress=True, workers=workers, cache=cache)
+    result = attacks.run(network, output, progress=True, workers=workers, cache=cache, resume=resume, overwrite=overwrite)
     if self_check:
         result = _checked(result, attacks, network, others, model)
     say(result.markdown())
@@ -171,7 +169,8 @@ def _checked(result: SuiteResult, suite: Suite, network: Network, others: Sequen
 
 
 def _write(result: SuiteResult, output: Path, export: str | None) -> None:
-    result.save(output)
+    with locked(output, "eval --output"):
+        result.save(output)
     say(f"written to {output / 'report.html'}")
     if export is not None:
         from advalign.evaluation.reports.export import write

@@ -18,6 +18,7 @@ from advalign import builder
 from advalign.data import columns as _columns
 from advalign.data import labels as _labels
 from advalign.data import references as _references
+from advalign.data.columns import no_response
 from advalign.data.references import Reference, expand
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
@@ -30,6 +31,7 @@ __all__ = [
     "examples",
     "expand",
     "labelled",
+    "no_response",
     "rows",
     "same_rows",
     "streamed",
@@ -65,6 +67,7 @@ def examples(
     """
     spec = _references.specify(ref, split)
     if "task" in spec:
+        _refuse_columns(columns)
         return _from_task(spec, limit, seed)
     mapping = _mapping(spec, columns)
     rows = _references.sampled(_references.table_of(spec), spec, limit, seed)
@@ -122,6 +125,7 @@ def labelled(
     """
     spec = _references.specify(ref, split)
     if "task" in spec:
+        _refuse_columns(columns)
         classes = _labels.Classes(number=num_classes)
         loaded = [(e, classes.index(e.label, f"data: row '{e.id}'")) for e in _from_task(spec, limit, seed)]
         return [dataclasses.replace(e, label=index) for e, index in loaded], tuple(class_names)
@@ -163,9 +167,9 @@ def demonstrations(
         response = e.meta.get("response", e.answer)
         if task is not None:
             response = task.demonstrate(e, random.Random(f"{seed}/{e.id}"))
-        if not isinstance(response, str | tuple):
+        if not isinstance(response, str | tuple) or response == "":
             name = ref if isinstance(ref, str | Mapping) else "rows at hand"
-            raise ConfigError(f"data: {name}, example '{e.id}' has no response; name its column with columns: {{response: ...}}.")
+            raise no_response(e, f"data: {name}, example '{e.id}'")
         demonstrated.append(dataclasses.replace(e, meta={**e.meta, "response": response}))
     return demonstrated
 
@@ -178,7 +182,7 @@ def task_of(ref: Reference) -> Task | None:
 
 def with_columns(ref: str | Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """A reference with a column mapping, which goes before its own."""
-    spec = _references.specify(ref, "")
+    spec = _references.specify(ref, "train")
     split = {} if isinstance(ref, str) or "split" not in ref else {"split": ref["split"]}
     return {name: value for name, value in spec.items() if name != "split"} | split | {"columns": _mapping(spec, columns)}
 
@@ -216,6 +220,7 @@ def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str =
 
 
 def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Example]:
+    _references.check_limit(limit)
     numbers = [n for n in (spec.get("number"), limit) if n is not None]
     number = min(numbers) if numbers else DEFAULT_NUMBER
     task = task_of(spec)
@@ -225,7 +230,15 @@ def _from_task(spec: Mapping[str, Any], limit: int | None, seed: int) -> list[Ex
 
 def _mapping(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, str]:
     """{field: column} of the reference and of the caller, which goes before."""
-    return {**(spec.get("columns") or {}), **(columns or {})}
+    _columns.check_mapping(columns)
+    mapping = {**(spec.get("columns") or {}), **(columns or {})}
+    _columns.check_mapping(mapping)
+    return mapping
+
+
+def _refuse_columns(columns: Mapping[str, str] | None) -> None:
+    if columns:
+        raise ConfigError(f"data.columns: {columns!r} given, and a task has no columns; leave it out.")
 
 
 def _label_column(spec: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from advalign.engine.finite import finite_feedback
+from advalign.engine.finite import finite_edits, finite_feedback
 from advalign.engine.rng import generator
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Adversary, PerturbationContext, maximise
@@ -35,17 +35,19 @@ def ascend(
     context: PerturbationContext,
     delta_index: Tensor,
     losses: Callable[[Mapping[str, Edit]], tuple[Tensor, Tensor]],
-) -> tuple[dict[str, Edit], Tensor | None, int]:
+) -> tuple[dict[str, Edit], Tensor | None, dict[str, int]]:
     """The inner loop of training (`maximise`): gradients with respect to the deltas alone; then the final edits, by row.
 
     `delta_index[b]` is the delta of row b. `losses(edits)` gives the sum to ascend and its part per row. A step costs two forwards, not
     three, because no gradient of a parameter is computed. Also returns the losses per row at the first edits, and how often a delta had a
-    loss or gradient that is not finite.
+    loss or gradient that is not finite, or was not finite itself, as {metric: number}.
     """
     first: Tensor | None = None
 
     def evaluate(requested: Mapping[str, Edit]) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal first
+        requested, bad_deltas = finite_edits(requested)
+        num_bad_deltas.append(bad_deltas)
         leaves, edits = split_edits(requested, delta_index)
         total, per_row = losses(edits)
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
@@ -57,9 +59,12 @@ def ascend(
         return by_delta, finite
 
     num_bad: list[Tensor] = []
+    num_bad_deltas: list[Tensor] = []
     final = maximise(adversary, context, evaluate)
     assert final is not None
-    return split_edits(final, delta_index, gradients=False)[1], first, sum(map(int, num_bad))
+    final, bad_deltas = finite_edits(final)
+    counts = {"num_nonfinite_gradients": sum(map(int, num_bad)), "num_nonfinite_deltas": sum(map(int, [*num_bad_deltas, bad_deltas]))}
+    return split_edits(final, delta_index, gradients=False)[1], first, counts
 
 
 def split_edits(requested: Mapping[str, Edit], delta_index: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from advalign.engine import micro as mb
 from advalign.engine import optimizer as optim
 from advalign.engine.dropout import dropout_of_update
-from advalign.engine.finite import FiniteGuard
+from advalign.engine.finite import FiniteGuard, RowName, report
 from advalign.engine.gradients import ObjectiveGradients
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import Plan
@@ -29,6 +29,7 @@ from advalign.interfaces.adversary import Memory
 from advalign.models import ModelSpec, Network, self_check, sharding
 from advalign.models.sharding import Sharding
 from advalign.models.sharing import frozen_copy
+from advalign.names import EVERY_STEP
 from advalign.types import TokenRows
 
 
@@ -36,23 +37,23 @@ from advalign.types import TokenRows
 class Learner(ModelSpec):
     """A model and how it is trained. Every draw of its sources is split into `minibatches`, `epochs` times: one optimizer update each."""
 
-    learning_rate: float = 1e-5
+    learning_rate: Annotated[float, EVERY_STEP] = 1e-5
     """Base rate of AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, EVERY_STEP] = 0.0
     """Decoupled weight decay of AdamW; biases and norms do not decay, as in transformers."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, EVERY_STEP] = 1.0
     """Gradients are clipped to this L2 norm; 0: they are not clipped, as in transformers."""
     lr_scheduler_type: str = "constant"
     """Name of a transformers scheduler; its length is the number of this learner's updates in the run."""
     warmup_steps: int = 0
     """Updates of this learner during linear warm-up."""
-    updates: int = 1
+    updates: Annotated[int, EVERY_STEP] = 1
     """Draws of its own sources per training step (n_d of a discriminator); 0: it only reads."""
-    minibatches: int = 1
+    minibatches: Annotated[int, EVERY_STEP] = 1
     """Parts of a draw, groups whole."""
-    epochs: int = 1
+    epochs: Annotated[int, EVERY_STEP] = 1
     """Passes over a draw."""
-    every: int = 1
+    every: Annotated[int, EVERY_STEP] = 1
     """It takes part in every so many steps of a stage (n_g policy steps per discriminator step)."""
 
     def __post_init__(self) -> None:
@@ -129,11 +130,13 @@ class LearnerRuntime:
         key: tuple[object, ...],
         measure: bool = False,
         train: bool = True,
+        row_name: RowName | None = None,
     ) -> dict[str, float]:
         """One optimizer update on one minibatch {source: rows}, in micro-batches within `budget` tokens; returns its metrics.
 
         Every process is given all rows and runs its part of them. Without `train`, rows are read and reported, and nothing moves.
         `measure` adds the gradient norm of every objective and the cosines between them, at the price of one backward per objective.
+        `row_name`: what the log calls rows whose loss is not finite.
         """
         metrics = MetricAccumulator()
         self.network.train()
@@ -148,11 +151,14 @@ class LearnerRuntime:
             for micro, idle in self._micro_batches(plan, rows, budget):
                 self._backward(replace(context, idle=idle), micro, rows, gradients, train)
         if not train:
-            return metrics.all_reduce(self.processes).report()
+            return report(plan, metrics.all_reduce(self.processes))
         norm = self._gradient_norm(plan)
         metrics = metrics.all_reduce(self.processes)
-        self._step({name: metrics.totals.get(f"{name}/loss", 0.0) for name in plan.objectives}, norm, rows)
-        logs = metrics.report()
+        if self.guard.passes(plan, metrics, norm, rows, row_name):
+            self._step()
+        elif self.guard.skipped_in_a_row == 1:
+            self._check_network()
+        logs = report(plan, metrics)
         logs |= {f"{a}/gain": logs[f"{a}/loss_end"] - logs[f"{a}/loss_start"] for a in plan.adversaries if f"{a}/loss_start" in logs}
         logs |= gradients.summary() if gradients is not None else {}
         logs |= {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -243,14 +249,11 @@ class LearnerRuntime:
         parameters = self.masters.updated(self.network.parameters())
         return float(sharding.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or math.inf)))
 
-    def _step(self, losses: Mapping[str, float], norm: float, rows: Mapping[str, TokenRows]) -> None:
-        """The optimizer's step, unless `losses` {objective: loss} or the norm of the gradient are not finite."""
-        if self.guard.passes(losses, norm, rows):
-            self.optimizer.step()
-            self.masters.round()
-            self.version += 1
-        elif self.guard.skipped_in_a_row == 1:
-            self._check_network()
+    def _step(self) -> None:
+        self.optimizer.step()
+        self.masters.round()
+        self.version += 1
+        self.guard.check_weights({name: p for name, p in self.network.named_parameters() if p.requires_grad}, self.processes)
 
     def _check_network(self) -> None:
         """Raises where an update was skipped because the model itself gives no finite numbers."""

@@ -15,6 +15,8 @@ class MetricAccumulator:
     """{name: sum}"""
     weighted: dict[str, tuple[float, float]] = field(default_factory=dict)
     """{name: (weighted sum, sum of weights)} of means."""
+    bad_rows: dict[str, set[int]] = field(default_factory=dict)
+    """{objective: rows of the update whose loss is not finite}"""
 
     def add(self, name: str, value: float) -> None:
         """Adds to a sum."""
@@ -30,11 +32,14 @@ class MetricAccumulator:
         if processes.world_size == 1:
             return self
         joined = MetricAccumulator()
-        for totals, weighted in processes.all_gather([self.totals, self.weighted]):
+        bad_rows = {name: sorted(rows) for name, rows in self.bad_rows.items()}
+        for totals, weighted, bad in processes.all_gather([self.totals, self.weighted, bad_rows]):
             for name, value in totals.items():
                 joined.add(name, value)
             for name, (value, weight) in weighted.items():
                 joined.add_mean(name, value, weight)
+            for name, rows in bad.items():
+                joined.bad_rows.setdefault(name, set()).update(rows)
         return joined
 
     def report(self) -> dict[str, float]:

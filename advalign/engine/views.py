@@ -9,6 +9,7 @@ reaches its deltas in that backward moves them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +30,7 @@ from advalign.engine.ascent import (
     with_same_masks,
 )
 from advalign.engine.checks import check_losses, check_metrics, evaluate
-from advalign.engine.finite import finite_feedback
+from advalign.engine.finite import finite_edits, finite_feedback
 from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import CLEAN, Plan
 from advalign.engine.removals import Remaining, without_removed
@@ -110,7 +111,7 @@ class UpdateContext:
         with dropout_policy(self.network, adversary.dropout) as same_masks:
             forward = with_same_masks(run, same_masks)
             inner_forward = reuse_prefix(self.network, adversary, forward)
-            edits, start, num_bad = ascend(
+            edits, start, num_nonfinite = ascend(
                 adversary,
                 context=self._perturbation_context(view, adversary, batch),
                 delta_index=delta_indices(adversary.threat, tokens),
@@ -118,8 +119,7 @@ class UpdateContext:
             )
             if start is not None:
                 self.metrics.add(f"{view}/loss_start", float(start.sum()))
-            if num_bad:
-                self.metrics.add(f"{view}/num_nonfinite_gradients", num_bad)
+            self._count_nonfinite(view, num_nonfinite)
             return forward(edits)
 
     def _train_every_pass(
@@ -139,7 +139,8 @@ class UpdateContext:
         with dropout_policy(self.network, adversary.dropout) as same_masks:
             forward = with_same_masks(run, same_masks)
             for number in range(adversary.passes):
-                leaves, edits = split_edits(adversary.ask(state), delta_index)
+                requested, bad_deltas = finite_edits(adversary.ask(state))
+                leaves, edits = split_edits(requested, delta_index)
                 outputs = {**outputs, view: forward(edits)}
                 losses = self._weighted_losses(moving, batch.micro, batch.rows, outputs, 1 / adversary.passes)
                 on_view = {n: w.detach() for n, w in losses.items() if objectives[n].view == view}
@@ -151,9 +152,13 @@ class UpdateContext:
                 yield {name: weighted.sum() for name, weighted in losses.items()}, not last
                 gradients = {site: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for site, leaf in leaves.items()}
                 by_delta, finite, bad = finite_feedback(sum_by_delta(row_losses, delta_index, context), gradients, context.allowed)
-                if num_bad := int(bad):
-                    self.metrics.add(f"{view}/num_nonfinite_gradients", num_bad)
+                self._count_nonfinite(view, {"num_nonfinite_gradients": int(bad), "num_nonfinite_deltas": int(bad_deltas)})
                 state = adversary.tell(state, by_delta, finite)
+
+    def _count_nonfinite(self, view: str, counts: Mapping[str, int]) -> None:
+        for name, number in counts.items():
+            if number:
+                self.metrics.add(f"{view}/{name}", number)
 
     def _perturbation_context(self, view: str, adversary: Adversary, batch: ViewBatch) -> PerturbationContext:
         memory = self.memory.setdefault(view, {})
@@ -219,7 +224,7 @@ class UpdateContext:
             losses = self._losses(name, objective, micro, rows, outputs)
             weighted[name] = pass_weight * objective.coef * self._weighted(name, objective, micro, rows, losses)
             if objective.source not in self.idle:
-                self._record(name, objective, weighted[name].sum(), losses, pass_weight)
+                self._record(name, objective, weighted[name], losses, pass_weight, micro[objective.source])
         return weighted
 
     def _losses(self, name: str, objective: Objective, micro: mb.Micro, rows: Mapping[str, TokenRows], outputs: ViewOutputs) -> Losses:
@@ -236,9 +241,13 @@ class UpdateContext:
         values = values / weights.count.clamp(min=1e-30).to(values.device)
         return (values * 0 if source in self.idle else values) * losses.values
 
-    def _record(self, name: str, objective: Objective, total: Tensor, losses: Losses, pass_weight: float) -> None:
+    def _record(self, name: str, objective: Objective, weighted: Tensor, losses: Losses, pass_weight: float, rows: Tensor) -> None:
+        total = float(weighted.detach().sum())
         if objective.coef:
-            self.metrics.add(f"{name}/loss", float(total.detach()) / objective.coef)
+            self.metrics.add(f"{name}/loss", total / objective.coef)
+        if not math.isfinite(total):
+            bad = ~_by_row(weighted.detach(), len(rows)).isfinite()
+            self.metrics.bad_rows.setdefault(name, set()).update(rows[bad.cpu()].tolist())
         for metric, (values, weights) in losses.metrics.items():
             self.metrics.add_mean(f"{name}/{metric}", pass_weight * float((values * weights).sum()), pass_weight * float(weights.sum()))
 

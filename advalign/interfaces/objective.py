@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from advalign.checked import Checked
-from advalign.ranges import Finite, Words
+from advalign.names import LearnerName, SourceName, ViewName
+from advalign.ranges import Finite
 from advalign.types import Losses, Outputs, Rows, Weights
 
 RowsRead = TypeVar("RowsRead", bound=Rows)
@@ -19,11 +20,11 @@ RowsRead = TypeVar("RowsRead", bound=Rows)
 class Objective(Checked, ABC, Generic[RowsRead], section="objectives"):
     """Abstract base of every objective. It does not know whether its view was attacked, and it never averages."""
 
-    source: Words
+    source: SourceName
     """Name of the source whose rows it reads."""
-    view: Words = "clean"
+    view: ViewName = "clean"
     """How the model is run on them: `clean`, or the name of an adversary or of a frozen copy."""
-    learner: Words = "policy"
+    learner: LearnerName = "policy"
     """Name of the learner whose loss it is a summand of."""
     coef: Finite = 1.0
     """What its loss is multiplied by; 0 switches it off."""

@@ -15,6 +15,7 @@ from advalign.errors import ConfigError
 from advalign.interfaces.advantage import Advantage
 from advalign.interfaces.context import Context
 from advalign.interfaces.reward import Reward
+from advalign.names import SOURCES, names_of
 from advalign.types import PairRows, RolloutGroup, RolloutRows, Rows, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -91,18 +92,13 @@ class Source(Checked, ABC, section="sources"):
 
     @property
     def depends_on(self) -> tuple[str, ...]:
-        """Names of sources that are started, and draw, before it."""
-        return ()
+        """Names of sources that are started, and draw, before it. Here: those that its fields name (`advalign.names.SourceName`)."""
+        return names_of(self, SOURCES)
 
     @property
     def samples_with(self) -> str | None:
         """The learner (or frozen copy) that samples its responses, whose log-probabilities `old_logprobs` are. None: no learner samples."""
         return None
-
-    @property
-    def players(self) -> Sequence[tuple[str, str]]:
-        """(field name, learner or frozen copy) of every model that writes text for it or is attacked by it; each needs head `policy`."""
-        return ()
 
     @property
     def reward_parts(self) -> Sequence[Reward]:

@@ -19,7 +19,8 @@ from torch.nn.functional import cosine_similarity
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
 from advalign.interfaces import Objective
-from advalign.ranges import Distinct, Length, Natural, OneOf, Words
+from advalign.names import ViewName
+from advalign.ranges import Distinct, Length, Natural, OneOf
 from advalign.types import DemoRows, Losses, Outputs, Rows, Tokens, Weights
 
 __all__ = ["CircuitBreaker"]
@@ -36,7 +37,7 @@ class CircuitBreaker(Objective[DemoRows]):
     """reroute (harmful rows) or retain (benign rows)."""
     layers: Annotated[tuple[Natural, ...], Length(), Distinct()] = (9, 19)
     """Blocks whose outputs are compared, counted from 0; the paper's "layers 10 and 20" are counted from 1."""
-    against: Words = "reference"
+    against: ViewName = "reference"
     """The frozen copy whose hidden states are h_ref."""
     where: Annotated[str, OneOf(PLACES, "region")] = "all"
     """Tokens that count: all real ones, as in the released code, prompt or response."""

@@ -17,7 +17,8 @@ from advalign.functional import weights
 from advalign.functional.divergence import BETWEEN
 from advalign.interfaces import Objective
 from advalign.models import heads
-from advalign.ranges import OneOf, Words
+from advalign.names import ViewName
+from advalign.ranges import OneOf
 from advalign.types import DemoRows, LabelRows, Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Consistency"]
@@ -29,7 +30,7 @@ NEEDS = {"classes": "class_logits", "tokens": "distribution"}
 class Consistency(Objective[LabelRows | DemoRows | RolloutRows]):
     """D(p(. | against) || p(. | view)), per row (classes) or per token."""
 
-    against: Words = "clean"
+    against: ViewName = "clean"
     """The view it compares with: clean, or the name of an adversary or of a frozen copy."""
     output: Annotated[str, OneOf(NEEDS, "comparison")] = "classes"
     """What is compared: classes (one loss per row) or tokens (one per target token)."""

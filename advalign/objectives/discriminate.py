@@ -25,7 +25,8 @@ from torch import Tensor
 from advalign.errors import ConfigError, unknown
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
-from advalign.ranges import NonNegative, OneOf, Words, number
+from advalign.names import LearnerName
+from advalign.ranges import NonNegative, OneOf, number
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["Discriminate"]
@@ -46,7 +47,7 @@ class Discriminate(Objective[LabelRows]):
     shifts all scores.
     """
 
-    learner: Words = "discriminator"
+    learner: LearnerName = "discriminator"
     """Name of the discriminator."""
     loss: Annotated[str, OneOf(ALONE + COMPARED, "loss")] = "bce"
     """bce, hinge, least_squares or wasserstein (row by row); bradley_terry or relativistic (against the other rows of the group)."""

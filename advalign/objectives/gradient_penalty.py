@@ -21,7 +21,8 @@ from torch import Tensor
 from advalign.errors import ConfigError
 from advalign.functional import gan, weights
 from advalign.interfaces import Objective
-from advalign.ranges import Count, NonNegative, OneOf, Words
+from advalign.names import LearnerName
+from advalign.ranges import Count, NonNegative, OneOf
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["GradientPenalty"]
@@ -33,7 +34,7 @@ ROWS = ("real", "other", "all")
 class GradientPenalty(Objective[LabelRows]):
     """R1: ||ds / de||^2 / 2 on real rows; with a target c (||ds / de|| - c)^2."""
 
-    learner: Words = "discriminator"
+    learner: LearnerName = "discriminator"
     """Name of the discriminator."""
     rows: Annotated[str, OneOf(ROWS, "kind of rows")] = "real"
     """Whose gradients are penalised: real, other or all."""

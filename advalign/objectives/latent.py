@@ -11,7 +11,7 @@ post-norm and without spectral norms but for that of its head, if asked; states 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -21,8 +21,9 @@ from torch.nn.functional import softplus
 
 from advalign.errors import ConfigError
 from advalign.functional import gan
+from advalign.names import COPY, CopyName
 from advalign.objectives._pairs import PairObjective
-from advalign.ranges import Matches, OneOf, Words
+from advalign.ranges import Matches, OneOf
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["Latent"]
@@ -40,11 +41,11 @@ class Latent(PairObjective):
     """discriminate (train the discriminator) or generate (train the policy against it)."""
     side: Annotated[str, OneOf(SIDES, "side of a pair")] = "chosen"
     """Which response of a pair is h: chosen or rejected."""
-    against: Words = "reference"
+    against: CopyName = "reference"
     """The frozen copy whose hidden states are r and r'."""
-    policy: Words = "now"
+    policy: Annotated[str, replace(COPY, when=("role", "discriminate"))] = "now"
     """For discriminate: the frozen copy that follows the policy (`ema: 0.0`)."""
-    critic: Words = "critic"
+    critic: Annotated[str, replace(COPY, when=("role", "generate"))] = "critic"
     """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
 
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "score"})

@@ -13,7 +13,8 @@ from typing import ClassVar
 from advalign.errors import ConfigError
 from advalign.functional import adversarial, weights
 from advalign.interfaces import Objective
-from advalign.ranges import NonNegative, Words
+from advalign.names import ViewName
+from advalign.ranges import NonNegative
 from advalign.types import LabelRows, Losses, Outputs, Rows, Weights
 
 __all__ = ["MART"]
@@ -23,7 +24,7 @@ __all__ = ["MART"]
 class MART(Objective[LabelRows]):
     """BCE(p', y) + weight KL(p || p') (1 - p_y) of labelled rows."""
 
-    against: Words = "clean"
+    against: ViewName = "clean"
     """The view whose predictions are p."""
     weight: NonNegative = 5.0
     """Of the divergence: the paper's lambda."""

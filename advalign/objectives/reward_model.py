@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
+from advalign.names import LearnerName
 from advalign.objectives._pairs import PairObjective
-from advalign.ranges import NonNegative, Words
+from advalign.ranges import NonNegative
 from advalign.types import Losses, Outputs, PairRows
 
 __all__ = ["RewardModel"]
@@ -21,7 +22,7 @@ __all__ = ["RewardModel"]
 class RewardModel(PairObjective):
     """-log sigmoid(s_chosen - s_rejected - margin) + c (s_chosen + s_rejected)^2."""
 
-    learner: Words = "reward"
+    learner: LearnerName = "reward"
     """Name of the reward model."""
     centre: NonNegative = 0.01
     """c; 0.01 is the value public code recommends."""

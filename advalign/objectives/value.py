@@ -14,7 +14,8 @@ from advalign.errors import ConfigError
 from advalign.functional import weights
 from advalign.functional.logprobs import zero_off_target
 from advalign.interfaces import Objective
-from advalign.ranges import Bound, Words
+from advalign.names import LearnerName
+from advalign.ranges import Bound
 from advalign.types import Losses, Outputs, RolloutRows, Rows, Weights
 
 __all__ = ["Value"]
@@ -24,7 +25,7 @@ __all__ = ["Value"]
 class Value(Objective[RolloutRows]):
     """1/2 max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)."""
 
-    learner: Words = "critic"
+    learner: LearnerName = "critic"
     """Name of the critic."""
     clip: Bound = 0.5
     """How far V may move from V_old, in units of the reward; public defaults: 0.5 in one framework, 0.2 in another."""

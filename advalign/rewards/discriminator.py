@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Scorer
+from advalign.names import SAMPLER, ScorerName
 from advalign.rewards._scores import FLOOR, RunningStatistics, Scale, ShapedReward, credit_increases, last_tokens, rescale, segment_ends
 from advalign.types import Rollout, RolloutGroup
 
@@ -24,10 +25,11 @@ class Discriminator(ShapedReward):
 
     At the optimal discriminator the expected rewards descend KL(q‖p), 2 JS(p, q), 2 KL((p+q)/2 ‖ p) and KL(p ‖ (p+q)/2): the logit is the
     default because group centring removes its prompt constant. `airl`: D - log π(y | x) under the sampler (arXiv:1710.11248).
-    Every scored rollout stores the version of the weights that scored it, so that a stale score can be recognised.
+    Every scored rollout stores the version of the weights that scored it, so that a stale score can be recognised. A score that is not
+    finite is left out (the reward abstains on the row) and counted as `num_nonfinite_scores`; where all are, the run stops.
     """
 
-    learner: str
+    learner: ScorerName
     """Learner (or frozen copy) with head `score`."""
     level: str = "sequence"
     """sequence: one score of the whole response. token: a score per token, of a discriminator with the sampler's tokenizer. segment: every
@@ -35,7 +37,7 @@ class Discriminator(ShapedReward):
     whole text's reward, and the discriminator may have a tokenizer of its own."""
     segment: str | int = "sentence"
     """sentence, or a number of words."""
-    sampler: str = "policy"
+    sampler: Annotated[str, replace(SAMPLER, when=("level", "segment"))] = "policy"
     """With `level: segment`, the learner whose tokens the response has."""
 
     scores_whole_draw: ClassVar[bool] = True  # the forwards are divided among processes, the statistics are of all responses
@@ -78,6 +80,7 @@ class _DiscriminatorScorer(Scorer):
         rollouts = [r for g in groups for r in g.rollouts]
         level = {"sequence": self._sequence, "token": self._token, "segment": self._segment}[self.config.level]
         parts, version = level(groups, rollouts)
+        parts = self._finite(parts)
         for rollout in rollouts:
             rollout.reward_versions.append(version)
         sums = torch.tensor([math.fsum(part) for part in parts], dtype=torch.float64)
@@ -87,6 +90,17 @@ class _DiscriminatorScorer(Scorer):
         if self.config.level == "sequence":
             return totals.tolist()
         return [rescale(part, total, scale.factor) for part, total in zip(parts, totals.tolist(), strict=True)]
+
+    def _finite(self, parts: list[list[float]]) -> list[list[float]]:
+        """The scores by response, nan where one is not finite: infinite ones would spoil what is computed of all of them."""
+        bad = [not all(map(math.isfinite, part)) for part in parts]
+        if all(bad):
+            raise RewardError(
+                f"rewards.discriminator: learner '{self.config.learner}' scored all {len(parts)} responses as nan or infinite; look at its "
+                "loss and learning_rate, or bound the scores with soft_clip."
+            )
+        self.logs = {"num_nonfinite_scores": [float(sum(bad))]} if any(bad) else {}
+        return [[math.nan] * len(part) if is_bad else part for part, is_bad in zip(parts, bad, strict=True)]
 
     def _fitted(self, totals: Tensor, log_lengths: Tensor) -> Scale:
         """The scale of a draw, kept for `as_last_scaled`."""

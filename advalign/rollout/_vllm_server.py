@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from advalign.errors import RolloutError
+from advalign.functional.escaping import exception
+from advalign.http_client import Client, ServerError
 from advalign.models import Network
 from advalign.rollout import _vllm_weights as weights
 from advalign.types import Sampling
 
 CONNECTIONS = 64  # concurrent requests; the server batches them
+MOST_BYTES = 1 << 28  # of one reply: some 200 bytes for each sampled token
 LAUNCH = "docs/rollouts.md shows how to start it"
 
 
@@ -30,9 +31,11 @@ class ServerBackend:
 
     def __init__(self, url: str, folder: Path, timeout: float) -> None:
         """`folder`: for weights; `timeout`: of one request, in seconds."""
-        self.url, self.folder, self.timeout = url.rstrip("/").removesuffix("/v1"), folder.expanduser().resolve(), timeout
-        served = self._request("/v1/models")["data"][0]
-        self.model, self.context = str(served["id"]), int(served["max_model_len"])
+        self.url, self.folder = url.rstrip("/").removesuffix("/v1"), folder.expanduser().resolve()
+        self._client = Client(url=self.url, seconds=timeout, most_bytes=MOST_BYTES)
+        with self._vllm_form("/v1/models"):
+            served = self._request("/v1/models")["data"][0]
+            self.model, self.context = str(served["id"]), int(served["max_model_len"])
         self.base, self.count = self.model, 0
 
     def push(self, network: Network) -> None:
@@ -55,7 +58,9 @@ class ServerBackend:
 
     def _reset_prompt_cache(self) -> None:
         """Clears the prompts that were cached under other weights."""
-        if not self._request("/reset_prefix_cache", {})["success"]:
+        with self._vllm_form("/reset_prefix_cache"):
+            forgotten = self._request("/reset_prefix_cache", {})["success"]
+        if not forgotten:
             raise RolloutError(f"rollout: the vLLM server at {self.url} did not forget its cached prompts; some request is still running.")
 
     def sample(
@@ -79,22 +84,26 @@ class ServerBackend:
         def one(request: tuple[Sequence[int], int, int]) -> list[tuple[list[int], list[float]]]:
             ids, length, seed = request
             reply = self._request("/v1/completions", common | {"prompt": list(ids), "max_tokens": length, "seed": seed})
-            choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-            return [(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
+            with self._vllm_form("/v1/completions"):
+                choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+                return [(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
 
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             return list(pool.map(one, zip(prompts, lengths, seeds, strict=True)))
 
-    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+    @contextlib.contextmanager
+    def _vllm_form(self, path: str) -> Iterator[None]:
+        """Reads a reply; one in another form than vLLM's is a RolloutError."""
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                text = reply.read().decode()
-        except urllib.error.HTTPError as error:
-            detail = " ".join(error.read().decode(errors="replace").split())[:300]
-            raise RolloutError(f"rollout.url: {self.url}{path} answered {error.code} ({detail}); {LAUNCH}.") from error
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", error)
-            raise RolloutError(f"rollout.url: no vLLM server answers at {self.url}{path} ({reason}); {LAUNCH}.") from error
-        return json.loads(text) if text.startswith(("{", "[")) else text
+            yield
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            sentence = f"rollout.url: {self.url}{path} answered in another form than vLLM's ({exception(error)}); {LAUNCH}."
+            raise RolloutError(sentence) from None
+
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        try:
+            return self._client.ask(path, body)
+        except ServerError as error:
+            if error.status is not None:
+                raise RolloutError(f"rollout.url: {self.url}{path} {error}; {LAUNCH}.") from None
+            raise RolloutError(f"rollout.url: no vLLM server answers at {self.url}{path} ({error}); {LAUNCH}.") from None

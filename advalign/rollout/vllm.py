@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from advalign import http_client
 from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network
@@ -67,6 +68,8 @@ class VLLM(RolloutEngine):
             raise ConfigError(f"rollout.tolerance: got {self.tolerance}, a gap between log-probabilities is above 0.")
         if self.url is None and self.folder is not None:
             raise ConfigError(f"rollout.folder: '{self.folder}' given, but without url nothing reads it; leave it out.")
+        if self.url is not None:
+            http_client.check_url(self.url, "rollout.url")
         if self.url is not None and self.folder is None:
             raise ConfigError("rollout.folder: none given; weights go to a server over a folder that both it and this process see.")
         if self.url is not None and self.options:

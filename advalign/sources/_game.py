@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Scorer
+from advalign.names import SamplerName
 from advalign.sources._rollouts import RolloutSource, Sampled
 from advalign.sources._stream import StreamRuntime
 from advalign.types import Example, Prompt, RolloutGroup, Sampling
@@ -66,7 +67,7 @@ class Injection:
 class PlayedGame(Sampled, RolloutSource):
     """Abstract base of a source whose draw a `defender` source can take its half from."""
 
-    defender: str = "policy"
+    defender: SamplerName = "policy"
     """Learner (or frozen copy) that answers the attacked prompts."""
     answers: int = 4
     """Answers to each attacked prompt."""
@@ -128,9 +129,9 @@ def attack_payoff(form: str, scores: Sequence[float]) -> float:
 class Opponents:
     """Frozen copies that take part, and in which fraction of the examples. In the remaining examples the two learners play each other."""
 
-    attackers: Mapping[str, float] = field(default_factory=dict)
+    attackers: Mapping[SamplerName, float] = field(default_factory=dict)
     """{copy of the attacker: fraction}; only the defender learns from these examples."""
-    defenders: Mapping[str, float] = field(default_factory=dict)
+    defenders: Mapping[SamplerName, float] = field(default_factory=dict)
     """{copy of the defender: fraction}; only the attacker learns from these examples."""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Source
+from advalign.names import SourceName
 from advalign.sources._checks import require_fraction
 from advalign.types import Example, Prompt, Response, RolloutGroup
 from advalign.types.messages import from_plain, response_text, to_plain
@@ -23,7 +24,7 @@ Text = tuple[Prompt, Response, bool]
 class Generated(Source):
     """Abstract base: which rows of the source `sampled` are negatives."""
 
-    sampled: str | None = None
+    sampled: SourceName | None = None
     """Name of the source that a policy samples for. None: no generated rows."""
     match: str = "none"
     """prompt: the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of `bradley_terry` has

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from advalign.data import no_response
+from advalign.data.text_files import describe
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
 from advalign.types import Conversation, Example, Message, Prompt, Response
@@ -19,11 +21,24 @@ if TYPE_CHECKING:
 def with_response(example: Example, task: Task | None, rng: random.Random, path: str) -> Example:
     """The example with `meta["response"]`: its own, else the task's demonstration, else its answer."""
     if "response" in example.meta:
+        if example.meta["response"] == "" or not isinstance(example.meta["response"], str | tuple):
+            raise no_response(example, f"{path}: {example.described}")
         return example
     response = example.answer if task is None else task.demonstrate(example, rng)
-    if response is None:
-        raise ConfigError(f"{path}: row '{example.id}' has no response; name its column with columns: {{response: ...}}.")
+    if not response:
+        raise no_response(example, f"{path}: {example.described}")
     return replace(example, meta={**example.meta, "response": response})
+
+
+def check_sides(example: Example, path: str, *, same_allowed: bool = False) -> None:
+    """Raises ConfigError unless the two sides of a preference are responses, and differ."""
+    for side in ("chosen", "rejected"):
+        value = example.meta[side]
+        if value == "" or not isinstance(value, str | tuple):
+            what = "is empty" if value == "" else f"holds {describe(value)}, and a text or messages are expected"
+            raise ConfigError(f"{path}: {example.described}: '{side}' {what}.")
+    if example.meta["chosen"] == example.meta["rejected"] and not same_allowed:
+        raise ConfigError(f"{path}: {example.described}: 'chosen' and 'rejected' are the same, so neither is preferred; leave the row out.")
 
 
 def other_prompt(example: Example, value: str | Sequence[Message | Mapping[str, Any]], path: str) -> Prompt:

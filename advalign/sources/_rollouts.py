@@ -12,6 +12,7 @@ import torch
 
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source
+from advalign.names import SamplerName
 from advalign.sources._checks import require_positive
 from advalign.sources._scoring import are_equal, sample_std, total_reward
 from advalign.types import Example, RolloutGroup, RolloutRows, Rows, Sampling
@@ -27,7 +28,7 @@ NUM_MEASURED = 256  # prompts of a source that are tokenised before the first st
 class LearnerSource(Source):
     """Abstract base of sources whose responses come from one learner."""
 
-    learner: str = "policy"
+    learner: SamplerName = "policy"
     """Learner (or frozen copy) that samples."""
 
     draws_before_updates: ClassVar[bool] = True
@@ -35,10 +36,6 @@ class LearnerSource(Source):
     @property
     def samples_with(self) -> str | None:
         return self.learner
-
-    @property
-    def players(self) -> Sequence[tuple[str, str]]:
-        return (("learner", self.learner),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,9 @@ from advalign.interfaces import Context, Reward, Scorer, Scores
 from advalign.plugins import kind_of
 from advalign.types import Rollout, RolloutGroup
 
+LARGEST = torch.finfo(torch.float32).max
+"""Of a reward times its weight: rows hold them in float32."""
+
 
 def start_scorers(rewards: Sequence[Reward], context: Context) -> list[Scorer]:
     """One scorer per reward. Several processes divide the groups among them, unless a reward scores the whole draw."""
@@ -85,7 +88,7 @@ def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward], scorers: Se
     """Appends one number per reward to every rollout's `rewards`; returns means and spreads by reward. A reward given token by token
     goes to `token_rewards`, and counts as 0 among the others. What the scorers logged is among the numbers returned.
 
-    Raises RewardError for a wrong number of scores and for infinite ones. nan abstains.
+    Raises RewardError for a wrong number of scores, for infinite ones, and for those that are infinite in float32. nan abstains.
     """
     rollouts = [r for g in groups for r in g.rollouts]
     logs: dict[str, float] = {}
@@ -107,8 +110,12 @@ def _store(score: float | Sequence[float], rollout: Rollout, weight: float, labe
     """Appends one score to its rollout; returns its sum over tokens."""
     per_token = [float(s) for s in score] if isinstance(score, Sequence) else None
     total = float(sum(per_token)) if per_token is not None else float(score)  # type: ignore[arg-type]
-    if math.isinf(total):
-        raise RewardError(f"{path}: reward '{label}' gave {total} for '{rollout.text[:60]}'; give a finite number, or nan to abstain.")
+    too_large = [x for x in (*(per_token or ()), total) if math.isinf(x) or abs(x * weight) > LARGEST]
+    if too_large:
+        raise RewardError(
+            f"{path}: reward '{label}' gave {too_large[0]:g} for '{rollout.text[:60]}' (weight {weight:g}); give a finite number, of at "
+            "most 3.4e38 with its weight, or nan to abstain."
+        )
     if per_token is None or math.isnan(total):
         rollout.rewards.append(total)
         return total

@@ -11,6 +11,7 @@ import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, SourceRuntime, Task
+from advalign.names import SamplerName, SourceName
 from advalign.sources._checks import require_fraction
 from advalign.sources._corrupt import CORRUPTIONS, corrupt
 from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
@@ -52,7 +53,7 @@ class Contrast(LengthMatched, Generated):
     GAPO's preferential prompts (arXiv:2503.20194): negatives are (c', t) with t unchanged, and (c, G(c)).
     """
 
-    real: str
+    real: SourceName
     """Name of a source of demonstrations; or of rollouts: then the responses that their examples verify are the real side (Cooper,
     arXiv:2508.05613, with `corrupt` for the negatives), of the last `replay_steps` draws where the current one has none."""
     perturb: Task | None = None
@@ -64,7 +65,7 @@ class Contrast(LengthMatched, Generated):
     swap: float = 0.0
     """Fraction of the perturbed rows that takes the prompt of another demonstration, which the text violates: every prompt is then on
     both sides, and memorising the few real prompts tells the discriminator nothing."""
-    minus_logprob: str | None = None
+    minus_logprob: SamplerName | None = None
     """A policy; log p(text | prompt) under it, at the temperature at which `sampled` samples, is subtracted from every score (AIRL,
     arXiv:1710.11248, where D = f - log pi)."""
 
@@ -78,10 +79,6 @@ class Contrast(LengthMatched, Generated):
             if name not in CORRUPTIONS:
                 raise unknown("sources.contrast.corrupt", "corruption", name, CORRUPTIONS)
         require_fraction("sources.contrast", swap=self.swap)
-
-    @property
-    def depends_on(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.real, self.sampled) if name)
 
     @property
     def draw_size(self) -> int:

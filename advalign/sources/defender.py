@@ -10,6 +10,7 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
+from advalign.names import SourceName
 from advalign.sources._checks import require_proper_fraction
 from advalign.sources._game import PlayedGame, PlayedGameRuntime, num_to_add
 from advalign.sources._rollouts import RolloutSource, build_rows, completion_metrics, require_scored, weights, without_abstentions
@@ -33,17 +34,13 @@ class Defender(RolloutSource):
     Where no active objective reads the game, it is played from here.
     """
 
-    game: str
+    game: SourceName
     """Name of the game's source."""
     rewards: Sequence[Reward] = ()
     """Further rewards of the answers, which are not part of the game's payoff."""
     clean: float = 0.0
     """Fraction of the prompts that carry no attack, beside those whose attack was not allowed; without them a defender may forget its
     task."""
-
-    @property
-    def depends_on(self) -> tuple[str, ...]:
-        return (self.game,)
 
     @property
     def reward_parts(self) -> Sequence[Reward]:

@@ -10,7 +10,7 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Task
-from advalign.sources._responses import split_where_tokens_end, with_response, wrong_response
+from advalign.sources._responses import check_sides, split_where_tokens_end, with_response, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Example, FeedbackRows, Rows
 
@@ -37,7 +37,7 @@ class Feedback(ListSource):
             raise ConfigError(f"sources.feedback.batch_size: got {self.batch_size}, mismatched rows need at least 2.")
 
     def expand(self, example: Example) -> Sequence[Example]:
-        return _unpaired(example)
+        return _unpaired(example, "sources.feedback")
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if example.label is None and task is not None:
@@ -45,7 +45,9 @@ class Feedback(ListSource):
         if example.label not in (0, 1):
             value = example.meta.get("label") if example.label is None else example.label
             label = "no label" if value is None else f"label {value}"
-            raise ConfigError(f"{path}: row '{example.id}' has {label}; it must be 1 or 0, in a column named with columns: {{label: ...}}.")
+            raise ConfigError(
+                f"{path}: {example.described} has {label}; it must be 1 or 0, in a column named with columns: {{label: ...}}."
+            )
         return with_response(example, task, self.rng(index), path)
 
     def _labelled(self, example: Example, index: int, task: Task, path: str) -> Example:
@@ -62,19 +64,21 @@ class Feedback(ListSource):
         return FeedbackRows(
             tokens=encoder.demos(prompts, texts),
             desirable=torch.tensor([e.label == 1 for e in items]),
-            mismatched=encoder.demos(prompts, texts[1:] + texts[:1]),
+            # Each row fits, but not necessarily a prompt with another row's response, which then loses its end.
+            mismatched=encoder.scored_pairs(prompts, texts[1:] + texts[:1], [True] * len(texts)),
         )
 
 
 BOOLEANS = {"true": 1, "false": 0}
 
 
-def _unpaired(example: Example) -> list[Example]:
+def _unpaired(example: Example, path: str) -> list[Example]:
     """The example with its label as a number; a preference without one as two examples, the chosen response first."""
     word = str(example.meta.get("label", "")).strip().lower()
     if example.label is None and word in BOOLEANS:
         return [replace(example, label=BOOLEANS[word])]
     if example.label is not None or not {"chosen", "rejected"} <= set(example.meta):
         return [example]
+    check_sides(example, path)
     sides = (("chosen", 1), ("rejected", 0))
     return [replace(example, label=label, meta={**example.meta, "response": example.meta[side]}) for side, label in sides]

@@ -12,6 +12,7 @@ import torch
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Context
+from advalign.names import SamplerName
 from advalign.sources._game import Injection, Opponents, Payoff, PlayedGame, PlayedGameRuntime, attack_payoff
 from advalign.sources._rollouts import build_rows, completion_metrics, require_scored, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
@@ -37,7 +38,7 @@ class Game(PlayedGame):
     (arXiv:2408.15099). Ours: an attack that is not allowed is replaced by none and punished.
     """
 
-    learner: str = "attacker"
+    learner: SamplerName = "attacker"
     """Learner (or frozen copy) that writes the attacks."""
     injection: Injection = field(default_factory=Injection)
     """Where an attack is put, and which are allowed."""
@@ -56,12 +57,6 @@ class Game(PlayedGame):
         for side, name, place in (("attackers", self.learner, 0), ("defenders", self.defender, 1)):
             if all(pair[place] != name for pair in pairs):
                 raise ConfigError(f"sources.game.opponents.{side}: of {self.batch_size} examples none is left to '{name}' itself.")
-
-    @property
-    def players(self) -> Sequence[tuple[str, str]]:
-        opponents = [("opponents.attackers", name) for name in self.opponents.attackers]
-        opponents += [("opponents.defenders", name) for name in self.opponents.defenders]
-        return (("learner", self.learner), ("defender", self.defender), *opponents)
 
     def start(self, context: Context, name: str) -> GameRuntime:
         return GameRuntime(self, context, name)

@@ -10,7 +10,7 @@ import torch
 
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Task
-from advalign.sources._responses import other_prompt, split_where_tokens_end, wrong_response
+from advalign.sources._responses import check_sides, other_prompt, split_where_tokens_end, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Conversation, Example, PairRows, Prompt, Rows
 
@@ -45,9 +45,14 @@ class Pairs(ListSource):
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if {"chosen", "rejected"} <= set(example.meta):
+            check_sides(example, path, same_allowed="rejected_prompt" in example.meta)
             return example if "margin" not in example.meta else replace(example, meta={**example.meta, "margin": _margin(example, path)})
         if task is None:
-            raise ConfigError(f"{path}: row '{example.id}' needs the columns 'chosen' and 'rejected'; map them with columns.")
+            absent = " and ".join(f"'{side}'" for side in ("chosen", "rejected") if side not in example.meta)
+            raise ConfigError(
+                f"{path}: {example.described} needs the columns 'chosen' and 'rejected', and {absent} is not there or null; map them with "
+                "columns."
+            )
         rng = self.rng(index)
         chosen = task.demonstrate(example, rng)
         if self.differ == "prompt":
@@ -84,4 +89,4 @@ def _margin(example: Example, path: str) -> float | None:
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{path}: row '{example.id}' has margin '{value}', which is not a number.") from None
+        raise ConfigError(f"{path}: {example.described} has margin '{value}', which is not a number.") from None

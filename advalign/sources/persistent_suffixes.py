@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Context, Source, SourceRuntime
+from advalign.names import SamplerName, SourceName
 from advalign.sources._checks import require_fraction, require_positive
 from advalign.types import Example, PairRows, Rows
 
@@ -58,11 +59,11 @@ class PersistentSuffixes(Source):
     Raises ConfigError for an attack that cannot continue, a source without pairs, and fractions or counts out of range.
     """
 
-    source: str
+    source: SourceName
     """Name of a source of pairs."""
     attack: Attack
     """A search for suffixes that can continue: gcg, tokens, random_search."""
-    learner: str = "policy"
+    learner: SamplerName = "policy"
     """Learner (or frozen copy) that is attacked."""
     size: int = 180
     """Suffixes in the pool, one pair each."""
@@ -75,14 +76,6 @@ class PersistentSuffixes(Source):
 
     row_type: ClassVar[type[Rows]] = PairRows
     draws_before_updates: ClassVar[bool] = True
-
-    @property
-    def depends_on(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def players(self) -> Sequence[tuple[str, str]]:
-        return (("learner", self.learner),)
 
     @property
     def draw_size(self) -> int:

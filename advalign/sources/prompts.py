@@ -182,7 +182,7 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         if "response" not in example.meta and self.task is not None:
             text = self.task.demonstrate(example, random.Random(f"{self.name}/{example.id}/{number}"))
         if text is None:
-            raise ConfigError(f"{self.path}.demonstrations: row '{example.id}' has no response to demonstrate; name its column.")
+            raise ConfigError(f"{self.path}.demonstrations: {example.described} has no response to demonstrate; name its column.")
         ids = self.context.encoder(self.config.learner).response(text)
         return Rollout(response_ids=ids, sampler_logprobs=[0.0] * len(ids), text=text, finished=True, offpolicy=True)
 

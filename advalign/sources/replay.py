@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime
+from advalign.names import SourceName
 from advalign.sources._checks import require_positive
 from advalign.sources._rollouts import RolloutSource
 from advalign.types import RolloutGroup, RolloutRows, from_json, to_json, without_verifier
@@ -27,7 +28,7 @@ class Replay(RolloutSource):
     uniformly, without replacement. Where there is no past to draw from, the rows are those of the current draw.
     """
 
-    source: str
+    source: SourceName
     """Name of the source whose draws are kept."""
     batch_size: int = 16
     """Groups per draw."""
@@ -37,10 +38,6 @@ class Replay(RolloutSource):
     """Leave out groups whose sampler is more than so many updates of `learner` behind. None: no bound."""
     include_current: bool = False
     """Add the current draw to the choice, and make it where nothing else reads `source`."""
-
-    @property
-    def depends_on(self) -> tuple[str, ...]:
-        return (self.source,)
 
     @property
     def draw_size(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime
+from advalign.names import SourceName
 from advalign.sources._checks import require_positive, require_proper_fraction
 from advalign.sources._rollouts import LearnerSource
 from advalign.types import Example, PairRows, Rollout, RolloutGroup, Rows, Sampling, from_json, to_json, without_verifier
@@ -32,7 +33,7 @@ class SelfVsReal(LearnerSource):
     teaches nothing and is drawn again.
     """
 
-    real: str
+    real: SourceName
     """Name of a source of demonstrations."""
     batch_size: int = 16
     """Pairs per draw."""
@@ -48,10 +49,6 @@ class SelfVsReal(LearnerSource):
     """How often an answer is drawn at most."""
 
     row_type: ClassVar[type[Rows]] = PairRows
-
-    @property
-    def depends_on(self) -> tuple[str, ...]:
-        return (self.real,)
 
     @property
     def draw_size(self) -> int:

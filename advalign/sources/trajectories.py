@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advalign import data as loading
+from advalign.data.columns import check_mapping
 from advalign.data.columns import example as example_of
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import Context
@@ -87,9 +88,10 @@ def _column_names(config: Trajectories) -> dict[str, str]:
 
 def _examples(config: Trajectories, path: str) -> list[Example]:
     columns = {field: column for field, column in (config.columns or {}).items() if field not in COLUMNS}
+    check_mapping(columns)
     if isinstance(config.data, str | Mapping):
         return loading.examples(config.data, columns=columns, seed=config.seed)
-    return [example_of(row, columns, f"{path}, row {number}") for number, row in enumerate(config.data, 1)]
+    return [replace(example_of(row, columns, f"{path}, row {number}"), location="") for number, row in enumerate(config.data, 1)]
 
 
 def _groups(examples: Sequence[Example], names: Mapping[str, str], encoder: Encoder, path: str) -> list[RolloutGroup]:
@@ -99,18 +101,18 @@ def _groups(examples: Sequence[Example], names: Mapping[str, str], encoder: Enco
         key = ("prompt", example.prompt) if number is None else ("group", number)
         group = groups.setdefault(key, RolloutGroup(example=example, prompt_ids=prompt_ids, rollouts=[]))
         if group.example.prompt != example.prompt:
-            raise ConfigError(f"{path}: row '{example.id}' is in group '{number}' with another prompt; a group answers one prompt.")
+            raise ConfigError(f"{path}: {example.described} is in group '{number}' with another prompt; a group answers one prompt.")
         rollout = _rollout(example, names, encoder, path)
         try:
             encoder.truncation.rollout(len(group.prompt_ids), len(rollout.response_ids))
         except BudgetError as error:
-            raise BudgetError(f"{path}: row '{example.id}': {error}") from error
+            raise BudgetError(f"{path}: {example.described}: {error}") from error
         group.rollouts.append(rollout)
     return list(groups.values())
 
 
 def _rollout(example: Example, names: Mapping[str, str], encoder: Encoder, path: str) -> Rollout:
-    row, text = f"{path}: row '{example.id}'", example.reference
+    row, text = f"{path}: {example.described}", example.reference
     if text is None:
         raise ConfigError(f"{row} has no response; name its column with columns: {{response: ...}}.")
     finished = bool(example.meta.get(names["finished"], True))

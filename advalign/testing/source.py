@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advalign.engine.learner import Learner
 from advalign.interfaces import Source, SourceRuntime
+from advalign.names import SAMPLER, references
 from advalign.testing import _runs
 from advalign.testing._rules import explained, is_plugin, require, same, seed_global_generators
 from advalign.training.run_spec import Frozen, ordered
@@ -62,7 +63,8 @@ class _Case:
         seed_global_generators(torch.seed() % 2**31)
         every = [self.source, *self.sources.values()]
         scorers = {r.scoring_learner for s in every for r in s.reward_parts if r.scoring_learner is not None}
-        writers = {name for s in every for _, name in s.players} | {s.samples_with for s in every if s.samples_with is not None}
+        writers = {r.name for s in every for r in references(s) if r.mark == SAMPLER}
+        writers |= {s.samples_with for s in every if s.samples_with is not None}
         learners = {name: _runs.learner(data=self.data) for name in sorted(writers) if name not in self.frozen} | self.learners
         with explained(self.source, "start raised"):
             run = _runs.started(

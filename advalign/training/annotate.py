@@ -7,6 +7,7 @@ Every process holds the whole draw and runs its part of the rows; the advantages
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,8 +98,9 @@ class Annotator:
             logs |= penalty_logs
         estimate = advantage(rows, state["advantage"], _sum_over_all_rows)
         advantages, returns = check_advantages(f"sources.{draw.name}.advantage", estimate, rows.tokens)
-        if not advantages[rows.tokens.target].isfinite().all():  # the update will be skipped, and what is carried stays finite
-            self.states[draw.name] = before
+        carried = [x for part in state.values() for x in (part or {}).values()]
+        if not all(map(math.isfinite, carried)) or not advantages[rows.tokens.target].isfinite().all():
+            self.states[draw.name] = before  # what is carried is that of draws whose numbers were finite
         return replace(rows, advantages=advantages, returns=returns), logs
 
     def pairs(self, draw: Draw, rows: PairRows) -> tuple[PairRows, dict[str, float]]:

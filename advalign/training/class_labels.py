@@ -61,6 +61,6 @@ def bind(
             raise ConfigError(f"sources.{source}: its labels are {', '.join(names)}, and {hint}: {len(names)}.")
         for example in runtime.examples:
             if isinstance(example, Example) and example.label is not None and not 0 <= example.label < number:
-                raise ConfigError(f"sources.{source}: row '{example.id}' has label {example.label}, and {hint}: {example.label + 1}.")
+                raise ConfigError(f"sources.{source}: {example.described} has label {example.label}, and {hint}: {example.label + 1}.")
         if names and not network.class_names:
             network.name_classes(names)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from advalign import data as loading
-from advalign.engine.learner import Learner
-from advalign.errors import ConfigError, RewardError, unknown
+from advalign.errors import ConfigError, RewardError
 from advalign.functional import answers, notation
 from advalign.interfaces import Context, Reward, RolloutEngine
 from advalign.metrics import diversity, utility
 from advalign.models import Network
+from advalign.names import AnsweringName
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.training import discriminator_evaluation
 from advalign.training.columns import columns
@@ -51,7 +51,7 @@ class Evaluation:
     """How they are sampled."""
     verifier: Reward | None = None
     """What picks one of k responses: any reward."""
-    learner: str = "policy"
+    learner: AnsweringName = "policy"
     """What is evaluated."""
     columns: Mapping[str, str] | None = None
     """{field of an example: column of the data}"""
@@ -70,16 +70,10 @@ EVALUATIONS = {"answers": Evaluation, "discriminator": DiscriminatorEvaluation}
 """{kind: class} of the entries of `evaluations`; without a kind: answers."""
 
 
-def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], learners: Mapping[str, Learner]) -> None:
-    """Refused before anything is loaded: an evaluation, a verifier or a sampler of an unknown learner."""
+def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation]) -> None:
+    """Refused before anything is loaded: a number that needs a package which is not there."""
     for name, evaluation in evaluations.items():
-        named = {"learner": evaluation.learner, "verifier.learner": _scoring_learner(evaluation)}
-        for field_name, learner in named.items():
-            if learner is not None and learner not in learners:
-                raise unknown(f"evaluations.{name}.{field_name}", "learner", learner, learners)
-        if isinstance(evaluation, DiscriminatorEvaluation):
-            discriminator_evaluation.check(name, evaluation, learners)
-        elif evaluation.self_bleu:
+        if isinstance(evaluation, Evaluation) and evaluation.self_bleu:
             diversity.require_nltk(f"evaluations.{name}.self_bleu")
 
 
@@ -103,13 +97,6 @@ def _examples(evaluation: Evaluation, network: Network) -> list[Example]:
         return loading.examples(evaluation.data, **options)  # type: ignore[arg-type]
     classes = {"class_names": network.class_names, "num_classes": network.num_classes}
     return loading.labelled(evaluation.data, **options, **classes)[0]  # type: ignore[arg-type]
-
-
-def _scoring_learner(evaluation: Evaluation | DiscriminatorEvaluation) -> str | None:
-    """The learner that gives the scores of a verifier."""
-    if isinstance(evaluation, DiscriminatorEvaluation) or evaluation.verifier is None:
-        return None
-    return evaluation.verifier.scoring_learner
 
 
 def run(
@@ -207,8 +194,10 @@ def _vote(example: Example, text: str) -> Hashable:
 
 
 def accuracy(network: Network, examples: list[Example], budget: int) -> float:
-    """Fraction of examples whose largest logit is that of their label."""
+    """Fraction of examples whose largest logit is that of their label; nan where the logits of one are not numbers."""
     logits = _column(network, network.encoder.classify(*_texts(examples)), "class_logits", budget)
+    if not logits.softmax(1).isfinite().all():
+        return math.nan
     labels = torch.tensor([e.label for e in examples])
     return float((logits.argmax(1) == labels).float().mean())
 

@@ -9,15 +9,9 @@ from advalign import data
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
+from advalign.training.run_names import check_names
 from advalign.training.run_spec import REFERENCE, RunSpec
-from advalign.training.schedule import replace_leaf
 from advalign.types import RolloutRows
-
-MOVING = ("objectives", "adversaries", "learners")
-"""Sections that a stage or a schedule may change; a source is started once."""
-
-STEP_FIELDS = ("learning_rate", "weight_decay", "max_grad_norm", "updates", "minibatches", "epochs", "every")
-"""Fields of a learner that are read in every step, so that a stage or a schedule may change them; the others are read at the start."""
 
 HEAD_OF = {
     "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
@@ -26,59 +20,23 @@ HEAD_OF = {
 """{output: the head that gives it}"""
 
 
-def check(spec: RunSpec, heads: Mapping[str, str]) -> None:
+def check(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str]) -> None:
     """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}."""
-    _check_names(spec, heads)
+    for name, head in heads.items():
+        if head not in HEADS:
+            raise unknown(f"learners.{name}.head", "head", head, HEADS)
+    check_names(spec, evaluations, heads)
     for name, objective in spec.config["objectives"].items():
         _check_objective(spec, name, objective)
         _check_head(spec, name, objective, heads)
-    for name, copy in spec.frozen.items():
-        if copy.learner not in spec.config["learners"]:
-            raise unknown(f"frozen.{name}.learner", "learner", copy.learner, spec.config["learners"])
-    head_of = {**heads, **{name: heads.get(copy.learner, "") for name, copy in spec.frozen.items()}}
     for name, source in spec.config["sources"].items():
         _check_source(spec, name, source, heads)
-        _check_scorers(name, source, head_of)
-        _check_players(name, source, head_of)
-    for path in (*spec.schedules, *(path for stage in spec.stages for path in stage.set)):
-        _check_moving(path)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
 
 
-def _check_moving(path: str) -> None:
-    """A stage or a schedule changes what is read in every step."""
-    section, _, rest = path.partition(".")
-    if section not in MOVING:
-        raise ConfigError(f"{path}: only objectives, adversaries and learners can change during a run; a source is started once.")
-    field = rest.partition(".")[2]
-    if section == "learners" and field not in STEP_FIELDS:
-        raise unknown(path, "field of a learner that can change during a run", field, STEP_FIELDS)
-
-
-def _check_names(spec: RunSpec, heads: Mapping[str, str]) -> None:
-    for name, head in heads.items():
-        if head not in HEADS:
-            raise unknown(f"learners.{name}.head", "head", head, HEADS)
-    for path, schedule in spec.schedules.items():
-        replace_leaf(spec.config, path, schedule.at(0), "schedules")
-    for name in spec.gates:
-        if name not in spec.config["learners"]:
-            raise unknown("gates", "learner", name, spec.config["learners"])
-    for stage in spec.stages:
-        for name in stage.objectives or ():
-            if name not in spec.config["objectives"]:
-                raise unknown(f"stages.{stage.name}.objectives", "objective", name, spec.config["objectives"])
-
-
 def _check_objective(spec: RunSpec, name: str, objective: Objective) -> None:
-    learners, sources = spec.config["learners"], spec.config["sources"]
-    kind = type(objective).__name__
-    if objective.learner not in learners:
-        raise unknown(f"objectives.{name}.learner", "learner", objective.learner, learners)
-    if objective.source not in sources:
-        raise unknown(f"objectives.{name}.source", "source", objective.source, sources)
-    row_type = sources[objective.source].row_type
+    kind, row_type = type(objective).__name__, spec.config["sources"][objective.source].row_type
     if objective.row_types and row_type not in objective.row_types:
         readable = " or ".join(cls.__name__ for cls in objective.row_types)
         raise ConfigError(f"objectives.{name}.source: {kind} reads {readable}, but source '{objective.source}' builds {row_type.__name__}.")
@@ -102,7 +60,7 @@ def _check_head(spec: RunSpec, name: str, objective: Objective, heads: Mapping[s
 
 def _check_source(spec: RunSpec, name: str, source: Source, heads: Mapping[str, str]) -> None:
     for other in source.depends_on:
-        if other not in spec.config["sources"]:
+        if other not in spec.config["sources"]:  # of a source that does not declare it on a field
             raise unknown(f"sources.{name}", "source", other, spec.config["sources"])
     greedy = source.request is not None and source.request.sampling.temperature == 0
     if greedy and source.row_type is RolloutRows:
@@ -124,27 +82,6 @@ def _check_source(spec: RunSpec, name: str, source: Source, heads: Mapping[str, 
         )
     if advantage.needs_values and "value" not in heads.values():
         raise ConfigError(f"sources.{name}.advantage: {type(advantage).__name__} needs a critic; add a learner with head: value.")
-
-
-def _check_players(name: str, source: Source, head_of: Mapping[str, str]) -> None:
-    """What writes responses for a source is a learner, or a frozen copy of one, with head `policy`."""
-    for field, player in source.players:
-        if player not in head_of:
-            raise unknown(f"sources.{name}.{field}", "learner", player, head_of)
-        if head_of[player] != "policy":
-            raise ConfigError(f"sources.{name}.{field}: '{player}' has head '{head_of[player]}', and who samples needs head: policy.")
-
-
-def _check_scorers(name: str, source: Source, head_of: Mapping[str, str]) -> None:
-    """What scores the rewards of a source is a learner, or a frozen copy of one, with head `score`."""
-    for number, reward in enumerate(source.reward_parts):
-        scorer, path = reward.scoring_learner, f"sources.{name}.rewards.{number}.learner"
-        if scorer is None:
-            continue
-        if scorer not in head_of:
-            raise unknown(path, "learner", scorer, head_of)
-        if head_of[scorer] != "score":
-            raise ConfigError(f"{path}: '{scorer}' has head '{head_of[scorer]}', and a reward needs head: score.")
 
 
 # ------------------------------------------------------------------------------------------------------- notes

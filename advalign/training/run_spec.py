@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,9 @@ from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan, formula, plan
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
-from advalign.training.schedule import Follow, Gate, Ramp, Stage, replace_leaf
+from advalign.names import LearnerName
+from advalign.training.moving import read_setting, replace_leaf
+from advalign.training.schedule import Follow, Gate, Ramp, Stage
 
 DISTRIBUTED = ("auto", "ddp", "fsdp")
 PRECISIONS = ("no", "bf16")
@@ -69,7 +71,7 @@ class TrainingArguments:
 class Frozen:
     """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, or an average."""
 
-    learner: str = "policy"
+    learner: LearnerName = "policy"
     """The learner it is a copy of."""
     ema: float | None = None
     """It is an average of the weights instead: w <- ema w + (1 - ema) w_learner after each step of the learner."""
@@ -120,9 +122,24 @@ class RunSpec:
     schedules: Mapping[str, Ramp | Follow]
     """{dotted path: schedule}"""
     stages: Sequence[Stage]
-    """In order."""
+    """In order; what they set is read as the fields ask for it."""
     gates: Mapping[str, Gate] = field(default_factory=dict)
     """{learner: when it skips its updates}"""
+
+    def __post_init__(self) -> None:
+        stages = []
+        for stage in self.stages:
+            settings = {
+                path: read_setting(self.config, path, value, f"stages.{stage.name}.set.{path}") for path, value in stage.set.items()
+            }
+            stages.append(replace(stage, set=settings))
+        object.__setattr__(self, "stages", stages)
+        for path, schedule in self.schedules.items():
+            for value in schedule.ends:
+                read_setting(self.config, path, value, f"schedules.{path}")
+            for stage in self.stages:
+                if path in stage.set and schedule.stage in (None, stage.name):
+                    raise ConfigError(f"stages.{stage.name}.set.{path}: a schedule moves it in this stage; give one of both.")
 
     @property
     def total_steps(self) -> int:
@@ -143,11 +160,12 @@ class RunSpec:
         """
         config = dict(self.config)
         for path, value in stage.set.items():
-            config = replace_leaf(config, path, value, f"stages.{stage.name}.set")
+            config = replace_leaf(config, path, value, f"stages.{stage.name}.set.{path}")
         for path, schedule in self.schedules.items():
             if schedule.stage is None or schedule.stage == stage.name:
                 value = (values or {}).get(path, schedule.at(step - (first if schedule.stage else 0)))
-                config = replace_leaf(config, path, max(schedule.start, schedule.end, key=abs) if strongest else value)
+                value = max(schedule.start, schedule.end, key=abs) if strongest else value
+                config = replace_leaf(config, path, value, f"schedules.{path}")
         return config
 
     def step_plan(

@@ -5,14 +5,14 @@ Configurations are frozen; a schedule or a stage replaces the one leaf that its 
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from advalign.errors import ConfigError, unknown
-from advalign.names import SettingPath
+from advalign.names import MetricName, ObjectiveName, SettingPath, StageName
 
 SHAPES = ("linear", "cosine", "constant")
 
@@ -31,7 +31,7 @@ class Ramp:
     """Steps at `start` before."""
     kind: str = "linear"
     """linear, cosine, or constant: `start` during these steps, and `end` after them."""
-    stage: str | None = None
+    stage: StageName | None = None
     """Steps are counted from the start of this stage; None: of the run."""
 
     def __post_init__(self) -> None:
@@ -41,6 +41,11 @@ class Ramp:
             raise ConfigError(f"schedules: steps is {self.steps} and delay {self.delay}; at least 1 step, and no negative delay.")
         if not math.isfinite(self.start) or not math.isfinite(self.end):
             raise ConfigError(f"schedules: start is {self.start} and end {self.end}; finite numbers are expected.")
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The values that it takes at its ends."""
+        return (self.start, self.end)
 
     def at(self, step: int) -> float:
         """The value at a step."""
@@ -67,7 +72,7 @@ class Follow:
     For example a radius that keeps the attack's gain near a target while the model learns: `metric: pgd/gain`. (Ours.)
     """
 
-    metric: str
+    metric: MetricName
     """Name in the log."""
     target: float
     """What the running mean is kept near."""
@@ -102,6 +107,11 @@ class Follow:
         """The largest value it may reach."""
         return self.high if math.isfinite(self.high) else self.start
 
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The first value, and the smallest and largest that it may reach: it comes near 0, and never there."""
+        return (self.start, self.end, *([self.low] if self.low > 0 else []))
+
     def at(self, step: int) -> float:
         """The value before anything was measured."""
         return self.start
@@ -109,7 +119,8 @@ class Follow:
     def next_value(self, value: float, mean: float) -> float:
         """The value after a step whose running mean is `mean`."""
         distance = min(max((self.target - mean) / abs(self.target), -1.0), 1.0)
-        return min(max(value * math.exp(self.rate * (distance if self.raise_when == "below" else -distance)), self.low), self.high)
+        factor = math.exp(min(self.rate * (distance if self.raise_when == "below" else -distance), 700.0))  # exp(710) overflows
+        return min(max(value * factor, self.low), self.high, sys.float_info.max)
 
     def __str__(self) -> str:
         return f"follows {self.metric}, from {self.start:.3g}, to keep it near {self.target:.3g} ({self.low:.3g} to {self.high:.3g})"
@@ -123,7 +134,7 @@ class Gate:
     it was not trained on. A discriminator far ahead gives no useful signal; one far behind should not be followed.
     """
 
-    metric: str
+    metric: MetricName
     """Name in the log."""
     above: float | None = None
     """It skips while the mean is above this bound."""
@@ -149,7 +160,7 @@ class Gate:
 class Until:
     """A stage ends early once the running mean of `metric` has reached `above`, or fallen to `below`."""
 
-    metric: str
+    metric: MetricName
     """Name in the log."""
     above: float | None = None
     """It ends at or above this bound."""
@@ -159,6 +170,10 @@ class Until:
     """Fewest steps of the stage."""
     smoothing: float = 0.9
     """m <- smoothing m + (1 - smoothing) metric."""
+
+    def __post_init__(self) -> None:
+        if self.above is None and self.below is None:
+            raise ConfigError("stages: until needs a bound; give above or below.")
 
     def is_met(self, mean: float) -> bool:
         """Whether a running mean has reached a bound."""
@@ -173,7 +188,7 @@ class Stage:
     """Its length, at most."""
     name: str = ""
     """Its name in the log and in schedules."""
-    objectives: tuple[str, ...] | None = None
+    objectives: tuple[ObjectiveName, ...] | None = None
     """The active objectives; None: all."""
     until: Until | None = None
     """What ends it early."""
@@ -260,21 +275,3 @@ class Timeline:
         """The inverse of `state_dict`."""
         self.lengths, self.means, self.values = dict(state["lengths"]), dict(state["means"]), dict(state["values"])
         self.skips |= state.get("skips", {})
-
-
-def replace_leaf(tree: Any, path: str, value: Any, error_path: str = "") -> Any:
-    """`tree` with the leaf at a dotted path replaced. Raises ConfigError with the nearest name."""
-    head, _, rest = path.partition(".")
-    error_path = error_path or path
-    if isinstance(tree, Mapping):
-        if head not in tree:
-            raise unknown(error_path, "entry", head, map(str, tree))
-        return {**tree, head: replace_leaf(tree[head], rest, value, error_path) if rest else value}
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = [f.name for f in dataclasses.fields(tree)]
-        if head not in names:
-            raise unknown(error_path, f"field of {type(tree).__name__}", head, names)
-        if not rest and isinstance(value, float) and next(f.type for f in dataclasses.fields(tree) if f.name == head) in (int, "int"):
-            value = round(value)  # a ramp through whole numbers, such as steps
-        return dataclasses.replace(tree, **{head: replace_leaf(getattr(tree, head), rest, value, error_path) if rest else value})
-    raise ConfigError(f"{error_path}: '{head}' is below a {type(tree).__name__}, which has no named parts.")

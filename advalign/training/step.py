@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.references import reads_reference
 from advalign.training.run_spec import StepPlan, TrainingArguments
 from advalign.training.throughput import Meter
-from advalign.types import RolloutRows, TokenRows
+from advalign.types import Example, RolloutGroup, RolloutRows, TokenRows
 
 
 @dataclass(kw_only=True)
@@ -52,11 +53,11 @@ class TrainingStep:
     reference_logprobs: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     """{(source, frozen copy): reference log-probabilities of its rollouts}"""
 
-    def run(self, skipping: Mapping[str, bool]) -> dict[str, float]:
+    def run(self, skipping: Mapping[str, bool]) -> dict[str, Any]:
         """Draws, then updates every learner; returns the logs. `skipping`: {gated learner: whether it skips its updates}."""
         self._create_copies()
         self.context.items = {}
-        logs = self._draw_before_updates()
+        logs: dict[str, Any] = dict(self._draw_before_updates())
         for name, plan in self.plan.active.items():
             skips, spec = skipping.get(name, False), self.plan.config["learners"][name]
             logs |= {f"{name}/skipped": float(skips)} if name in skipping else {}
@@ -71,7 +72,7 @@ class TrainingStep:
                     logs |= source_logs
                 numbers = self._update(plan, rows, repeat, train=not skips)
                 logs |= {name: x for name, x in numbers.items() if repeat == 0 or not _before_training(plan, name)}
-            logs |= runtime.guard.take_counts()
+            logs |= runtime.guard.take_logs()
             self.copies.average(name)
         return logs
 
@@ -176,11 +177,19 @@ class TrainingStep:
         for epoch in range(spec.epochs if train else 1):
             splits = {source: self._split(source, r, spec.minibatches, name, repeat, epoch) for source, r in rows.items()}
             for number in range(spec.minibatches):
-                minibatch = {s: r.index(splits[s][number]) for s, r in rows.items() if len(splits[s][number])}
+                numbers = {s: splits[s][number] for s in rows if len(splits[s][number])}
+                minibatch = {s: rows[s].index(n) for s, n in numbers.items()}
                 minibatch = self._with_current(plan, minibatch, first=(repeat, epoch, number) == (0, 0, 0))
                 key = (args.seed, "update", name, self.step, repeat, epoch, number)
                 logs = runtime.update(
-                    plan, minibatch, self.copies.networks, budget=args.token_budget, key=key, measure=measure, train=train
+                    plan,
+                    minibatch,
+                    self.copies.networks,
+                    budget=args.token_budget,
+                    key=key,
+                    measure=measure,
+                    train=train,
+                    row_name=partial(self._row_name, rows, numbers, repeat),
                 )
                 runtime.guard.stop_after(args.max_skipped)
                 self.meter.updated(name, plan, minibatch)
@@ -200,6 +209,15 @@ class TrainingStep:
             current = columns(network, rows[source], {"logprobs"}, self.args.token_budget, self.context.processes)["logprobs"]
             result[source] = replace(rows[source], current_logprobs=current)  # type: ignore[call-arg]
         return result
+
+    def _row_name(self, rows: Mapping[str, TokenRows], numbers: Mapping[str, Tensor], repeat: int, source: str, index: int) -> str:
+        """What the log calls row `index` of an update, which is row `numbers[source][index]` of the `rows` of a draw."""
+        number, items = int(numbers[source][index]), self._draw(source, repeat)
+        ids = [i.example.id for i in items for _ in i.rollouts] if all(isinstance(i, RolloutGroup) for i in items) else []
+        ids = ids or [item.id if isinstance(item, Example) else "" for item in items]
+        per_item = max(len(rows[source].tokens.ids) // max(len(ids), 1), 1)  # a pair has two rows
+        name = ids[number // per_item] if number // per_item < len(ids) else ""
+        return f"row {number}" + (f" of example {name!r}" if name else "")
 
     def _split(self, source: str, rows: TokenRows, number: int, learner: str, repeat: int, epoch: int) -> list[Tensor]:
         """Row numbers of every minibatch: consecutive groups in the first epoch, shuffled groups in the others."""

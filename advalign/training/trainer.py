@@ -78,9 +78,9 @@ class Trainer:
         learners = self.config["learners"]
         load_order(learners, self.prebuilt_networks)
         heads = {name: self.prebuilt_networks.get(name, learner).head for name, learner in learners.items()}
-        run_checks.check(self.run_spec, heads)
+        run_checks.check(self.run_spec, self.evaluations, heads)
         self.critics = critics_of(self.run_spec, heads)
-        evaluate.check(self.evaluations, learners)
+        evaluate.check(self.evaluations)
 
     # ------------------------------------------------------------------------------------------- before the run
 
@@ -227,7 +227,7 @@ class Trainer:
             meter=self.meter,
         )
 
-    def training_step(self) -> dict[str, float]:
+    def training_step(self) -> dict[str, Any]:
         """Draws, then updates every learner; returns the logs."""
         self.context.step = self.step
         step = self.next_step()

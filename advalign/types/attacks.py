@@ -12,6 +12,17 @@ from torch import Tensor
 from advalign.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What the value of a field does to the results of an evaluation; marks an annotation, as in `Annotated[int, NEUTRAL]`."""
+
+    name: str
+    """none, or content: not the path that is given, but what is there."""
+
+
+NEUTRAL, CONTENT = Effect("none"), Effect("content")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What an attack may spend or change per example; None is unlimited."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +81,7 @@ Response = str | tuple[Message, ...]
 """What an assistant answers: a text, or its messages and the tool results between them."""
 
 
-def message(value: Message | Mapping[str, Any], path: str = "messages") -> Message:
+def message(value: Any, path: str = "messages") -> Message:
     """A message from a mapping with `role` and `content` (a text, parts of type text, or None)."""
     if isinstance(value, Message):
         return value
@@ -90,7 +91,11 @@ def message(value: Message | Mapping[str, Any], path: str = "messages") -> Messa
     calls = value.get("tool_calls") or ()
     if not isinstance(calls, Sequence) or isinstance(calls, str) or not all(isinstance(call, Mapping) for call in calls):
         raise ConfigError(f"{path}.tool_calls: {_excerpt(calls)} is not a list of calls, each a mapping.")
-    return Message(value["role"], _content(value.get("content"), path), tuple(calls), extra)
+    content = _content(value.get("content"), path)
+    if content is None and not calls and not extra:
+        raise ConfigError(f"{path}.content: null given; only a message that calls tools may have no text.")
+    _check_role(value["role"], path)
+    return Message(value["role"], content, tuple(calls), extra)
 
 
 def conversation(
@@ -207,6 +212,13 @@ def _attackable_turn(prompt: Conversation) -> int:
             return turns[-1]
     turn = "turn but the assistant's" if prompt.attacked_turn == "user" else f"{prompt.attacked_turn} turn"
     raise ConfigError(f"attack: the conversation '{_excerpt(str(prompt))}' has no {turn}, so there is nothing to rewrite.")
+
+
+def _check_role(role: str, path: str) -> None:
+    """Raises ConfigError for a role that is a known one misspelt. Another one is for the chat template to know."""
+    known = (*ROLES, *SYNONYMS)
+    if role not in known and difflib.get_close_matches(role.strip().lower(), known, n=1, cutoff=0.8):
+        raise unknown(path, "role", role, known)
 
 
 def _content(value: Any, path: str) -> str | None:

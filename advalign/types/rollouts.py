@@ -40,6 +40,8 @@ class Example:
     """Second sentence of a classification (NLI)."""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its row under the data's own column names; empty for a task's examples."""
+    location: str = field(default="", compare=False, repr=False)
+    """Where it was read, for errors: a file and a row; empty: it was not."""
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> Example:
@@ -48,6 +50,11 @@ class Example:
         if isinstance(prompt, list | tuple) and is_messages(prompt):
             fields = {**fields, "prompt": conversation(prompt, path=f"example '{fields.get('id', '')}': prompt")}
         return cls(**fields)
+
+    @property
+    def described(self) -> str:
+        """Its id, and where it was read, for errors."""
+        return f"row '{self.id}'" + (f" ({self.location})" if self.location else "")
 
     @property
     def text(self) -> str:
@@ -131,15 +138,15 @@ class Sampling:
 
 
 def without_verifier(group: RolloutGroup) -> RolloutGroup:
-    """The group without what plain values cannot hold: its example's verifier, `meta` and `row`.
+    """The group without what plain values cannot hold, or need not: its example's verifier, `meta`, `row` and `location`.
 
     Sources that save groups store them like this from the start, so that a resumed run reads what an uninterrupted one reads.
     """
-    return replace(group, example=replace(group.example, verify=None, meta={}, row={}))
+    return replace(group, example=replace(group.example, verify=None, meta={}, row={}, location=""))
 
 
 def to_json(group: RolloutGroup) -> dict[str, Any]:
-    """A group as nested plain values, without its example's verifier, `meta` and `row`: for checkpoints and other processes."""
+    """A group as nested plain values, without its example's verifier, `meta`, `row` and `location`: for checkpoints and other processes."""
     stored = without_verifier(group)
     prompt = stored.example.prompt
     values = asdict(replace(stored, example=replace(stored.example, prompt="")))

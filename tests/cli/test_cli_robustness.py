@@ -68,6 +68,13 @@ def test_eval_goes_on_or_begins_again_and_exports(advalign, victim, suite, tmp_p
     done(advalign("eval", victim, "--suite", suite, "--output", out))
     assert (out / "results.jsonl").read_bytes() == whole
     (out / "suite.json").write_text(json.dumps({"fingerprint": "another"}))
+    for option in ((), ("--fresh",)):
+        code, _, errors = advalign("eval", victim, "--suite", suite, "--output", out, *option)
+        assert (code, "another suite, model or data" in errors, "--overwrite" in errors) == (2, True, True)
+    assert (out / "results.jsonl").read_bytes() == whole
+    done(advalign("eval", victim, "--suite", suite, "--output", out, "--overwrite"))
+    assert (out / "results.jsonl").read_bytes() == whole
+    (out / "results.jsonl").write_text("broken\n")
     assert advalign("eval", victim, "--suite", suite, "--output", out)[0] == 2
     done(advalign("eval", victim, "--suite", suite, "--output", out, "--fresh"))
     assert (out / "results.jsonl").read_bytes() == whole

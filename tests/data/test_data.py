@@ -67,13 +67,13 @@ def test_environment_variables_and_splits_are_expanded(tmp_path, monkeypatch):
         ("a.jsonl", b'{"text": ""}\n', r"a\.jsonl, row 1: the prompt is empty"),
         ("a.csv", b"text,label\nx,1\ny\n", r"a\.csv, row 3 does not have the 2 columns"),
         ("a.csv", b"text,label\nx,1,2\n", r"a\.csv, row 2 does not have the 2 columns"),
-        ("a.txt", b"\xff\xfe\xfa", r"a\.txt cannot be read as UTF-8"),
+        ("a.txt", b"\xfa\xfb", r"a\.txt cannot be read as UTF-8"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz cannot be read"),
         ("a.parquet", b"x", r"a\.parquet cannot be read as \.parquet"),
         ("a.arrow", b"x", r"a\.arrow cannot be read as \.arrow"),
         ("a.xlsx", b"x", r"'\.xlsx'"),
-        ("a.json", b'{"text": 1}', r"a\.json holds a dict"),
-        ("a.json", b"[1]", r"a\.json, row 1 is a int"),
+        ("a.json", b'{"text": 1}', r"a\.json holds an object"),
+        ("a.json", b"[1]", r"a\.json, row 1 is a number"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, name, content, sentence):

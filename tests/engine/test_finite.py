@@ -1,6 +1,8 @@
 """A number that is not finite never reaches a weight, a moment or a delta that is kept."""
 
 import math
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,12 +15,13 @@ from advalign.adversaries.free import Free
 from advalign.adversaries.freelb import FreeLB
 from advalign.adversaries.pgd import PGD
 from advalign.adversaries.universal import Universal
-from advalign.engine.finite import FiniteGuard, finite_feedback
+from advalign.engine.finite import FiniteGuard, finite_edits, finite_feedback
 from advalign.engine.learner import Learner, LearnerRuntime
+from advalign.engine.metrics import MetricAccumulator
 from advalign.engine.plan import plan
 from advalign.errors import NonFiniteError
 from advalign.objectives.sft import SFT
-from advalign.types import Losses
+from advalign.types import Edit, Losses
 
 
 class Spoiled(SFT):
@@ -44,6 +47,10 @@ def state(runtime):
     return [*(p.detach().clone() for p in runtime.network.parameters()), *(x.clone() for s in optimizer.values() for x in s.values())]
 
 
+def numbers(logs):
+    return {name: value for name, value in logs.items() if not isinstance(value, str)}
+
+
 def update(runtime, monkeypatch, bad="nothing", adversaries=None, view="clean", **options):
     monkeypatch.setattr(Spoiled, "bad", bad)
     frozen_plan = plan("policy", {"imitate": Spoiled(source="chat", view=view)}, adversaries or {}, [])
@@ -62,10 +69,10 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(bad, budget, 
     assert math.isfinite(logs["policy/grad_norm"]) == (bad == "loss")  # either is enough
     assert_equal(before, state(runtime))
     assert runtime.version == 1
-    counts = runtime.guard.take_counts()
+    counts = numbers(runtime.guard.take_logs())
     assert counts == {"policy/num_nonfinite_updates": 1.0} | ({"imitate/num_nonfinite_losses": 1.0} if bad == "loss" else {})
     assert ("objectives.imitate has loss nan" in runtime.guard.reason) == (bad == "loss")
-    assert runtime.guard.take_counts() == {}
+    assert runtime.guard.take_logs() == {}
     # What follows is what would have been without it.
     update(runtime, monkeypatch)
     for _ in range(2):
@@ -92,11 +99,20 @@ def test_a_run_stops_after_some_in_a_row(monkeypatch):
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "both"])
 def test_which_updates_pass(where):
-    guard = FiniteGuard("policy")
-    losses = {"a": 1.0, "b": math.nan if where in ("loss", "both") else -math.inf if where == "loss" else 2.0}
-    assert not guard.passes(losses, math.nan if where != "loss" else 1.0, {})
-    assert guard.passes({"a": 1.0, "b": -3.0}, 0.0, {})
-    assert "policy/num_nonfinite_updates" in guard.take_counts()
+    guard, net = FiniteGuard("policy"), network()
+    frozen_plan, rows = plan("policy", {"a": SFT(source="chat"), "b": SFT(source="chat")}, {}, []), {"chat": demos(net)}
+
+    def passes(b, norm):
+        return guard.passes(frozen_plan, MetricAccumulator({"a/loss": 1.0, "b/loss": b}), norm, rows)
+
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not passes(bad if where != "gradient" else 2.0, bad if where != "loss" else 1.0)
+    assert guard.skipped_in_a_row == 3
+    assert passes(-3.0, 0.0)
+    assert guard.skipped_in_a_row == 0
+    logs = guard.take_logs()
+    assert logs["policy/num_nonfinite_updates"] == 3
+    assert ("objectives.b has loss nan" in logs["policy/nonfinite"]) == (where != "gradient")  # the first of the step
 
 
 def test_rows_that_are_not_finite_are_named(monkeypatch):
@@ -111,8 +127,9 @@ def test_rows_that_are_not_finite_are_named(monkeypatch):
     runtime = start(net)
     runtime.update(plan("policy", {"learn": GRPO(source="write")}, {}, []), {"write": rows}, {}, budget=10_000, key=("update",))
     counts = {"policy/num_nonfinite_updates": 1.0, "learn/num_nonfinite_losses": 1.0, "write/num_nonfinite_rows": 1.0}
-    assert runtime.guard.take_counts() == counts
-    assert "1 rows of sources.write have advantages that are not finite" in runtime.guard.reason
+    assert numbers(runtime.guard.take_logs()) == counts
+    assert "objectives.learn has loss nan (sources.write: row 2)" in runtime.guard.reason
+    assert "1 rows of sources.write have advantages that are not finite (sources.write: row 2)" in runtime.guard.reason
 
 
 def test_a_model_without_finite_numbers_stops_at_once(monkeypatch):
@@ -170,3 +187,69 @@ def tensors(value):
     if isinstance(value, torch.Tensor):
         return [value]
     return [x for entry in (value.values() if isinstance(value, dict) else ()) for x in tensors(entry)]
+
+
+class Wild(PGD):
+    """PGD whose delta of the first row is not finite, in the first pass or in the last."""
+
+    bad = math.nan
+    when = "last"
+
+    def ask(self, state):
+        edits = dict(super().ask(state))
+        self.times.append(len(self.times))
+        if (len(self.times) == 1) if self.when == "first" else (len(self.times) > self.steps):
+            edits = {site: replace(edit, add=edit.add.index_fill(0, torch.tensor([0]), self.bad)) for site, edit in edits.items()}
+        return edits
+
+    times: ClassVar[list] = []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_a_delta_that_is_not_finite_is_zero_and_counted(when, bad, monkeypatch):
+    """The others stay: the loss of the view is finite, and the update is made."""
+    monkeypatch.setattr(Wild, "bad", bad)
+    monkeypatch.setattr(Wild, "when", when)
+    monkeypatch.setattr(Wild, "times", [])
+    runtime = start(network())
+    logs = update(runtime, monkeypatch, adversaries={"attack": Wild(radius=0.5, steps=2)}, view="attack")
+    assert logs["attack/num_nonfinite_deltas"] == 1
+    assert runtime.version == 1
+    assert math.isfinite(logs["imitate/loss"])
+    assert all(p.isfinite().all() for p in runtime.network.parameters())
+
+
+def test_edits_that_are_finite_stay_as_they_are():
+    edits = {"embedding": Edit(add=torch.randn(3, 2, 4)), "layer:0": Edit(add=torch.full((3, 2, 4), torch.finfo(torch.float32).max))}
+    finite, number = finite_edits(edits)
+    assert int(number) == 0
+    assert all(torch.equal(finite[site].add, edits[site].add) for site in edits)
+
+
+def test_metrics_of_a_loss_that_is_not_finite_are_nan(monkeypatch):
+    """An accuracy is a number even where scores are nan: it would move a gate."""
+    runtime = start(network())
+    logs = update(runtime, monkeypatch, "loss")
+    own = {name: value for name, value in logs.items() if name.startswith("imitate/")}
+    assert len(own) > 1
+    assert all(map(math.isnan, own.values()))
+    logs = update(runtime, monkeypatch, "loss", train=False)  # while a gate rests the learner
+    assert all(math.isnan(value) for name, value in logs.items() if name.startswith("imitate/"))
+    assert runtime.guard.skipped_in_a_row == 1
+
+
+def test_weights_beyond_the_range_of_their_precision_stop_the_run(monkeypatch):
+    """A step of AdamW is about the learning rate, here 1e5; the largest float16 is 65,504."""
+    runtime = start(network().half(), learning_rate=1e5)
+    with pytest.raises(NonFiniteError, match=r"^learners\.policy: its last update made weights that are not finite \(.*wte.*none is saved"):
+        update(runtime, monkeypatch)
+
+
+def test_the_row_and_the_view_are_named(monkeypatch):
+    runtime = start(network())
+    update(runtime, monkeypatch, "loss", adversaries={"attack": PGD(radius=0.5, steps=1)}, view="attack", budget=16)
+    assert "objectives.imitate (view attack) has loss" in runtime.guard.reason
+    assert "(sources.chat: row 1)" in runtime.guard.reason
+    update(runtime, monkeypatch, "loss", row_name=lambda source, number: f"{source} no. {number}")
+    assert "(sources.chat: chat no. 1)" in runtime.guard.reason

@@ -57,6 +57,8 @@ def test_two_ranks_log_what_one_does(folder, name):
 def test_both_ranks_skip_an_update_that_is_not_finite_on_one(folder, bad):
     found = [json.loads((folder / f"skipped-{bad}-{rank}.json").read_text()) for rank in range(WORLD)]
     assert found[0] == found[1]
-    counts = {"policy/num_nonfinite_updates": 1.0} | ({"imitate/num_nonfinite_losses": 1.0} if bad == "loss" else {})
+    reason = "objectives.imitate has loss nan (sources.chat: row 1)" if bad == "loss" else "the gradient of objectives.imitate has norm nan"
+    counts = {"policy/nonfinite": reason, "policy/num_nonfinite_updates": 1.0}
+    counts |= {"imitate/num_nonfinite_losses": 1.0} if bad == "loss" else {}
     assert found[0]["decisions"] == [[0, 1, False, counts], [1, 0, True, {}]]
     assert found[0]["weights"] == pytest.approx(skipped(bad)["weights"], abs=1e-9)

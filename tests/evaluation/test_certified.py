@@ -17,7 +17,7 @@ from advalign.errors import BudgetError, ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites import certified
 from advalign.evaluation.suites.certified import Masking, Smoothing
-from advalign.evaluation.suites.log import suite_fingerprint
+from advalign.evaluation.suites.fingerprint import suite_fingerprint
 from advalign.functional import certify
 from advalign.models import Network, load
 from advalign.models.encode import Encoder

@@ -136,8 +136,8 @@ def test_folders_of_one_suite_on_two_models_are_compared_and_those_of_others_are
     broken = folder_of(tmp_path / "broken", lambda prompts: ["secret" if p.endswith("3!") else f"ok {p}" for p in prompts])
     assert compare.folders(plain, broken).row("bang")["difference"] == -0.25
     others = {
-        "attacks": ({"texts": ("{}?",)}, r"^compare: suite\.attacks\.bang\.texts is \('\{\}!',\) for plain and \('\{\}\?',\) for attacks"),
-        "budget": ({"budget": Budget(queries=50)}, r"^compare: suite\.budget is .* for plain and Budget\(queries=50"),
+        "attacks": ({"texts": ("{}?",)}, r"^compare: suite\.attacks\.bang\.texts is \['\{\}!'\] for plain and \['\{\}\?'\] for attacks"),
+        "budget": ({"budget": Budget(queries=50)}, r"^compare: suite\.budget is .* for plain and Budget\(edits=None, queries=50"),
         "judge": ({"judge": judges.Rule(must_not=("x",))}, r"^compare: suite\.judge is"),
         "seed": ({"seed": 3}, r"^compare: suite\.seed is 0 for plain and 3 for seed"),
         "data": (

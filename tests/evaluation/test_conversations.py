@@ -13,7 +13,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.benign import Benign
 from advalign.evaluation.suites.budget import distance
-from advalign.evaluation.suites.log import suite_fingerprint
+from advalign.evaluation.suites.fingerprint import suite_fingerprint
 from advalign.judges import FunctionJudge
 from advalign.targets import AnsweringClassifier, AnsweringGenerator, ClassifierTarget, GeneratorTarget
 from advalign.targets.cache import AnswerCache

@@ -14,7 +14,7 @@ from advalign import attacks, judges
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites.benign import Benign
-from advalign.evaluation.suites.log import model_fingerprint
+from advalign.evaluation.suites.fingerprint import model_fingerprint
 from advalign.interfaces import Attack
 from advalign.targets import AnswerCache, AnsweringClassifier, AnsweringGenerator, ClassifierTarget
 from advalign.types import Budget, Example, Proposal, Sampling

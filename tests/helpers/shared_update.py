@@ -87,7 +87,7 @@ def skipped(bad: str) -> dict:
         before = [p.detach().clone() for p in net.parameters()]
         runtime.update(plan("policy", {"imitate": objective}, {}, []), {"chat": demos(net)}, {}, budget=12, key=("update",))
         moved = any(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
-        decisions.append([runtime.version, runtime.guard.skipped_in_a_row, moved, runtime.guard.take_counts()])
+        decisions.append([runtime.version, runtime.guard.skipped_in_a_row, moved, runtime.guard.take_logs()])
     return {"decisions": decisions, "weights": sum(float(p.detach().sum()) for p in net.parameters())}
 
 

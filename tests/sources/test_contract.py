@@ -12,7 +12,7 @@ import yaml
 from helpers.runs import game
 from helpers.sources import group
 
-from advalign import config, plugins
+from advalign import config, names, plugins
 from advalign.errors import ConfigError
 from advalign.interfaces import Source, SourceRuntime, check_rows
 from advalign.models.padding import pad
@@ -41,13 +41,14 @@ def overrides(cls, name):
 
 @pytest.mark.parametrize("cls", plugins.all("sources"), ids=plugins.kind_of)
 def test_a_source_declares_what_the_library_reads(cls):
-    """A learner samples for it: `samples_with`, `players` and a draw before updates. Its rows are rollouts: an advantage. It names its
-    draw's size, but for the defender, whose draw has the size of the game's."""
+    """A learner samples for it: `samples_with`, fields that name who writes and a draw before updates. Its rows are rollouts: an advantage.
+    It names its draw's size, but for the defender, whose draw has the size of the game's."""
     kind = plugins.kind_of(cls)
     assert issubclass(cls, Source)
     assert issubclass(cls.row_type, Rows)
     assert overrides(cls, "samples_with") == (kind in SAMPLED)
-    assert overrides(cls, "players") == (kind in SAMPLED | {"persistent_suffixes"})
+    writes = any(mark == names.SAMPLER for hint in names.declared(cls).values() for mark in names.marks(hint))
+    assert writes == (kind in SAMPLED | {"persistent_suffixes", "contrast"})  # contrast: `minus_logprob`
     assert cls.draws_before_updates == (kind in SAMPLED | {"persistent_suffixes"})
     assert overrides(cls, "advantage_estimator") == (cls.row_type is RolloutRows) == (kind in ROLLOUTS)
     assert overrides(cls, "draw_size") == (kind != "defender")

@@ -365,13 +365,29 @@ def test_bad_options_are_one_sentence(number):
 class Endless(Reward):
     """A reward without bound."""
 
+    value: float | list[float] = math.inf
+
     def start(self, context):
-        return lambda groups: [math.inf for g in groups for _ in g.rollouts]
+        return lambda groups: [self.value for g in groups for _ in g.rollouts]
 
 
-def test_an_infinite_reward_stops_the_run(tmp_path):
-    runtime, _ = source(tmp_path, {"a": ["1", "1"], "b": ["0", "0"]}, rewards=[Endless()])
-    with pytest.raises(RewardError, match=r"^sources.s: reward '.*Endless' gave inf for '.'; give a finite number, or nan to abstain\.$"):
+@pytest.mark.parametrize(
+    ("value", "weight", "shown"),
+    [(math.inf, 1, "inf"), (-math.inf, 1, "-inf"), (1e39, 1, "1e\\+39"), (-1e30, 1e10, "-1e\\+30"), ([math.inf], 1, "inf")],
+)
+def test_a_reward_that_is_infinite_or_is_so_in_a_row_stops_the_run(value, weight, shown, tmp_path):
+    """Rows hold rewards in float32, whose largest number is 3.4e38."""
+    runtime, _ = source(tmp_path, {"a": ["1", "1"], "b": ["0", "0"]}, rewards=[Endless(value=value, weight=weight)])
+    with pytest.raises(
+        RewardError, match=rf"^sources.s: reward '.*Endless' gave {shown} for '.' \(weight .*\); give a finite number, of at "
+    ):
+        runtime.draw(0, 0)
+
+
+def test_rewards_on_tokens_that_cancel_out_are_infinite(tmp_path):
+    """inf - inf is nan, which would abstain."""
+    runtime, _ = source(tmp_path, {"a": ["1 1", "1 1"]}, rewards=[Endless(value=[math.inf, -math.inf])])
+    with pytest.raises(RewardError, match=r"Endless' gave inf for '1 1'"):
         runtime.draw(0, 0)
 
 

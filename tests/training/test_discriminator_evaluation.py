@@ -252,5 +252,7 @@ def test_refused_with_a_sentence(fields, sentence):
 def test_refused_where_a_learner_is_missing_or_is_no_scorer():
     with pytest.raises(ConfigError, match=r"evaluations\.held\.sampler: no learner 'polcy'\. Known: discriminator, policy\."):
         game(evaluations={"held": whole(sampler="polcy")})
-    with pytest.raises(ConfigError, match=r"learner 'policy' has head 'policy'; use head: score"):
+    with pytest.raises(
+        ConfigError, match=r"evaluations\.held\.learner: 'policy' has head 'policy', and a discriminator needs head: score\."
+    ):
         evaluated(whole(learner="policy"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -47,6 +48,8 @@ def test_a_run_goes_on_after_an_update_that_was_skipped(monkeypatch, tmp_path):
     assert [entry.get("policy/num_nonfinite_updates") for entry in logs] == [None, 1.0, None, None]
     assert [entry.get("imitate/num_nonfinite_losses") for entry in logs] == [None, 1.0, None, None]
     assert [entry["imitate/loss"] is None for entry in logs] == [False, True, False, False]
+    reason = r"objectives\.imitate has loss nan \(sources\.chat: row 0 of example 'constraints/.*', row 1 of .*, row 2 of .* and 1 more\)"
+    assert re.fullmatch(reason, logs[1]["policy/nonfinite"])
     assert all(torch.isfinite(x).all() for x in weights(trainer.model).values())
     assert trainer.learners["policy"].version == 3
 
@@ -54,7 +57,7 @@ def test_a_run_goes_on_after_an_update_that_was_skipped(monkeypatch, tmp_path):
 def test_a_run_stops_after_max_skipped_in_a_row_and_keeps_its_checkpoints(monkeypatch, tmp_path):
     spoil(monkeypatch, *range(4, 1000))
     trainer = imitation(args=TrainingArguments(max_steps=50, output_dir=str(tmp_path), save_steps=1, max_skipped=3))
-    with pytest.raises(NonFiniteError, match=r"^learners\.policy: 3 updates in a row .* objectives\.imitate has loss nan; .* is 3"):
+    with pytest.raises(NonFiniteError, match=r"^learners\.policy: 3 updates in a row .* objectives\.imitate has loss nan .* is 3"):
         trainer.train(progress=False)
     newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert newest.name == "checkpoint-5"  # steps 4 and 5 were skipped, 6 stopped the run

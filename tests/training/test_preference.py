@@ -148,15 +148,35 @@ def test_feedback_of_a_file(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- sources
 
 WRONG_ROWS = {
-    "no label": (Feedback, {"prompt": "p", "response": "r"}, r"row '1' has no label; it must be 1 or 0, in a column named with columns"),
-    "a third label": (Feedback, {"prompt": "p", "response": "r", "label": 2}, r"row '1' has label 2; it must be 1 or 0"),
-    "no response": (Feedback, {"prompt": "p", "label": 1}, r"row '1' has no response; name its column with columns: \{response: ...\}."),
-    "no demonstration": (Demos, {"prompt": "p"}, r"row '1' has no response; name its column with columns: \{response: ...\}."),
-    "one side": (Pairs, {"prompt": "p", "chosen": "c"}, r"row '1' needs the columns 'chosen' and 'rejected'; map them with columns."),
+    "no label": (
+        Feedback,
+        {"prompt": "p", "response": "r"},
+        r"row '1' \(.*d\.jsonl, row 1\) has no label; it must be 1 or 0, in a column named with columns",
+    ),
+    "a third label": (
+        Feedback,
+        {"prompt": "p", "response": "r", "label": 2},
+        r"row '1' \(.*d\.jsonl, row 1\) has label 2; it must be 1 or 0",
+    ),
+    "no response": (
+        Feedback,
+        {"prompt": "p", "label": 1},
+        r"row '1' \(.*d\.jsonl, row 1\) has no response; name its column with columns: \{response: ...\}.",
+    ),
+    "no demonstration": (
+        Demos,
+        {"prompt": "p"},
+        r"row '1' \(.*d\.jsonl, row 1\) has no response; name its column with columns: \{response: ...\}.",
+    ),
+    "one side": (
+        Pairs,
+        {"prompt": "p", "chosen": "c"},
+        r"row '1' \(.*d\.jsonl, row 1\) needs the columns 'chosen' and 'rejected', and 'rejected' is not there or null;",
+    ),
     "margin": (
         Pairs,
         {"prompt": "p", "chosen": "c", "rejected": "r", "margin": "much"},
-        r"row '1' has margin 'much', which is not a number.",
+        r"row '1' \(.*d\.jsonl, row 1\) has margin 'much', which is not a number.",
     ),
 }
 

@@ -72,7 +72,7 @@ AT_START = {
         lambda: game(
             sources={"chat": chat(), "contrast": Contrast(real="chta")}, objectives={"discriminator": Discriminate(source="contrast")}
         ),
-        r"sources.contrast: no source 'chta'. Known: chat, contrast. Did you mean 'chat'\?",
+        r"sources.contrast.real: no source 'chta'. Known: chat, contrast. Did you mean 'chat'\?",
     ),
     "critic": (
         lambda: game(sources={"write": write(advantage=GAE())}, objectives={"policy": DAPO(source="write")}),
@@ -84,23 +84,23 @@ AT_START = {
     ),
     "set on a source": (
         lambda: game(stages=[Stage(name="warm", steps=1, set={"sources.chat.batch_size": 2})]),
-        r"sources.chat.batch_size: only objectives, adversaries and learners can change during a run; a source is started once.",
+        r"stages.warm.set.sources.chat.batch_size: only objectives, adversaries and learners can change during a run; a source is started",
     ),
     "schedule on a source": (
         lambda: game(schedules={"sources.chat.batch_size": Ramp(start=1.0, end=2.0)}),
-        r"sources.chat.batch_size: only objectives, adversaries and learners can change",
+        r"schedules.sources.chat.batch_size: only objectives, adversaries and learners can change",
     ),
     "set of nothing": (
         lambda: game(stages=[Stage(name="warm", steps=1, set={"objectives.robust.cof": 2})]),
-        r"stages.warm.set: no field of SFT 'cof'. Known: .*. Did you mean 'coef'\?",
+        r"stages.warm.set.objectives.robust.cof: no field of SFT 'cof'. Known: .*. Did you mean 'coef'\?",
     ),
     "schedule of nothing": (
         lambda: game(schedules={"objectives.robst.coef": Ramp(start=1.0, end=2.0)}),
-        r"schedules: no entry 'robst'. Known: discriminator, policy, robust. Did you mean 'robust'\?",
+        r"schedules.objectives.robst.coef: no entry 'robst'. Known: discriminator, policy, robust. Did you mean 'robust'\?",
     ),
     "schedule below a number": (
         lambda: game(schedules={"objectives.robust.coef.high": Ramp(start=1.0, end=2.0)}),
-        r"schedules: 'high' is below a float, which has no named parts.",
+        r"schedules.objectives.robust.coef.high: 'high' is below a float, which has no named parts.",
     ),
     "ramp": (
         lambda: Ramp(end=1.0, kind="linaer"),

@@ -1,6 +1,5 @@
 """Two models under the same attacks on the same examples: paired differences, with intervals and tests for paired data."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.report import Report
+from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
 from advalign.functional.intervals import mcnemar, paired_bootstrap
 from advalign.types import STATUSES, AttackResult
 
@@ -79,7 +79,7 @@ def folders(first: str | Path, second: str | Path) -> Comparison:
 def _settings(folder: str | Path) -> dict[str, Any]:
     """What `suites.log.suite_settings` wrote down; empty if it did not."""
     path = Path(folder) / "suite.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return mapping(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
 
 
 def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -108,8 +108,13 @@ def _read(folder: str | Path) -> list[AttackResult]:
         raise ConfigError(
             f"compare: {folder} holds no results.jsonl; give a folder that advalign eval --output wrote, or --suite for models."
         )
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [AttackResult.from_json(json.loads(line)) for line in lines if line]
+    attack_results = parsed(read_lines(path), path)
+    settings = _settings(folder)
+    if "results" in settings:
+        asked = len(settings["results"]) * len(settings["examples"])
+        if len(attack_results) < asked:
+            raise ConfigError(f"compare: {folder} holds {len(attack_results)} of {asked} results; run its evaluation again.")
+    return attack_results
 
 
 def _table(attack_results: Sequence[AttackResult]) -> dict[str, dict[str, bool]]:

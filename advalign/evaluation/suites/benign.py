@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from advalign import data as loading
 from advalign import plugins
@@ -12,6 +13,7 @@ from advalign.evaluation.suites.generator_checker import GeneratorChecker
 from advalign.functional.intervals import corrected_for_judge
 from advalign.interfaces import Judge
 from advalign.judges.refusal import RefusalJudge
+from advalign.types import NEUTRAL, Example
 from advalign.types.messages import plain_text
 
 REFUSES_EVERYTHING = 0.5
@@ -26,10 +28,17 @@ def _answer_judge() -> Judge:
 class Benign:
     """Prompts that should be answered."""
 
-    data: Data
+    data: Annotated[Data, NEUTRAL]
     """As the data of a suite."""
     judge: Judge = field(default_factory=_answer_judge)
     """Scores an answer 1, a refusal 0."""
+
+    def examples(self, *, seed: int) -> list[Example]:
+        """The prompts. Raises ConfigError where there are none."""
+        examples = read_examples(self.data, loading.examples, seed=seed)
+        if not examples:
+            raise ConfigError("suite.benign.data: no examples.")
+        return examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +79,7 @@ def over_refusal(benign: Benign, checker: AnswerChecker, *, seed: int) -> OverRe
     """Greedy answers to the benign prompts, judged."""
     if not isinstance(checker, GeneratorChecker):
         raise ConfigError("suite.benign: given, but the model is a classifier, which refuses nothing; leave it out.")
-    examples = read_examples(benign.data, loading.examples, seed=seed)
-    if not examples:
-        raise ConfigError("suite.benign.data: no examples.")
+    examples = benign.examples(seed=seed)
     texts = checker.target.answer(examples, checker.sampling.max_new_tokens)
     judge = benign.judge
     scores = [score for score, _ in judge_answers(judge.start(), examples, texts, name=plugins.kind_of(type(judge)))]

@@ -5,20 +5,22 @@ suite:  certified: {smoothing: {sigma: 0.5, n: 1000}, ranmask: {rate: 0.7, n: 50
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from advalign import builder
 from advalign.errors import ConfigError
+from advalign.evaluation.reports.results_file import mapping, read_lines
 from advalign.evaluation.suites.certificates import Certificate, CertificateMethod, Masking, Smoothing
+from advalign.evaluation.suites.log import AGAIN, writing
 from advalign.functional.intervals import wilson
-from advalign.metrics.run_log import complete_lines
 from advalign.models import Network
 from advalign.targets import BlackBoxModel
 from advalign.targets.ensemble import Ensemble
 from advalign.types import Example
 
+NAMES = {field.name for field in fields(Certificate)}
 KINDS: Mapping[str, type[CertificateMethod]] = {"smoothing": Smoothing, "ranmask": Masking}
 
 
@@ -44,17 +46,28 @@ def run(
         raise ConfigError(f"suite.certified: a network with head '{model.head}' given; only the vote of a classifier is certified.")
     network = model.network if isinstance(model, Ensemble) else model
     path = None if folder is None else Path(folder) / "certified.jsonl"
-    done = [] if path is None else [Certificate(**json.loads(line)) for line in complete_lines(path)]
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_line(c) for c in done), encoding="utf-8")
     work = [(name, example) for name in methods for example in examples]
+    done = [] if path is None else _done(path, [(name, example.id) for name, example in work])
     for name, example in work[len(done) :]:
         done.append(methods[name].certify(network, name, example, seed))
         if path is not None:
-            with path.open("a", encoding="utf-8") as file:
+            with writing(path.parent), path.open("a", encoding="utf-8") as file:
                 file.write(_line(done[-1]))
     return {name: [c for c in done if c.certificate == name] for name in methods}
+
+
+def _done(path: Path, asked: Sequence[tuple[str, str]]) -> list[Certificate]:
+    """The certificates of whole lines, which the file then ends with. Raises ConfigError for lines that are not as they were written."""
+    certificates = []
+    for number, (line, key) in enumerate(zip(read_lines(path), asked, strict=False), 1):
+        values = mapping(line, f"{path}, line {number}")
+        if values.keys() != NAMES or (values["certificate"], values["example"]) != key:
+            raise ConfigError(f"{path}, line {number}: not the certificate '{key[0]}' of example '{key[1]}', as it was written; {AGAIN}.")
+        certificates.append(Certificate(**values))
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(_line(c) for c in certificates), encoding="utf-8")
+    return certificates
 
 
 def rates(name: str, method: CertificateMethod, certificates: Sequence[Certificate]) -> list[dict[str, Any]]:

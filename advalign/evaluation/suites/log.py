@@ -1,31 +1,36 @@
 """results.jsonl: one line per attack and example, in a fixed order, appended chunk by chunk, so that a killed run can resume.
 
 Wall-clock times, forwards and answers out of the cache differ between two runs of one suite, so they are in timings.jsonl, line by line
-beside the results.
+beside the results, with a hash of each. A line that is missing is judged again; one that is not as it was written is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from itertools import accumulate
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from advalign.errors import ConfigError
+from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
 from advalign.functional.escaping import json_line
-from advalign.metrics.run_log import complete_lines
-from advalign.models import Network
-from advalign.targets import BlackBoxModel
-from advalign.types import AttackResult, Example
+from advalign.run_folder import unwritable
+from advalign.types import AttackResult
 
-if TYPE_CHECKING:
-    from advalign.evaluation.suites.suite import Suite
+PATH = "output_dir"
+"""What the folder of results is called in errors."""
+JUDGED = ("results.jsonl", "timings.jsonl", "certified.jsonl")
+"""What a suite goes on from."""
+FILES = ("suite.json", *JUDGED, "summary.json", "report.html", "report.md")
+"""What a suite writes."""
+AGAIN = "begin again with --fresh (Python: resume=False)"
+
+Key = tuple[str, str]
+"""(attack, example)."""
 
 
 class ResultLog:
@@ -35,98 +40,128 @@ class ResultLog:
         self,
         folder: str | Path | None,
         fingerprint: str,
-        chunks: Sequence[Sequence[tuple[str, str]]],
+        chunks: Sequence[Sequence[Key]],
         settings: Mapping[str, Any] | None = None,
+        *,
+        resume: bool = True,
+        overwrite: bool = False,
     ) -> None:
         """`fingerprint`: what the results depend on. `chunks`: (attack, example) names of each chunk of work, in order. `settings`: what
-        two folders must have in common to be compared (`suite_settings`)."""
+        two folders must have in common to be compared (`suite_settings`). Without `resume` the results in the folder are dropped, if they
+        are of this suite; with `overwrite` whatever they are of."""
         self.results: list[AttackResult] = []
         self.num_chunks = 0
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._claim(self._folder, fingerprint, settings or {})
-            self._resume(self._folder, chunks)
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if not overwrite:
+                    check_folder(self._folder, fingerprint)
+                for name in FILES if overwrite else () if resume else JUDGED:
+                    (self._folder / name).unlink(missing_ok=True)
+                _replace(self._folder / "suite.json", json.dumps({"fingerprint": fingerprint, **(settings or {})}) + "\n")
+                self._resume(self._folder, chunks)
 
     def append(self, results: Sequence[AttackResult]) -> None:
         """Adds the results of one chunk."""
         self.results.extend(results)
         if self._folder is None:
             return
-        # Times first: a kill between the two leaves a time without a result, never the reverse.
-        with (self._folder / "timings.jsonl").open("a", encoding="utf-8") as file:
-            lines = [{"attack": r.attack, "example": r.example, "seconds": r.seconds, "spent": dict(r.spent)} for r in results]
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(_line(r) for r in results))
+        with writing(self._folder):
+            # Times first: a kill between the two leaves a time without a result, never the reverse.
+            for name, lines in (("timings", [_time(r) for r in results]), ("results", [_line(r) for r in results])):
+                with (self._folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                    file.write("".join(line + "\n" for line in lines))
 
-    def _claim(self, folder: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
-        path = folder / "suite.json"
-        if path.exists() and json.loads(path.read_text())["fingerprint"] != fingerprint:
-            raise ConfigError(f"{folder}: holds the results of another suite, model or data; choose another output_dir.")
-        path.write_text(json.dumps({"fingerprint": fingerprint, **settings}) + "\n")
-
-    def _resume(self, folder: Path, chunks: Sequence[Sequence[tuple[str, str]]]) -> None:
-        lines = complete_lines(folder / "results.jsonl")
-        ends = list(accumulate(len(c) for c in chunks))
-        self.num_chunks = sum(end <= len(lines) for end in ends)
-        number = ends[self.num_chunks - 1] if self.num_chunks else 0
-        times = complete_lines(folder / "timings.jsonl")
-        names = [name for chunk in chunks for name in chunk][:number]
-        for line, time, name in zip(lines, times, names, strict=False):
-            cost = json.loads(time)
-            result = AttackResult.from_json(json.loads(line) | {"seconds": cost["seconds"], "spent": cost.get("spent", {})})
-            assert (result.attack, result.example) == name
-            self.results.append(result)
-        for file, content in (("results", lines), ("timings", times)):
-            (folder / f"{file}.jsonl").write_text("".join(line + "\n" for line in content[:number]), encoding="utf-8")
-
-
-def suite_settings(suite: Suite, examples: Sequence[Example]) -> dict[str, Any]:
-    """What the results of two models must have in common to be compared: settings, fields of each attack, and a hash of each example."""
-    attacks: dict[str, Any] = dict(suite.attacks)
-    fields_of = {name: {f.name: _stable(getattr(attack, f.name)) for f in fields(attack)} for name, attack in attacks.items()}
-    settings = {name: _stable(getattr(suite, name)) for name in ("budget", "judge", "sampling", "seed")}
-    digests = {e.id: hashlib.sha256(_content(e).encode()).hexdigest()[:16] for e in examples}
-    return {"settings": settings, "attacks": fields_of, "examples": digests}
-
-
-def _stable(value: Any) -> str:
-    """The repr, without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    def _resume(self, folder: Path, chunks: Sequence[Sequence[Key]]) -> None:
+        """Takes over the chunks, from the first on, of which every result is there and as it was written."""
+        lines, times = read_lines(folder / "results.jsonl"), read_lines(folder / "timings.jsonl")
+        asked = {key for chunk in chunks for key in chunk}
+        rows: dict[Key, tuple[str, str, AttackResult]] = {}
+        time_of = {(time["attack"], time["example"]): (time, line) for time, line in _times(times, folder / "timings.jsonl")}
+        for number, (result, line) in enumerate(zip(parsed(lines, folder / "results.jsonl"), lines, strict=True), 1):
+            key = (result.attack, result.example)
+            if key not in asked:
+                raise ConfigError(
+                    f"{folder / 'results.jsonl'}, line {number}: attack '{key[0]}' on example '{key[1]}', which the suite does not ask "
+                    f"for; {AGAIN}."
+                )
+            if key not in time_of:
+                continue
+            time, time_line = time_of[key]
+            if time["result"] != _hash(line):
+                raise ConfigError(f"{folder / 'results.jsonl'}, line {number}: changed since it was written; restore it, or {AGAIN}.")
+            rows[key] = (line, time_line, replace(result, seconds=time["seconds"], spent=time["spent"]))
+        done = []
+        for chunk in chunks:
+            if not all(key in rows for key in chunk):
+                break
+            done += [rows[key] for key in chunk]
+            self.num_chunks += 1
+        self.results = [result for _, _, result in done]
+        for name, kept in (("results", [line for line, _, _ in done]), ("timings", [time for _, time, _ in done])):
+            path, text = folder / f"{name}.jsonl", "".join(line + "\n" for line in kept)
+            if not path.exists() or path.read_bytes() != text.encode():
+                _replace(path, text)
 
 
-def _content(e: Example) -> str:
-    return repr((e.id, e.prompt, e.pair, e.answer, e.label, e.meta.get("response")))
+def check_folder(folder: Path, fingerprint: str) -> None:
+    """Raises ConfigError for a folder that holds results of anything else, or what would be written over."""
+    path = folder / "suite.json"
+    instead = "choose another output_dir, or clear it with --overwrite (Python: overwrite=True)"
+    if not path.exists():
+        others = [name for name in FILES if (folder / name).exists()]
+        if others:
+            raise ConfigError(f"{folder}: holds {', '.join(others)} and no suite.json that says of what; {instead}.")
+        return
+    try:
+        stored = json.loads(path.read_bytes())["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: it is not as a suite writes it; {instead}.") from None
+    if stored != fingerprint:
+        raise ConfigError(f"{folder}: holds the results of another suite, model or data, or of another version; {instead}.")
 
 
-def suite_fingerprint(suite: Suite, model: Network | BlackBoxModel, examples: Sequence[Example]) -> str:
-    """A hash of what the results depend on: the suite without its data reference, benign prompts and `seen`; the examples; every weight."""
-    digest = hashlib.sha256(repr(replace(suite, data=(), benign=None, seen=())).encode())
-    for e in examples:
-        digest.update(_content(e).encode())
-    digest.update(model.head.encode())
-    digest.update(model_fingerprint(model).encode())
-    return digest.hexdigest()
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Errors of the disk inside the block as one sentence; what was written before stays, and is gone on from."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(PATH, folder, error) from error
 
 
-def model_fingerprint(model: Network | BlackBoxModel) -> str:
-    """A hash of every weight, of the vocabulary of its tokenizer, and of its chat template and the template's arguments."""
-    digest = hashlib.sha256(model.head.encode())
-    if isinstance(model, Network):
-        digest.update(repr(sorted(model.encoder.tokenizer.get_vocab().items())).encode())
-        if model.encoder.template is not None:
-            digest.update(repr((model.encoder.tokenizer.chat_template, sorted(model.encoder.settings.items()))).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _times(lines: Sequence[str], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for number, line in enumerate(lines, 1):
+        time = mapping(line, f"{path}, line {number}")
+        if time.keys() != {"attack", "example", "seconds", "spent", "result"}:
+            raise ConfigError(f"{path}, line {number}: it is not as it was written; {AGAIN}.")
+        yield time, line
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _time(result: AttackResult) -> str:
+    time = {"attack": result.attack, "example": result.example, "seconds": result.seconds, "spent": dict(result.spent)}
+    return json.dumps(time | {"result": _hash(_line(result))})
 
 
 def _line(result: AttackResult) -> str:
     values = asdict(result)
     del values["seconds"], values["spent"]
-    return json_line(values) + "\n"
+    return json_line(values)
 
 
-__all__ = ["ResultLog", "model_fingerprint", "suite_fingerprint", "suite_settings"]
+def _hash(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()[:16]
+
+
+__all__ = ["FILES", "PATH", "ResultLog", "check_folder", "writing"]

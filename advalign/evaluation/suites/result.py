@@ -18,6 +18,7 @@ from advalign.evaluation.suites import gate, rates
 from advalign.evaluation.suites.benign import OverRefusal
 from advalign.evaluation.suites.checker import Judgement
 from advalign.evaluation.suites.harness import Arm
+from advalign.evaluation.suites.log import writing
 from advalign.functional import scaling as laws
 from advalign.functional.escaping import code, json_safe, quoted
 from advalign.interfaces import Judge
@@ -225,8 +226,9 @@ class SuiteResult:
 
     def save(self, folder: Path) -> None:
         """Writes summary.json, report.html and report.md."""
-        (folder / "summary.json").write_text(json.dumps(json_safe(self.summary()), indent=1) + "\n", encoding="utf-8")
-        self.html(folder / "report.html")
+        with writing(folder):
+            (folder / "summary.json").write_text(json.dumps(json_safe(self.summary()), indent=1) + "\n", encoding="utf-8")
+            self.html(folder / "report.html")
 
     def metrics(self) -> list[str]:
         """Numbers of the answers that have a curve over the radius."""

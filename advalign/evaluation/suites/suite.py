@@ -2,12 +2,13 @@
 budget and judges. One JSON line per attack and example, written at once: a killed run that is started again continues and ends with
 the same file, bit for bit."""
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from rich.progress import track
 
@@ -21,18 +22,20 @@ from advalign.evaluation.suites.certified import Certificate, CertificateMethod
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement
 from advalign.evaluation.suites.classifier_checker import ClassifierChecker
 from advalign.evaluation.suites.data import Data, read_examples
+from advalign.evaluation.suites.fingerprint import model_fingerprint, suite_fingerprint, suite_settings
 from advalign.evaluation.suites.generator_checker import GeneratorChecker
 from advalign.evaluation.suites.harness import Arm, Harness
-from advalign.evaluation.suites.log import ResultLog, model_fingerprint, suite_fingerprint, suite_settings
+from advalign.evaluation.suites.log import PATH, ResultLog
 from advalign.evaluation.suites.result import SuiteResult
 from advalign.evaluation.suites.sampled_utility import sampled_utility
-from advalign.evaluation.suites.workers import Chunk, run_chunks
+from advalign.evaluation.suites.workers import run_chunks
 from advalign.interfaces import Attack, Judge
 from advalign.models import Network
+from advalign.run_folder import locked
 from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.targets.black_box import check_access
 from advalign.targets.examples import class_names, labelled_reader, with_label_indices
-from advalign.types import AttackResult, Budget, Example, Sampling
+from advalign.types import NEUTRAL, AttackResult, Budget, Example, Sampling
 from advalign.types.messages import with_attacked_turn
 
 
@@ -60,7 +63,7 @@ class _CleanUtility:
 class Suite:
     """Attacks on one model, and what is measured beside them."""
 
-    data: Data
+    data: Annotated[Data, NEUTRAL]
     """Examples, or a reference to them (see `advalign.data`); clean utility is measured on all of them."""
     attacks: Mapping[str, Attack]
     """By name."""
@@ -82,7 +85,7 @@ class Suite:
     """What judges a generator's answers (see `advalign list judges`); None: they are verified."""
     benign: Benign | None = None
     """Prompts that should be answered, beside those that should not."""
-    seen: Sequence[str] = ()
+    seen: Annotated[Sequence[str], NEUTRAL] = ()
     """Names of attacks used in training; the others are reported apart."""
     attacked_turn: str = field(default="user", repr=False)
     """Of prompts that are conversations: the role whose last turn attacks on texts rewrite. user; tool or system where an attacker writes
@@ -128,34 +131,42 @@ class Suite:
         progress: bool = False,
         workers: int = 1,
         cache: str | Path | None = None,
+        resume: bool = True,
+        overwrite: bool = False,
     ) -> SuiteResult:
         """Attack `model`, a network or one known only by its answers (`AnsweringClassifier`, `AnsweringGenerator`).
 
         With `output_dir`: results.jsonl, timings.jsonl, summary.json, report.html and report.md there; run again after a kill, it
-        resumes. `workers`: processes that share the work (on a CPU); the results do not depend on it. `cache`: an SQLite file of a
-        classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot be run.
+        resumes, unless `resume` is False. A folder with results of anything else is refused, unless `overwrite` clears it, and so is one
+        that another evaluation writes to. `workers`: processes that share the work (on a CPU); the results do not depend on it. `cache`:
+        an SQLite file of a classifier's answers, shared by attacks and runs. Raises ConfigError before the first attack for what cannot
+        be run.
         """
         check_access(self.attacks, target_of(model))
         examples, checker = self.examples_for(model), self._checker(model)
         if not self.attacks and not self.certified:
             raise ConfigError("suite.attacks: none given, so the suite would show nothing; give at least one attack, or a certificate.")
-        clean = self._clean_utility(model, checker, examples)
         chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
-        attacked, before = [examples[i] for i in chosen], [clean.judgements[i] for i in chosen]
-        if not attacked:
+        if not chosen:
             raise ConfigError("suite.examples: 0 given, so no example is attacked; at least 1 is needed.")
-        work = self._work(attacked, before)
-        names = [[(arm.name, e.id) for e in part] for arm, part, _ in work]
-        log = ResultLog(output_dir, suite_fingerprint(self, model, examples), names, suite_settings(self, attacked))
-        certified = certificates.run(self.certified, model, attacked, seed=self.seed, folder=output_dir)
-        answers = None if cache is None else AnswerCache(cache, model_fingerprint(model))
-        harness = Harness(model=model, checker=checker, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
-        rest = work[log.num_chunks :]
-        for results in track(run_chunks(harness, rest, workers), total=len(rest), description="attacks", disable=not progress):
-            log.append(results)
-        result = self._result(clean, attacked, log.results, certified)
-        if output_dir is not None:
-            result.save(Path(output_dir))
+        with contextlib.nullcontext() if output_dir is None else locked(output_dir, PATH):
+            attacked = [examples[i] for i in chosen]
+            names = [[(arm.name, e.id) for e in part] for arm, part in self._parts(attacked)]
+            benign = () if self.benign is None else self.benign.examples(seed=self.seed)
+            settings = suite_settings(self, attacked) | {"results": [arm.name for arm in self.arms]}
+            fingerprint = suite_fingerprint(self, model, examples, benign)
+            log = ResultLog(output_dir, fingerprint, names, settings, resume=resume, overwrite=overwrite)
+            clean = self._clean_utility(model, checker, examples)
+            certified = certificates.run(self.certified, model, attacked, seed=self.seed, folder=output_dir)
+            answers = None if cache is None else AnswerCache(cache, model_fingerprint(model))
+            harness = Harness(model=model, checker=checker, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
+            before = {examples[i].id: clean.judgements[i] for i in chosen}
+            rest = [(arm, part, [before[e.id] for e in part]) for arm, part in self._parts(attacked)[log.num_chunks :]]
+            for results in track(run_chunks(harness, rest, workers), total=len(rest), description="attacks", disable=not progress):
+                log.append(results)
+            result = self._result(clean, attacked, log.results, certified)
+            if output_dir is not None:
+                result.save(Path(output_dir))
         return result
 
     def examples_for(self, model: Network | BlackBoxModel) -> list[Example]:
@@ -215,13 +226,13 @@ class Suite:
             judge=self.judge,
         )
 
-    def _work(self, examples: Sequence[Example], before: Sequence[Judgement]) -> list[Chunk]:
+    def _parts(self, examples: Sequence[Example]) -> list[tuple[Arm, Sequence[Example]]]:
         """Every arm on all examples, as many at once as its attack takes."""
-        chunks: list[Chunk] = []
+        parts: list[tuple[Arm, Sequence[Example]]] = []
         for arm in self.arms:
             size = self.attacks[arm.attack].examples_at_once or 1
-            chunks += [(arm, examples[i : i + size], before[i : i + size]) for i in range(0, len(examples), size)]
-        return chunks
+            parts += [(arm, examples[i : i + size]) for i in range(0, len(examples), size)]
+        return parts
 
 
 __all__ = ["Suite"]
