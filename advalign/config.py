@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advalign import builder, interfaces, interpolation, plugins, yaml_files
+from advalign import builder, imports, interfaces, interpolation, yaml_files
 from advalign import overrides as overriding
 from advalign.engine.learner import Learner
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, NotImported, unknown
 from advalign.names import SettingPath
 from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.training.evaluate import EVALUATIONS, Evaluation
@@ -38,11 +38,14 @@ SECTIONS: dict[str, Any] = {
 }
 """{section: its type}"""
 
+SHOWN = (str, int, float)
+"""Types of the values that an outline shows."""
+
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with dotted overrides (`objectives.robust.coef=0.3`) applied; plain dictionaries and lists."""
     document = yaml_files.read(path, f"a configuration is a mapping of {', '.join(SECTIONS)}")
-    plugins.search_beside(path)
+    imports.search_beside(path)
     values = overriding.apply(document.values, overrides, SECTIONS)
     _check_null(values, document)
     return typing.cast(dict[str, Any], interpolation.resolve(values, document.where))
@@ -73,13 +76,36 @@ def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name not in SECTIONS:
             raise unknown("configuration", "section", str(name), SECTIONS)
-        annotation = SECTIONS[name]
-        entry = typing.get_args(annotation)[-1] if typing.get_args(annotation) else None
-        if typing.get_origin(annotation) is collections.abc.Mapping:
+        entry = _entry_type(name)
+        if entry is not None:
             objects[name] = {k: _entry(entry, v, f"{name}.{k}") for k, v in builder.expect(value, Mapping, name).items()}
         else:
-            objects[name] = builder.build(annotation, value, name)
+            objects[name] = builder.build(SECTIONS[name], value, name)
     return objects
+
+
+def outline(config: Mapping[str, Any]) -> list[str]:
+    """A configuration as it is written, an entry a line, where some of its modules are not to be imported. Raises ConfigError for mistakes
+    in the others."""
+    lines = []
+    for name, value in config.items():
+        annotation = _entry_type(name)
+        for key, entry in value.items() if annotation is not None else [("", value)]:
+            try:
+                _ = sections({name: {key: entry}}) if key else sections({name: entry})
+                mark = ""
+            except NotImported:
+                mark = " (not imported)"
+            kind = entry if isinstance(entry, str) else entry.get("kind", "") if isinstance(entry, Mapping) else ""
+            fields = [f"{k} {v}" for k, v in entry.items() if k != "kind" and isinstance(v, SHOWN)] if isinstance(entry, Mapping) else []
+            lines.append(f"{name}{'.' if key else ''}{key}: {', '.join([*([kind] if kind else []), *fields])}{mark}")
+    return lines
+
+
+def _entry_type(section: str) -> Any:
+    """The type of the entries of a section that is a mapping of names; None: it is none."""
+    annotation = SECTIONS[section]
+    return typing.get_args(annotation)[-1] if typing.get_origin(annotation) is collections.abc.Mapping else None
 
 
 def _entry(annotation: Any, value: Any, path: str) -> Any:

@@ -18,6 +18,10 @@ class ConfigError(AdvalignError, ValueError):
     """A run that cannot start: an unknown name, a wrong type, a combination that is not supported."""
 
 
+class NotImported(ConfigError):
+    """A module that a configuration names, where nothing is to be imported from it (`advalign show` without `--allow-imports`)."""
+
+
 class NonFiniteError(AdvalignError):
     """Numbers that are not finite (nan, inf) where training needs finite ones. It stops the run before they reach a weight."""
 

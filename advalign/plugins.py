@@ -10,21 +10,16 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from advalign import imports
 from advalign.errors import ConfigError, unknown
 
 GROUPS = ("objectives", "adversaries", "advantages", "rewards", "rollout", "sources", "tasks", "attacks", "judges")
 """The plugin groups; the name is that of the folder."""
-
-ALSO_SEARCHED = (
-    "It is looked for where packages are installed and beside the configuration; `python -m advalign` also looks in the current folder."
-)
-"""What an error about a missing module adds."""
 
 
 def kinds(group: str) -> list[str]:
@@ -73,27 +68,6 @@ def exports(group: str) -> dict[str, str]:
     return {_parsed(group, kind).name: kind for kind in kinds(group)}
 
 
-def function(reference: str | Callable[..., Any], path: str) -> Callable[..., Any]:
-    """A callable as it is, or the one behind a dotted path (`my_lab.rewards.brevity`)."""
-    if callable(reference):
-        return reference
-    module, _, name = str(reference).rpartition(".")
-    try:
-        value = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot import '{reference}' ({error}). {ALSO_SEARCHED}") from error
-    if not callable(value):
-        raise ConfigError(f"{path}: '{reference}' is a {type(value).__name__}, not a function.")
-    return value  # type: ignore[no-any-return]
-
-
-def search_beside(file: str | Path) -> None:
-    """From now on, modules are also found in the folder of a configuration, behind everything that is installed."""
-    folder = str(Path(file).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
 def lacks_decorator(cls: type) -> bool:
     """Whether a class annotates fields and is not decorated with @dataclass itself, so that they are no options."""
     annotations = inspect.get_annotations(cls).values()
@@ -136,17 +110,17 @@ def _first_line(doc: str | None) -> str:
 
 
 def _outside(kind: str, path: str) -> type:
+    """The class behind a dotted kind: the one in `__all__` of a module, or a class of a module."""
+    module = imports.module(kind, path, kind)
+    if module is not None:
+        return _only_class(module, path)
+    name, _, attribute = kind.rpartition(".")
+    owner = imports.module(name, path, kind)
     try:
-        return _only_class(importlib.import_module(kind), path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (kind == error.name or kind.startswith(error.name + ".")):
-            raise
-    module, _, name = kind.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError):
+        cls = getattr(owner, attribute)
+    except AttributeError as error:
         rule = "a dotted kind is a module with one class in __all__, or a class."
-        raise ConfigError(f"{path}: cannot import '{kind}'; {rule} {ALSO_SEARCHED}") from None
+        raise ConfigError(f"{path}: cannot import '{kind}'; {rule} {imports.ALSO_SEARCHED}") from error
     if not isinstance(cls, type):
         raise ConfigError(f"{path}: '{kind}' is a {type(cls).__name__}, not a class.")
     return cls
@@ -156,4 +130,7 @@ def _only_class(module: Any, path: str) -> type:
     names = getattr(module, "__all__", [])
     if len(names) != 1:
         raise ConfigError(f"{path}: {module.__name__} must name exactly one class in __all__, found {len(names)}.")
-    return getattr(module, names[0])  # type: ignore[no-any-return]
+    cls = getattr(module, names[0], None)
+    if not isinstance(cls, type):
+        raise ConfigError(f"{path}: {module.__name__} names '{names[0]}' in __all__, which is a {type(cls).__name__}, not a class.")
+    return cls

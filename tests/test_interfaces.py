@@ -19,7 +19,7 @@ FOREIGN = {
     "attacks/_words_models.py": ("a masked language model of transformers", "*"),
     "cli/failures.py": ("errors of click, which typer carries or imports", "__name__"),
     "models/architecture.py": ("modules, configurations and tokenizers of transformers and peft", "*"),
-    "plugins.py": ("a module from outside the package", "__all__"),
+    "plugins.py": ("a module from outside the package", "__all__ *"),
     "rewards/_symbolic.py": ("the standard library, which has no timers on some systems", "setitimer"),
     "rewards/function.py": ("a callable from outside the package", "__qualname__"),
     "rollout/_vllm_local.py": ("a model of vLLM", "lm_head cpu_linear"),

@@ -15,7 +15,7 @@ PACKAGE = Path(plugins.__file__).parent
 
 LAYERS = {
     **dict.fromkeys(("functional", "types", "errors", "ranges", "checked", "names", "run_folder", "http_client"), 0),
-    **dict.fromkeys(("interfaces", "plugins", "builder", "overrides", "yaml_files", "interpolation", "models", "data"), 1),
+    **dict.fromkeys(("imports", "interfaces", "plugins", "builder", "overrides", "yaml_files", "interpolation", "models", "data"), 1),
     **dict.fromkeys(plugins.GROUPS, 2),
     **dict.fromkeys(("engine", "targets", "metrics"), 3),
     **dict.fromkeys(("training", "evaluation"), 4),

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from advalign import config, interfaces, overrides, plugins
+from advalign import config, imports, interfaces, overrides
 from advalign.errors import ConfigError
 from advalign.evaluation import Suite
+from advalign.rewards.function import HANDED
 
 RUN = """
 learners: {policy: {model: "scratch:tiny", options: null}}
@@ -134,7 +135,7 @@ def test_options_of_one_attack():
 def test_a_module_beside_the_configuration_is_found(tmp_path):
     (tmp_path / "rewards_beside_a_run.py").write_text("def brevity(completions, **columns):\n    return [0.0 for _ in completions]\n")
     with pytest.raises(ConfigError, match=r"It is looked for .* beside the configuration"):
-        plugins.function("rewards_beside_a_run.brevity", "rewards")
+        imports.function("rewards_beside_a_run.brevity", "rewards", HANDED)
     (tmp_path / "run.yaml").write_text("sources: {}")
     config.read(tmp_path / "run.yaml")
-    assert plugins.function("rewards_beside_a_run.brevity", "rewards")(["a"]) == [0.0]
+    assert imports.function("rewards_beside_a_run.brevity", "rewards", HANDED)(["a"]) == [0.0]

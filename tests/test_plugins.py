@@ -112,8 +112,8 @@ def test_a_dotted_kind_needs_one_file_and_no_registration(tmp_path: Path, monkey
         assert plugins.summary(cls) == "l = 0, from somebody's laboratory."
         with pytest.raises(ConfigError, match="exactly one class in __all__, found 2"):
             plugins.resolve("objectives", f"{name}.two")
-        # Its own missing import must surface as it is, not as "no such kind".
-        with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        # Its own missing import is named, not taken for "no such kind".
+        with pytest.raises(ConfigError, match=r"broken' failed with ModuleNotFoundError: No module named 'a_module_that_is_not_there'"):
             plugins.resolve("objectives", f"{name}.broken")
         with pytest.raises(ConfigError, match=r"'.*mine.OUT' is a str, not a class"):
             plugins.resolve("objectives", f"{name}.mine.OUT")

@@ -1,8 +1,6 @@
 """Where pretrained helper models of attacks are loaded from."""
 
-import importlib.util
-from pathlib import Path
-
+from advalign import imports
 from advalign.errors import ConfigError
 
 
@@ -12,7 +10,7 @@ def model_path(reference: str, path: str) -> str:
     if not reference.startswith("package:"):
         return reference
     module, _, folder = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    package = imports.package_folder(module, path)
+    if package is None:
         raise ConfigError(f"{path}: '{reference}' needs the package '{module}', which is not installed.")
-    return str(Path(spec.origin).parent / folder)
+    return str(package / folder)

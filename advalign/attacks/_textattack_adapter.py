@@ -135,8 +135,12 @@ def _replacements(resources: Mapping[str, Any]) -> dict[str, Any]:
         model = transformers.AutoModelForMaskedLM
         # CLARE loads its masked language model through AutoModelForCausalLM, under a name of its own.
         replacements["transformers"] = types.SimpleNamespace(
-            AutoModelForCausalLM=types.SimpleNamespace(from_pretrained=lambda name: model.from_pretrained(path)),
-            AutoTokenizer=types.SimpleNamespace(from_pretrained=lambda name: transformers.AutoTokenizer.from_pretrained(path)),
+            AutoModelForCausalLM=types.SimpleNamespace(
+                from_pretrained=lambda name: model.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+            ),
+            AutoTokenizer=types.SimpleNamespace(
+                from_pretrained=lambda name: transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            ),
         )
         replacements["WordSwapMaskedLM"] = functools.partial(masked_swap, path)
     return replacements

@@ -103,8 +103,8 @@ class Tags:
 
 @functools.lru_cache(maxsize=2)
 def _encoder(path: str) -> tuple[Any, Any]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    return tokenizer, transformers.AutoModel.from_pretrained(path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return tokenizer, transformers.AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
 
 
 class SentenceEncoderAdapter(SentenceEncoder):
@@ -198,7 +198,13 @@ def _method(look_up: Any) -> Any:
 
 def masked_swap(path: str, **kwargs: Any) -> Any:
     """TextAttack's swap by a masked language model, with the model at `path`."""
-    return WordSwapMaskedLM(**{"masked_language_model": path, **kwargs})
+    arguments: dict[str, Any] = {"masked_language_model": path, **kwargs}
+    if isinstance(name := arguments["masked_language_model"], str):
+        arguments["masked_language_model"] = transformers.AutoModelForMaskedLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True
+        )
+        arguments["tokenizer"] = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return WordSwapMaskedLM(**arguments)
 
 
 def unpad(transformation: Any) -> None:

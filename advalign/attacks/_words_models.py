@@ -19,8 +19,8 @@ class Similarity:
 
     def __init__(self, reference: str) -> None:
         path = model_path(reference, "attacks.constraints.encoder")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        self.model = transformers.AutoModel.from_pretrained(path).eval()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.model = transformers.AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
         self.vectors: dict[str, Tensor] = {}
         self.num_encoded = 0
 
@@ -50,8 +50,8 @@ class MaskedLM:
 
     def __init__(self, reference: str) -> None:
         path = model_path(reference, "attacks.masked_lm")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        self.model = transformers.AutoModelForMaskedLM.from_pretrained(path).eval()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.model = transformers.AutoModelForMaskedLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
         self.mask: str = self.tokenizer.mask_token
         names = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         marked = sum(name.startswith("Ġ") for name in names) > len(names) / 4

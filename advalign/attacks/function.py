@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
-from advalign import plugins
+from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.types import Budget, Example, Proposal
@@ -38,10 +38,20 @@ class FunctionAttack(Attack):
             raise ConfigError("attacks.function.fn: none given; a callable, or its dotted path such as my_lab.attackers.pair.")
         if self.attempts < 1:
             raise ConfigError(f"attacks.function.attempts: {self.attempts} given; at least 1.")
+        imports.check_function(self.fn, "attacks.function.fn", self._handed)
+
+    @property
+    def _handed(self) -> imports.Handed:
+        def fits(signature: inspect.Signature) -> bool:
+            return imports.binds(signature, 3, {*self.options} | ({"example"} & signature.parameters.keys()))
+
+        names = "".join(f", {name}" for name in self.options)
+        return imports.Handed(arguments=f"(target, prompt, rng{names})", fits=fits)
 
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """What the function yields, example by example, each with its own random stream."""
-        call, stream = plugins.function(self.fn, "attacks.function.fn"), rng.getrandbits(63)
+        call = imports.function(self.fn, "attacks.function.fn", self._handed) if isinstance(self.fn, str) else self.fn
+        stream = rng.getrandbits(63)
         return [self._one(call, target, e, budget, random.Random(f"{stream}/{e.id}/{e.text}")) for e in examples]
 
     def _one(self, call: Callable[..., Any], target: Target, example: Example, budget: Budget, rng: random.Random) -> Proposal:

@@ -11,10 +11,11 @@ import typer
 
 from advalign import plugins
 from advalign.cli.console import say, say_numbers
-from advalign.errors import AdvalignError
+from advalign.errors import AdvalignError, NotImported
 
 if TYPE_CHECKING:
     from advalign.interfaces import Source
+    from advalign.training.trainer import Trainer
 
 Config = Annotated[Path, typer.Argument(help="A YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, for example objectives.robust.coef=0.3")]
@@ -46,23 +47,43 @@ def train(
         tell(f"saved to {trainer.args.output_dir}")
 
 
-def show(config: Config, overrides: Overrides = None) -> None:
+def show(
+    config: Config,
+    overrides: Overrides = None,
+    allow_imports: Annotated[
+        bool, typer.Option("--allow-imports", help="Import the modules that the configuration names, which runs them.")
+    ] = False,
+) -> None:
     """Print the loss of a configuration as a formula, its forward passes and the cost of a step, before a run. Loads no weights."""
     from advalign import config as configuration
+    from advalign import imports
+
+    with imports.held_back(not allow_imports) as names:
+        described = configuration.read(config, overrides or [])
+        try:
+            trainer = configuration.trainer(described)
+        except NotImported:  # `names` says what; the rest is shown as it is written
+            lines = configuration.outline(described)
+        else:
+            lines = _shown(trainer)
+        for line in lines:
+            say(line)
+    if names:
+        listed = ", ".join(dict.fromkeys(names))
+        say(f"not imported: {listed}; importing runs these modules, and --allow-imports does it, for all that a run checks and costs.")
+
+
+def _shown(trainer: Trainer) -> list[str]:
+    """The formula, notes, sources and costs of a run."""
     from advalign.training.forecast import forecast
 
-    trainer = configuration.trainer(configuration.read(config, overrides or []))
-    say(trainer.formula())
-    for note in trainer.notes():
-        say(f"note: {note}")
+    lines = [trainer.formula(), *(f"note: {note}" for note in trainer.notes())]
     for name, source in trainer.config["sources"].items():
-        say(f"source {name}: {', '.join([plugins.kind_of(type(source)), *_sizes(source)])}")
+        lines.append(f"source {name}: {', '.join([plugins.kind_of(type(source)), *_sizes(source)])}")
     try:
-        lines = [line for cost in forecast(trainer) for line in cost.lines()]
+        return lines + [line for cost in forecast(trainer) for line in cost.lines()]
     except AdvalignError as error:  # for example a model of the hub, without a network
-        lines = [f"the cost of a step is unknown: {error}"]
-    for line in lines:
-        say(line)
+        return [*lines, f"the cost of a step is unknown: {error}"]
 
 
 def list_(group: Annotated[str | None, typer.Argument(help=f"A plugin group: {', '.join(plugins.GROUPS)}.")] = None) -> None:

@@ -199,7 +199,7 @@ def _load_dataset(name: str, spec: Mapping[str, Any], streaming: bool) -> Table:
         raise ConfigError(f"data: the folder '{name}' holds no data: no file that ends in {', '.join(SUFFIXES)}.")
     options = {"split": spec["split"], "revision": spec.get("revision"), **({"streaming": True} if streaming else {})}
     try:
-        loaded = datasets.load_dataset(name, spec.get("name"), **options)
+        loaded = datasets.load_dataset(name, spec.get("name"), trust_remote_code=False, **options)
     except Exception as error:
         known = re.search(r"(Unknown split|BuilderConfig).*?(?:one of|Available:) \[(.*?)\]", str(error))
         if known is not None:

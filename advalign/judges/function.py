@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from advalign import plugins
+from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.types import Example
 from advalign.types.messages import as_read
+
+HANDED = imports.Handed(arguments="(prompt, response, example)", fits=lambda signature: imports.binds(signature, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,10 @@ class FunctionJudge(Judge):
         super().__post_init__()
         if not callable(self.fn) and not (isinstance(self.fn, str) and self.fn.rpartition(".")[0]):
             raise ConfigError(f"judges.function.fn: {self.fn!r} is neither a function nor a dotted path such as my_lab.judges.polite.")
+        imports.check_function(self.fn, "judges.function.fn", HANDED)
 
     def start(self) -> ScoreAnswers:
-        function = plugins.function(self.fn, "judges.function.fn")
+        function: Any = imports.function(self.fn, "judges.function.fn", HANDED) if isinstance(self.fn, str) else self.fn
 
         def score(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
             values = [function(as_read(e.prompt), text, e) for e, text in zip(examples, texts, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers.utils import find_adapter_config_file
 
+from advalign import imports
 from advalign.errors import ConfigError
 
 FACTS = "advalign.json"
@@ -24,10 +24,10 @@ def model_folder(model: str) -> Path | None:
     """The folder behind `package:<module>/<folder>` or a path; None: a hub id, or a model from scratch."""
     if model.startswith("package:"):
         module, _, inside = model.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
+        package = imports.package_folder(module, "model")
+        if package is None:
             raise ConfigError(f"model: '{model}' needs the package '{module}', which is not installed.")
-        return Path(spec.origin).parent / inside
+        return package / inside
     path = Path(model).expanduser()
     return path if not model.startswith("scratch:") and path.is_dir() else None
 
@@ -57,7 +57,7 @@ def has_classes(model: str) -> bool:
     from transformers import AutoConfig
 
     try:
-        names = AutoConfig.from_pretrained(folder or model).architectures or ()
+        names = AutoConfig.from_pretrained(folder or model, trust_remote_code=False).architectures or ()
     except (OSError, ValueError):
         return False  # loading the model reports it, in a sentence
     return any(name.endswith("ForSequenceClassification") for name in names)

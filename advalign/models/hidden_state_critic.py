@@ -90,7 +90,7 @@ def build_critic(owner: Network, spec: ModelSpec, path: str, seed: int = 0) -> H
     with torch.random.fork_rng():
         torch.manual_seed(int(options["seed"]))
         critic = HiddenStateCritic(
-            AutoModel.from_config(config, add_pooling_layer=False),
+            AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False),
             encoder,
             owner.width("layer:0"),
             pooling=str(options["pooling"]),

@@ -145,6 +145,10 @@ def _sentences(model: str, folder: Path | None) -> Iterator[None]:
     except ConfigError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
+            raise ConfigError(
+                f"model: '{model}' brings code of its own, which is never run; give a model whose architecture transformers has."
+            ) from error
         no_model = folder is not None and not (folder / "config.json").is_file()
         reason = "the folder holds no config.json, so it is not a model" if no_model else " ".join(str(error).split()).partition(". ")[0]
         raise ConfigError(
@@ -194,7 +198,7 @@ def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool
     architecture.set_dropout(config, dropout_rate(spec.options) or 0.0)
     if spec.head == "classifier" and "num_labels" in spec.options:
         config.num_labels = int(spec.options["num_labels"])
-    body = pretrained.auto_class(spec.head).from_config(config, **loading_arguments.arguments(spec, None))
+    body = pretrained.auto_class(spec.head).from_config(config, trust_remote_code=False, **loading_arguments.arguments(spec, None))
     return cast_parameters(body, DTYPES[spec.dtype]), tokenizer, bidirectional
 
 
@@ -211,11 +215,10 @@ def _from_source(
         body, new = pretrained.load_body(spec, source, config, dtype=dtype, **given)
         loading_arguments.check_body(body, spec)
     else:
-        body = cast_parameters(pretrained.auto_class(spec.head).from_config(config), dtype)
+        body = cast_parameters(pretrained.auto_class(spec.head).from_config(config, trust_remote_code=False), dtype)
     own = {"revision": given["revision"]} if given and "revision" in given else {}
-    tokenizer = (
-        AutoTokenizer.from_pretrained(spec.tokenizer) if isinstance(spec.tokenizer, str) else AutoTokenizer.from_pretrained(source, **own)
-    )
+    chosen, arguments = (spec.tokenizer, {}) if isinstance(spec.tokenizer, str) else (source, own)
+    tokenizer = AutoTokenizer.from_pretrained(chosen, trust_remote_code=False, **arguments)
     if new and architecture.pad_id(config) is None:  # without it, no batch has a last token
         body.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # What reads hidden states has a body of its own, but the rows of the network it reads.
@@ -225,7 +228,7 @@ def _from_source(
 
 def _scratch_tokenizer(tokenizer: Any, texts: Iterable[str], bidirectional: bool) -> Any:
     if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer)
+        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     if not isinstance(tokenizer, Mapping):
         raise ConfigError("tokenizer: a model from scratch needs {kind: words|characters|bpe, data: ...} or a tokenizer id.")
     size = int(tokenizer.get("size", 4096))

@@ -72,7 +72,7 @@ def describe(config: Any) -> str:
 
 def read_config(spec: ModelSpec, source: str, head: str | None, **arguments: Any) -> Any:
     """The configuration of `source`; of a classifier, with the number of labels that the options give it."""
-    config = AutoConfig.from_pretrained(source, **arguments)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
     number = spec.options.get("num_labels")
     if (head or declared_head(config)) == "classifier" and number is not None and int(number) != config.num_labels:
         if declared_head(config) == "classifier":
@@ -88,7 +88,13 @@ def load_body(spec: ModelSpec, source: str, config: Any, **arguments: Any) -> tu
     """(transformers model, names of the weights of a new head). Raises ConfigError where another weight is not in the files."""
     try:
         body, report = auto_class(spec.head).from_pretrained(
-            source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            source,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **arguments,
         )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
@@ -157,10 +163,10 @@ def check_pooling(spec: ModelSpec, body: Any) -> None:
 
 def num_labels_of(model: str, shapes: Mapping[str, tuple[int, ...]], **arguments: Any) -> int | None:
     """The number of labels of a classifier on `model` whose head has these shapes; None: they do not tell."""
-    config = AutoConfig.from_pretrained(str(model_folder(model) or model), **arguments)
+    config = AutoConfig.from_pretrained(str(model_folder(model) or model), trust_remote_code=False, **arguments)
     config.num_labels = UNUSUAL
     with torch.device("meta"):
-        body = AutoModelForSequenceClassification.from_config(config)
+        body = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     for name, weight in body.named_parameters():
         if UNUSUAL in weight.shape and len(shapes.get(name, ())) == weight.ndim:
             return shapes[name][tuple(weight.shape).index(UNUSUAL)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advalign import plugins
+from advalign import imports
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Reward, Scorer
 from advalign.types import Conversation, Example, RolloutGroup
@@ -18,6 +18,14 @@ from advalign.types.messages import is_messages, message
 
 RESERVED = frozenset({"prompt", "completion", "completion_ids"})
 """Columns of the data that TRL does not hand to a reward function."""
+HANDED = imports.Handed(
+    arguments="completions (or prompts, completion_ids), each a list, and columns of the data by their names",
+    fits=lambda signature: any(
+        name in ("completions", "completion_ids", "prompts") and parameter.kind is not parameter.POSITIONAL_ONLY
+        for name, parameter in signature.parameters.items()
+    ),
+    may_be_async=True,
+)
 MESSAGES = re.compile(r"\b(dict|Dict|Mapping|Message|ChatMessage)\b")
 
 
@@ -39,9 +47,10 @@ class Function(Reward):
     def __post_init__(self) -> None:
         if not callable(self.fn) and not self.fn.rpartition(".")[0]:
             raise ConfigError(f"rewards.function.fn: '{self.fn}' is not a dotted path such as my_lab.rewards.brevity.")
+        imports.check_function(self.fn, "rewards.function.fn", HANDED)
 
     def start(self, context: Context) -> Scorer:
-        function = plugins.function(self.fn, "rewards.function.fn")
+        function = imports.function(self.fn, "rewards.function.fn", HANDED) if isinstance(self.fn, str) else self.fn
         return _FunctionScorer(function, self.fn if isinstance(self.fn, str) else _name(function), context)
 
 

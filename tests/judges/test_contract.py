@@ -74,8 +74,8 @@ def test_function_is_asked_one_by_one_and_its_failures_stay_its_own():
     assert judged[1][1] == "the judge failed with ValueError: bad reply"
     assert judged[2][1] == "the judge could not tell"
 
-    with pytest.raises(ConfigError, match=r"cannot import 'math\.isnam'"):
-        judges.FunctionJudge(fn="math.isnam").start()
+    with pytest.raises(ConfigError, match=r"cannot import 'helpers\.victims\.classifer' .* Did you mean 'classifier'\?"):
+        judges.FunctionJudge(fn="helpers.victims.classifer")
 
 
 @pytest.mark.parametrize("number", [1, 3])

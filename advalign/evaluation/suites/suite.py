@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from rich.progress import track
 
-from advalign import builder, interpolation, names, plugins, yaml_files
+from advalign import builder, imports, interpolation, names, yaml_files
 from advalign import data as loading
 from advalign import overrides as overriding
 from advalign.errors import ConfigError, unknown
@@ -107,7 +107,7 @@ class Suite:
         values: Any = source if document is None else document.values
         config = overriding.apply(values, overrides, names.declared(Suite), "field of a suite")
         if document is not None:
-            plugins.search_beside(document.path)
+            imports.search_beside(document.path)
             config = interpolation.resolve(config, document.where)
         if "certified" in config:
             config["certified"] = certificates.build(config["certified"])
