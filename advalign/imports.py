@@ -88,7 +88,7 @@ def function(reference: str, path: str, handed: Handed) -> Callable[..., Any]:
     try:
         value = getattr(owner, attribute)
     except AttributeError as error:
-        names = [key for key, value in vars(owner).items() if isinstance(value, types.FunctionType)]
+        names = [key for key, entry in vars(owner).items() if callable(entry)]
         nearest = difflib.get_close_matches(attribute, names, n=1)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise ConfigError(f"{path}: cannot import '{reference}' (module '{name}' has no '{attribute}').{hint}") from error
