@@ -105,7 +105,7 @@ def expect(value: Any, container: Any, path: str) -> Any:
     """`value`, if it is a Mapping, or a Sequence that is not a text."""
     if not isinstance(value, container) or isinstance(value, str):
         wanted = "a mapping of names" if container is Mapping else "a list"
-        raise ConfigError(f"{path}: {value!r} given; {wanted} is expected.")
+        raise ConfigError(f"{path}: {checked.shown(value)} given; {wanted} is expected.")
     return value
 
 

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, excerpt, unknown
 from advalign.ranges import Range
 
 LISTS = (list, tuple, collections.abc.Sequence, set, frozenset, collections.abc.Set)
@@ -234,10 +234,9 @@ def _wrong(annotation: Any, value: Any, path: str) -> WrongType:
     return WrongType(f"{path}: {shown(value)} given; {words(annotation)} is expected.")
 
 
-def shown(value: Any, most: int = 120) -> str:
-    """A value as it stands in a sentence: on one line, cut after `most` characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= most else f"{text[:most]}..."
+def shown(value: Any) -> str:
+    """A value as it stands in a sentence."""
+    return excerpt(repr(value))
 
 
 def _article(name: str) -> str:

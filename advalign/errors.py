@@ -6,6 +6,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+EXCERPT = 100
+"""Characters of a wrong value that a sentence shows."""
+
 
 class AdvalignError(Exception):
     """Root of everything this package raises on purpose."""
@@ -47,9 +50,15 @@ class Interrupted(AdvalignError):
         self.exit_code = 128 + number
 
 
+def excerpt(text: object, most: int = EXCERPT) -> str:
+    """A text as it stands in a sentence: on one line, cut after `most` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def unknown(path: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist: `objectives.robust.view: no adversary 'pdg'. Known: noise, pgd. Did you mean 'pgd'?`"""
     names = sorted(options)
-    nearest = difflib.get_close_matches(str(name), names, n=1)
+    nearest = difflib.get_close_matches(str(name)[:EXCERPT], names, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return ConfigError(f"{path}: no {what} '{name}'. Known: {', '.join(names) or 'none'}.{hint}")
+    return ConfigError(f"{path}: no {what} '{excerpt(name)}'. Known: {', '.join(names) or 'none'}.{hint}")

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, excerpt, unknown
 
 FLOAT32_MAX = 3.4028234663852886e38
 """The largest finite number of float32: what is larger is infinite once it meets a tensor."""
+INT32_MAX = 2**31 - 1
+"""The largest count: sizes and indices of tensors and of other libraries."""
 INT64_MAX = 2**63 - 1
-"""The largest whole number of a tensor or a seed."""
+"""The largest seed."""
 
 
 class Range:
@@ -51,12 +53,13 @@ class Interval(Range):
 
     def check(self, value: Any, path: str) -> None:
         if not self._contains(value):
-            raise ConfigError(f"{path}: {_plainly(value)} given; {self.words} is expected.")
+            most = f", at most {int(self.high)}," if self.high in (INT32_MAX, INT64_MAX) and value > self.high else ""
+            raise ConfigError(f"{path}: {_plainly(value)} given; {self.words}{most} is expected.")
 
     def _contains(self, value: Any) -> bool:
         if isinstance(value, float) and not math.isfinite(value):
             return self.unbounded and value in (self.low, self.high)
-        if abs(value) > (INT64_MAX if isinstance(value, int) else FLOAT32_MAX):
+        if isinstance(value, float) and abs(value) > FLOAT32_MAX:
             return False
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
@@ -64,12 +67,13 @@ class Interval(Range):
     @property
     def words(self) -> str:  # type: ignore[override]
         """The interval, as in `a number above 0 and at most 1`, `a number from 0 to 1`."""
-        if math.isfinite(self.low) and math.isfinite(self.high) and not (self.low_open or self.high_open):
+        limit = math.inf if self.high in (INT32_MAX, INT64_MAX) else self.high
+        if math.isfinite(self.low) and math.isfinite(limit) and not (self.low_open or self.high_open):
             return f"a {self.unit} from {self.low:g} to {self.high:g}" if self.low < self.high else f"{self.low:g}"
         ends = []
         if self.low > -math.inf:
             ends.append(f"{'above' if self.low_open else 'of at least'} {self.low:g}")
-        if self.high < math.inf:
+        if limit < math.inf:
             ends.append(f"{'below' if self.high_open else 'at most'} {self.high:g}")
         finite = "" if self.unbounded or len(ends) == 2 else "finite "
         unit = f"{finite}{self.unit}" if self.unit == "number" else self.unit
@@ -110,9 +114,9 @@ class Text(Range):
 
     def check(self, value: Any, path: str) -> None:
         if not self.empty and not str(value).strip():
-            raise ConfigError(f"{path}: {value!r} given; a text that is not empty is expected.")
+            raise ConfigError(f"{path}: {excerpt(repr(value))} given; a text that is not empty is expected.")
         if self.holds not in str(value):
-            raise ConfigError(f"{path}: {value!r} given; it must hold {self.holds}.")
+            raise ConfigError(f"{path}: {excerpt(repr(value))} given; it must hold {self.holds}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +135,7 @@ class Matches(Range):
 
     def check(self, value: Any, path: str) -> None:
         if not re.fullmatch(self.pattern, value):
-            raise ConfigError(f"{path}: '{value}' given; {self.form} is expected.")
+            raise ConfigError(f"{path}: '{excerpt(value)}' given; {self.form} is expected.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +148,7 @@ class Length(Range):
     def check(self, value: Any, path: str) -> None:
         if len(value) < self.least:
             entries = "entry is" if self.least == 1 else "entries are"
-            raise ConfigError(f"{path}: {value!r} given; at least {self.least} {entries} expected.")
+            raise ConfigError(f"{path}: {excerpt(repr(value))} given; at least {self.least} {entries} expected.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +157,7 @@ class Distinct(Range):
 
     def check(self, value: Any, path: str) -> None:
         if twice := [entry for i, entry in enumerate(value) if entry in value[:i]]:
-            raise ConfigError(f"{path}: {twice[0]!r} is given twice; each entry counts once.")
+            raise ConfigError(f"{path}: {excerpt(repr(twice[0]))} is given twice; each entry counts once.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +170,7 @@ class ExistingPath(Range):
     def check(self, value: Any, path: str) -> None:
         file = Path(str(value)).expanduser()
         if not file.exists():
-            raise ConfigError(f"{path}: there is no file or folder '{value}'.")
+            raise ConfigError(f"{path}: there is no file or folder '{excerpt(value)}'.")
         if self.suffixes and not file.name.endswith(self.suffixes):
             raise ConfigError(f"{path}: '{value}' given; a name that ends in {' or '.join(self.suffixes)} is expected.")
 
@@ -184,7 +188,8 @@ class Satisfies(Range):
 
 def _plainly(value: float) -> str:
     """A number as people write it: 1 where a field made 1.0 of it."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Interval:
@@ -192,9 +197,9 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     return Interval(low=low, high=high, low_open=above, high_open=below)
 
 
-def whole(low: int = -INT64_MAX, high: float = math.inf) -> Interval:
+def whole(low: float = -math.inf, high: int = INT32_MAX) -> Interval:
     """A whole number in [low, high]."""
-    return Interval(low=low if low > -INT64_MAX else -math.inf, high=high, unit="whole number")
+    return Interval(low=low, high=high, unit="whole number")
 
 
 Finite = Annotated[float, number()]
@@ -223,7 +228,7 @@ Natural = Annotated[int, whole(0)]
 """A number of things, 0 included."""
 Whole = Annotated[int, whole()]
 """Any whole number."""
-Seed = Annotated[int, whole(0)]
+Seed = Annotated[int, whole(0, INT64_MAX)]
 """A seed of random streams."""
 AnyText = Annotated[str, Text()]
 """Any text, the empty one too."""

@@ -152,7 +152,7 @@ def test_an_object_of_another_interface_is_refused():
 
 
 def test_what_a_class_itself_refuses_carries_the_path():
-    with pytest.raises(ConfigError, match=r"^suite\.attacks\.a: embedding\.goal: no goal 'up'\. Known: lower, raise\.$"):
+    with pytest.raises(ConfigError, match=r"^suite\.attacks\.a\.goal: no goal 'up'\. Known: lower, raise\.$"):
         suite({"attacks": {"a": {"kind": "embedding", "goal": "up"}}})
 
 

@@ -8,12 +8,13 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from advalign import plugins
 from advalign.attacks._token_search import GOALS, OBJECTIVES, Aim, TokenSearchRun
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
+from advalign.ranges import AnyText, Count, OneOf
 from advalign.types import Budget, Example, FoundSuffix, Proposal
 
 NOTHING = FoundSuffix(text=None, suffix=(), loss=math.inf, queries=0, trace=(), note="no budget")
@@ -23,12 +24,12 @@ NOTHING = FoundSuffix(text=None, suffix=(), loss=math.inf, queries=0, trace=(), 
 class SuffixSearch(Attack):
     """Abstract: a suffix that brings the reference response about, or keeps it away."""
 
-    length: int = 20
+    length: Count = 20
     """Most tokens of the suffix."""
-    objective: str = "nll"
+    objective: Annotated[str, OneOf(OBJECTIVES, "objective")] = "nll"
     """Loss: nll (the response's mean negative log-likelihood), first (its first token's), mellowmax (over its tokens'), or margin (the mean
     hinge of their margins, after f_6 of arXiv:1608.04644)."""
-    goal: str = "lower"
+    goal: Annotated[str, OneOf(GOALS, "goal")] = "lower"
     """lower the loss (the response is what the attacker wants to hear), or raise it."""
 
     head: ClassVar[str | None] = "policy"
@@ -59,16 +60,6 @@ class SuffixSearch(Attack):
         """One text per example, as far as the budget reaches."""
         return [suffix_proposal(found, self.aim) for found in self.search(target, examples, budget, rng)]
 
-    def check(self, **counts: int) -> None:
-        """Refuses counts below 1 and names that do not exist."""
-        path = f"attacks.{plugins.kind_of(type(self))}"
-        for name, count in {"length": self.length, **counts}.items():
-            if count < 1:
-                raise ConfigError(f"{path}.{name}: {count} given; at least 1.")
-        for name, value, allowed in (("objective", self.objective, OBJECTIVES), ("goal", self.goal, GOALS)):
-            if value not in allowed:
-                raise unknown(f"{path}.{name}", name, value, allowed)
-
     def refuse_other_heads(self, target: Target) -> None:
         """Refuses what is not a language model."""
         if target.head != self.head:
@@ -80,7 +71,7 @@ class SuffixSearch(Attack):
 class RefinedSuffixSearch(SuffixSearch):
     """Abstract: a search that starts from a suffix, and can go on from one."""
 
-    initial: str = "!"
+    initial: AnyText = "!"
     """Text whose tokens, repeated up to `length`, are the first suffix."""
 
     refines_suffixes: ClassVar[bool] = True

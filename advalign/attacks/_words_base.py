@@ -11,9 +11,10 @@ from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_constraints import WordConstraints
 from advalign.attacks._words_driver import run
 from advalign.attacks._words_search import Search, TextScore, WordSearch
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.plugins import kind_of
+from advalign.ranges import Count, Distinct, Length, OneOf, PositiveFraction, Words
 from advalign.types import CONTENT, NEUTRAL, Budget, Example, Proposal
 
 SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
@@ -23,20 +24,20 @@ SOURCES = ("synonyms", "masked_lm", *edits.CHARACTERS)
 class WordAttack(Attack):
     """Abstract base of searches over substitutions of words. Stop words never change."""
 
-    lexicon: Annotated[str, CONTENT] | None = None
+    lexicon: Annotated[Words, CONTENT] | None = None
     """JSON file of word -> substitutes, or -> {part of speech: substitutes}; the source synonyms reads it."""
-    masked_lm: Annotated[str, CONTENT] | None = None
+    masked_lm: Annotated[Words, CONTENT] | None = None
     """Masked language model (folder, hub id or package:module/folder); the source masked_lm asks it for words in context."""
-    sources: tuple[str, ...] | None = None
+    sources: Annotated[tuple[Annotated[str, OneOf(SOURCES, "source")], ...], Length(), Distinct()] | None = None
     """Where substitutes come from: synonyms, masked_lm, characters (swap, substitute, delete, insert) or bugs (homoglyph, space, swap,
     delete inside the word). None: those of lexicon and masked_lm that are given, else characters."""
-    candidates: int = 8
+    candidates: Count = 8
     """Most substitutes per word; of a masked language model, besides the others."""
-    max_changed: float = 0.3
+    max_changed: PositiveFraction = 0.3
     """Fraction of the words that may change, rounded down."""
     constraints: WordConstraints | Mapping[str, Any] = field(default_factory=WordConstraints)
     """What an edited text must keep: fields of `WordConstraints`."""
-    batch_size: Annotated[int, NEUTRAL] = 32
+    batch_size: Annotated[Count, NEUTRAL] = 32
     """Examples whose searches run together."""
 
     access: ClassVar[str] = "text"
@@ -48,18 +49,10 @@ class WordAttack(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constraints", WordConstraints.from_config(self.constraints))
-        for name in self.origins:
-            if name not in SOURCES:
-                raise unknown(f"{self.path}.sources", "source", name, SOURCES)
         if "synonyms" in self.origins and self.lexicon is None:
             raise ConfigError(f"{self.path}.lexicon: {self.label} takes synonyms from a JSON file, word -> words; none is given.")
         if "masked_lm" in self.origins and self.masked_lm is None:
             raise ConfigError(f"{self.path}.masked_lm: {self.label} takes masked_lm from a language model; none is given.")
-        if self.candidates < 1 or self.batch_size < 1 or not 0 < self.max_changed <= 1:
-            raise ConfigError(
-                f"{self.path}: candidates {self.candidates}, batch_size {self.batch_size}, max_changed {self.max_changed} given; "
-                "the first two are at least 1, max_changed is in (0, 1]."
-            )
 
     @property
     def path(self) -> str:

@@ -6,42 +6,35 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
 from advalign.attacks._parts_of_speech import agree, read_tags, tags_of
-from advalign.errors import ConfigError, unknown
+from advalign.checked import Checked
+from advalign.errors import unknown
+from advalign.ranges import Natural, OneOf, Words, number, whole
 from advalign.types import CONTENT
 
 REFERENCES = ("original", "previous")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordConstraints:
+class WordConstraints(Checked, section="attacks.constraints"):
     """What an edited text must keep."""
 
-    tags: Annotated[str, CONTENT] | None = None
+    tags: Annotated[Words, CONTENT] | None = None
     """JSON of word -> {part of speech: ...}: a substitute must be able to be a part of speech that the word can be; a word that is not
     listed agrees with all."""
     verb_is_noun: bool = True
     """Whether a noun may replace a verb, and the reverse."""
-    encoder: Annotated[str, CONTENT] | None = None
+    encoder: Annotated[Words, CONTENT] | None = None
     """Sentence encoder (folder, hub id or package:module/folder), the mean of its last hidden states."""
-    similarity: float = 0.8
+    similarity: Annotated[float, number(-1, 1)] = 0.8
     """Least cosine to the text it is compared with. An angular threshold a is the cosine cos(pi (1 - a))."""
-    window: int | None = None
+    window: Annotated[int, whole(2)] | None = None
     """Words around the change that are compared; shorter texts pass. None: whole texts."""
-    against: str = "original"
+    against: Annotated[str, OneOf(REFERENCES, "text")] = "original"
     """The text it is compared with: original, or previous (before the last change)."""
-    characters: int | None = None
+    characters: Natural | None = None
     """Most edits of characters in all; None: any."""
-    at_least: int = 0
+    at_least: Natural = 0
     """Words that may change however short the text is."""
-
-    def __post_init__(self) -> None:
-        if self.against not in REFERENCES:
-            raise unknown("attacks.constraints.against", "text", self.against, REFERENCES)
-        if not -1 <= self.similarity <= 1 or (self.window is not None and self.window < 2) or self.at_least < 0:
-            raise ConfigError(
-                f"attacks.constraints: similarity {self.similarity}, window {self.window}, at_least {self.at_least} given; "
-                "similarity is in [-1, 1], a window has at least 2 words, at_least is no less than 0."
-            )
 
     @classmethod
     def from_config(cls, config: Self | Mapping[str, Any]) -> Self:

@@ -6,7 +6,7 @@ from typing import Any
 
 from advalign.attacks._words_base import WordAttack
 from advalign.attacks._words_search import Request, Search, Substitutions, TextScore, WordSearch
-from advalign.errors import ConfigError
+from advalign.ranges import Count
 
 __all__ = ["Beam"]
 
@@ -23,15 +23,10 @@ class Beam(WordAttack):
     the same substitutions is one text, and is sent once.
     """
 
-    width: int = 8
+    width: Count = 8
     """Texts that are kept."""
-    places: int | None = None
+    places: Count | None = None
     """Words that may change, those whose [UNK] costs p(y) most, one query each; None: all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1 or (self.places is not None and self.places < 1):
-            raise ConfigError(f"attacks.beam: width {self.width}, places {self.places} given; both are at least 1.")
 
     def search(self, search: WordSearch, clean: TextScore) -> Search:
         places = yield from self._open(search)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from advalign.attacks._suffix_search import SuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import beam
-from advalign.errors import ConfigError
+from advalign.ranges import Count, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +19,16 @@ class Beast(SuffixSearch):
     scored; special tokens are never drawn.
     """
 
-    length: int = 40
+    length: Count = 40
     """Most tokens of the suffix."""
-    beams: int = 15
+    beams: Count = 15
     """k1."""
-    branches: int = 15
+    branches: Count = 15
     """k2."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """At which tokens are drawn."""
 
     access: ClassVar[str] = "logprobs"
-
-    def __post_init__(self) -> None:
-        self.check(beams=self.beams, branches=self.branches)
-        if not self.temperature > 0:
-            raise ConfigError(f"attacks.beast.temperature: {self.temperature} given; a number above 0.")
 
     def drive(self, run: TokenSearchRun) -> None:
         """A token costs a query per beam, and its candidates."""

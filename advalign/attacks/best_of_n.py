@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
+from advalign.ranges import Count, Fraction
 from advalign.types import Budget, Example, Proposal
 
 
@@ -21,9 +22,9 @@ class BestOfN(Attack):
     one answer to each attempt, at the temperature of its sampling (the paper's is 1).
     """
 
-    attempts: int = 100
+    attempts: Count = 100
     """N; 10,000 in the paper."""
-    strength: float = 0.4
+    strength: Fraction = 0.4
     """σ, as published."""
     scramble: bool = True
     """Whether the middles of words are shuffled."""
@@ -38,10 +39,6 @@ class BestOfN(Attack):
     head: ClassVar[str | None] = "policy"
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigError(f"attacks.best_of_n.attempts: {self.attempts} given; at least 1.")
-        if not 0 <= self.strength <= 1:
-            raise ConfigError(f"attacks.best_of_n.strength: {self.strength} given; a number from 0 to 1.")
         if not (self.scramble or self.capitals or self.noise):
             raise ConfigError("attacks.best_of_n: scramble, capitals and noise are all off; every attempt would be the request itself.")
 

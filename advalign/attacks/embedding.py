@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advalign import plugins
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Adversary, Attack, PerturbationContext, Target, maximise
+from advalign.ranges import Count, OneOf
 from advalign.types import NEUTRAL, Budget, Edit, Example, Outputs, Proposal, ThreatModel, Tokens
 
 LOSSES = ("margin", "cross_entropy", "targeted")
@@ -37,13 +38,13 @@ class Embedding(Attack):
 
     adversary: Adversary = field(default_factory=_default_adversary)
     """The ascent, with its own restarts, and the threat model."""
-    restarts: int = 3
+    restarts: Count = 3
     """How often the whole ascent is run, each time from another random stream."""
-    loss: str = "margin"
+    loss: Annotated[str, OneOf(LOSSES, "loss")] = "margin"
     """Loss to ascend on classifiers: margin, cross_entropy, or targeted (log p of the likeliest wrong class)."""
-    batch_size: Annotated[int, NEUTRAL] = 32
+    batch_size: Annotated[Count, NEUTRAL] = 32
     """Examples of one call."""
-    goal: str = "raise"
+    goal: Annotated[str, OneOf(GOALS, "goal")] = "raise"
     """On generators: raise the loss of the reference response, or lower it (the response is then what the attacker wants to hear,
     arXiv:2402.09063)."""
 
@@ -54,12 +55,6 @@ class Embedding(Attack):
         return self.batch_size
 
     def __post_init__(self) -> None:
-        if self.goal not in GOALS:
-            raise unknown("embedding.goal", "goal", self.goal, GOALS)
-        if self.loss not in LOSSES:
-            raise unknown("embedding.loss", "loss", self.loss, LOSSES)
-        if self.restarts < 1 or self.batch_size < 1:
-            raise ConfigError(f"embedding: restarts {self.restarts} and batch_size {self.batch_size} given; both must be at least 1.")
         if self.adversary.trains_every_pass or self.adversary.family != "continuous":
             kind = plugins.kind_of(type(self.adversary))
             raise ConfigError(f"embedding.adversary: '{kind}' is for training alone; give one with its own ascent, such as pgd or apgd.")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from advalign.attacks import _words_edits as spelling
 from advalign.attacks._words_base import WordAttack
 from advalign.attacks._words_search import Search, TextScore, WordSearch
-from advalign.errors import ConfigError
 from advalign.interfaces import Target
+from advalign.ranges import Count
 from advalign.types import Budget, Example, Proposal
 
 __all__ = ["Exhaustive"]
@@ -28,15 +28,10 @@ class Exhaustive(WordAttack):
     original text, in a window around each change. What is enumerated here is what arXiv:1909.00986 bounds.
     """
 
-    edits: int = 2
+    edits: Count = 2
     """k."""
-    texts: int = 20_000
+    texts: Count = 20_000
     """An example with more texts is refused before anything is sent, and is in no rate; raise it, or lower `candidates` or `edits`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.edits < 1 or self.texts < 1:
-            raise ConfigError(f"attacks.exhaustive: edits {self.edits}, texts {self.texts} given; both are at least 1.")
 
     def search(self, search: WordSearch, clean: TextScore) -> Search:
         places = list(search.options)

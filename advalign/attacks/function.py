@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
+from advalign.ranges import Count
 from advalign.types import Budget, Example, Proposal
 
 
@@ -26,7 +27,7 @@ class FunctionAttack(Attack):
 
     fn: Any = None
     """A callable, or its dotted path such as my_lab.attackers.pair."""
-    attempts: int = 20
+    attempts: Count = 20
     """Most texts that are taken; fewer once the budget of queries is spent."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend
-from advalign.errors import ConfigError
+from advalign.ranges import Count, Natural, ProperFraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,24 +18,19 @@ class GCG(RefinedSuffixSearch):
     where greedy decoding says the response. Momentum 0 and buffer 0 is kind `tokens`. Ours besides: as in `tokens`.
     """
 
-    steps: int = 500
+    steps: Count = 500
     """Gradients."""
-    candidates: int = 512
+    candidates: Count = 512
     """Swaps that are scored per step."""
-    top: int = 256
+    top: Count = 256
     """k."""
-    momentum: float = 0.4
+    momentum: ProperFraction = 0.4
     """μ."""
-    buffer: int = 0
+    buffer: Natural = 0
     """b > 0: each step starts from the best of the b best suffixes so far, which begin as `initial` and b - 1 random ones (as in nanoGCG;
     the idea is ACG's, Haize Labs 2024); 0: from the last step's best candidate, even where that is worse (the paper)."""
 
     access: ClassVar[str] = "gradients"
-
-    def __post_init__(self) -> None:
-        self.check(steps=self.steps, candidates=self.candidates, top=self.top)
-        if not 0 <= self.momentum < 1 or self.buffer < 0:
-            raise ConfigError(f"attacks.gcg: momentum {self.momentum}, buffer {self.buffer} given; momentum in [0, 1), buffer at least 0.")
 
     def drive(self, run: TokenSearchRun) -> None:
         """A step costs one gradient and its candidates."""

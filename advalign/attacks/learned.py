@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.models import Network, load
 from advalign.models.generation import plain_generation
 from advalign.models.perturb import without_dropout
+from advalign.ranges import AnyText, Count, OneOf, Positive, Text, Words
 from advalign.types import CONTENT, Budget, Example, Proposal
 
 PLACEMENTS = ("prefix", "suffix", "rewrite")
@@ -29,19 +30,19 @@ class Learned(Attack):
     than `attempts`.
     """
 
-    model: Annotated[str, CONTENT] | None = None
+    model: Annotated[Words, CONTENT] | None = None
     """Folder or hub id of a causal language model."""
-    attempts: int = 16
+    attempts: Count = 16
     """Samples per example."""
-    template: str = "{prompt}"
+    template: Annotated[str, Text(holds="{prompt}")] = "{prompt}"
     """The attacker's prompt; {prompt} is replaced by the request."""
-    placement: str = "suffix"
+    placement: Annotated[str, OneOf(PLACEMENTS, "placement")] = "suffix"
     """prefix, suffix, or rewrite: the attack replaces the request."""
-    separator: str = " "
+    separator: AnyText = " "
     """Between attack and request."""
-    max_new_tokens: int = 32
+    max_new_tokens: Count = 32
     """Most tokens of an attack."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """At which attacks are sampled."""
 
     access: ClassVar[str] = "text"
@@ -51,15 +52,6 @@ class Learned(Attack):
     def __post_init__(self) -> None:
         if self.model is None:
             raise ConfigError("attacks.learned.model: none given; the folder or hub id of a trained attacker.")
-        if self.placement not in PLACEMENTS:
-            raise unknown("attacks.learned.placement", "placement", self.placement, PLACEMENTS)
-        if "{prompt}" not in self.template:
-            raise ConfigError(f"attacks.learned.template: '{self.template}' given; it must hold {{prompt}}, which the request replaces.")
-        if self.attempts < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
-            raise ConfigError(
-                f"attacks.learned: attempts {self.attempts}, max_new_tokens {self.max_new_tokens}, temperature {self.temperature} given; "
-                "counts are at least 1, a temperature is above 0."
-            )
 
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """Up to `attempts` texts of each example. Nothing is sent to the target; the attacker's own forwards are not counted."""

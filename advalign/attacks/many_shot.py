@@ -9,6 +9,7 @@ from advalign import data as loading
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
+from advalign.ranges import AnyText, Count, Length
 from advalign.types import CONTENT, Budget, Example, Proposal
 
 
@@ -23,13 +24,13 @@ class ManyShot(Attack):
 
     shots: Annotated[Any, CONTENT] = None
     """Demonstrations of compliance: examples with responses, or a reference to data."""
-    numbers: tuple[int, ...] = (1, 4, 16, 64, 256)
+    numbers: Annotated[tuple[Count, ...], Length()] = (1, 4, 16, 64, 256)
     """n of each attempt: powers of two as in the paper, which goes to 256 and finds power laws in n."""
-    user: str = "User: "
+    user: AnyText = "User: "
     """What a request begins with."""
-    assistant: str = "Assistant: "
+    assistant: AnyText = "Assistant: "
     """What a response begins with."""
-    reserve: int = 64
+    reserve: Count = 64
     """Tokens that are left for the answer."""
 
     access: ClassVar[str] = "text"
@@ -38,8 +39,6 @@ class ManyShot(Attack):
     def __post_init__(self) -> None:
         if self.shots is None:
             raise ConfigError("attacks.many_shot.shots: none given; examples with responses, or a reference to them (task, file, hub id).")
-        if not self.numbers or min(self.numbers) < 1 or self.reserve < 1:
-            raise ConfigError(f"attacks.many_shot: numbers {self.numbers}, reserve {self.reserve} given; all at least 1.")
 
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:
         """One attempt per number of dialogues, as far as the budget of queries reaches. Nothing is sent to the target."""

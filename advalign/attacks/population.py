@@ -3,14 +3,14 @@
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from advalign.attacks import _words_edits as edits
 from advalign.attacks._words_base import WordAttack
 from advalign.attacks._words_search import Candidate, Request, Search, Substitutions, TextScore, WordSearch
-from advalign.errors import ConfigError
+from advalign.ranges import Count, whole
 
 __all__ = ["Population"]
 
@@ -30,15 +30,10 @@ class Population(WordAttack):
     original. All texts of a generation are one batch, and every example has its own random stream. `candidates` is their K of 4, here 8.
     """
 
-    size: int = 60
+    size: Annotated[int, whole(2)] = 60
     """S; 60 as published."""
-    generations: int = 20
+    generations: Count = 20
     """Most generations; 20 as published."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size < 2 or self.generations < 1:
-            raise ConfigError(f"attacks.population: size {self.size}, generations {self.generations} given; at least 2 and 1 are needed.")
 
     def search(self, search: WordSearch, clean: TextScore) -> Search:
         start: Member = ({}, clean.logprob)

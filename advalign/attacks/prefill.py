@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.models import Encoder
+from advalign.ranges import Count, Words
 from advalign.types import NEUTRAL, Budget, Example, Proposal
 
 
@@ -20,11 +21,11 @@ class Prefill(Attack):
     template, where the assistant's turn begins.
     """
 
-    tokens: int | None = 8
+    tokens: Count | None = 8
     """k; None: all of y*."""
-    text: str | None = None
+    text: Words | None = None
     """y* ("sure, here is"); None: the example's reference response."""
-    batch_size: Annotated[int, NEUTRAL] = 64
+    batch_size: Annotated[Count, NEUTRAL] = 64
     """Examples of one call."""
 
     access: ClassVar[str] = "text"
@@ -33,12 +34,6 @@ class Prefill(Attack):
     @property
     def examples_at_once(self) -> int | None:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        if (self.tokens is not None and self.tokens < 1) or self.batch_size < 1:
-            raise ConfigError(f"attacks.prefill: tokens {self.tokens}, batch_size {self.batch_size} given; at least 1 (tokens: or null).")
-        if self.text is not None and not self.text.strip():
-            raise ConfigError("attacks.prefill.text: an empty text forces nothing; leave it out to begin the reference response.")
 
     def starts(self, encoder: Encoder, examples: Sequence[Example]) -> list[list[int]]:
         """The forced ids of each example, without an end of sequence."""

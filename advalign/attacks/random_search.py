@@ -6,6 +6,7 @@ from typing import ClassVar
 from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import search_randomly
+from advalign.ranges import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +21,18 @@ class RandomSearch(RefinedSuffixSearch):
     the default here is all tokens'; a suffix must survive decoding and encoding.
     """
 
-    length: int = 25
+    length: Count = 25
     """Most tokens of the suffix."""
-    steps: int = 10_000
+    steps: Count = 10_000
     """Steps."""
-    candidates: int = 1
+    candidates: Count = 1
     """Changes that are tried at once from one suffix."""
-    span: int = 4
+    span: Count = 4
     """Most tokens that change at once."""
     contiguous: bool = True
     """Whether the changed tokens are neighbours."""
 
     access: ClassVar[str] = "logprobs"
-
-    def __post_init__(self) -> None:
-        self.check(steps=self.steps, candidates=self.candidates, span=self.span)
 
     def drive(self, run: TokenSearchRun) -> None:
         """A step costs its candidates."""

@@ -13,6 +13,7 @@ from advalign.attacks._textattack_import import load
 from advalign.attacks._textattack_patches import seeded
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Attack, Target
+from advalign.ranges import Words, number
 from advalign.types import CONTENT, Budget, Example, Proposal
 
 __all__ = ["TextAttack"]
@@ -59,20 +60,20 @@ class TextAttack(Attack):
     one gradient per example: dropout off, no padding, one forward (`access` is "gradients" then).
     """
 
-    recipe: str = "deepwordbug"
+    recipe: Words = "deepwordbug"
     """A name of `RECIPES`, or TextAttack's own class name; it is built unmodified."""
-    lexicon: Annotated[str, CONTENT] | None = None
+    lexicon: Annotated[Words, CONTENT] | None = None
     """JSON of word -> substitutes, in place of counter-fitted vectors; for checklist JSON of word -> PER or LOC, in place of flair's tagger
     of named entities (without it: capitalised words on TextAttack's own lists of names and of places)."""
-    synonyms: Annotated[str, CONTENT] | None = None
+    synonyms: Annotated[Words, CONTENT] | None = None
     """JSON of word -> {n, v, a, r: words}, in place of WordNet and of a part-of-speech tagger."""
-    stopwords: Annotated[str, CONTENT] | None = None
+    stopwords: Annotated[Words, CONTENT] | None = None
     """Text file of words, in place of our list."""
-    encoder: Annotated[str, CONTENT] | None = None
+    encoder: Annotated[Words, CONTENT] | None = None
     """Sentence encoder (folder, hub id or package:module/folder), in place of the Universal Sentence Encoder."""
-    similarity: float | None = None
+    similarity: Annotated[float, number(-1, 1)] | None = None
     """In place of the recipe's threshold, which was tuned for the Universal Sentence Encoder."""
-    masked_lm: Annotated[str, CONTENT] | None = None
+    masked_lm: Annotated[Words, CONTENT] | None = None
     """Masked language model, in place of BERT."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the recipe's `build`."""

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend
+from advalign.ranges import Count
 from advalign.types import NEUTRAL
 
 
@@ -23,13 +24,13 @@ class TokenSearch(RefinedSuffixSearch):
     a buffer) is kind `gcg`.
     """
 
-    steps: int = 500
+    steps: Count = 500
     """Gradients."""
-    candidates: int = 512
+    candidates: Count = 512
     """Swaps that are scored per step."""
-    top: int = 256
+    top: Count = 256
     """k."""
-    batch_size: Annotated[int, NEUTRAL] = 16
+    batch_size: Annotated[Count, NEUTRAL] = 16
     """Examples of one call."""
 
     access: ClassVar[str] = "gradients"
@@ -37,9 +38,6 @@ class TokenSearch(RefinedSuffixSearch):
     @property
     def examples_at_once(self) -> int | None:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        self.check(steps=self.steps, candidates=self.candidates, top=self.top, batch_size=self.batch_size)
 
     def drive(self, run: TokenSearchRun) -> None:
         """A step costs one gradient and its candidates."""

@@ -9,6 +9,7 @@ from advalign.attacks._suffix_search import RefinedSuffixSearch
 from advalign.attacks._token_search import TokenSearchRun
 from advalign.attacks._token_steps import descend_jointly
 from advalign.interfaces import Target
+from advalign.ranges import Count
 from advalign.types import Budget, Example, FoundSuffix
 
 
@@ -23,13 +24,13 @@ class UniversalSuffix(RefinedSuffixSearch):
     prompts that had joined at the end. Unlike other attacks this one's results depend on company, by design.
     """
 
-    steps: int = 500
+    steps: Count = 500
     """Gradients."""
-    candidates: int = 512
+    candidates: Count = 512
     """Swaps that are scored per step."""
-    top: int = 256
+    top: Count = 256
     """k."""
-    batch_size: int = 25
+    batch_size: Count = 25
     """Prompts that share a suffix."""
 
     access: ClassVar[str] = "gradients"
@@ -37,9 +38,6 @@ class UniversalSuffix(RefinedSuffixSearch):
     @property
     def examples_at_once(self) -> int | None:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        self.check(steps=self.steps, candidates=self.candidates, top=self.top, batch_size=self.batch_size)
 
     def search(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[FoundSuffix]:
         """The same suffix behind every example; losses are the mean over the prompts that joined."""

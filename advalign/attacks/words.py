@@ -3,11 +3,11 @@
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from advalign.attacks._words_base import WordAttack
 from advalign.attacks._words_search import Request, Search, Substitutions, TextScore, WordSearch
-from advalign.errors import unknown
+from advalign.ranges import OneOf
 
 __all__ = ["Words"]
 
@@ -32,19 +32,15 @@ class Words(WordAttack):
     Every example has its own random stream, so results depend neither on order nor on `batch_size`; in a pair the prompt is edited.
     """
 
-    style: str = "deepwordbug"
+    style: Annotated[str, OneOf(STYLES, "style")] = "deepwordbug"
     """Order and sources: like TextFooler (arXiv:1907.11932), TextBugger (arXiv:1812.05271), PWWS (Ren et al., ACL 2019), DeepWordBug
     (arXiv:1801.04354), BAE (arXiv:2004.01970) or A2T (arXiv:2109.00544)."""
-    rank: str | None = None
+    rank: Annotated[str, OneOf(RANKS, "rank")] | None = None
     """Importance of a word, None: the style's. leave_one_out: p(y | x) - p(y | x without w_i); unknown: w_i := [UNK] instead; gain: the
     best candidate's fall of p; saliency: softmax_i(fall under [UNK]) times gain; gradient: L1 norm of the loss's gradient at w_i, one
     query for all words."""
 
     def __post_init__(self) -> None:
-        if self.style not in STYLES:
-            raise unknown("attacks.words.style", "style", self.style, STYLES)
-        if self.order not in RANKS:
-            raise unknown("attacks.words.rank", "rank", self.order, RANKS)
         super().__post_init__()
         if self.order == "gradient":
             object.__setattr__(self, "access", "gradients")

@@ -30,47 +30,39 @@ from advalign.models import ModelSpec, Network, self_check, sharding
 from advalign.models.sharding import Sharding
 from advalign.models.sharing import frozen_copy
 from advalign.names import EVERY_STEP
+from advalign.ranges import Bound, Count, Natural, NonNegative, OneOf
 from advalign.types import TokenRows
+
+SCHEDULERS = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+)  # fmt: skip
+"""Schedules of transformers that need no arguments but their length and warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner(ModelSpec):
     """A model and how it is trained. Every draw of its sources is split into `minibatches`, `epochs` times: one optimizer update each."""
 
-    learning_rate: Annotated[float, EVERY_STEP] = 1e-5
+    learning_rate: Annotated[NonNegative, EVERY_STEP] = 1e-5
     """Base rate of AdamW."""
-    weight_decay: Annotated[float, EVERY_STEP] = 0.0
+    weight_decay: Annotated[NonNegative, EVERY_STEP] = 0.0
     """Decoupled weight decay of AdamW; biases and norms do not decay, as in transformers."""
-    max_grad_norm: Annotated[float, EVERY_STEP] = 1.0
+    max_grad_norm: Annotated[Bound, EVERY_STEP] = 1.0
     """Gradients are clipped to this L2 norm; 0: they are not clipped, as in transformers."""
-    lr_scheduler_type: str = "constant"
+    lr_scheduler_type: Annotated[str, OneOf(SCHEDULERS, "schedule")] = "constant"
     """Name of a transformers scheduler; its length is the number of this learner's updates in the run."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Updates of this learner during linear warm-up."""
-    updates: Annotated[int, EVERY_STEP] = 1
+    updates: Annotated[Natural, EVERY_STEP] = 1
     """Draws of its own sources per training step (n_d of a discriminator); 0: it only reads."""
-    minibatches: Annotated[int, EVERY_STEP] = 1
+    minibatches: Annotated[Count, EVERY_STEP] = 1
     """Parts of a draw, groups whole."""
-    epochs: Annotated[int, EVERY_STEP] = 1
+    epochs: Annotated[Count, EVERY_STEP] = 1
     """Passes over a draw."""
-    every: Annotated[int, EVERY_STEP] = 1
+    every: Annotated[Count, EVERY_STEP] = 1
     """It takes part in every so many steps of a stage (n_g policy steps per discriminator step)."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("updates", self.updates, 0),
-            ("minibatches", self.minibatches, 1),
-            ("epochs", self.epochs, 1),
-            ("every", self.every, 1),
-            ("warmup_steps", self.warmup_steps, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"learners: {name} is {value}; it must be at least {least}.")
-        for name, number in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
-            if not 0 <= number < math.inf:
-                raise ConfigError(f"learners: {name} is {number}; it must be a finite number, at least 0.")
-        if not self.max_grad_norm >= 0:
-            raise ConfigError(f"learners: max_grad_norm is {self.max_grad_norm}; it must be above 0, or 0 for no clipping.")
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             raise ConfigError("learners: lr_scheduler_type 'constant' has no warm-up; use 'constant_with_warmup', or warmup_steps 0.")
 

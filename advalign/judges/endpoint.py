@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import SecretStr
 
-from advalign.errors import ConfigError
 from advalign.functional import escaping
 from advalign.http_client import Client, ServerError, check_key_name, check_url, read_key
 from advalign.interfaces import Judge, ScoreAnswers
+from advalign.ranges import AnyText, Count, Matches, Positive, Seed, Words
 from advalign.types import Example
 from advalign.types.messages import plain_text
 
@@ -41,27 +42,25 @@ class Endpoint(Judge):
     the key is in no message. After 3 answers in a row without a judgement, those of the next `seconds` are not asked about.
     """
 
-    url: str
+    url: Annotated[str, Matches(r"https?://.+", "an address that begins with http:// or https://")]
     """Address of the API, with http:// or https://, up to /v1."""
-    model: str
+    model: Words
     """Name of the model there."""
-    question: str = QUESTION
+    question: Words = QUESTION
     """What the model is asked about the response; yes means violation."""
-    key: str = "OPENAI_API_KEY"
+    key: AnyText = "OPENAI_API_KEY"
     """Environment variable that holds the key, in capitals; where it is not set, none is sent. Never the key itself."""
-    seconds: float = 60.0
+    seconds: Positive = 60.0
     """Time limit of one request, from the connection to the last byte."""
-    retries: int = 3
+    retries: Count = 3
     """Requests per answer before it fails; one that was understood and refused (400, 401, 404, a redirect) is not repeated."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the marker."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_url(self.url, "judges.endpoint.url")
         check_key_name(self.key, "judges.endpoint.key")
-        if self.retries < 1 or self.seconds <= 0:
-            raise ConfigError(f"judges.endpoint: retries {self.retries}, seconds {self.seconds:g} given; at least 1, and above 0.")
 
     def start(self) -> ScoreAnswers:
         key = read_key(self.key, "judges.endpoint.key")

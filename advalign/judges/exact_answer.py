@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from advalign.functional import answers
 from advalign.interfaces import Judge, ScoreAnswers
+from advalign.ranges import NonNegative
 from advalign.types import Example
 
 
@@ -16,7 +17,7 @@ class ExactAnswerJudge(Judge):
     \\boxed{}, follows "answer is", or is the last number; numbers are compared to a relative tolerance, everything else as folded text.
     """
 
-    tolerance: float = 1e-6
+    tolerance: NonNegative = 1e-6
     """Relative, of numbers."""
 
     def start(self) -> ScoreAnswers:

@@ -8,6 +8,7 @@ from typing import Any
 from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
+from advalign.ranges import Words
 from advalign.types import Example
 from advalign.types.messages import as_read
 
@@ -23,7 +24,7 @@ class FunctionJudge(Judge):
     plugged in: a few lines that load it and return its score.
     """
 
-    fn: str | Callable[[str, str, Example], float | None]
+    fn: Words | Callable[[str, str, Example], float | None]
     """A callable, or its dotted path such as my_lab.judges.polite."""
 
     def __post_init__(self) -> None:

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
+from advalign.ranges import Count, Words
 from advalign.types import Example
 
 
@@ -17,17 +17,10 @@ class PrefixJudge(Judge):
     answers, or use another judge as well. nan without a target.
     """
 
-    text: str | None = None
+    text: Words | None = None
     """The target; None: the reference response of each example."""
-    words: int | None = None
+    words: Count | None = None
     """How many words of the target the answer has to match; None: all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.text is not None and not self.text.strip():
-            raise ConfigError("judges.prefix.text: an empty text begins every answer; leave it out to use the reference response.")
-        if self.words is not None and self.words < 1:
-            raise ConfigError(f"judges.prefix.words: {self.words} given; at least 1, or nothing for all of the target.")
 
     def start(self) -> ScoreAnswers:
         return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]

@@ -8,6 +8,7 @@ from math import nan
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
+from advalign.ranges import AnyText, Words
 from advalign.types import Example
 
 
@@ -15,13 +16,13 @@ from advalign.types import Example
 class Rule(Judge):
     """s = 1[every phrase of `must` and none of `must_not` occurs in y]."""
 
-    must: tuple[str, ...] = ()
+    must: tuple[AnyText, ...] = ()
     """Phrases, as whole words; case, quotes and white space make no difference."""
-    must_not: tuple[str, ...] = ()
+    must_not: tuple[AnyText, ...] = ()
     """Forbidden phrases."""
     regex: bool = False
     """Both are regular expressions (case ignored) instead."""
-    column: str | None = None
+    column: Words | None = None
     """A key of the examples' `meta` with further forbidden phrases (a text or a list), such as a canary or a secret of this very
     example; nan where it is missing and there is no other rule."""
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.models.folders import saved_facts
+from advalign.ranges import Count, OneOf, Words
 
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+Head = Annotated[str, OneOf(HEADS, "head")]
+"""What a network gives: next tokens, classes, one number per row, or one per token."""
+DType = Annotated[str, OneOf(DTYPES, "dtype")]
+"""Precision of weights."""
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
 ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text", "truncation")
 LOADING_OPTIONS = ("attn_implementation", "revision", "device_map", "quantization_config")  # arguments of `from_pretrained`
@@ -38,18 +44,18 @@ SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(Checked, section="learners"):
     """What has to be known to load a model."""
 
-    model: str
+    model: Words
     """A hub id, a folder, `package:<module>/<folder>`, `scratch:<preset>`, `learner:<name>` or `latent:<name>`."""
-    head: str = "policy"
+    head: Head = "policy"
     """policy (next token), classifier, score (one number per row) or value (one number per token)."""
     tokenizer: Any = None
     """An id, or {kind: words|characters|bpe, data: ...} for a model from scratch. None: the model's own."""
-    max_length: int = 512
+    max_length: Count = 512
     """The most tokens of a row; fewer where the model has positions for fewer."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """Precision of the weights: float32, bfloat16, float16 or float64; those of half precision train through float32 copies."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout (off,

@@ -6,15 +6,16 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.interfaces import Reward
+from advalign.ranges import OneOf, PositiveBound
 
 FLOOR = 1e-4  # of a standard deviation, as that of groups
 SENTENCE = re.compile(r"(?<![.!?…。！？])[.!?…。！？]++[\"')\]]*+(?=\s)|\n+")
@@ -29,28 +30,18 @@ LENGTH = ("none", "residual")
 class ShapedReward(Reward):
     """Abstract base: what is done to a score before it is a reward."""
 
-    form: str = "logit"
+    form: Annotated[str, OneOf(FORMS, "form")] = "logit"
     """logit, neg_log_one_minus, log, probability or airl."""
-    clip: float | None = None
+    clip: PositiveBound | None = None
     """Bound of the score's size before the form (papers: 10, or none). None: no bound."""
-    soft_clip: float | None = None
+    soft_clip: PositiveBound | None = None
     """c of the smooth bound c tanh(score / c). None: no bound."""
-    length: str = "none"
+    length: Annotated[str, OneOf(LENGTH, "length")] = "none"
     """residual: subtract what a straight line in log(1 + tokens), fitted to the draw, explains; the mean stays."""
-    normalize: str = "none"
+    normalize: Annotated[str, OneOf(NORMALIZE, "normalize")] = "none"
     """To mean 0 and standard deviation 1, of the draw (batch) or of all draws so far (running)."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("form", self.form, FORMS),
-            ("length", self.length, LENGTH),
-            ("normalize", self.normalize, NORMALIZE),
-        ):
-            if value not in known:
-                raise unknown(f"rewards.discriminator.{name}", name, value, known)
-        for name, bound in (("clip", self.clip), ("soft_clip", self.soft_clip)):
-            if bound is not None and not bound > 0:
-                raise ConfigError(f"rewards.discriminator.{name}: {bound} is not above 0; use null for no clipping.")
         if self.clip is not None and self.soft_clip is not None:
             raise ConfigError("rewards.discriminator.soft_clip: clip is given too; use one of them.")
 

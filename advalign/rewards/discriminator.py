@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from advalign.errors import ConfigError, RewardError, unknown
+from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Context, Scorer
 from advalign.names import SAMPLER, ScorerName
+from advalign.ranges import Count, OneOf
 from advalign.rewards._scores import FLOOR, RunningStatistics, Scale, ShapedReward, credit_increases, last_tokens, rescale, segment_ends
 from advalign.types import Rollout, RolloutGroup
 
@@ -31,11 +32,11 @@ class Discriminator(ShapedReward):
 
     learner: ScorerName
     """Learner (or frozen copy) with head `score`."""
-    level: str = "sequence"
+    level: Annotated[str, OneOf(LEVELS, "level")] = "sequence"
     """sequence: one score of the whole response. token: a score per token, of a discriminator with the sampler's tokenizer. segment: every
     beginning of the text that ends a segment is scored, and each increase is credited to the last token of its segment; they sum to the
     whole text's reward, and the discriminator may have a tokenizer of its own."""
-    segment: str | int = "sentence"
+    segment: Annotated[str, OneOf(("sentence",), "segment")] | Count = "sentence"
     """sentence, or a number of words."""
     sampler: Annotated[str, replace(SAMPLER, when=("level", "segment"))] = "policy"
     """With `level: segment`, the learner whose tokens the response has."""
@@ -44,11 +45,6 @@ class Discriminator(ShapedReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.level not in LEVELS:
-            raise unknown("rewards.discriminator.level", "level", self.level, LEVELS)
-        is_number = isinstance(self.segment, int) and not isinstance(self.segment, bool) and self.segment > 0
-        if self.segment != "sentence" and not is_number:
-            raise ConfigError(f"rewards.discriminator.segment: '{self.segment}' given; 'sentence', or a number of words of at least 1.")
         if self.form == "airl" and self.level != "sequence":
             raise ConfigError(
                 f"rewards.discriminator.level: form 'airl' weighs whole responses, and '{self.level}' is given; use sequence."

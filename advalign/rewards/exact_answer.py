@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional.answers import decided, final_answer, final_formula, marked, same
 from advalign.interfaces import Context, Reward
+from advalign.ranges import NonNegative, OneOf
 from advalign.rewards import _symbolic
 from advalign.types import Example, RolloutGroup
 
@@ -23,15 +25,11 @@ class ExactAnswer(Reward):
     as exact fractions, everything else as folded text.
     """
 
-    engine: str = "auto"
+    engine: Annotated[str, OneOf(ENGINES, "engine")] = "auto"
     """numeric (that rule), math_verify (that rule, then the package of this name for symbolic answers) or auto (math_verify where it is
     installed)."""
-    tolerance: float = 1e-6
+    tolerance: NonNegative = 1e-6
     """Relative, between numbers."""
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown("rewards.exact_answer.engine", "engine", self.engine, ENGINES)
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         installed = _symbolic.installed()

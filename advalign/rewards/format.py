@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
+from advalign.ranges import Words
 from advalign.types import RolloutGroup
 
 INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
@@ -20,7 +21,7 @@ class Format(Reward):
     and nothing around them (an answer tag inside the thoughts counts too); a pattern that merely occurs somewhere does not match.
     """
 
-    pattern: str = THINK_ANSWER
+    pattern: Words = THINK_ANSWER
     """Regular expression; the default asks for <think>...</think><answer>...</answer>."""
 
     def __post_init__(self) -> None:

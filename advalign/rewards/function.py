@@ -13,6 +13,7 @@ from typing import Any
 from advalign import imports
 from advalign.errors import ConfigError, RewardError, unknown
 from advalign.interfaces import Context, Reward, Scorer
+from advalign.ranges import Words
 from advalign.types import Conversation, Example, RolloutGroup
 from advalign.types.messages import is_messages, message
 
@@ -41,7 +42,7 @@ class Function(Reward):
     raises stops the run, it never scores 0.
     """
 
-    fn: str | Callable[..., Any]
+    fn: Words | Callable[..., Any]
     """The function, or its dotted path."""
 
     def __post_init__(self) -> None:

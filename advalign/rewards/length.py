@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
+from advalign.ranges import Count, Natural
 from advalign.types import RolloutGroup
 
 
@@ -17,20 +18,18 @@ class Length(Reward):
     (arXiv:2503.04697, eq. 1); ours: in units of the buffer, capped.
     """
 
-    max_length: int = 20480  # the paper's
+    max_length: Count = 20480  # the paper's
     """m, in tokens."""
-    buffer: int = 4096  # the paper's
+    buffer: Count = 4096  # the paper's
     """b, in tokens."""
-    target: int | None = None
+    target: Natural | None = None
     """Length that costs nothing, in tokens."""
 
     prices_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.buffer <= self.max_length:
-            raise ConfigError(f"rewards.length.buffer: {self.buffer} is not between 1 and max_length = {self.max_length}.")
-        if self.target is not None and self.target < 0:
-            raise ConfigError(f"rewards.length.target: {self.target} is not a number of tokens.")
+        if self.buffer > self.max_length:
+            raise ConfigError(f"rewards.length.buffer: {self.buffer} given; it must be at most max_length, {self.max_length}.")
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         def score(groups: Sequence[RolloutGroup]) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from advalign.errors import ConfigError
 from advalign.functional.answers import decided, final_formula, marked, same
 from advalign.interfaces import Context, Reward
+from advalign.ranges import Positive
 from advalign.rewards import _symbolic
 from advalign.types import Example, RolloutGroup
 
@@ -23,12 +24,8 @@ class Math(Reward):
     `exact_answer`: letters are variables here.
     """
 
-    seconds: float = 2.0
+    seconds: Positive = 2.0
     """Processor time of one comparison; an answer whose comparison takes longer is wrong."""
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ConfigError(f"rewards.math.seconds: {self.seconds} is not above 0.")
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         if not _symbolic.installed():

@@ -12,6 +12,8 @@ from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Context, Reward
 from advalign.models import Network, load
 from advalign.models.inference import batched_forward, length_sorted_batches
+from advalign.models.specification import DType
+from advalign.ranges import Count, Words
 from advalign.types import RolloutGroup, Tokens
 
 PATH = "rewards.model"
@@ -25,15 +27,15 @@ class Model(Reward):
     finished; rows are scored without gradient or dropout. A score that is not finite stops the run.
     """
 
-    model: str | Network
+    model: Words | Network
     """A folder written by a run with head: score, or a hub id or path of a sequence classifier with one label, or a Network."""
-    max_length: int | None = None
+    max_length: Count | None = None
     """Of prompt and response, in tokens. None: the model's own."""
-    token_budget: int = 8192
+    token_budget: Count = 8192
     """Tokens per batch, padding included."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """Of the weights."""
-    device: str | None = None
+    device: Words | None = None
     """None: the GPU where there is one."""
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:

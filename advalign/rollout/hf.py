@@ -16,6 +16,7 @@ from advalign.models.decoding import Decoder, new_decoder
 from advalign.models.endings import StopRule
 from advalign.models.generation import warn_left_out
 from advalign.models.inference import evaluation_mode
+from advalign.ranges import Count
 from advalign.rollout._checks import check_finite
 from advalign.types import Rollout, RolloutGroup, Sampling
 
@@ -36,7 +37,7 @@ class HF(RolloutEngine):
     template and at `stop` strings; unfinished where the model's context or `max_length` ends.
     """
 
-    max_rows: int = 512
+    max_rows: Count = 512
     """Rows decoded at once."""
     compile: bool = False
     """Run the decoding steps through torch.compile, block by block; the learner needs `options: {compile: true}`."""

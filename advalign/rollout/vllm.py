@@ -8,17 +8,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from advalign import http_client
-from advalign.errors import BudgetError, ConfigError, RolloutError, unknown
+from advalign.errors import BudgetError, ConfigError, RolloutError
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network
 from advalign.models.endings import StopRule
 from advalign.models.generation import warn_left_out
 from advalign.models.inference import batched_forward, batches_in_order
+from advalign.ranges import Matches, OneOf, PositiveBound, Words
 from advalign.rollout._checks import check_finite
 from advalign.rollout._vllm_local import LocalBackend
 from advalign.rollout._vllm_server import ServerBackend
@@ -47,25 +48,21 @@ class VLLM(RolloutEngine):
     that weights did not arrive or that the two compute differently.
     """
 
-    url: str | None = None
+    url: Annotated[str, Matches(r"https?://.+", "an address that begins with http:// or https://")] | None = None
     """Of a server. None: vLLM runs in this process."""
-    folder: str | None = None
+    folder: Words | None = None
     """A path for weights that this process and the server both see."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `vllm.LLM`, without `url`."""
-    tolerance: float | None = None
+    tolerance: PositiveBound | None = None
     """Largest mean |log p - log p_sampler|. None: 0.002 in single precision, 0.05 below."""
-    on_gap: str = "error"
+    on_gap: Annotated[str, OneOf(ON_GAP, "reaction")] = "error"
     """What a larger gap does: error or warn."""
-    timeout: float = 1800.0
+    timeout: PositiveBound = 1800.0
     """Of one request to a server, in seconds."""
     state: _State = field(init=False, repr=False, compare=False, default_factory=lambda: _State())
 
     def __post_init__(self) -> None:
-        if self.on_gap not in ON_GAP:
-            raise unknown("rollout.on_gap", "reaction", self.on_gap, ON_GAP)
-        if self.tolerance is not None and self.tolerance <= 0:
-            raise ConfigError(f"rollout.tolerance: got {self.tolerance}, a gap between log-probabilities is above 0.")
         if self.url is None and self.folder is not None:
             raise ConfigError(f"rollout.folder: '{self.folder}' given, but without url nothing reads it; leave it out.")
         if self.url is not None:

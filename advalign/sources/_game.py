@@ -6,10 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from advalign.errors import ConfigError, unknown
+from advalign.checked import Checked
+from advalign.errors import ConfigError
 from advalign.interfaces import Scorer
 from advalign.names import SamplerName
+from advalign.ranges import AnyText, Count, Finite, NonNegative, OneOf, PositiveFraction, Text
 from advalign.sources._rollouts import RolloutSource, Sampled
 from advalign.sources._stream import StreamRuntime
 from advalign.types import Example, Prompt, RolloutGroup, Sampling
@@ -19,25 +22,21 @@ PAYOFFS = ("failure", "regret", "learnability")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Injection:
+class Injection(Checked, section="injection"):
     """Where an attack is put in a prompt, and which attacks are allowed. An empty attack leaves the prompt as it is."""
 
-    template: str = "{prompt}"
+    template: Annotated[str, Text(holds="{prompt}")] = "{prompt}"
     """What the attacker is asked, with {prompt} for the prompt."""
-    placement: str = "prefix"
+    placement: Annotated[str, OneOf(PLACEMENTS, "placement")] = "prefix"
     """prefix: attack + separator + prompt; suffix: prompt + separator + attack; rewrite: the attack is the whole prompt."""
-    separator: str = " "
+    separator: AnyText = " "
     """Between attack and prompt."""
-    allowed: str | None = None
+    allowed: AnyText | None = None
     """Regular expression that the whole attack must match, so that it cannot change what is asked. None: any attack."""
     keep_words: bool = True
     """A rewrite must keep the words of the prompt, in their order: otherwise it would win by asking for something else."""
 
     def __post_init__(self) -> None:
-        if self.placement not in PLACEMENTS:
-            raise unknown("injection.placement", "placement", self.placement, PLACEMENTS)
-        if "{prompt}" not in self.template:
-            raise ConfigError(f"injection.template: '{self.template}' given; it must contain {{prompt}}, which is replaced by the prompt.")
         try:
             re.compile(self.allowed or "")
         except re.error as error:
@@ -69,7 +68,7 @@ class PlayedGame(Sampled, RolloutSource):
 
     defender: SamplerName = "policy"
     """Learner (or frozen copy) that answers the attacked prompts."""
-    answers: int = 4
+    answers: Count = 4
     """Answers to each attacked prompt."""
     answer_sampling: Sampling = field(default_factory=Sampling)
     """How the defender samples."""
@@ -91,21 +90,15 @@ class PlayedGameRuntime(StreamRuntime[RolloutGroup]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Payoff:
+class Payoff(Checked, section="payoff"):
     """What an attack earns: `form` of the defender's scores, less a price on its length."""
 
-    form: str = "failure"
+    form: Annotated[str, OneOf(PAYOFFS, "payoff")] = "failure"
     """failure, regret or learnability: see `attack_payoff`."""
-    length_cost: float = 0.0
+    length_cost: NonNegative = 0.0
     """Price per token of the attack."""
-    invalid: float = -1.0
+    invalid: Finite = -1.0
     """What an attack that is not allowed earns."""
-
-    def __post_init__(self) -> None:
-        if self.form not in PAYOFFS:
-            raise unknown("payoff.form", "payoff", self.form, PAYOFFS)
-        if not math.isfinite(self.invalid) or not 0 <= self.length_cost < math.inf:
-            raise ConfigError(f"payoff: length_cost {self.length_cost}, invalid {self.invalid}; finite numbers, the cost at least 0.")
 
 
 def attack_payoff(form: str, scores: Sequence[float]) -> float:
@@ -126,18 +119,18 @@ def attack_payoff(form: str, scores: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opponents:
+class Opponents(Checked, section="opponents"):
     """Frozen copies that take part, and in which fraction of the examples. In the remaining examples the two learners play each other."""
 
-    attackers: Mapping[SamplerName, float] = field(default_factory=dict)
+    attackers: Mapping[SamplerName, PositiveFraction] = field(default_factory=dict)
     """{copy of the attacker: fraction}; only the defender learns from these examples."""
-    defenders: Mapping[SamplerName, float] = field(default_factory=dict)
+    defenders: Mapping[SamplerName, PositiveFraction] = field(default_factory=dict)
     """{copy of the defender: fraction}; only the attacker learns from these examples."""
 
     def __post_init__(self) -> None:
         fractions = [*self.attackers.values(), *self.defenders.values()]
-        if any(not 0 < fraction <= 1 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
-            raise ConfigError(f"opponents: fractions {fractions} given; each is above 0, and together they are at most 1.")
+        if sum(fractions) > 1 + 1e-9:
+            raise ConfigError(f"opponents: fractions {fractions} given; together they are at most 1.")
 
     def pairs(self, attacker: str, defender: str, number: int) -> list[tuple[str, str, int]]:
         """(attacker, defender, how many of `number` examples they play), the two learners first. Fractions are rounded so that the

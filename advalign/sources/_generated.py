@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Source
 from advalign.names import SourceName
-from advalign.sources._checks import require_fraction
+from advalign.ranges import Bound, Count, Fraction, OneOf
 from advalign.types import Example, Prompt, Response, RolloutGroup
 from advalign.types.messages import from_plain, response_text, to_plain
 
@@ -26,36 +27,33 @@ class Generated(Source):
 
     sampled: SourceName | None = None
     """Name of the source that a policy samples for. None: no generated rows."""
-    match: str = "none"
+    match: Annotated[str, OneOf(MATCHES, "match")] = "none"
     """prompt: the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of `bradley_terry` has
     both sides. none: any real rows."""
-    group_size: int | None = None
+    group_size: Count | None = None
     """With `match: prompt`, the most generated rows per prompt. None: all."""
     always: bool = False
     """Draw `sampled` even where no active objective reads it (a warm-up in which the discriminator sees the policy's texts)."""
-    replay: float = 0.0
+    replay: Fraction = 0.0
     """Fraction of the generated rows that comes from earlier steps."""
-    replay_steps: int = 20
+    replay_steps: Count = 20
     """Those steps: older ones would bias the fixed point of the game."""
     override: bool = False
     """A generated text that its example verifies is not a negative."""
 
     def __post_init__(self) -> None:
-        if self.match not in MATCHES:
-            raise unknown("sources.contrast.match", "match", self.match, MATCHES)
         if self.match == "prompt" and not self.sampled:
             raise ConfigError("sources.contrast.match: prompts are matched with those of a source that samples; name it as sampled.")
-        require_fraction("sources.contrast", replay=self.replay)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthMatched:
+class LengthMatched(Checked):
     """Abstract base: pairs of rows of similar length, so that length alone tells a discriminator nothing."""
 
-    lengths: float | None = None
+    lengths: Bound | None = None
     """Largest difference in length of a pair, relative to the longer one; rows without a partner leave the draw. Where no row has a
     partner the nearest pair stays, so that a run goes on. None: rows are not paired."""
-    length_unit: str = "words"
+    length_unit: Annotated[str, OneOf(UNITS, "unit")] = "words"
     """words or characters."""
 
     def length(self, text: str) -> int:

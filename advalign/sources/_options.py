@@ -5,34 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.functional import advantages
 from advalign.functional.divergence import ESTIMATORS
 from advalign.functional.masks import sampled_tokens
 from advalign.interfaces import Context, Reward, RewardPenalty
-from advalign.sources._checks import require_positive, require_proper_fraction
+from advalign.ranges import Count, Finite, NonNegative, OneOf, Positive, ProperFraction, Words
 from advalign.types import Example, RolloutGroup, RolloutRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dynamic:
+class Dynamic(Checked, section="dynamic"):
     """Dynamic sampling: prompts are drawn and answered until the batch is full of groups whose rewards differ, since equal rewards
     teach nothing (DAPO, arXiv:2503.14476, section 3.2). As there, correctness decides: a price on length beside it does not count."""
 
-    max_batches: int = 10
+    max_batches: Count = 10
     """Batches after which the batch is filled up with uninformative groups, and their number is logged (10 in DAPO's code, which
     then stops the run)."""
 
-    by: tuple[str, ...] = ()
+    by: tuple[Words, ...] = ()
     """The rewards that decide, by their names in the log (`rewards/<name>/mean`). Empty: all but `length`; all if there is no other."""
-
-    def __post_init__(self) -> None:
-        require_positive("dynamic", max_batches=self.max_batches)
 
     def deciding(self, rewards: Sequence[Reward], labels: Sequence[str], path: str) -> list[bool]:
         """Which rewards decide. Raises ConfigError for a name in `by` that is not among the labels of the rewards."""
@@ -44,24 +42,19 @@ class Dynamic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstrations:
+class Demonstrations(Checked, section="demonstrations"):
     """`number` demonstrations join each group as off-policy rows, scored by the same rewards (LUFFY, arXiv:2504.14945: 1 of 8).
 
     With `gate` a group is one or the other (HPT, arXiv:2509.04419, eq. 9): if more than `gate` of its sampled responses are solved
     (total reward >= `solved`) the demonstrations leave, else the sampled responses do. Paper: gate 0; 0.25 for a weaker model.
     """
 
-    number: int = 1
+    number: Count = 1
     """Demonstrations per group."""
-    gate: float | None = None
+    gate: ProperFraction | None = None
     """Solve rate above which a group keeps its sampled responses, else its demonstrations. None: it keeps both."""
-    solved: float = 0.5
+    solved: Finite = 0.5
     """Total reward from which a response counts as solved."""
-
-    def __post_init__(self) -> None:
-        require_positive("demonstrations", number=self.number)
-        if self.gate is not None:
-            require_proper_fraction("demonstrations", gate=self.gate)
 
     def choose(self, group: RolloutGroup, totals: Sequence[float]) -> list[int]:
         """Indices of the rollouts that stay; `totals` are their rewards."""
@@ -80,20 +73,14 @@ class KLPenalty(RewardPenalty):
     coef <- coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon) after a draw of n responses (ibid., section 2.2).
     """
 
-    coef: float = 0.05
+    coef: NonNegative = 0.05
     """Coefficient, or its first value where `target` is given."""
-    estimator: str = "k1"
+    estimator: Annotated[str, OneOf(ESTIMATORS, "estimator")] = "k1"
     """k of the formula."""
-    target: float | None = None
+    target: Positive | None = None
     """KL of a response that the coefficient is adapted to, in nats. None: the coefficient is fixed."""
-    horizon: float = 10000.0
+    horizon: Positive = 10000.0
     """Responses over which the coefficient adapts."""
-
-    def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise unknown("kl.estimator", "estimator", self.estimator, ESTIMATORS)
-        if self.coef < 0 or self.horizon <= 0 or (self.target is not None and self.target <= 0):
-            raise ConfigError(f"kl: coef {self.coef}, target {self.target}, horizon {self.horizon}; coef >= 0, the others above 0.")
 
     def initial_state(self) -> dict[str, float]:
         return {"coef": self.coef}
@@ -114,26 +101,20 @@ class KLPenalty(RewardPenalty):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curriculum:
+class Curriculum(Checked, section="curriculum"):
     """Prompts whose measured solve rate is near `target` are drawn more often: w = floor + exp(-((p - target) / width)^2 / 2).
 
     p is an average of the prompt's mean reward, p <- decay p + (1 - decay) r; a prompt that was never drawn counts as at the target.
     """
 
-    target: float = 0.5
+    target: Finite = 0.5
     """Solve rate drawn most often."""
-    width: float = 0.25
+    width: Positive = 0.25
     """Standard deviation of the weights around `target`."""
-    floor: float = 0.05
+    floor: NonNegative = 0.05
     """Least weight, before the others are added."""
-    decay: float = 0.5
+    decay: ProperFraction = 0.5
     """Of the average of a prompt's mean reward."""
-
-    def __post_init__(self) -> None:
-        if self.width <= 0 or self.floor < 0 or not 0 <= self.decay < 1:
-            raise ConfigError(
-                f"curriculum: width {self.width}, floor {self.floor}, decay {self.decay}; width > 0, floor >= 0, 0 <= decay < 1."
-            )
 
     def start(self, examples: Sequence[Example], context: Context, name: str) -> CurriculumStream:
         return CurriculumStream(self, examples, context, name)

@@ -6,14 +6,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from advalign.errors import ConfigError, RewardError
+from advalign.errors import RewardError
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source
 from advalign.names import SamplerName
-from advalign.sources._checks import require_positive
+from advalign.ranges import Count, Length
 from advalign.sources._scoring import are_equal, sample_std, total_reward
 from advalign.types import Example, RolloutGroup, RolloutRows, Rows, Sampling
 
@@ -58,15 +58,15 @@ class Sampled(LearnerSource):
 
     data: Any
     """Reference to the prompts (see `advalign.data`)."""
-    rewards: Sequence[Reward]
+    rewards: Annotated[Sequence[Reward], Length()]
     """Rewards of a response; at least one."""
-    group_size: int = 8
+    group_size: Count = 8
     """Responses per prompt."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Prompts per draw."""
     sampling: Sampling = field(default_factory=Sampling)
     """How responses are sampled."""
-    limit: int | None = None
+    limit: Count | None = None
     """Number of examples kept, chosen by the run's seed. None: all."""
 
     @property
@@ -80,11 +80,6 @@ class Sampled(LearnerSource):
     @property
     def draw_size(self) -> int:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        if not self.rewards:
-            raise ConfigError("sources: prompts without rewards teach nothing; give at least one reward.")
-        require_positive("sources", group_size=self.group_size, batch_size=self.batch_size)
 
 
 def warn_of_short_rows(encoder: Encoder, examples: Sequence[Example], sampling: Sampling, path: str) -> None:

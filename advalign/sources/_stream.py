@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from advalign import data as loading
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import Context, Source, SourceRuntime, Task
-from advalign.sources._checks import require_positive
+from advalign.ranges import Count, Seed, Words
 from advalign.types import Example, Rows
 
 if TYPE_CHECKING:
@@ -103,19 +103,16 @@ class ListSource(Source):
 
     data: Any
     """Reference to the examples (see `advalign.data`)."""
-    split: str = "train"
+    split: Words = "train"
     """Split of the data."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Examples per draw."""
-    limit: int | None = None
+    limit: Count | None = None
     """Number of examples kept, chosen by `seed`. None: all; a stream is then read as its rows are needed."""
-    columns: Mapping[str, str] | None = None
+    columns: Mapping[str, Words] | None = None
     """{field: column of the data}, before the usual names."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choices about the data."""
-
-    def __post_init__(self) -> None:
-        require_positive("sources", batch_size=self.batch_size)
 
     @property
     def training_data(self) -> tuple[Any, str] | None:

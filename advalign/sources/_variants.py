@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from advalign import data as loading
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces import Target
-from advalign.sources._checks import require_positive
+from advalign.ranges import AnyText, Count, Length, OneOf, Words
 from advalign.sources._game import Injection
 from advalign.types import Example, Prompt
 from advalign.types.messages import attackable
@@ -22,24 +23,19 @@ FLOOR = 1e-6  # of a measured probability, whose logarithm an attack reads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distractors:
+class Distractors(Checked, section="distract"):
     """`length` pieces of `alphabet`, drawn uniformly and joined, before or after the prompt."""
 
-    alphabet: str | tuple[str, ...]
+    alphabet: Annotated[Words | tuple[Words, ...], Length()]
     """The characters of a text, or a list of words."""
-    length: int = 8
+    length: Count = 8
     """Number of pieces."""
-    placement: str = "prefix"
+    placement: Annotated[str, OneOf(("prefix", "suffix"), "placement")] = "prefix"
     """prefix or suffix."""
-    separator: str = " "
+    separator: AnyText = " "
     """Between pieces and prompt."""
 
     def __post_init__(self) -> None:
-        if not self.alphabet:
-            raise ConfigError("distract.alphabet: it is empty; give characters or words to draw from.")
-        require_positive("distract", length=self.length)
-        if self.placement == "rewrite":
-            raise ConfigError("distract.placement: 'rewrite' given; random pieces go before or after a prompt: prefix, suffix.")
         self.injection()
 
     def injection(self) -> Injection:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from advalign import data as loading
-from advalign.errors import ConfigError, RewardError, unknown
+from advalign.errors import ConfigError, RewardError
 from advalign.interfaces import Attack, Context
-from advalign.sources._checks import require_proper_fraction
+from advalign.ranges import Count, Natural, OneOf, ProperFraction
 from advalign.sources._game import PAYOFFS, attack_payoff, with_prompt
 from advalign.sources._rollouts import (
     RolloutSource,
@@ -49,13 +49,13 @@ class AdversarialPrompts(Sampled, RolloutSource):
     """Candidates: data whose rows have the ids of the examples and other prompts."""
     attack: Attack | None = None
     """Candidates: a search in words, of at most `candidates` queries."""
-    candidates: int = 4
+    candidates: Count = 4
     """Candidates per prompt."""
-    probes: int = 4
+    probes: Natural = 4
     """K: responses to each candidate by which it is chosen."""
-    keep: str = "failure"
+    keep: Annotated[str, OneOf(PAYOFFS, "way to choose")] = "failure"
     """failure, regret or learnability."""
-    clean: float = 0.0
+    clean: ProperFraction = 0.0
     """Fraction of the prompts that stay as they are."""
 
     def __post_init__(self) -> None:
@@ -63,16 +63,11 @@ class AdversarialPrompts(Sampled, RolloutSource):
         path = "sources.adversarial_prompts"
         if sum(option is not None for option in (self.distract, self.rewrites, self.attack)) != 1:
             raise ConfigError(f"{path}: give one of distract, rewrites and attack; it says what a prompt may become.")
-        if self.keep not in PAYOFFS:
-            raise unknown(f"{path}.keep", "way to choose", self.keep, PAYOFFS)
         if self.attack is not None and (self.attack.access != "text" or self.keep != "failure"):
             raise ConfigError(f"{path}.attack: an attack searches for failure, by texts alone; use one of access text, with keep: failure.")
         least = 0 if self.candidates == 1 and self.attack is None else 1 if self.keep == "failure" else 2
-        if self.candidates < 1 or self.probes < least:
-            raise ConfigError(
-                f"{path}: candidates {self.candidates}, probes {self.probes}; at least 1, and by {self.keep} at least {least}."
-            )
-        require_proper_fraction(path, clean=self.clean)
+        if self.probes < least:
+            raise ConfigError(f"{path}.probes: {self.probes} given; with keep: {self.keep} at least {least}.")
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

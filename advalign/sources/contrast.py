@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime, Task
 from advalign.names import SamplerName, SourceName
-from advalign.sources._checks import require_fraction
+from advalign.ranges import Count, Distinct, Fraction, OneOf
 from advalign.sources._corrupt import CORRUPTIONS, corrupt
-from advalign.sources._generated import UNITS, Generated, GeneratedPool, LengthMatched, Text, Verified
+from advalign.sources._generated import Generated, GeneratedPool, LengthMatched, Text, Verified
 from advalign.sources._responses import other_prompt
 from advalign.types import Example, LabelRows, Prompt, Response, Rows
 from advalign.types.messages import is_messages, response_text
@@ -58,11 +58,11 @@ class Contrast(LengthMatched, Generated):
     arXiv:2508.05613, with `corrupt` for the negatives), of the last `replay_steps` draws where the current one has none."""
     perturb: Task | None = None
     """Task that makes as many perturbed rows as real ones. None: none."""
-    corrupt: tuple[str, ...] = ()
+    corrupt: Annotated[tuple[Annotated[str, OneOf(CORRUPTIONS, "corruption")], ...], Distinct()] = ()
     """Corruptions that make as many corrupted rows as real ones: numbers, operators, drop, repeat, swap, cut."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Real rows per draw, and as many generated ones where `sampled` has drawn."""
-    swap: float = 0.0
+    swap: Fraction = 0.0
     """Fraction of the perturbed rows that takes the prompt of another demonstration, which the text violates: every prompt is then on
     both sides, and memorising the few real prompts tells the discriminator nothing."""
     minus_logprob: SamplerName | None = None
@@ -70,15 +70,6 @@ class Contrast(LengthMatched, Generated):
     arXiv:1710.11248, where D = f - log pi)."""
 
     row_type: ClassVar[type[Rows]] = LabelRows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.length_unit not in UNITS:
-            raise unknown("sources.contrast.length_unit", "unit", self.length_unit, UNITS)
-        for name in self.corrupt:
-            if name not in CORRUPTIONS:
-                raise unknown("sources.contrast.corrupt", "corruption", name, CORRUPTIONS)
-        require_fraction("sources.contrast", swap=self.swap)
 
     @property
     def draw_size(self) -> int:

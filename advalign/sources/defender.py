@@ -11,7 +11,7 @@ import torch
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
 from advalign.names import SourceName
-from advalign.sources._checks import require_proper_fraction
+from advalign.ranges import ProperFraction
 from advalign.sources._game import PlayedGame, PlayedGameRuntime, num_to_add
 from advalign.sources._rollouts import RolloutSource, build_rows, completion_metrics, require_scored, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
@@ -38,16 +38,13 @@ class Defender(RolloutSource):
     """Name of the game's source."""
     rewards: Sequence[Reward] = ()
     """Further rewards of the answers, which are not part of the game's payoff."""
-    clean: float = 0.0
+    clean: ProperFraction = 0.0
     """Fraction of the prompts that carry no attack, beside those whose attack was not allowed; without them a defender may forget its
     task."""
 
     @property
     def reward_parts(self) -> Sequence[Reward]:
         return self.rewards
-
-    def __post_init__(self) -> None:
-        require_proper_fraction("sources.defender", clean=self.clean)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

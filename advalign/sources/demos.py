@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from advalign.errors import unknown
 from advalign.interfaces import Task
+from advalign.ranges import OneOf
 from advalign.sources._responses import is_plain_text, with_response
 from advalign.sources._stream import ListSource
 from advalign.types import Conversation, DemoRows, Example, Rows
@@ -28,16 +28,11 @@ class Demos(ListSource):
     A row with a `text` and neither response nor answer is a text without prompt: all of its tokens are the target, outside of any chat
     template, as in TRL's language modelling format."""
 
-    assistant_turns: str = "last"
+    assistant_turns: Annotated[str, OneOf(ASSISTANT_TURNS, "choice")] = "last"
     """Of a conversation: last (the assistant's last turn is the target), all (every turn of the assistant), or each (every turn of the
     assistant is a row of its own, of what precedes it). TRL's `assistant_only_loss` is all."""
 
     row_type: ClassVar[type[Rows]] = DemoRows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.assistant_turns not in ASSISTANT_TURNS:
-            raise unknown("sources.demos.assistant_turns", "choice", self.assistant_turns, ASSISTANT_TURNS)
 
     def expand(self, example: Example) -> Sequence[Example]:
         if self.assistant_turns != "each" or not isinstance(example.prompt, Conversation):

@@ -11,6 +11,7 @@ import torch
 from advalign import data as loading
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Task
+from advalign.ranges import Count
 from advalign.sources._stream import ListSource
 from advalign.types import Example, LabelRows, Rows
 
@@ -27,7 +28,7 @@ class Labels(ListSource):
     Labels are class indices or names. Names get the indices that the classifier's `id2label` has, else ClassLabel's, else their place in
     alphabetical order, and are saved as `id2label`."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Texts per draw."""
 
     row_type: ClassVar[type[Rows]] = LabelRows

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Task
+from advalign.ranges import Count, OneOf
 from advalign.sources._responses import check_sides, other_prompt, split_where_tokens_end, wrong_response
 from advalign.sources._stream import ListSource
 from advalign.types import Conversation, Example, PairRows, Prompt, Rows
@@ -30,18 +31,13 @@ class Pairs(ListSource):
     rejected one a demonstration for a perturbed prompt: right for another prompt.
     """
 
-    batch_size: int = 8
+    batch_size: Count = 8
     """Pairs per draw."""
-    differ: str = "response"
+    differ: Annotated[str, OneOf(DIFFER, "part of a pair")] = "response"
     """In what the two sides of a task's pair differ. "prompt": the preferential prompts of GAPO (arXiv:2503.20194), the same text under
     its own prompt and under a perturbed one that it violates; a column `rejected_prompt` gives such pairs from data."""
 
     row_type: ClassVar[type[Rows]] = PairRows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.differ not in DIFFER:
-            raise unknown("sources.pairs.differ", "part of a pair", self.differ, DIFFER)
 
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         if {"chosen", "rejected"} <= set(example.meta):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Context, Source, SourceRuntime
 from advalign.names import SamplerName, SourceName
-from advalign.sources._checks import require_fraction, require_positive
+from advalign.ranges import Count, Fraction
 from advalign.types import Example, PairRows, Rows
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ class PersistentSuffixes(Source):
     """A search for suffixes that can continue: gcg, tokens, random_search."""
     learner: SamplerName = "policy"
     """Learner (or frozen copy) that is attacked."""
-    size: int = 180
+    size: Count = 180
     """Suffixes in the pool, one pair each."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Suffixes per draw."""
-    reset: float = 0.2
+    reset: Fraction = 0.2
     """Fraction of the pool that is renewed every `reset_every` draws, with other pairs and without suffixes."""
-    reset_every: int = 50
+    reset_every: Count = 50
     """Draws between two renewals."""
 
     row_type: ClassVar[type[Rows]] = PairRows
@@ -88,10 +88,8 @@ class PersistentSuffixes(Source):
                 f"{path}.attack: this attack starts anew every time; use a search that can continue from a suffix: gcg, tokens, "
                 "random_search."
             )
-        require_positive(path, size=self.size, batch_size=self.batch_size, reset_every=self.reset_every)
         if self.batch_size > self.size:
             raise ConfigError(f"{path}.batch_size: {self.batch_size} suffixes per draw, and the pool has {self.size}.")
-        require_fraction(path, reset=self.reset)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

@@ -13,6 +13,7 @@ import torch
 from advalign import data as loading
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime, Task
+from advalign.ranges import Natural
 from advalign.sources._ahead import PendingRollouts, RolloutQueue
 from advalign.sources._options import Curriculum, CurriculumStream, Demonstrations, Dynamic, KLPenalty
 from advalign.sources._rollouts import (
@@ -51,7 +52,7 @@ class Prompts(Sampled, RolloutSource):
     """A KL penalty in the reward."""
     curriculum: Curriculum | None = None
     """Draw prompts by measured difficulty. None: in random order."""
-    ahead: int = 0
+    ahead: Natural = 0
     """Sample rollouts for up to so many coming steps in the background, by weights at most that many steps old."""
 
     @property
@@ -64,8 +65,6 @@ class Prompts(Sampled, RolloutSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ahead < 0:
-            raise ConfigError(f"sources.prompts.ahead: got {self.ahead}, a number of steps is at least 0.")
         reason = None
         if self.curriculum is not None:
             reason = "curriculum chooses prompts by what was scored last"

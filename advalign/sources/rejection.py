@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from advalign import data as loading
 from advalign.errors import RewardError
 from advalign.interfaces import Context, SourceRuntime
-from advalign.sources._checks import require_positive
+from advalign.ranges import Count, Threshold
 from advalign.sources._rollouts import Sampled, completion_metrics, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream
@@ -31,20 +31,16 @@ class Rejection(Sampled):
     is kept; RAFT has no threshold.
     """
 
-    keep: int = 1
+    keep: Count = 1
     """Responses kept per prompt: the best different ones (ties: those sampled first)."""
-    threshold: float | None = None
+    threshold: Threshold | None = None
     """Least total reward of a response that is kept. None: any."""
-    refresh: int = 1
+    refresh: Count = 1
     """Draws served from a pool before it is collected again."""
-    collect: int = 16
+    collect: Count = 16
     """Prompts per collection, answered `group_size` times."""
 
     row_type: ClassVar[type[Rows]] = DemoRows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("sources.rejection", keep=self.keep, refresh=self.refresh, collect=self.collect)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

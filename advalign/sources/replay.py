@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime
 from advalign.names import SourceName
-from advalign.sources._checks import require_positive
+from advalign.ranges import Count, Natural
 from advalign.sources._rollouts import RolloutSource
 from advalign.types import RolloutGroup, RolloutRows, from_json, to_json, without_verifier
 
@@ -30,11 +30,11 @@ class Replay(RolloutSource):
 
     source: SourceName
     """Name of the source whose draws are kept."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Groups per draw."""
-    steps: int = 8
+    steps: Count = 8
     """Number of draws kept."""
-    max_staleness: int | None = None
+    max_staleness: Natural | None = None
     """Leave out groups whose sampler is more than so many updates of `learner` behind. None: no bound."""
     include_current: bool = False
     """Add the current draw to the choice, and make it where nothing else reads `source`."""
@@ -42,9 +42,6 @@ class Replay(RolloutSource):
     @property
     def draw_size(self) -> int:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        require_positive("sources.replay", steps=self.steps, batch_size=self.batch_size)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

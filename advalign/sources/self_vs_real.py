@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime
 from advalign.names import SourceName
-from advalign.sources._checks import require_positive, require_proper_fraction
+from advalign.ranges import Count, ProperFraction
 from advalign.sources._rollouts import LearnerSource
 from advalign.types import Example, PairRows, Rollout, RolloutGroup, Rows, Sampling, from_json, to_json, without_verifier
 from advalign.types.messages import response_text
@@ -35,17 +35,17 @@ class SelfVsReal(LearnerSource):
 
     real: SourceName
     """Name of a source of demonstrations."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pairs per draw."""
     sampling: Sampling = field(default_factory=Sampling)
     """How the learner's own responses are sampled."""
-    history: float = 0.0
+    history: ProperFraction = 0.0
     """Fraction of the pairs that comes from earlier draws (the paper mixes the pairs of this iteration and of the one before)."""
-    history_draws: int = 20
+    history_draws: Count = 20
     """Number of those draws."""
     override: bool = False
     """An answer that its example verifies is not rejected."""
-    tries: int = 3
+    tries: Count = 3
     """How often an answer is drawn at most."""
 
     row_type: ClassVar[type[Rows]] = PairRows
@@ -53,11 +53,6 @@ class SelfVsReal(LearnerSource):
     @property
     def draw_size(self) -> int:
         return self.batch_size
-
-    def __post_init__(self) -> None:
-        path = "sources.self_vs_real"
-        require_proper_fraction(path, history=self.history)
-        require_positive(path, batch_size=self.batch_size, tries=self.tries, history_draws=self.history_draws)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

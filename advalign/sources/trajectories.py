@@ -13,6 +13,7 @@ from advalign.data.columns import check_mapping
 from advalign.data.columns import example as example_of
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import Context
+from advalign.ranges import Count, Positive, Seed, Words
 from advalign.sources._rollouts import RolloutSource, build_rows
 from advalign.sources._stream import Stream, StreamRuntime
 from advalign.types import Example, Rollout, RolloutGroup, RolloutRows
@@ -37,15 +38,15 @@ class Trajectories(RolloutSource):
 
     data: Any
     """Reference to the rows, or a list of rows."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Groups per draw."""
-    limit: int | None = None
+    limit: Count | None = None
     """Number of groups kept, chosen by `seed`. None: all."""
-    columns: Mapping[str, str] | None = None
+    columns: Mapping[str, Words] | None = None
     """{field: column of the data}, before the usual names."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choices about the data."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """At which the responses were sampled, and `logprobs` measured."""
 
     @property

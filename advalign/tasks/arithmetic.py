@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
+from typing import Annotated
 
 from advalign.errors import AdvalignError
 from advalign.interfaces import Task
+from advalign.ranges import OpenFraction, Words, whole
 from advalign.tasks._common import check_split, distinct_indices, hash_fraction, require
 from advalign.types import Example
 
@@ -24,21 +26,18 @@ class Arithmetic(Task):
     to "test" by its hash, so no seed can bring it into "train".
     """
 
-    digits: int = 2
+    digits: Annotated[int, whole(1, 18)] = 2
     """Most digits of an operand."""
-    operations: str = "+"
+    operations: Words = "+"
     """Distinct signs out of + - *."""
-    ood_extra: int = 1
+    ood_extra: Annotated[int, whole(1, 18)] = 1
     """Digits more, out of distribution."""
-    test_fraction: float = 0.1
+    test_fraction: OpenFraction = 0.1
     """Of the prompts below 10^digits, by hash."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.digits <= 18, f"tasks.arithmetic.digits: {self.digits} is not between 1 and 18.")
-        require(1 <= self.ood_extra <= 18, f"tasks.arithmetic.ood_extra: {self.ood_extra} is not between 1 and 18.")
-        require(0 < self.test_fraction < 1, f"tasks.arithmetic.test_fraction: {self.test_fraction} is not between 0 and 1.")
-        good = self.operations and set(self.operations) <= set(APPLY) and len(set(self.operations)) == len(self.operations)
-        require(bool(good), f"tasks.arithmetic.operations: '{self.operations}' is not a choice of distinct signs out of {''.join(APPLY)}.")
+        good = set(self.operations) <= set(APPLY) and len(set(self.operations)) == len(self.operations)
+        require(good, f"tasks.arithmetic.operations: '{self.operations}' is not a choice of distinct signs out of {''.join(APPLY)}.")
 
     def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
         check_split("arithmetic", split)

@@ -4,10 +4,11 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 from advalign.errors import AdvalignError
 from advalign.interfaces import Task
+from advalign.ranges import Count, Fraction, Natural, whole
 from advalign.tasks._common import check_split, hash_fraction, require
 from advalign.types import Example
 
@@ -27,33 +28,30 @@ class Constraints(Task):
     inserts a conflicting one.
     """
 
-    words: int = 10
+    words: Annotated[int, whole(5, len(WORDS))] = 10
     """Size of the vocabulary."""
-    shortest: int = 3
+    shortest: Count = 3
     """Least length, in words."""
-    longest: int = 7
+    longest: Count = 7
     """Greatest length of "train" and "test", in words."""
-    slack: int = 0
+    slack: Natural = 0
     """Turns a length n into the range n to n + slack."""
-    held_out: int = 90
+    held_out: Natural = 90
     """Combinations of "test", the same for every seed."""
-    ood_extra: int = 2
+    ood_extra: Count = 2
     """Lengths above `longest` that "ood" asks for."""
-    insert: float = 0.2
+    insert: Fraction = 0.2
     """Probability that `perturb` inserts a slot; the paper states no proportion. An inserted slot is visible without reading the text,
     since no real prompt has four: keep it rare."""
 
     def __post_init__(self) -> None:
         path = "tasks.constraints"
-        require(5 <= self.words <= len(WORDS), f"{path}.words: {self.words} is not between 5 and {len(WORDS)}.")
-        ordered = 1 <= self.shortest < self.longest
+        ordered = self.shortest < self.longest
         require(ordered, f"{path}.shortest, longest: {self.shortest}, {self.longest} are not two lengths with 1 <= shortest < longest.")
-        spare = 0 <= self.slack < self.longest - self.shortest
+        spare = self.slack < self.longest - self.shortest
         require(spare, f"{path}.slack: {self.slack} is not between 0 and longest - shortest - 1; no other length could be asked for.")
         total = (self.longest - self.shortest + 1) * self.words * (self.words - 1)
-        require(0 <= self.held_out < total, f"{path}.held_out: {self.held_out} is not between 0 and {total - 1}.")
-        require(self.ood_extra >= 1, f"{path}.ood_extra: {self.ood_extra} is not at least 1.")
-        require(0 <= self.insert <= 1, f"{path}.insert: {self.insert} is not a probability.")
+        require(self.held_out < total, f"{path}.held_out: {self.held_out} is not between 0 and {total - 1}.")
 
     def combinations(self, split: str) -> list[Slots]:
         """All (length, with, without) of a split, in a fixed order."""

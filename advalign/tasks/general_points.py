@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
+from typing import Annotated
 
-from advalign.errors import AdvalignError, unknown
+from advalign.errors import AdvalignError, ConfigError
 from advalign.interfaces import Task
-from advalign.tasks._common import check_split, distinct_indices, hash_fraction, require
+from advalign.ranges import Count, Distinct, OneOf, OpenFraction, whole
+from advalign.tasks._common import check_split, distinct_indices, hash_fraction
 from advalign.tasks._noisy import KINDS, noisy
 from advalign.tasks._points import evaluate, solvable, solve
 from advalign.types import Example
@@ -30,27 +32,21 @@ class GeneralPoints(Task):
     under any face.
     """
 
-    target: int = 24
+    target: Annotated[int, whole(1, 9999)] = 24
     """What a hand must make."""
-    cards: int = 4
+    cards: Annotated[int, whole(2, 4)] = 4
     """Cards of a hand; with two a small model can learn it."""
-    test_fraction: float = 0.1
+    test_fraction: OpenFraction = 0.1
     """Of the hands, by hash of their numbers."""
-    lowest: int | None = None
+    lowest: Count | None = None
     """Every target from here to `target` is asked, as far as the hand can make it. None: `target` alone."""
-    noise: Sequence[str] = ()
+    noise: Annotated[Sequence[Annotated[str, OneOf(KINDS, "kind of noise")]], Distinct()] = ()
     """Kinds of noise (`tasks/_noisy.py`), one per prompt as a function of the example, so that the same hands can be asked cleanly and
     noisily."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.target <= 9999, f"tasks.general_points.target: {self.target} is not between 1 and 9999.")
-        require(2 <= self.cards <= 4, f"tasks.general_points.cards: {self.cards} is not between 2 and 4.")
-        require(0 < self.test_fraction < 1, f"tasks.general_points.test_fraction: {self.test_fraction} is not between 0 and 1.")
-        low = self.target if self.lowest is None else self.lowest
-        require(1 <= low <= self.target, f"tasks.general_points.lowest: {self.lowest} is not between 1 and the target, {self.target}.")
-        for kind in (self.noise,) if isinstance(self.noise, str) else self.noise:
-            if isinstance(self.noise, str) or kind not in KINDS:
-                raise unknown("tasks.general_points.noise", "list of kinds of noise with", kind, KINDS)
+        if self.lowest is not None and self.lowest > self.target:
+            raise ConfigError(f"tasks.general_points.lowest: {self.lowest} given; it must be at most the target, {self.target}.")
 
     def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
         check_split("general_points", split)

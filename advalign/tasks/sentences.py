@@ -11,6 +11,7 @@ from typing import Any
 
 from advalign.errors import AdvalignError
 from advalign.interfaces import Task
+from advalign.ranges import Count, Fraction, Natural, OpenFraction
 from advalign.tasks._common import check_split, hash_fraction, require
 from advalign.tasks._sentences import Corpus, Request, build_corpus, one_sentence, words_of
 from advalign.types import Example
@@ -28,33 +29,27 @@ class Sentences(Task):
 
     data: Any
     """Reference to texts, which are split into sentences without quotations."""
-    num_words: int = 2
+    num_words: Count = 2
     """Words that a prompt asks for."""
-    slack: int = 2
+    slack: Natural = 2
     """Most words that the limit exceeds the sentence's own length by."""
-    shortest: int = 5
+    shortest: Count = 5
     """Least length of a sentence, in words."""
-    longest: int = 14
+    longest: Count = 14
     """Greatest length of a sentence, in words."""
-    ranks: tuple[int, int] = (60, 600)
+    ranks: tuple[Natural, Natural] = (60, 600)
     """Words are asked for by their rank in the corpus: the default leaves out the 60 most frequent, which are not content, and those so
     rare that few sentences have them."""
-    held_out: float = 0.2
+    held_out: OpenFraction = 0.2
     """Fraction of the combinations of words that is "test", by hash."""
-    insert: float = 0.2
+    insert: Fraction = 0.2
     """Probability that `perturb` requires one more word first."""
 
     def __post_init__(self) -> None:
         path = "tasks.sentences"
-        object.__setattr__(self, "ranks", tuple(self.ranks))
-        require(self.num_words >= 1, f"{path}.num_words: {self.num_words} is not at least 1.")
-        require(self.slack >= 0, f"{path}.slack: {self.slack} is not at least 0.")
         ordered = self.num_words < self.shortest <= self.longest
         require(ordered, f"{path}.shortest, longest: {self.shortest}, {self.longest} are not two lengths, num_words < shortest <= longest.")
-        ranked = len(self.ranks) == 2 and 0 <= self.ranks[0] < self.ranks[1]
-        require(ranked, f"{path}.ranks: {list(self.ranks)} are not two ranks with 0 <= first < last.")
-        require(0 < self.held_out < 1, f"{path}.held_out: {self.held_out} is not between 0 and 1.")
-        require(0 <= self.insert <= 1, f"{path}.insert: {self.insert} is not a probability.")
+        require(self.ranks[0] < self.ranks[1], f"{path}.ranks: {list(self.ranks)} are not two ranks with 0 <= first < last.")
 
     def examples(self, split: str, number: int, rng: random.Random) -> list[Example]:
         check_split("sentences", split)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from advalign import data as loading
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces import RolloutEngine, Task
 from advalign.metrics import utility
@@ -22,6 +23,7 @@ from advalign.models import Network
 from advalign.models.inference import score_texts
 from advalign.names import LearnerSamplerName, ScoredName
 from advalign.objectives.discriminate import SATURATED
+from advalign.ranges import Count, Seed, Words
 from advalign.training.context import RunContext
 from advalign.training.discriminator_probe import GENERATED, PERTURBED, REAL, DiscriminatorProbe, Row, probe_metrics
 from advalign.types import Example, LabelRows, Prompt, Sampling
@@ -31,7 +33,7 @@ KINDS = LabelRows.KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorEvaluation:
+class DiscriminatorEvaluation(Checked, section="evaluations"):
     """Scores of a discriminator on demonstrations, on the same under a prompt they violate, and on sampled responses to the same prompts.
 
     `accuracy` (chance is 1/2), `auc`, `pair_accuracy` (a real row above the other rows of its example), each also by kind; `ece` of
@@ -40,9 +42,9 @@ class DiscriminatorEvaluation:
 
     data: Any
     """Reference to the demonstrations (see `advalign.data`)."""
-    split: str = "test"
+    split: Words = "test"
     """Split of a task, or of a data set."""
-    number: int = 64
+    number: Count = 64
     """Demonstrations, the same ones every time."""
     learner: ScoredName = "discriminator"
     """What is evaluated: a learner with head `score`."""
@@ -50,21 +52,18 @@ class DiscriminatorEvaluation:
     """The task whose `perturb` makes prompts that a demonstration violates; None: no perturbed rows."""
     sampler: LearnerSamplerName | None = None
     """The learner that samples responses; None: no generated rows."""
-    samples: int = 1
+    samples: Count = 1
     """Responses per prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     """How they are sampled."""
-    bins: int = 10
+    bins: Count = 10
     """Bins of the calibration error."""
     probe: DiscriminatorProbe | None = None
     """A fresh discriminator to train on the same rows."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the demonstrations and of the sampling."""
 
     def __post_init__(self) -> None:
-        for name, value in (("number", self.number), ("samples", self.samples), ("bins", self.bins)):
-            if value < 1:
-                raise ConfigError(f"evaluations: {name} is {value}; it must be at least 1.")
         if self.perturb is None and self.sampler is None:
             raise ConfigError(
                 "evaluations: a discriminator is evaluated on real and other rows; give perturb (a task), sampler (a policy), or both."

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from advalign import data as loading
+from advalign.checked import Checked
 from advalign.engine.rng import rng
-from advalign.errors import ConfigError
 from advalign.functional import gan
 from advalign.models import Network, load
 from advalign.models.inference import score_texts
 from advalign.models.sharing import base_owner, share_base
+from advalign.ranges import Count, Positive, whole
 from advalign.training.context import RunContext
 from advalign.types import Prompt, Response
 
@@ -24,7 +26,7 @@ REAL, PERTURBED, GENERATED = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorProbe:
+class DiscriminatorProbe(Checked, section="evaluations.probe"):
     """A new discriminator of the same description, trained from its start by binary cross-entropy on real and generated rows of every other
     example, and measured on the other half.
 
@@ -32,16 +34,12 @@ class DiscriminatorProbe:
     learned.
     """
 
-    learning_rate: float
+    learning_rate: Positive
     """Rate of AdamW."""
-    steps: int = 60
+    steps: Count = 60
     """Updates."""
-    batch_size: int = 16
+    batch_size: Annotated[int, whole(2)] = 16
     """Rows per update, half of them real."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2:
-            raise ConfigError(f"evaluations: a probe of {self.steps} steps of {self.batch_size} rows; it needs 1 step of 2 rows.")
 
 
 def probe_metrics(

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from advalign import data as loading
+from advalign.checked import Checked
 from advalign.errors import ConfigError, RewardError
 from advalign.functional import answers, notation
 from advalign.interfaces import Context, Reward, RolloutEngine
 from advalign.metrics import diversity, utility
 from advalign.models import Network
 from advalign.names import AnsweringName
+from advalign.ranges import Count, Natural, Seed, Words
 from advalign.rewards.exact_answer import ExactAnswer
 from advalign.training import discriminator_evaluation
 from advalign.training.columns import columns
@@ -30,7 +32,7 @@ RIGHT = 1 - 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Checked, section="evaluations"):
     """Held-out examples for a policy, which answers each n = `samples` times, or for a classifier (`accuracy` alone).
 
     `accuracy` the mean verified score; `pass@k` and, of k > 1, `maj@k` for k = 1, 2, 4, ... n; `best_of@k/accuracy` if a
@@ -41,11 +43,11 @@ class Evaluation:
 
     data: Any
     """Reference to the examples (see `advalign.data`)."""
-    split: str = "test"
+    split: Words = "test"
     """Split of a task, or of a data set."""
-    number: int = 64
+    number: Count = 64
     """Examples, the same ones every time."""
-    samples: int = 1
+    samples: Count = 1
     """Responses per example."""
     sampling: Sampling = field(default_factory=Sampling)
     """How they are sampled."""
@@ -53,17 +55,12 @@ class Evaluation:
     """What picks one of k responses: any reward."""
     learner: AnsweringName = "policy"
     """What is evaluated."""
-    columns: Mapping[str, str] | None = None
+    columns: Mapping[str, Words] | None = None
     """{field of an example: column of the data}"""
-    seed: int = 0
+    seed: Seed = 0
     """Of the examples and of the sampling."""
-    self_bleu: int = 0
+    self_bleu: Natural = 0
     """Largest order of Self-BLEU (needs advalign[diversity]); 0: none."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("number", self.number), ("samples", self.samples)):
-            if value < 1:
-                raise ConfigError(f"evaluations: {name} is {value}; it must be at least 1.")
 
 
 EVALUATIONS = {"answers": Evaluation, "discriminator": DiscriminatorEvaluation}

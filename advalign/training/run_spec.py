@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
+from advalign.checked import Checked
 from advalign.engine.learner import Learner
 from advalign.engine.plan import Plan, formula, plan
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.interfaces import Objective, Source
 from advalign.names import LearnerName
+from advalign.ranges import Count, Fraction, Natural, OneOf, Seed, Words
 from advalign.training.moving import read_setting, replace_leaf
 from advalign.training.schedule import Follow, Gate, Ramp, Stage
 
@@ -26,63 +28,45 @@ that another learner has in its place (`references.references_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingArguments:
+class TrainingArguments(Checked, section="args"):
     """Arguments of a run. Names are those of transformers where the meaning is the same."""
 
-    max_steps: int = 100
+    max_steps: Natural = 100
     """Training steps, where no stages are given."""
-    output_dir: str | None = None
+    output_dir: Words | None = None
     """Folder of logs, checkpoints and models; None: nothing is written."""
-    seed: int = 0
+    seed: Seed = 0
     """All random streams are functions of it."""
-    token_budget: int = 8192
+    token_budget: Count = 8192
     """Tokens of one micro-batch, padding included where rows are not packed."""
-    eval_steps: int = 0
+    eval_steps: Natural = 0
     """Steps between evaluations; 0: none."""
-    save_steps: int = 0
+    save_steps: Natural = 0
     """Steps between checkpoints; 0: none."""
-    measure_every: int = 0
+    measure_every: Natural = 0
     """Steps between measurements of gradient norms and cosines per objective; 0: none."""
-    mixed_precision: str = "no"
+    mixed_precision: Annotated[str, OneOf(PRECISIONS, "precision of autocast")] = "no"
     """Autocast of accelerate: no or bf16."""
-    max_skipped: int = 5
+    max_skipped: Count = 5
     """The run stops after so many updates of a learner in a row that were skipped, since a loss or gradient was not finite."""
-    distributed: str = "auto"
+    distributed: Annotated[str, OneOf(DISTRIBUTED, "way to use several processes")] = "auto"
     """Use of several processes: ddp (each holds all weights), fsdp (each holds a part of them), or auto (as accelerate was configured)."""
-
-    def __post_init__(self) -> None:
-        if self.distributed not in DISTRIBUTED:
-            raise unknown("args.distributed", "way to use several processes", self.distributed, DISTRIBUTED)
-        if self.mixed_precision not in PRECISIONS:
-            raise unknown("args.mixed_precision", "precision of autocast", self.mixed_precision, PRECISIONS)
-        for name, value, least in (
-            ("max_steps", self.max_steps, 0),
-            ("token_budget", self.token_budget, 1),
-            ("eval_steps", self.eval_steps, 0),
-            ("save_steps", self.save_steps, 0),
-            ("measure_every", self.measure_every, 0),
-            ("max_skipped", self.max_skipped, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"args.{name}: {value} given; it must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
+class Frozen(Checked, section="frozen"):
     """A copy of a learner that never trains: a snapshot from the start of the stage that first needs it, or an average."""
 
     learner: LearnerName = "policy"
     """The learner it is a copy of."""
-    ema: float | None = None
+    ema: Fraction | None = None
     """It is an average of the weights instead: w <- ema w + (1 - ema) w_learner after each step of the learner."""
-    refresh: int | None = None
+    refresh: Count | None = None
     """The snapshot is renewed every so many steps of the run (a previous iterate)."""
 
     def __post_init__(self) -> None:
         if self.ema is not None and self.refresh is not None:
             raise ConfigError("frozen: a copy is an average (ema) or a snapshot that is renewed (refresh), not both.")
-        if self.refresh is not None and self.refresh < 1:
-            raise ConfigError(f"frozen: refresh is {self.refresh}; it must be at least 1 step.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,38 +9,32 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from advalign.errors import ConfigError, unknown
+from advalign.checked import Checked
+from advalign.errors import ConfigError
 from advalign.names import MetricName, ObjectiveName, SettingPath, StageName
+from advalign.ranges import AnyText, Count, Finite, Natural, NonNegative, OneOf, Positive, PositiveBound, ProperFraction
 
 SHAPES = ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ramp:
+class Ramp(Checked, section="schedules"):
     """A number that goes from `start` to `end`."""
 
-    end: float
+    end: Finite
     """Last value."""
-    start: float = 0.0
+    start: Finite = 0.0
     """First value."""
-    steps: int = 1
+    steps: Count = 1
     """Its length: the first of these steps has `start`, the last one `end`; a single step has `end`."""
-    delay: int = 0
+    delay: Natural = 0
     """Steps at `start` before."""
-    kind: str = "linear"
+    kind: Annotated[str, OneOf(SHAPES, "ramp")] = "linear"
     """linear, cosine, or constant: `start` during these steps, and `end` after them."""
     stage: StageName | None = None
     """Steps are counted from the start of this stage; None: of the run."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in SHAPES:
-            raise unknown("schedules", "ramp", self.kind, SHAPES)
-        if self.steps < 1 or self.delay < 0:
-            raise ConfigError(f"schedules: steps is {self.steps} and delay {self.delay}; at least 1 step, and no negative delay.")
-        if not math.isfinite(self.start) or not math.isfinite(self.end):
-            raise ConfigError(f"schedules: start is {self.start} and end {self.end}; finite numbers are expected.")
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -64,7 +58,7 @@ class Ramp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Follow:
+class Follow(Checked, section="schedules"):
     """A number that follows a metric: after each step that logs `metric`, of which m is a running mean,
 
         v <- clip(v * exp(rate * d), low, high),    d = clip((target - m) / |target|, -1, 1), its sign reversed for raise_when "above".
@@ -74,33 +68,29 @@ class Follow:
 
     metric: MetricName
     """Name in the log."""
-    target: float
+    target: Finite
     """What the running mean is kept near."""
-    start: float
+    start: Positive
     """First value."""
-    low: float = 0.0
+    low: NonNegative = 0.0
     """Smallest value."""
-    high: float = math.inf
+    high: PositiveBound = math.inf
     """Largest value."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """Largest relative change per step, as a logarithm."""
-    smoothing: float = 0.9
+    smoothing: ProperFraction = 0.9
     """m <- smoothing m + (1 - smoothing) metric."""
-    raise_when: str = "below"
+    raise_when: Annotated[str, OneOf(("below", "above"), "side of the target")] = "below"
     """Side of the target on which the value is raised: below or above."""
 
     stage: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        if self.raise_when not in ("below", "above"):
-            raise unknown("schedules.raise_when", "side of the target", self.raise_when, ("below", "above"))
-        if not self.start > 0 or not self.low <= self.start <= self.high or not self.target:
+        if not self.low <= self.start <= self.high or not self.target:
             raise ConfigError(
-                f"schedules: start {self.start:g} must be above 0 and between low {self.low:g} and high {self.high:g}, "
-                f"and target {self.target:g} must not be 0."
+                f"schedules: start {self.start:g} must be between low {self.low:g} and high {self.high:g}, and target {self.target:g} "
+                "must not be 0."
             )
-        if not self.rate > 0 or not 0 <= self.smoothing < 1:
-            raise ConfigError(f"schedules: rate {self.rate:g} must be above 0 and smoothing {self.smoothing:g} in [0, 1).")
 
     @property
     def end(self) -> float:
@@ -127,7 +117,7 @@ class Follow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(Checked, section="gates"):
     """A learner skips its updates while the running mean of a metric is beyond a bound.
 
     It still reads its rows (one forward, no update), so its metrics stay fresh: `discriminator/accuracy` is then the accuracy on rows that
@@ -136,13 +126,13 @@ class Gate:
 
     metric: MetricName
     """Name in the log."""
-    above: float | None = None
+    above: Finite | None = None
     """It skips while the mean is above this bound."""
-    below: float | None = None
+    below: Finite | None = None
     """It skips while the mean is below this bound."""
-    max_skips: int = 10
+    max_skips: Count = 10
     """Most steps skipped in a row."""
-    smoothing: float = 0.9
+    smoothing: ProperFraction = 0.9
     """m <- smoothing m + (1 - smoothing) metric."""
 
     def __post_init__(self) -> None:
@@ -157,18 +147,18 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Until:
+class Until(Checked, section="stages.until"):
     """A stage ends early once the running mean of `metric` has reached `above`, or fallen to `below`."""
 
     metric: MetricName
     """Name in the log."""
-    above: float | None = None
+    above: Finite | None = None
     """It ends at or above this bound."""
-    below: float | None = None
+    below: Finite | None = None
     """It ends at or below this bound."""
-    after: int = 1
+    after: Count = 1
     """Fewest steps of the stage."""
-    smoothing: float = 0.9
+    smoothing: ProperFraction = 0.9
     """m <- smoothing m + (1 - smoothing) metric."""
 
     def __post_init__(self) -> None:
@@ -181,12 +171,12 @@ class Until:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Checked, section="stages"):
     """A part of a run."""
 
-    steps: int
+    steps: Natural
     """Its length, at most."""
-    name: str = ""
+    name: AnyText = ""
     """Its name in the log and in schedules."""
     objectives: tuple[ObjectiveName, ...] | None = None
     """The active objectives; None: all."""
@@ -194,10 +184,6 @@ class Stage:
     """What ends it early."""
     set: Mapping[SettingPath, Any] = field(default_factory=dict)
     """{dotted path: value during this stage}"""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigError(f"stages: steps is {self.steps}; it must be at least 0.")
 
 
 class Timeline:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from advalign.errors import ConfigError
+from advalign.checked import Checked
+from advalign.ranges import Bound, Count, PositiveBound
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,17 @@ NEUTRAL, CONTENT = Effect("none"), Effect("content")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class Budget(Checked, section="budget"):
     """What an attack may spend or change per example; None is unlimited."""
 
-    queries: int | None = None
+    queries: Count | None = None
     """Texts or edits sent to the target."""
-    edits: float | None = None
+    edits: PositiveBound | None = None
     """Fraction of the words that may change."""
-    radius: float | None = None
+    radius: Bound | None = None
     """Norm of an edit of hidden states, in the unit of the attack's own threat model."""
-    seconds: float | None = None
+    seconds: PositiveBound | None = None
     """Wall-clock time."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("queries", self.queries), ("edits", self.edits), ("seconds", self.seconds), ("radius", self.radius)):
-            # An adversary that replaces words has the radius 0.
-            if value is not None and not (value >= 0 if name == "radius" else value > 0):
-                least = "at least 0" if name == "radius" else "above 0"
-                raise ConfigError(
-                    f"budget.{name}: {value} given; it must be {least}, or null for no limit. Within no budget nothing is shown."
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

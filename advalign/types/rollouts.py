@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from advalign.errors import ConfigError
+from advalign.checked import Checked
+from advalign.ranges import Count, Length, NonNegative, PositiveFraction
 from advalign.types.messages import (
     Prompt,
     attackable,
@@ -110,31 +110,25 @@ class RolloutGroup:
     """The reward of the greedy response, where the advantage asked for it."""
 
 
+StopString = Annotated[str, Length()]
+"""A text that ends a response; an empty one would end nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked, section="sampling"):
     """How responses are sampled."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Length limit of a response, its end token included."""
-    max_length: int | None = None
+    max_length: Count | None = None
     """Length limit of prompt and response together; None: the model's positions, and in training its learner's max_length."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """0 is greedy."""
-    top_p: float = 1.0
+    top_p: PositiveFraction = 1.0
     """Nucleus: the smallest set of tokens with at least this probability."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[StopString, ...] = ()
     """Strings that end a response, which is then finished. It keeps the token that completes one, and the string in its text: what is
     trained is what was sampled."""
-
-    def __post_init__(self) -> None:
-        if not all(self.stop):
-            raise ConfigError(f"sampling.stop: got {list(self.stop)}; an empty string ends nothing.")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"sampling.temperature: got {self.temperature}; a finite number above 0, or 0 for greedy.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"sampling.top_p: got {self.top_p}; a probability above 0 and at most 1, which is no nucleus.")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"sampling.max_new_tokens: got {self.max_new_tokens}; at least 1.")
 
 
 def without_verifier(group: RolloutGroup) -> RolloutGroup:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
+from advalign.checked import Checked
 from advalign.engine.rng import rng
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.reports.checks import NOTE, Check, check_rows
@@ -28,6 +29,7 @@ from advalign.evaluation.selfcheck.checks import Bench
 from advalign.evaluation.selfcheck.probe import AttackProbe
 from advalign.metrics import run_log
 from advalign.models import Network
+from advalign.ranges import Count, Seed
 from advalign.targets import NetworkTarget, network_target
 from advalign.targets.examples import has_reference_response, paired_texts, with_ids
 from advalign.types import Example, ThreatModel
@@ -53,31 +55,27 @@ CHECKS: dict[str, Callable[[Bench], Check]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfCheck:
+class SelfCheck(Checked, section="self-check"):
     """The effort of the checks. The base attack is PGD with steps of 2.5 / `steps` of the radius."""
 
     threat: ThreatModel | None = None
     """Of the base attack; None: L2, 5 % of the mean embedding norm per token (for generators: of the prompt)."""
-    steps: int = 10
+    steps: Count = 10
     """Of the base attack."""
-    restarts: int = 1
+    restarts: Count = 1
     """Random starts of the base attack."""
-    queries: int = 80
+    queries: Count = 80
     """Of the attack without gradients, per example."""
-    number: int = 16
+    number: Count = 16
     """Examples, out of those that a classifier gets right or that have a reference response."""
-    max_new_tokens: int = 16
+    max_new_tokens: Count = 16
     """Length of a generator's responses."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Examples per forward; the results do not depend on it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of examples and of every random stream."""
 
     def __post_init__(self) -> None:
-        effort = {"steps": self.steps, "restarts": self.restarts, "queries": self.queries, "number": self.number}
-        for name, value in (effort | {"batch_size": self.batch_size}).items():
-            if value < 1:
-                raise ConfigError(f"self-check.{name}: {value} given; at least 1.")
         if self.threat is not None and self.threat.radius == 0:
             raise ConfigError("self-check.threat.radius: 0 given; a ball of radius 0 holds no attack to check.")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from advalign import data as loading
 from advalign import plugins
+from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.evaluation.suites.checker import AnswerChecker, judge_answers
 from advalign.evaluation.suites.data import Data, read_examples
@@ -25,7 +26,7 @@ def _answer_judge() -> Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benign:
+class Benign(Checked, section="suite.benign"):
     """Prompts that should be answered."""
 
     data: Annotated[Data, NEUTRAL]

@@ -9,18 +9,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from advalign.checked import Checked
 from advalign.engine.rng import generator, rng
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError
 from advalign.functional import certify
 from advalign.models import Network, word_masking
 from advalign.models.perturb import without_dropout
+from advalign.ranges import Count, Natural, NonNegative, OneOf, OpenFraction, Positive, ProperFraction
 from advalign.targets import ClassifierTarget, random_copies
-from advalign.types import Edit, Example, Tokens
+from advalign.types import Edit, Example, Tokens, Unit
 
 BETAS = ("one", "estimate")
 
@@ -45,7 +48,7 @@ class Certificate:
     """Copies that were run."""
 
 
-class CertificateMethod(ABC):
+class CertificateMethod(Checked, ABC, section="suite.certified"):
     """Abstract base: a smoothed classifier and the arithmetic of its certificates."""
 
     @property
@@ -70,23 +73,18 @@ class Smoothing(CertificateMethod):
     The norm is L2 over all real tokens of the row.
     """
 
-    sigma: float
+    sigma: Positive
     """Standard deviation of the noise; unit: `relative_to`."""
-    relative_to: str = "mean_embedding_norm"
+    relative_to: Unit = "mean_embedding_norm"
     """Unit of `sigma`, `radii` and R: mean_embedding_norm or absolute."""
-    n0: int = 100
+    n0: Count = 100
     """Copies that choose the class (section 4)."""
-    n: int = 1000
+    n: Count = 1000
     """Copies that bound its probability (section 4: 100,000, which caps R at 3.8 sigma; 1000 caps it at 2.5 sigma)."""
-    alpha: float = 0.001
+    alpha: OpenFraction = 0.001
     """The probability that the bound is wrong (section 4)."""
-    radii: tuple[float, ...] = ()
+    radii: tuple[NonNegative, ...] = ()
     """Reported radii; empty: 0, 0.5, 1, 1.5 and 2 sigma."""
-
-    def __post_init__(self) -> None:
-        _check(self, "certified.smoothing", self.radii)
-        if not self.sigma > 0:
-            raise ConfigError(f"certified.smoothing.sigma: {self.sigma} given; the standard deviation of the noise is above 0.")
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -118,28 +116,20 @@ class Masking(CertificateMethod):
     exact.
     """
 
-    rate: float = 0.7
+    rate: ProperFraction = 0.7
     """Fraction of words that is masked."""
-    n0: int = 100
+    n0: Count = 100
     """Copies that choose the class."""
-    n: int = 1000
+    n: Count = 1000
     """Copies that bound its probability (released code: 5000)."""
-    alpha: float = 0.001
+    alpha: OpenFraction = 0.001
     """The probability that the bound is wrong (released code: 0.05)."""
-    words: tuple[int, ...] = (1, 2, 3, 5)
+    words: tuple[Natural, ...] = (1, 2, 3, 5)
     """Reported numbers of changed words."""
-    beta: str = "one"
+    beta: Annotated[str, OneOf(BETAS, "choice")] = "one"
     """"one", or "estimate" (the paper's, from the clean text), which certifies nothing."""
-    replace: str = "mask"
+    replace: Annotated[str, OneOf(word_masking.REPLACEMENTS, "replacement")] = "mask"
     """What replaces a masked word: mask, or unknown where the tokenizer has no mask token."""
-
-    def __post_init__(self) -> None:
-        _check(self, "certified.ranmask", self.words)
-        random_copies.check_rate(self.rate, "certified.ranmask")
-        if self.beta not in BETAS:
-            raise unknown("certified.ranmask.beta", "choice", self.beta, BETAS)
-        if self.replace not in word_masking.REPLACEMENTS:
-            raise unknown("certified.ranmask.replace", "replacement", self.replace, word_masking.REPLACEMENTS)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -211,16 +201,6 @@ def _certificate(name: str, example: Example, predicted: int | None, size: float
     return Certificate(
         certificate=name, example=example.id, predicted=predicted, correct=correct, size=float(size), probability=bound, copies=copies
     )
-
-
-def _check(method: Smoothing | Masking, path: str, sizes: Sequence[float]) -> None:
-    for name, copies in (("n0", method.n0), ("n", method.n)):
-        if copies < 1:
-            raise ConfigError(f"{path}.{name}: {copies} given; at least 1 copy is needed.")
-    if not 0 < method.alpha < 1:
-        raise ConfigError(f"{path}.alpha: {method.alpha} given; the probability of a wrong bound, between 0 and 1.")
-    if any(size < 0 for size in sizes):
-        raise ConfigError(f"{path}: a negative size in {list(sizes)}; radii and numbers of words are at least 0.")
 
 
 __all__ = ["Certificate", "CertificateMethod", "Masking", "Smoothing"]

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from advalign.ranges import Words
 from advalign.targets.examples import with_ids
 from advalign.types import Conversation, Example
 
-Data = str | Mapping[str, Any] | Sequence[Any]
+Data = Words | Mapping[str, Any] | Sequence[Any]
 """Examples, mappings of their fields, or a reference to a data set (see `advalign.data`)."""
 
 

@@ -15,6 +15,7 @@ from rich.progress import track
 from advalign import builder, imports, interpolation, names, yaml_files
 from advalign import data as loading
 from advalign import overrides as overriding
+from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
 from advalign.evaluation.suites.benign import Benign, OverRefusal, over_refusal
@@ -31,12 +32,13 @@ from advalign.evaluation.suites.sampled_utility import sampled_utility
 from advalign.evaluation.suites.workers import run_chunks
 from advalign.interfaces import Attack, Judge
 from advalign.models import Network
+from advalign.ranges import Count, Natural, NonNegative, OneOf, Seed, Words
 from advalign.run_folder import locked
 from advalign.targets import AnswerCache, BlackBoxModel, target_of
 from advalign.targets.black_box import check_access
 from advalign.targets.examples import class_names, labelled_reader, with_label_indices
 from advalign.types import NEUTRAL, AttackResult, Budget, Example, Sampling
-from advalign.types.messages import with_attacked_turn
+from advalign.types.messages import ATTACKED_TURNS, with_attacked_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +62,22 @@ class _CleanUtility:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
+class Suite(Checked, section="suite"):
     """Attacks on one model, and what is measured beside them."""
 
     data: Annotated[Data, NEUTRAL]
     """Examples, or a reference to them (see `advalign.data`); clean utility is measured on all of them."""
     attacks: Mapping[str, Attack]
     """By name."""
-    examples: int = 100
+    examples: Count = 100
     """How many of the examples are attacked, drawn with `seed`."""
-    radii: Sequence[float] = ()
+    radii: Sequence[NonNegative] = ()
     """Every attack that has a radius runs at each of these, in its own unit; empty: at its own radius."""
     budget: Budget = field(default_factory=Budget)
     """Of every attack, per example."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of examples and of every random stream."""
-    samples: int = 0
+    samples: Natural = 0
     """Sampled responses per prompt of a generator, for pass@k, diversity and entropy; 0: none."""
     sampling: Sampling = field(default_factory=Sampling)
     """How responses are sampled; its `max_new_tokens` also limits greedy ones."""
@@ -85,9 +87,9 @@ class Suite:
     """What judges a generator's answers (see `advalign list judges`); None: they are verified."""
     benign: Benign | None = None
     """Prompts that should be answered, beside those that should not."""
-    seen: Annotated[Sequence[str], NEUTRAL] = ()
+    seen: Annotated[Sequence[Words], NEUTRAL] = ()
     """Names of attacks used in training; the others are reported apart."""
-    attacked_turn: str = field(default="user", repr=False)
+    attacked_turn: Annotated[str, OneOf(ATTACKED_TURNS, "role")] = field(default="user", repr=False)
     """Of prompts that are conversations: the role whose last turn attacks on texts rewrite. user; tool or system where an attacker writes
     there (injected instructions)."""
 
