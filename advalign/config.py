@@ -21,6 +21,7 @@ from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.training.evaluate import EVALUATIONS, Evaluation
 from advalign.training.run_spec import Frozen, TrainingArguments
 from advalign.training.schedule import Follow, Gate, Ramp, Stage
+from advalign.training.smoke import smaller
 from advalign.training.trainer import Trainer
 
 SECTIONS: dict[str, Any] = {
@@ -61,13 +62,13 @@ def _check_null(values: Mapping[str, Any], document: yaml_files.Document) -> Non
                 raise ConfigError(f"{document.where(name, entry)}: {name}.{entry} is empty; give it fields, or leave it out.")
 
 
-def trainer(config: Mapping[str, Any], **options: Any) -> Trainer:
-    """The trainer that a configuration describes; `options` go to `Trainer` (callbacks, networks)."""
+def trainer(config: Mapping[str, Any], *, smoke: bool = False, **options: Any) -> Trainer:
+    """The trainer that a configuration describes, with `smoke` as small as it can be; `options` go to `Trainer` (callbacks, networks)."""
     objects = sections(config)
     for name in ("sources", "objectives"):
         if name not in objects:
             raise ConfigError(f"configuration: no section '{name}' is given; a run needs learners, sources and objectives.")
-    return Trainer(**objects, **options)
+    return Trainer(**(smaller(objects) if smoke else objects), **options)
 
 
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:

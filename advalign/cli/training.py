@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +30,7 @@ def train(
     from advalign import config as configuration
 
     described = configuration.read(config, overrides or [])
-    trainer = configuration.trainer(_smoke(described) if smoke else described)
+    trainer = configuration.trainer(described, smoke=smoke)
     main = int(os.environ.get("RANK", "0")) == 0
     tell = say if main else _silent  # of several processes the first one prints
     tell(trainer.formula())
@@ -102,24 +101,3 @@ def _sizes(source: Source) -> list[str]:
 
 def _silent(text: str) -> None:
     """Prints nothing."""
-
-
-def _smoke(described: dict[str, Any]) -> dict[str, Any]:
-    """The same run, as small as it can be: every plugin is started, every forward runs."""
-    small = copy.deepcopy(described)
-    for stage in small.get("stages", []):
-        stage["steps"] = 2
-    small["args"] = (small.get("args") or {}) | {"max_steps": 2}
-    if small["args"].get("output_dir"):
-        small["args"]["output_dir"] += "-smoke"  # a fresh run clears its folder: never the one of the real run
-    for source in small.get("sources", {}).values():
-        source["batch_size"] = min(source.get("batch_size", 2), 2)
-        if "group_size" in source or source.get("kind") == "prompts":
-            source["group_size"] = 2
-        if source.get("kind") == "rejection":  # two steps of training reach no threshold
-            source |= {"collect": 2, "threshold": None}
-    for evaluation in small.get("evaluations", {}).values():
-        evaluation["number"] = 4 if evaluation.get("probe") else 2
-        if evaluation.get("probe"):
-            evaluation["probe"]["steps"] = 2
-    return small

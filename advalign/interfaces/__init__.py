@@ -9,7 +9,7 @@ from advalign.interfaces.judge import Judge, ScoreAnswers
 from advalign.interfaces.objective import Objective
 from advalign.interfaces.reward import Reward, Scorer, Scores
 from advalign.interfaces.rollout import RolloutEngine
-from advalign.interfaces.source import RewardPenalty, SamplingRequest, Source, SourceRuntime, check_rows
+from advalign.interfaces.source import RewardPenalty, SamplingRequest, Source, SourceRuntime, check_rows, shrunk
 from advalign.interfaces.target import ABILITIES, EditGradients, Edits, LossOf, PrefixScorer, Target
 from advalign.interfaces.task import Task
 
@@ -42,5 +42,6 @@ __all__ = [
     "Target",
     "Task",
     "check_rows",
+    "shrunk",
     "maximise",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from advalign.models.encode import Encoder
 
 Item = TypeVar("Item")
+SourceT = TypeVar("SourceT", bound="Source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,10 @@ class Source(Checked, ABC, section="sources"):
         """Items per draw, for forecasts of memory."""
         return 16
 
+    def smaller(self) -> Source:
+        """The same for a smoke run, with draws as small as they can be. Here: the field `batch_size`, where there is one, at most 2."""
+        return shrunk(self, batch_size=2)
+
     def num_classes(self) -> int | None:
         """How many classes the labels of its data have, read before any model is loaded. None: it has no such labels."""
         return None
@@ -142,6 +148,21 @@ class Source(Checked, ABC, section="sources"):
     @abstractmethod
     def start(self, context: Context, name: str) -> SourceRuntime[Any]:
         """The runtime. Data is read here, not in the constructor."""
+
+
+def shrunk(source: SourceT, **most: int) -> SourceT:
+    """A source whose fields `most` are at most so large, or as little larger as its own checks allow."""
+    if not is_dataclass(source):
+        return source
+    numbers = {name: value for name, value in vars(source).items() if name in most and isinstance(value, int)}
+    for doublings in itertools.count():
+        small = {name: min(value, most[name] << doublings) for name, value in numbers.items()}
+        try:
+            return cast(SourceT, replace(source, **small))
+        except ConfigError:
+            if small == numbers:
+                raise
+    raise AssertionError("numbers have no end")
 
 
 def check_rows(rows: Rows, items: Sequence[Any], row_type: type[Rows], path: str) -> None:

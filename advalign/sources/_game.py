@@ -10,7 +10,7 @@ from typing import Annotated
 
 from advalign.checked import Checked
 from advalign.errors import ConfigError
-from advalign.interfaces import Scorer
+from advalign.interfaces import Scorer, Source, shrunk
 from advalign.names import SamplerName
 from advalign.ranges import AnyText, Count, Finite, NonNegative, OneOf, PositiveFraction, Text
 from advalign.sources._rollouts import RolloutSource, Sampled
@@ -72,6 +72,9 @@ class PlayedGame(Sampled, RolloutSource):
     """Answers to each attacked prompt."""
     answer_sampling: Sampling = field(default_factory=Sampling)
     """How the defender samples."""
+
+    def smaller(self) -> Source:
+        return shrunk(self, batch_size=2, group_size=2, answers=2)
 
 
 class PlayedGameRuntime(StreamRuntime[RolloutGroup]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import torch
 
 from advalign.errors import RewardError
-from advalign.interfaces import Advantage, Reward, SamplingRequest, Source
+from advalign.interfaces import Advantage, Reward, SamplingRequest, Source, shrunk
 from advalign.names import SamplerName
 from advalign.ranges import Count, Length
 from advalign.sources._scoring import are_equal, sample_std, total_reward
@@ -68,6 +68,9 @@ class Sampled(LearnerSource):
     """How responses are sampled."""
     limit: Count | None = None
     """Number of examples kept, chosen by the run's seed. None: all."""
+
+    def smaller(self) -> Source:
+        return shrunk(self, batch_size=2, group_size=2)
 
     @property
     def reward_parts(self) -> Sequence[Reward]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import RewardError
-from advalign.interfaces import Context, SourceRuntime
+from advalign.interfaces import Context, Source, SourceRuntime, shrunk
 from advalign.ranges import Count, Threshold
 from advalign.sources._rollouts import Sampled, completion_metrics, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
@@ -41,6 +41,10 @@ class Rejection(Sampled):
     """Prompts per collection, answered `group_size` times."""
 
     row_type: ClassVar[type[Rows]] = DemoRows
+
+    def smaller(self) -> Source:
+        """Without a threshold, which two steps of training do not reach."""
+        return replace(shrunk(self, batch_size=2, group_size=2, collect=2), threshold=None)
 
     def start(self, context: Context, name: str) -> _Runtime:
         return _Runtime(self, context, name)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from advalign import Callback, config
-from advalign.cli import training
 from advalign.metrics.run_log import read
 from advalign.training import checkpoint
 
@@ -74,8 +73,8 @@ def test_the_recipe_is_that_of_r1():
 
 
 def test_the_recipe_runs_with_smoke(tmp_path):
-    smoke = training._smoke({**SHOWN, "args": {**SHOWN["args"], "output_dir": str(tmp_path / "run")}})
-    history = config.trainer(smoke).train(progress=False)
+    described = {**SHOWN, "args": {**SHOWN["args"], "output_dir": str(tmp_path / "run")}}
+    history = config.trainer(described, smoke=True).train(progress=False)
     assert [entry["stage"] for entry in history] == [s["name"] for s in SHOWN["stages"] for _ in range(2)]
     assert (tmp_path / "run-smoke" / "policy" / "config.json").is_file()
 
