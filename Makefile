@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-inputs test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
+.PHONY: help venv demo test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,12 @@ test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: $(READY)  ## the tests, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+test-faults: export OMP_NUM_THREADS := 1
+test-faults: export HF_HUB_OFFLINE := 1
+test-faults: export ADVALIGN_MOMENTS := 100
+test-faults: $(READY)  ## runs that are killed at 100 moments, full disks, signals, damaged files, two runs in one folder
+	$(BIN)/python -m pytest tests/faults
 
 test-models: export OMP_NUM_THREADS := 1
 test-models: export HF_HUB_OFFLINE := 1

@@ -29,6 +29,10 @@ class NonFiniteError(AdvalignError):
     """Numbers that are not finite (nan, inf) where training needs finite ones. It stops the run before they reach a weight."""
 
 
+class StorageError(AdvalignError):
+    """Files that could not be written, on a full disk for example. What was complete before is as it was."""
+
+
 class RewardError(AdvalignError):
     """A reward that failed, or returned the wrong number of scores. It stops the run."""
 

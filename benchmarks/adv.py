@@ -124,7 +124,7 @@ class Bench:
             config = described(arm, value, seed, labels=self.task.labels, budget=self.size.budget, **data)
             clock = Clock()
             trainer = configuration.trainer(config, callbacks=[clock])
-            trainer.train(progress=False)
+            trainer.train(overwrite=True, progress=False)
             plan = trainer.run_spec.step_plan(trainer.run_spec.stages[-1], strongest=True).plans["model"]
             save(folder / "time.json", clock.seconds(ARMS[arm].replays) | {"forwards": plan.forwards()})
         return folder

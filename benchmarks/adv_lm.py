@@ -95,7 +95,7 @@ def trained(config: dict[str, Any], folder: Path) -> None:
     trainer = configuration.trainer(config)
     trainer.start()
     cpu = time.process_time()
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     per_step = (time.process_time() - cpu) / trainer.total_steps
     save(folder / "time.json", {"cpu_seconds_per_step": per_step, "steps": trainer.total_steps})
 

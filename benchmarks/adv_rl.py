@@ -74,7 +74,7 @@ def base(seed: int) -> Path:
     def train() -> dict[str, Any]:
         config = configuration.read(CONFIG, [f"args.seed={seed}", f"args.output_dir={folder}", "args.eval_steps=0"])
         config["stages"] = config["stages"][:1]
-        return {"nll": configuration.trainer(config).train(progress=False)[-1]["imitate/nll"]}
+        return {"nll": configuration.trainer(config).train(overwrite=True, progress=False)[-1]["imitate/nll"]}
 
     once(OUT / f"base-{seed}.json", train)
     return folder / "policy"
@@ -99,7 +99,7 @@ def run(arm: str, seed: int, folder: Path, examples: dict[str, list[Example]]) -
         trainer = configuration.trainer(described(arm, seed, folder))
         trainer.start()
         begin = time.process_time()
-        trainer.train(progress=False)
+        trainer.train(overwrite=True, progress=False)
         spent, network, log = time.process_time() - begin, trainer.model, read(folder)
     found = measured(network, examples, unit) | {
         "training_cpu_seconds": round(spent, 1),

@@ -124,7 +124,7 @@ def run(rollout_engine: RolloutEngine, ahead: int, steps: int) -> dict[str, list
             networks={"policy": network()},
             args=TrainingArguments(max_steps=steps),
         )
-        trainer.train(progress=False)
+        trainer.train(overwrite=True, progress=False)
     took = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return {"step": took[:-1], "sampling": timed.seconds[1 : steps - 1]}
 

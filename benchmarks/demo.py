@@ -52,7 +52,7 @@ def warm_up(seed: int, out: Path, progress: bool) -> dict[str, Any]:
     config["stages"] = config["stages"][:2]
     config["args"]["eval_steps"] = 0
     trainer = configuration.trainer(config)
-    trainer.train(progress=progress)
+    trainer.train(overwrite=True, progress=progress)
     return _measured(trainer, folder) | {"heldout_pairs": read(folder)[-1].get("discriminator/accuracy")}
 
 
@@ -67,7 +67,7 @@ def arm(name: str, seed: int, out: Path, progress: bool) -> dict[str, Any]:
     if name == "frozen_alone":
         config["stages"][0]["objectives"].remove("robust")
     trainer = configuration.trainer(config)
-    trainer.train(progress=progress)
+    trainer.train(overwrite=True, progress=progress)
     return _measured(trainer, folder)
 
 

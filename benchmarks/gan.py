@@ -65,7 +65,7 @@ def warm(design: str, seed: int) -> Path:
         config = described(design, seed, folder)
         config["stages"] = config["stages"][:2]
         trainer = configuration.trainer(config)
-        trainer.train(progress=False)
+        trainer.train(overwrite=True, progress=False)
         return measured(trainer, folder)
 
     with locked(OUT / design / f"lock-warm-{seed}"):
@@ -82,7 +82,7 @@ def reward_model(design: str, seed: int, folder: Path, initial: int) -> dict[str
     config["objectives"] = {"rm": {"kind": "reward_model", "learner": "rm", "source": "responses"}}
     config["stages"] = [{"name": "rm", "steps": 500}]
     del config["evaluations"]
-    return {"accuracy": configuration.trainer(config).train(progress=False)[-1].get("rm/rewards/accuracies")}
+    return {"accuracy": configuration.trainer(config).train(overwrite=True, progress=False)[-1].get("rm/rewards/accuracies")}
 
 
 def prepared(design: str, seed: int, name: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def run(design: str, seed: int, name: str) -> None:
 
 def arm(design: str, seed: int, name: str) -> dict[str, Any]:
     trainer = configuration.trainer(prepared(design, seed, name))
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     return measured(trainer, OUT / design / f"{name}-{seed}")
 
 

@@ -85,7 +85,7 @@ def game(name: str, seed: int) -> dict[str, Any]:
     config["evaluations"]["heldout"] |= {"number": 45}
     for path, value in values.items():
         gan.put(config, path, value)
-    configuration.trainer(config | more).train(progress=False)
+    configuration.trainer(config | more).train(overwrite=True, progress=False)
     return {"curves": curves(folder)}
 
 
@@ -143,7 +143,7 @@ def leak(name: str, seed: int) -> dict[str, Any]:
     config["evaluations"] = {}
     for path, value in LEAKS[name].items():
         gan.put(config, path, value)
-    configuration.trainer(config).train(progress=False)
+    configuration.trainer(config).train(overwrite=True, progress=False)
     rows = read(folder)
 
     def mean(key: str, first: int, last: int) -> float:

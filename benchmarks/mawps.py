@@ -54,7 +54,7 @@ def train(arm: str, seed: int) -> Path:
         trainer = configuration.trainer(config)
         if arm != "sft":
             trainer.load_checkpoint(OUT / f"model-sft-{seed}" / f"checkpoint-{config['args']['save_steps']}")
-        trainer.train(progress=sys.stderr.isatty())
+        trainer.train(overwrite=True, progress=sys.stderr.isatty())
     return folder
 
 

@@ -107,10 +107,10 @@ def check(trainer: Trainer, found: dict[str, int], shared: bool) -> None:
 
 def measure(preset: str, shared: bool) -> dict[str, Any]:
     """In a process of its own: three steps, the bytes after them, and by how much its peak of resident memory grew."""
-    ppo(WARM, shared).train(progress=False)  # code and libraries are paged in before the first reading
+    ppo(WARM, shared).train(overwrite=True, progress=False)  # code and libraries are paged in before the first reading
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer = ppo(preset, shared)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     found = count(trainer)
     check(trainer, found, shared)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -131,7 +131,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     wall = time.perf_counter()
-    ppo(WARM, True).train(progress=False)  # late imports, once for all processes
+    ppo(WARM, True).train(overwrite=True, progress=False)  # late imports, once for all processes
     found = {p: {"separate": apart(p, False), "shared": apart(p, True)} for p in args.presets}
     cpu = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     spent = {"wall_seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(cpu, 1)}

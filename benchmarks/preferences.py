@@ -65,7 +65,7 @@ def arm(name: str, seed: int) -> dict[str, Any]:
         "args": {"max_steps": STEPS, "seed": seed, "output_dir": str(folder)},
     }
     trainer = configuration.trainer(config)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     found, log = trainer.evaluate(), read(folder)
     margins = [row["prefer/rewards/margins"] for row in log[-20:] if row.get("prefer/rewards/margins") is not None]
     return {

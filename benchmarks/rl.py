@@ -58,7 +58,7 @@ def base(seed: int) -> dict[str, Any]:
         "args": {"max_steps": SFT_STEPS, "seed": seed, "output_dir": str(folder)},
     }
     trainer = configuration.trainer(config)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     return trainer.evaluate()
 
 
@@ -132,7 +132,7 @@ def described(name: str, seed: int, folder: Path, model: str | None = None) -> d
 def arm(name: str, seed: int) -> dict[str, Any]:
     folder = OUT / f"{name}-{seed}"
     trainer = configuration.trainer(described(name, seed, folder))
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     found, log = trainer.evaluate(), read(folder)
     return {
         "accuracy": found["test/pass@1"],

@@ -51,7 +51,7 @@ def sft(folder: Path, seed: int, steps: int, data: Any, **learner: Any) -> Path:
             "objectives": {"imitate": {"kind": "sft", "source": "demos"}},
             "args": {"max_steps": steps, "seed": seed, "output_dir": str(folder)},
         }
-        configuration.trainer(config).train(progress=False)
+        configuration.trainer(config).train(overwrite=True, progress=False)
     return folder / "policy"
 
 
@@ -64,7 +64,7 @@ def moe(name: str, seed: int) -> dict[str, Any]:
     folder = OUT / f"moe-{name}-{seed}"
     config = rl.described(name, seed, folder, str(start))
     trainer = configuration.trainer(config)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     log = read(folder)
     return {
         "accuracy": trainer.evaluate()["test/pass@1"],
@@ -137,7 +137,7 @@ def points(name: str, seed: int) -> dict[str, Any]:
         config["objectives"] = {"imitate": {"kind": "sft", "source": "demos"}}
     trainer = configuration.trainer(config)
     if name != "start":
-        trainer.train(progress=False)
+        trainer.train(overwrite=True, progress=False)
     found = trainer.evaluate()
     return {split: found[f"{split}/pass@1"] for split in ("train", "test", "ood")} | {
         f"{split}_pass@8": found[f"{split}/pass@8"] for split in ("train", "test", "ood")
@@ -171,7 +171,7 @@ def offline(seed: int) -> dict[str, Any]:
         "args": {"max_steps": rl.DRAWS * 8, "seed": seed, "output_dir": str(folder)},
     }
     trainer = configuration.trainer(config)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     found = trainer.evaluate()
     return {"accuracy": found["test/pass@1"], "pass@16": found["test/pass@16"], "pairs": len(pairs), "samples": len(examples) * 8}
 
@@ -188,7 +188,7 @@ def zero_reward(name: str, seed: int) -> dict[str, Any]:
     config["evaluations"] = {"test": config["evaluations"]["test"]}
     trainer = configuration.trainer(deepcopy(config))
     before = trainer.evaluate()["test/pass@1"]
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     log = read(folder)
     first = [row["sums/reward"] for row in log[:5]]
     return {"before": before, "accuracy": trainer.evaluate()["test/pass@1"], "first_reward": sum(first) / len(first)}

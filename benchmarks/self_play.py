@@ -92,7 +92,7 @@ def start(seed: int, size: Size) -> Path:
             objectives={"imitate": obj.SFT(source="demos")},
             args=arguments(size.start, seed, folder),
         )
-        return {"nll": trainer.train(progress=False)[-1]["imitate/nll"]}
+        return {"nll": trainer.train(overwrite=True, progress=False)[-1]["imitate/nll"]}
 
     once(size.out / f"base-{seed}.json", train)
     return folder / "policy"
@@ -140,7 +140,7 @@ def trained(arm: str, seed: int, size: Size) -> dict[str, Any]:
     )
     trainer.start()
     begin = time.process_time()
-    history = trainer.train(progress=False)
+    history = trainer.train(overwrite=True, progress=False)
     return {"training_cpu_seconds": round(time.process_time() - begin, 1), "curve": curve(history)}
 
 
@@ -160,7 +160,7 @@ def best_response(policy: Path, seed: int, size: Size, folder: Path) -> Path:
         objectives=attacker_objectives(),
         args=arguments(size.response, seed + 1000, folder),
     )
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     return folder / "attacker"
 
 

@@ -57,7 +57,7 @@ def train(arm: str, radius: float, seed: int, data: str) -> Path:
         described["schedules"]["adversaries.pgd.radius"] = ramp | {"start": radius / 40, "end": radius}
         start = time.perf_counter()
         trainer = configuration.trainer(described)
-        trainer.train(progress=False)
+        trainer.train(overwrite=True, progress=False)
         per_step = (time.perf_counter() - start) / trainer.total_steps
         save(folder / "time.json", {"seconds_per_step": per_step, "last": read(folder)[-1]})
     return folder

@@ -52,7 +52,7 @@ def trained(config: dict[str, Any]) -> Any:
     if Run.smoke:
         config["stages"] = [stage | {"steps": 2} for stage in config["stages"]]
     trainer = configuration.trainer(config)
-    trainer.train(progress=False)
+    trainer.train(overwrite=True, progress=False)
     return trainer
 
 

@@ -105,9 +105,11 @@ def test_names_of_files():
     paths = ("../x", "/abs", "a/b", "a\\b", "C:x", ".", "..", ".hidden", "a.", "", " ", " a", "a ", "~", "a:b", "*", "x" * 65, "x" * 5000)
     devices = ("con", "CON", "nul", "NUL.txt", "aux", "prn", "com1", "LPT9.x")
     for name in (*lookalikes, *controls, *paths, *devices, 3, True, None):
-        with pytest.raises(
-            ConfigError, match=r"^learners: [\x20-\x7eо∕．１ﬁ\u0301]* given as a name, and files are named after it; use 1 to 64 "
-        ) as refused:
+        with pytest.raises(ConfigError) as refused:
             check_name(name, "learners")
-        assert "\n" not in str(refused.value)
-        assert len(str(refused.value)) < 320
+        text = str(refused.value)
+        assert text.startswith("learners: ")
+        assert " given as a name, and files are named after it; use 1 to 64 letters" in text
+        assert text.isascii()
+        assert text.isprintable()
+        assert len(text) < 320

@@ -23,7 +23,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, f
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in output_dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Continue from this checkpoint.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Give up the run that output_dir holds.")] = False,
     smoke: Annotated[bool, typer.Option(help="Two steps per stage, two rows per draw: does it run?")] = False,
 ) -> None:
     """Run a configuration. Prints the loss as a formula first."""
@@ -34,10 +36,13 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     tell = say if main else _silent  # of several processes the first one prints
     tell(trainer.formula())
+    start: bool | Path = resume if resume_from is None else resume_from
+    overwrite = overwrite or (smoke and not start)
+    trainer.prepare(resume=start, overwrite=overwrite)
     trainer.start()
     for note in trainer.notes():
         tell(f"note: {note}")
-    history = trainer.train(resume=resume)
+    history = trainer.train(resume=start, overwrite=overwrite)
     if main and history:
         numbers = {name: value for name, value in history[-1].items() if isinstance(value, int | float)}
         say_numbers(numbers, f"step {history[-1]['step']}")

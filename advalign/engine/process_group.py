@@ -16,14 +16,16 @@ from accelerate import Accelerator
 from safetensors.torch import load, save
 from torch import Tensor, distributed
 
-from advalign.errors import AdvalignError, BudgetError, ConfigError, RewardError, RolloutError
+from advalign.errors import AdvalignError, BudgetError, ConfigError, NonFiniteError, RewardError, RolloutError, StorageError
 
 T = TypeVar("T")
 
 BUCKET = 2**25
 """Numbers that are reduced at once."""
 
-ERRORS: Mapping[str, type[AdvalignError]] = {cls.__name__: cls for cls in (BudgetError, ConfigError, RewardError, RolloutError)}
+ERRORS: Mapping[str, type[AdvalignError]] = {
+    cls.__name__: cls for cls in (BudgetError, ConfigError, NonFiniteError, RewardError, RolloutError, StorageError)
+}
 """Errors of one process that are raised as themselves on all processes; any other becomes an `AdvalignError`."""
 
 
@@ -50,23 +52,35 @@ class ProcessGroup:
         """`work(items)`, one JSON value per item; process r does items r, r + world_size, ... An error on one process is raised on all."""
         if self.world_size == 1:
             return list(work(items))
-        local_items, outputs, problem = items[self.rank :: self.world_size], list[Any](), None
+        local_items = items[self.rank :: self.world_size]
+        answers = self.together(lambda: list(work(local_items)) if local_items else [])
+        joined: list[Any] = [None] * len(items)
+        for rank, answer in enumerate(answers):
+            joined[rank :: self.world_size] = answer
+        return joined
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work()` gives on every process, JSON values in order of rank. An error on one process is raised on all, so none waits."""
+        if self.world_size == 1:
+            return [work()]
+        output, problem = None, None
         try:
-            outputs = list(work(local_items)) if local_items else []
+            output = work()
         except Exception as error:
             problem = error
         failed = None if problem is None else [type(problem).__name__, str(problem)]
-        answers = self.all_gather({"failed": failed, "outputs": outputs})
+        answers = self.all_gather({"failed": failed, "output": output if problem is None else None})
         if problem is not None:
             raise problem
         for rank, answer in enumerate(answers):
             if answer["failed"] is not None:
                 kind, text = answer["failed"]
                 raise ERRORS.get(kind, AdvalignError)(f"process {rank}: {text}")
-        joined: list[Any] = [None] * len(items)
-        for rank, answer in enumerate(answers):
-            joined[rank :: self.world_size] = answer["outputs"]
-        return joined
+        return [answer["output"] for answer in answers]
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """What `work()` gives on the main process, a JSON value; its error is raised on all."""
+        return self.together(lambda: work() if self.is_main else None)[0]
 
     # ------------------------------------------------------------------------------------------------- messages
 

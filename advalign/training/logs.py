@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advalign.errors import StorageError
 from advalign.functional.escaping import terminal
 from advalign.metrics.run_log import complete_lines
 
@@ -22,6 +26,9 @@ class RunLog:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.speed = folder / "log.jsonl", folder / "speed.jsonl"
+        self.problem = ""
+        """Why lines could not be written."""
+        self._waiting: dict[Path, str] = {}
         for path in (self.path, self.speed):
             lines = [line for line in complete_lines(path) if json.loads(line)["step"] <= step]
             path.write_text("".join(f"{line}\n" for line in lines))
@@ -32,10 +39,9 @@ class RunLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, numbers: Mapping[str, Any], speed: Mapping[str, float] | None = None) -> None:
-        """Appends one step."""
+        """Appends one step. On a full disk the run goes on, and its lines are written as soon as there is room."""
         if speed is not None:
-            with self.speed.open("a") as file:
-                file.write(json.dumps({"step": step, **speed}) + "\n")
+            self._append(self.speed, json.dumps({"step": step, **speed}) + "\n")
             numbers = {**numbers, **{f"speed/{name}": value for name, value in speed.items()}}
         self._write(step, {k: v for k, v in numbers.items() if not k.startswith("speed/")})
         if self._writer is not None:
@@ -45,13 +51,30 @@ class RunLog:
 
     def _write(self, step: int, numbers: Mapping[str, Any]) -> None:
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in numbers.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._append(self.path, json.dumps({"step": step, **clean}) + "\n")
+
+    def _append(self, path: Path, text: str) -> None:
+        text = self._waiting.pop(path, "") + text
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)  # half a line would be the beginning of the next one
+            if not self.problem:
+                print(f"note: {path} cannot be written ({error.strerror}); the run goes on, and its lines wait for room", file=sys.stderr)
+            self.problem, self._waiting[path] = error.strerror or type(error).__name__, text
 
     def close(self) -> None:
-        """Writes what TensorBoard holds back."""
+        """Writes what TensorBoard holds back. Raises StorageError for lines that still wait."""
         if self._writer is not None:
             self._writer.close()
+        for path in list(self._waiting):
+            self._append(path, "")
+        for path, text in self._waiting.items():
+            lines = text.count("\n")
+            raise StorageError(f"args.output_dir: {path} lacks its last {lines} lines ({self.problem}); all else of the run is saved.")
 
 
 class ProgressBar:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advalign import data
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
+from advalign.run_folder import check_name
 from advalign.training.run_names import check_names
 from advalign.training.run_spec import REFERENCE, RunSpec
 from advalign.types import RolloutRows
+
+FILE_NAMES = re.compile(r"checkpoint-\d+|tensorboard|run\.json|log\.jsonl|speed\.jsonl", re.IGNORECASE)
+"""What a run writes to its output folder beside the folders of its learners."""
 
 HEAD_OF = {
     "logprobs": "policy", "entropy": "policy", "distribution": "policy", "values": "value", "class_logits": "classifier",
@@ -25,6 +30,8 @@ def check(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str
     for name, head in heads.items():
         if head not in HEADS:
             raise unknown(f"learners.{name}.head", "head", head, HEADS)
+    _check_file_names("learners", spec.config["learners"])
+    _check_file_names("frozen", spec.frozen)
     check_names(spec, evaluations, heads)
     for name, objective in spec.config["objectives"].items():
         _check_objective(spec, name, objective)
@@ -33,6 +40,19 @@ def check(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str
         _check_source(spec, name, source, heads)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
+
+
+def _check_file_names(section: str, names: Iterable[str]) -> None:
+    """Files of the output folder are named after learners and frozen copies."""
+    seen: dict[str, str] = {}
+    for name in names:
+        check_name(name, section)
+        if FILE_NAMES.fullmatch(name):
+            raise ConfigError(f"{section}.{name}: the run itself writes '{name}' to its output folder; give another name.")
+        if seen.setdefault(name.lower(), name) != name:
+            raise ConfigError(
+                f"{section}.{name}: '{seen[name.lower()]}' differs from it in capitals alone; give names that differ in more."
+            )
 
 
 def _check_objective(spec: RunSpec, name: str, objective: Objective) -> None:

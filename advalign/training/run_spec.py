@@ -35,6 +35,8 @@ class TrainingArguments(Checked, section="args"):
     """Training steps, where no stages are given."""
     output_dir: Words | None = None
     """Folder of logs, checkpoints and models; None: nothing is written."""
+    overwrite_output_dir: bool = False
+    """Give up the run that output_dir holds; without it, such a folder is refused unless the run is resumed."""
     seed: Seed = 0
     """All random streams are functions of it."""
     token_budget: Count = 8192
@@ -43,6 +45,8 @@ class TrainingArguments(Checked, section="args"):
     """Steps between evaluations; 0: none."""
     save_steps: Natural = 0
     """Steps between checkpoints; 0: none."""
+    save_total_limit: Count | None = 2
+    """Checkpoints that are kept, the newest ones; None: all."""
     measure_every: Natural = 0
     """Steps between measurements of gradient norms and cosines per objective; 0: none."""
     mixed_precision: Annotated[str, OneOf(PRECISIONS, "precision of autocast")] = "no"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers.utils import logging as hf_logging
 
 from advalign.engine.learner import Learner, LearnerRuntime
@@ -15,15 +18,15 @@ from advalign.interfaces import Adversary, Callback, Objective, RolloutEngine, S
 from advalign.models import Network
 from advalign.models.sharing import load_order
 from advalign.rollout.hf import HF
-from advalign.training import build, checkpoint, class_labels, distributed, evaluate, run_checks
+from advalign.training import build, checkpoint, class_labels, distributed, evaluate, run_checks, run_loop
 from advalign.training.annotate import Annotator
 from advalign.training.context import RunContext
 from advalign.training.critics import critics_of
 from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
-from advalign.training.history import History
-from advalign.training.logs import ProgressBar, RunLog
+from advalign.training.output_folder import OutputFolder, export
 from advalign.training.references import references_of, with_references
+from advalign.training.run_description import describe
 from advalign.training.run_spec import Frozen, RunSpec, StepPlan, TrainingArguments, learners_of, ordered
 from advalign.training.run_state import RunState
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
@@ -72,6 +75,9 @@ class Trainer:
         self.rollout_engine = rollout or HF()
         self.prebuilt_networks = dict(networks or {})
         self._started = False
+        self._accelerator: Accelerator | None = None
+        self._output: OutputFolder | None = None
+        self._checkpoint: Path | None = None
         self._check()
 
     def _check(self) -> None:
@@ -125,14 +131,21 @@ class Trainer:
         sizes = {n: sum(p.numel() for p in r.network.parameters()) for n, r in self.learners.items()} if self._started else {}
         return sentences + build.warn_large_discriminators(self.config["sources"], sizes)
 
+    def _launch(self) -> Accelerator:
+        """The processes of the run, which are known before anything is loaded."""
+        if self._accelerator is None:
+            self._accelerator = distributed.accelerator(self.args.mixed_precision)
+            self.processes = ProcessGroup.launched(self._accelerator)
+        return self._accelerator
+
     def start(self) -> None:
         """Loads models and starts sources. `train` does it; call it to look at the models before."""
         if self._started:
             return
         hf_logging.disable_progress_bar()
         args, sources = self.args, self.config["sources"]
-        accelerator = distributed.accelerator(args.mixed_precision)
-        self.processes, shards = ProcessGroup.launched(accelerator), distributed.sharding(accelerator, args)
+        accelerator = self._launch()
+        shards = distributed.sharding(accelerator, args)
         distributed.check(self.processes.world_size, shards is not None, sources, self.config["objectives"])
         self.context = RunContext(
             args.seed, self.rollout_engine, args.token_budget, self.processes, total_steps=self.total_steps, source_configs=sources
@@ -168,40 +181,36 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    def train(self, resume: bool = False, progress: bool = True) -> Sequence[dict[str, Any]]:
+    def prepare(self, *, resume: bool | str | PathLike[str] = False, overwrite: bool = False) -> None:
+        """Before anything is loaded: locks `output_dir` and refuses what cannot go on there. `train` does it, where it was not done."""
+        folder = self.args.output_dir
+        if resume and not folder:
+            raise ConfigError("args.output_dir: none given, so there is nothing to resume from; set it to the folder of the run.")
+        if folder and self._output is None:
+            self._launch()
+            output = OutputFolder(Path(folder), list(self.config["learners"]), self.description, self.processes)
+            self._checkpoint = output.open(resume=resume, overwrite=overwrite or self.args.overwrite_output_dir)
+            self._output = output
+
+    def train(self, resume: bool | str | PathLike[str] = False, progress: bool = True, overwrite: bool = False) -> Sequence[dict[str, Any]]:
         """Runs every stage; returns the log, one dictionary per step, which is read from a file when it is asked for.
 
-        `resume` continues from the newest checkpoint in output_dir, or starts where there is none. `progress`: shows a progress bar.
+        `resume` continues from the newest checkpoint in output_dir, or starts where there is none; a path is that of the checkpoint.
+        `overwrite` gives up the run in output_dir, which is removed after the first step of this one. `progress`: shows a progress bar.
         """
-        self.start()
-        folder = Path(self.args.output_dir) if self.args.output_dir else None
-        if resume and folder is None:
-            raise ConfigError("args.output_dir: none given, so there is nothing to resume from; set it to the folder of the run.")
-        newest = None if folder is None else checkpoint.begin(folder, resume=resume, processes=self.processes)
-        if newest is not None:
-            self.load_checkpoint(newest)
-        log = RunLog(folder, self.step) if folder is not None and self.processes.is_main else None
-        history = History(folder if self.processes.is_main else None)
-        with ProgressBar(self.total_steps, self.step, "", enabled=progress and self.processes.is_main) as bar:
-            while not self.timeline.finished(self.step):
-                stage = self.stage
-                logs = self._logged_step(stage)
-                history.append({"step": self.step, **logs})
-                if log is not None:
-                    log.write(self.step, logs, self.meter.steps[-1])
-                bar.step(self.step, stage.name, logs)
-                for callback in self.callbacks:
-                    callback.on_step(self, logs)
-                if folder is not None and self.args.save_steps and self.step % self.args.save_steps == 0:
-                    self.save_checkpoint(folder)
-        if log is not None:
-            log.close()
-        if folder is not None:
-            self.save_pretrained(folder)
-        return history
+        try:
+            self.prepare(resume=resume, overwrite=overwrite)
+            self.start()
+            if self._checkpoint is not None:
+                self.step = self._state().load(self._checkpoint)
+            return run_loop.run(self, self._output, progress)
+        finally:
+            if self._output is not None:
+                self._output.close()
+            self._output = self._checkpoint = None
 
-    def _logged_step(self, stage: Stage) -> dict[str, Any]:
-        """A training step of a stage, and the evaluations that are due after it."""
+    def logged_step(self, stage: Stage) -> dict[str, Any]:
+        """A training step of a stage and the evaluations that are due after it; returns the line of the log."""
         logs: dict[str, Any] = {"stage": stage.name} | {f"schedules/{path}": value for path, value in self.timeline.values.items()}
         truncated = self.context.count_truncated()
         with self.meter.step():
@@ -254,34 +263,34 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- save and resume
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """One folder per learner, readable by `from_pretrained`."""
+        """One folder per learner, readable by `from_pretrained`, in place of the one that is there. Raises StorageError."""
         for name, runtime in self.learners.items():
             network = runtime.full_network()
-            if network is not None and self.processes.is_main:
-                network.save_pretrained(Path(folder) / name)
-        self.processes.barrier()
+            self.processes.on_main(partial(export, network, Path(folder) / name))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Writes a checkpoint of the current step."""
-        path = self._state().save(folder, self.step)
+        path = self._state().save(folder, self.step, self.args.save_total_limit)
         for callback in self.callbacks:
             callback.on_save(self, str(path))
 
-    def load_checkpoint(self, path: Path) -> None:
-        """Restores a checkpoint; the run then continues as if it had not been interrupted."""
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Restores a checkpoint, of this run or of one that was the same so far: stages that it had not begun may be others."""
         self.start()
-        self.step = self._state().load(path)
+        self.processes.on_main(lambda: checkpoint.check(Path(path), self.description, future=False))
+        self.step = self._state().load(Path(path))
+
+    @cached_property
+    def description(self) -> dict[str, str]:
+        """What a resumed run must share with the one that was interrupted, on the main process; elsewhere empty."""
+        self._launch()
+        if not self.processes.is_main:
+            return {}
+        return describe(self.run_spec, self.args, rollout=self.rollout_engine, evaluations=self.evaluations)
 
     def _state(self) -> RunState:
-        sections: dict[str, Mapping[str, Any]] = {
-            **self.config,
-            "frozen": self.run_spec.frozen,
-            "schedules": self.run_spec.schedules,
-            "gates": self.run_spec.gates,
-            "args": {"seed": self.args.seed},
-        }
         return RunState(
-            description=checkpoint.describe(sections),
+            description=self.description,
             context=self.context,
             copies=self.copies,
             timeline=self.timeline,

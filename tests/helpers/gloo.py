@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ def start(run: Callable[[int, str], None], folder: Path, preload: Sequence[str])
         pytest.skip("this torch has no gloo: no second process")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system has no fork server: no second process")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the server finds what it is to import
     multiprocessing.set_forkserver_preload(list(preload))
     start_processes(run, (str(folder),), nprocs=WORLD, start_method="forkserver")
     if (folder / "reason").exists():

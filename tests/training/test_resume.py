@@ -14,15 +14,18 @@ import pytest
 import torch
 from helpers.equal import assert_equal
 
-from advalign import Frozen, Learner, Trainer, TrainingArguments
+from advalign import Frozen, Gate, Learner, Ramp, Stage, Trainer, TrainingArguments, Until
 from advalign import config as configuration
 from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
 from advalign.metrics.run_log import read
 from advalign.objectives.consistency import Consistency
 from advalign.objectives.sft import SFT
+from advalign.rollout.hf import HF
 from advalign.sources.demos import Demos
 from advalign.training import checkpoint
+from advalign.training.evaluate import Evaluation
+from advalign.types import Sampling
 
 # The game of the whole machine: a reward that is a learner, several updates per draw, an attack, a reference, dropout and
 # replay in the discriminator, an average of the policy, a ramp, and a stage that a metric ends (always after step 3).
@@ -106,7 +109,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     # Meanwhile, in this process and with another hash seed: the run that nobody touches.
     configuration.trainer(configuration.read(tmp_path / "game.yaml", [f"args.output_dir={uninterrupted}"])).train(progress=False)
     # Four steps beyond the last complete checkpoint, sources have moved, and checkpoint 8 is half on the disk.
-    wait_for(lambda: (broken / ".partial-8" / "learner.policy.safetensors").exists(), first)
+    wait_for(lambda: (broken / ".partial-checkpoint-8" / "learner.policy.safetensors").exists(), first)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert checkpoint.latest(broken).name == "checkpoint-4"
@@ -125,7 +128,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch):
         assert (a / f"{name}.safetensors").read_bytes() == (b / f"{name}.safetensors").read_bytes(), name
     # Optimizer moments, schedulers, versions, positions of the streams, the replay pool, the generator.
     assert_equal(checkpoint.read_state(a), checkpoint.read_state(b))
-    assert not (broken / ".partial-8").exists()
+    assert not (broken / ".partial-checkpoint-8").exists()
     assert (uninterrupted / "policy/model.safetensors").read_bytes() == (broken / "policy/model.safetensors").read_bytes()
     # And the copies are what they are called: the reference stood still, the average and the policy did not.
     frozen = [(a / f"{name}.safetensors").read_bytes() for name in ("frozen.reference", "frozen.mean", "learner.policy")]
@@ -160,13 +163,27 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"name": "writer"}, r"learners\.policy is gone"),
-        ({"learner": replace(POLICY, model="scratch:tiny?hidden_size=64")}, r"learners\.policy"),
-        ({"learner": replace(POLICY, learning_rate=2e-3)}, r"learners\.policy"),
-        ({"radius": 0.2}, r"adversaries\.pgd"),
-        ({"more": {"other": Demos(data="task:constraints", limit=4)}}, r"sources\.other"),
-        ({"args": {"seed": 1}}, r"args\.seed"),
-        ({"frozen": {"mean": Frozen(ema=0.5)}}, r"frozen\.mean"),
+        ({"name": "writer"}, r"learners\.policy is gone since checkpoint-2 was written"),
+        (
+            {"learner": replace(POLICY, model="scratch:tiny?hidden_size=64")},
+            r"learners\.policy\.model was 'scratch:tiny\?hidden_size=32' when checkpoint-2 was written, and is '[^']*=64' now",
+        ),
+        ({"learner": replace(POLICY, learning_rate=2e-3)}, r"learners\.policy\.learning_rate was 0\.001 [^\n]* is 0\.002 now"),
+        ({"learner": replace(POLICY, options={"dropout": 0.1})}, r"learners\.policy\.options\.dropout is new \(0\.1\)"),
+        ({"radius": 0.2}, r"adversaries\.pgd\.radius was 0\.1 [^\n]* is 0\.2 now"),
+        ({"more": {"other": Demos(data="task:constraints", limit=4)}}, r"sources\.other is new \(Demos\)"),
+        ({"args": {"seed": 1}}, r"args\.seed was 0 [^\n]* is 1 now"),
+        ({"args": {"token_budget": 100}}, r"args\.token_budget was 8192 [^\n]* is 100 now"),
+        ({"frozen": {"mean": Frozen(ema=0.5)}}, r"frozen\.mean is new \(Frozen\)"),
+        ({"schedules": {"objectives.robust.coef": Ramp(end=1.0)}}, r"schedules\.objectives\.robust\.coef is new \(Ramp\)"),
+        ({"gates": {"policy": Gate(metric="robust/loss", above=9.0)}}, r"gates\.policy is new \(Gate\)"),
+        ({"rollout": HF(max_rows=3)}, r"rollout\.max_rows was 512 [^\n]* is 3 now"),
+        ({"stages": [Stage(steps=3)]}, r"stages\.0\.name was 'train' [^\n]* is '' now"),
+        ({"stages": [Stage(steps=2, name="train"), Stage(steps=1)]}, r"stages\.1 is new \(Stage\)"),
+        (
+            {"stages": [Stage(steps=3, name="train", set={"learners.policy.learning_rate": 0.0})]},
+            r"stages\.0\.set\.learners[^\n]* is new \(0\.0\)",
+        ),
     ],
 )
 def test_a_resume_with_another_configuration_is_a_sentence(saved, tmp_path, change, sentence):
@@ -184,12 +201,36 @@ def test_more_steps_are_no_other_configuration(saved, tmp_path):
     assert [entry["step"] for entry in history] == [3, 4]
     straight = small(tmp_path / "straight", steps=4).train(progress=False)
     assert history == straight[2:]
-    assert [p.name for p in sorted(checkpoint.list_checkpoints(folder))] == ["checkpoint-3", "checkpoint-4"]  # the two newest are kept
+    assert [p.name for p in sorted(checkpoint.list_checkpoints(folder))] == ["checkpoint-3", "checkpoint-4"]  # save_total_limit: 2
 
 
-def test_resume_starts_where_there_is_nothing_and_a_fresh_run_starts_over(tmp_path):
+def test_what_may_change_is_no_other_configuration(saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    heldout = Evaluation(data="task:constraints", number=2, sampling=Sampling(max_new_tokens=2))
+    args = {"eval_steps": 1, "save_steps": 2, "save_total_limit": None, "measure_every": 2, "max_skipped": 3}
+    trainer = small(folder, steps=4, evaluations={"heldout": heldout})
+    trainer.args = replace(trainer.args, **args)
+    assert [entry["step"] for entry in trainer.train(resume=True, progress=False)] == [3, 4]
+    assert [p.name for p in checkpoint.list_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-4"]
+
+
+def test_an_evaluation_that_something_follows_is_part_of_the_run(tmp_path):
+    """Whether a stage ends depends on when it is evaluated."""
+    heldout = Evaluation(data="task:constraints", number=2, sampling=Sampling(max_new_tokens=2))
+    stage = Stage(steps=3, until=Until(metric="heldout/accuracy", above=2.0))
+    small(tmp_path, evaluations={"heldout": heldout}, stages=[stage], args={"eval_steps": 2}).train(progress=False)
+    for change, sentence in (
+        ({"args": {"eval_steps": 1}}, r"args\.eval_steps was 2 "),
+        ({"evaluations": {"heldout": replace(heldout, number=3)}, "args": {"eval_steps": 2}}, r"evaluations\.heldout\.number was 2 "),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            small(tmp_path, **{"evaluations": {"heldout": heldout}, "stages": [stage], **change}).train(resume=True, progress=False)
+
+
+def test_resume_starts_where_there_is_nothing_and_an_overwriting_run_starts_over(tmp_path):
     assert [e["step"] for e in small(tmp_path).train(resume=True, progress=False)] == [1, 2]
-    assert [e["step"] for e in small(tmp_path, steps=1).train(progress=False)] == [1]
+    assert [e["step"] for e in small(tmp_path, steps=1).train(progress=False, overwrite=True)] == [1]
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-1"]
     assert [e["step"] for e in read(tmp_path)] == [1]
 
