@@ -98,9 +98,12 @@ def recover(folder: Path) -> None:
 
 def reserve(file: Path, size: int, path: str) -> None:
     """Takes `size` bytes of the disk for a file, where the file system can do that at once. Raises StorageError where they are not free."""
-    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # posix_fallocate writes to every block where it cannot
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate  # posix_fallocate writes to every block where it cannot
+    except AttributeError:  # not Linux
+        return
     with writing(file.parent, path), file.open("wb") as stream:
-        if fallocate is None or fallocate(stream.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+        if fallocate(stream.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
             return
     number = ctypes.get_errno()
     file.unlink(missing_ok=True)

@@ -402,7 +402,7 @@ def test_a_resumed_run_of_feedback_is_the_same_run(tmp_path):
     def run(steps, resume=False):
         args = TrainingArguments(max_steps=steps, save_steps=2, output_dir=str(tmp_path / "run"))
         trainer = taught(args=args)
-        trainer.train(resume=resume, progress=False)
+        trainer.train(resume=resume, progress=False, overwrite=not resume)
         return weights(trainer.model)
 
     whole = run(4)

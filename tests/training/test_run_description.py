@@ -7,11 +7,14 @@ from dataclasses import fields, replace
 import pytest
 
 from advalign import Frozen, Learner, Stage, TrainingArguments
+from advalign.advantages.group import Group
 from advalign.errors import ConfigError
 from advalign.objectives.sft import SFT
+from advalign.rewards.function import Function
 from advalign.rollout.hf import HF
 from advalign.rollout.vllm import VLLM
 from advalign.sources.demos import Demos
+from advalign.sources.prompts import Prompts
 from advalign.training.run_description import ARGUMENTS, check_same, describe
 from advalign.training.run_spec import RunSpec
 
@@ -170,5 +173,7 @@ def test_texts_that_look_like_variables_are_no_files(tmp_path):
 
 def test_addresses_are_left_out():
     """A resumed run is another process, in which every object is somewhere else."""
-    text = described(spec(columns={"prompt": object()}))["sources.chat.columns.prompt"]
-    assert text == "<object object>"
+    reward = Function(fn=lambda completions: [0.0] * len(completions))
+    run = spec()
+    run.config["sources"]["write"] = Prompts(data="task:constraints", rewards=[reward], advantage=Group())
+    assert described(run)["sources.write.rewards.0.fn"] == "<function test_addresses_are_left_out.<locals>.<lambda>>"
