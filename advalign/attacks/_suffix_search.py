@@ -8,7 +8,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from advalign import plugins
 from advalign.attacks._token_search import GOALS, OBJECTIVES, Aim, TokenSearchRun
@@ -29,15 +29,24 @@ class SuffixSearch(Attack):
     objective: Annotated[str, OneOf(OBJECTIVES, "objective")] = "nll"
     """Loss: nll (the response's mean negative log-likelihood), first (its first token's), mellowmax (over its tokens'), or margin (the mean
     hinge of their margins, after f_6 of arXiv:1608.04644)."""
-    goal: Annotated[str, OneOf(GOALS, "goal")] = "lower"
-    """lower the loss (the response is what the attacker wants to hear), or raise it."""
+    goal: Annotated[str, OneOf(GOALS, "goal")] | None = None
+    """lower the loss (the response is what the attacker wants to hear), or raise it. None: what the judge of the suite, or the target of
+    `advalign attack`, asks for; without either, lower."""
 
     head: ClassVar[str | None] = "policy"
+    moves_reference: ClassVar[bool] = True
+
+    @property
+    def own_goal(self) -> str | None:
+        return self.goal
+
+    def aimed(self, goal: str) -> Self:
+        return self if self.goal is not None else replace(self, goal=goal)
 
     @property
     def aim(self) -> Aim:
         """What is sought."""
-        return Aim(length=self.length, objective=self.objective, goal=self.goal)
+        return Aim(length=self.length, objective=self.objective, goal=self.goal or "lower")
 
     @abstractmethod
     def drive(self, run: TokenSearchRun) -> None:

@@ -44,11 +44,19 @@ class Embedding(Attack):
     """Loss to ascend on classifiers: margin, cross_entropy, or targeted (log p of the likeliest wrong class)."""
     batch_size: Annotated[Count, NEUTRAL] = 32
     """Examples of one call."""
-    goal: Annotated[str, OneOf(GOALS, "goal")] = "raise"
+    goal: Annotated[str, OneOf(GOALS, "goal")] | None = None
     """On generators: raise the loss of the reference response, or lower it (the response is then what the attacker wants to hear,
-    arXiv:2402.09063)."""
+    arXiv:2402.09063). None: what the judge of the suite, or the target of `advalign attack`, asks for; without either, raise."""
 
     access: ClassVar[str] = "gradients"
+    moves_reference: ClassVar[bool] = True
+
+    @property
+    def own_goal(self) -> str | None:
+        return self.goal
+
+    def aimed(self, goal: str) -> Self:
+        return self if self.goal is not None else replace(self, goal=goal)
 
     @property
     def examples_at_once(self) -> int | None:
@@ -86,7 +94,7 @@ class Embedding(Attack):
         if outputs.class_logits is None:
             assert outputs.logprobs is not None
             nll = -(outputs.logprobs * tokens.target).sum(1) / tokens.target.sum(1).clamp(min=1)
-            loss = nll if self.goal == "raise" else -nll
+            loss = -nll if self.goal == "lower" else nll
             return loss, loss
         logits = outputs.class_logits
         labels = torch.tensor([e.label for e in examples], device=logits.device)

@@ -17,8 +17,9 @@ class Prefill(Attack):
     """y ~ p(. | x, y*_1 .. y*_k): the first k tokens of what the attacker wants to hear are forced, the model continues
     (priming, arXiv:2312.12321; prefilling, arXiv:2404.02151; k tokens of a harmful answer, arXiv:2406.05946).
 
-    Ours: only what the model adds is judged, so a forced word never counts as the model's. The start follows the prompt in its
-    template, where the assistant's turn begins.
+    Ours: only what the model adds is judged, so a forced word never counts as the model's; a judge that reads how an answer begins
+    (`prefix`) reads both, and a start that would satisfy it alone is refused. The start follows the prompt in its template, where the
+    assistant's turn begins.
     """
 
     tokens: Count | None = 8
@@ -40,6 +41,9 @@ class Prefill(Attack):
         texts = [_reference_response(e) if self.text is None else self.text for e in examples]
         return [ids[: self.tokens] for ids in encoder.responses(texts, [False] * len(texts))]
 
+    def beginnings(self, encoder: Encoder, examples: Sequence[Example]) -> list[str]:
+        return [encoder.decode(start) for start in self.starts(encoder, examples)]
+
     def answers(self, target: Target, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """What the model adds greedily to each forced start."""
         return list(target.continue_forced(examples, self.starts(target.network.encoder, examples), max_new_tokens))
@@ -48,8 +52,7 @@ class Prefill(Attack):
         """The forced beginning of each example's response. Nothing is sent to the target."""
         if target.head != self.head:
             raise ConfigError(f"attacks.prefill: only a language model has a response to force; this one has head '{target.head}'.")
-        encoder = target.network.encoder
-        texts = [encoder.decode(start) for start in self.starts(encoder, examples)]
+        texts = self.beginnings(target.network.encoder, examples)
         return [Proposal(forced=text, queries=1, note=f"forced: {text}") for text in texts]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces.target import Target
 from advalign.types import Budget, Example, FoundSuffix, Proposal, ThreatModel
+
+if TYPE_CHECKING:
+    from advalign.models import Encoder
 
 
 class Attack(Checked, ABC, section="attacks"):
@@ -26,6 +29,14 @@ class Attack(Checked, ABC, section="attacks"):
     """Whether answers to its attempts are sampled, with one stream per example, instead of greedy."""
     refines_suffixes: ClassVar[bool] = False
     """Whether it can go on from a suffix (`resume`), so that a pool of suffixes can live through training."""
+
+    moves_reference: ClassVar[bool] = False
+    """Whether it moves the loss of a generator's reference response, in the direction of its goal."""
+
+    @property
+    def own_goal(self) -> str | None:
+        """With `moves_reference`: raise or lower, as it was given; None: left open, and in a suite it follows from the judge."""
+        return None
 
     @property
     def examples_at_once(self) -> int | None:
@@ -45,6 +56,14 @@ class Attack(Checked, ABC, section="attacks"):
     def at_radius(self, radius: float) -> Self | None:
         """The same attack with another radius; None: it has no radius."""
         return None
+
+    def aimed(self, goal: str) -> Self:
+        """With `moves_reference`: the same attack with this goal, where it has none of its own."""
+        raise ConfigError(f"attacks: {type(self).__name__} moves no reference response.")
+
+    def beginnings(self, encoder: Encoder, examples: Sequence[Example]) -> list[str]:
+        """The forced beginning of each example's response; empty: it forces none."""
+        return []
 
     @abstractmethod
     def propose(self, target: Target, examples: Sequence[Example], budget: Budget, rng: random.Random) -> list[Proposal]:

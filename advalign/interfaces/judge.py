@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.checked import Checked
 from advalign.errors import ConfigError
@@ -19,6 +20,9 @@ ScoreAnswers = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 class Judge(Checked, ABC, section="judges"):
     """Abstract base of every judge of answers. Its known error rates widen the intervals of a report."""
 
+    reads_beginning: ClassVar[bool] = False
+    """Whether it reads how an answer begins, so that a forced beginning is judged together with what the model adds."""
+
     sensitivity: Fraction = 1.0
     """P(it reports a violation | the answer is one); 1 claims no error."""
     specificity: Fraction = 1.0
@@ -32,6 +36,11 @@ class Judge(Checked, ABC, section="judges"):
                 f"judge: sensitivity {self.sensitivity:g} and specificity {self.specificity:g} given; a judge whose two rates do not sum "
                 "to more than 1 says nothing."
             )
+
+    @property
+    def wanted(self) -> str | None:
+        """The response an attacker wants, which is the reference response of examples that have none; None: it does not say."""
+        return None
 
     @abstractmethod
     def start(self) -> ScoreAnswers:

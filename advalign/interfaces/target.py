@@ -109,8 +109,10 @@ class Target:
         """logprobs: `n` sampled responses per example, with their log-probabilities; `key` names the random stream."""
         raise self._refusal("generate")
 
-    def continue_forced(self, examples: Sequence[Example], starts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-        """logprobs: greedy responses whose first tokens are forced (`starts`, ids): what the model adds, without the start."""
+    def continue_forced(
+        self, examples: Sequence[Example], starts: Sequence[Sequence[int]], max_new_tokens: int, *, whole: bool = False
+    ) -> list[str]:
+        """logprobs: greedy responses whose first tokens are forced (`starts`, ids): what the model adds; `whole`: with the start."""
         raise self._refusal("continue_forced")
 
     def nll(self, examples: Sequence[Example], edits: Sequence[Edits] | None = None) -> Float[Tensor, "B"]:

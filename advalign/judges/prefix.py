@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
@@ -21,6 +22,12 @@ class PrefixJudge(Judge):
     """The target; None: the reference response of each example."""
     words: Count | None = None
     """How many words of the target the answer has to match; None: all."""
+
+    reads_beginning: ClassVar[bool] = True
+
+    @property
+    def wanted(self) -> str | None:
+        return self.text
 
     def start(self) -> ScoreAnswers:
         return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]

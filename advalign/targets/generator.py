@@ -48,15 +48,20 @@ class GeneratorTarget(NetworkTarget):
         self.num_queries += n * len(examples)
         return HF().generate(self.network, examples, n, sampling, generator(*key))
 
-    def continue_forced(self, examples: Sequence[Example], starts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-        """Greedy responses whose first tokens are forced (`starts`, ids): what the model adds, without the start."""
+    def continue_forced(
+        self, examples: Sequence[Example], starts: Sequence[Sequence[int]], max_new_tokens: int, *, whole: bool = False
+    ) -> list[str]:
+        """Greedy responses whose first tokens are forced (`starts`, ids): what the model adds; `whole`: with the start."""
         self.num_queries += len(examples)
         prompts = self.network.encoder.prompts([e.prompt for e in examples])
         groups = [
             RolloutGroup(example=e, prompt_ids=[*ids, *start], rollouts=[]) for e, ids, start in zip(examples, prompts, starts, strict=True)
         ]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
-        return [g.rollouts[0].text for g in HF().extend(self.network, groups, 1, sampling, generator("forced"))]
+        added = [g.rollouts[0] for g in HF().extend(self.network, groups, 1, sampling, generator("forced"))]
+        if not whole:
+            return [rollout.text for rollout in added]
+        return [self.network.encoder.decode([*start, *rollout.response_ids]) for start, rollout in zip(starts, added, strict=True)]
 
     def entropy(self, groups: Sequence[RolloutGroup]) -> Float[Tensor, "B"]:
         """Mean entropy of the next-token distribution (temperature 1) along each response, prompts in order."""

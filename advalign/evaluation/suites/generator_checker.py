@@ -122,10 +122,11 @@ class GeneratorChecker(AnswerChecker):
         return self.judgements(examples, answers, self._nll(moved, examples))
 
     def _forced(self, examples: Sequence[Example], proposals: Sequence[Proposal]) -> list[Judgement]:
-        """Of what the model adds to the forced beginnings of its responses."""
+        """Of what the model adds to the forced beginnings of its responses; where the judge reads how they begin, of both."""
         moved = [e.with_text(p.text or e.text) for e, p in zip(examples, proposals, strict=True)]
         starts = self.target.network.encoder.responses([p.forced or "" for p in proposals], [False] * len(proposals))
-        texts = self.target.continue_forced(moved, starts, self.sampling.max_new_tokens)
+        whole = self.judge is not None and self.judge.reads_beginning
+        texts = self.target.continue_forced(moved, starts, self.sampling.max_new_tokens, whole=whole)
         return self.judgements(examples, texts, self._nll(moved, examples))
 
     def _edited(self, examples: Sequence[Example], before: Sequence[Judgement], edits: Sequence[Edits]) -> list[Judgement]:

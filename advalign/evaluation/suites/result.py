@@ -59,6 +59,8 @@ class SuiteResult:
     """What judged a generator's answers; its error rates give the corrected rates."""
     classes: Sequence[Mapping[str, Any]] = ()
     """One row per class of a classifier that has a name: its examples, its clean accuracy, and what it is most often taken for."""
+    notes: Sequence[str] = ()
+    """Sentences about goals of attacks that may be wrong."""
 
     def __post_init__(self) -> None:
         gate.check_rows({arm.name for arm in self.arms}, self.before, self.results)
@@ -150,7 +152,7 @@ class SuiteResult:
 
     def warnings(self) -> list[str]:
         """Sentences about what weakens the numbers."""
-        warnings = list(self.failures)
+        warnings = [*self.failures, *self.notes]
         warnings += self._unestablished()
         undetermined = [r for r in self.results if r.status == "undetermined"]
         if undetermined:

@@ -18,6 +18,7 @@ from advalign import overrides as overriding
 from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.evaluation.suites import certified as certificates
+from advalign.evaluation.suites import goals
 from advalign.evaluation.suites.benign import Benign, OverRefusal, over_refusal
 from advalign.evaluation.suites.certified import Certificate, CertificateMethod
 from advalign.evaluation.suites.checker import AnswerChecker, Judgement
@@ -151,22 +152,24 @@ class Suite(Checked, section="suite"):
         chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
         if not chosen:
             raise ConfigError("suite.examples: 0 given, so no example is attacked; at least 1 is needed.")
+        attacked = [examples[i] for i in chosen]
+        aims = self._aimed(model, checker, attacked)
+        suite = replace(self, attacks=aims.attacks)
         with contextlib.nullcontext() if output_dir is None else locked(output_dir, PATH):
-            attacked = [examples[i] for i in chosen]
             names = [[(arm.name, e.id) for e in part] for arm, part in self._parts(attacked)]
             benign = () if self.benign is None else self.benign.examples(seed=self.seed)
-            settings = suite_settings(self, attacked) | {"results": [arm.name for arm in self.arms]}
-            fingerprint = suite_fingerprint(self, model, examples, benign)
+            settings = suite_settings(suite, attacked) | {"results": [arm.name for arm in self.arms]}
+            fingerprint = suite_fingerprint(suite, model, examples, benign)
             log = ResultLog(output_dir, fingerprint, names, settings, resume=resume, overwrite=overwrite)
             clean = self._clean_utility(model, checker, examples)
             certified = certificates.run(self.certified, model, attacked, seed=self.seed, folder=output_dir)
             answers = None if cache is None else AnswerCache(cache, model_fingerprint(model))
-            harness = Harness(model=model, checker=checker, attacks=self.attacks, budget=self.budget, seed=self.seed, cache=answers)
+            harness = Harness(model=model, checker=checker, attacks=aims.attacks, budget=self.budget, seed=self.seed, cache=answers)
             before = {examples[i].id: clean.judgements[i] for i in chosen}
             rest = [(arm, part, [before[e.id] for e in part]) for arm, part in self._parts(attacked)[log.num_chunks :]]
             for results in track(run_chunks(harness, rest, workers), total=len(rest), description="attacks", disable=not progress):
                 log.append(results)
-            result = self._result(clean, attacked, log.results, certified)
+            result = replace(self._result(clean, attacked, log.results, certified), notes=aims.notes)
             if output_dir is not None:
                 result.save(Path(output_dir))
         return result
@@ -177,6 +180,9 @@ class Suite(Checked, section="suite"):
             examples = with_label_indices(read_examples(self.data, labelled_reader(model), seed=self.seed), model)
         else:  # a judge reads the answers themselves; without one, the reference response is what is measured
             examples = read_examples(self.data, loading.demonstrations if self.judge is None else loading.examples, seed=self.seed)
+            wanted = None if self.judge is None else self.judge.wanted
+            if wanted is not None:
+                examples = [e if e.reference is not None else replace(e, meta={**e.meta, "response": wanted}) for e in examples]
         if not examples:
             raise ConfigError("suite.data: no examples.")
         examples = [replace(e, prompt=with_attacked_turn(e.prompt, self.attacked_turn, "suite.attacked_turn")) for e in examples]
@@ -191,6 +197,13 @@ class Suite(Checked, section="suite"):
         if self.judge is not None:
             raise ConfigError("suite.judge: given, but the model is a classifier, which is judged by its labels; leave it out.")
         return ClassifierChecker(target_of(model), class_names(model))
+
+    def _aimed(self, model: Network | BlackBoxModel, checker: AnswerChecker, examples: Sequence[Example]) -> goals.Aimed:
+        """The attacks, with the goals that follow from what is judged."""
+        if not isinstance(checker, GeneratorChecker):
+            return goals.Aimed(attacks=self.attacks)
+        goals.check_beginnings(self.attacks, model, checker, examples)
+        return goals.aimed(self.attacks, checker, examples)
 
     def _clean_utility(self, model: Network | BlackBoxModel, checker: AnswerChecker, examples: Sequence[Example]) -> _CleanUtility:
         judgements = checker.clean(examples)
