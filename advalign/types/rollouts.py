@@ -40,7 +40,7 @@ class Example:
     """Second sentence of a classification (NLI)."""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its row under the data's own column names; empty for a task's examples."""
-    location: str = field(default="", compare=False, repr=False)
+    location: Annotated[str, NEUTRAL] = field(default="", compare=False, repr=False)
     """Where it was read, for errors: a file and a row; empty: it was not."""
 
     @classmethod

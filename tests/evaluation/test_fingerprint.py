@@ -33,6 +33,7 @@ UNSEEN = {
     "Suite.data",  # by content
     "Suite.seen",  # how worst cases are grouped
     "Benign.data",
+    "Example.location",
     "Embedding.batch_size",
     "Prefill.batch_size",
     "TokenSearch.batch_size",
