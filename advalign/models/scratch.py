@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as algorithms
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from advalign.errors import ConfigError, unknown
+from advalign.checked import check
+from advalign.errors import ConfigError, excerpt, unknown
 from advalign.models import architecture
 from advalign.models.vocabulary import give_token_types
+from advalign.ranges import Count
 
 # name -> (transformers model type, its options).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,7 +63,18 @@ def build_config(preset: str, vocabulary: int, max_length: int) -> Any:
         options[key] = _parse(value)
     if kind in ("llama", "qwen3_moe"):
         options["num_key_value_heads"] = options["num_attention_heads"]
-    return AutoConfig.for_model(kind, **options)
+    for key, default in PRESETS[name][1].items():
+        if isinstance(default, int) and not isinstance(default, bool):
+            check(Count, options[key], f"model: scratch:{name}?{key}")
+    width, heads = ("n_embd", "n_head") if kind == "gpt2" else ("hidden_size", "num_attention_heads")
+    if options[width] % options[heads]:
+        raise ConfigError(f"model: scratch:{preset}: {width} is no multiple of {heads} ({options[width]}, {options[heads]}).")
+    try:
+        return AutoConfig.for_model(kind, **options)
+    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"model: scratch:{preset}: transformers refuses these options ({excerpt(str(error).splitlines()[-1])})."
+        ) from error
 
 
 def is_encoder(preset: str) -> bool:
@@ -72,6 +86,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], *, size: int = 4096, bidire
     with single digits."""
     if kind not in KINDS:
         raise unknown("tokenizer.kind", "tokenizer", kind, KINDS)
+    check(Count, size, "tokenizer.size")
     core, trainer = _byte_pairs(size) if kind == "bpe" else _word_level(kind)
     # Sorted, because the trainers break ties by the order of their input.
     lines = sorted(set(texts))

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import torch
 
-from advalign.checked import Checked
+from advalign.checked import Checked, check
 from advalign.errors import ConfigError, unknown
 from advalign.models.folders import saved_facts
-from advalign.ranges import Count, OneOf, Words
+from advalign.ranges import Count, Matches, OneOf, ProperFraction, Seed, Words
 
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -23,22 +23,29 @@ DType = Annotated[str, OneOf(DTYPES, "dtype")]
 HEAD_OPTIONS = ("head_dropout", "spectral_norm")  # of the scalar head of a score or a value
 ENCODER_OPTIONS = ("chat_template_kwargs", "special_tokens_in_text", "truncation")
 LOADING_OPTIONS = ("attn_implementation", "revision", "device_map", "quantization_config")  # arguments of `from_pretrained`
-OPTIONS = (
-    "pooling",
-    "num_labels",
-    "sha256",
-    "gradient_checkpointing",
-    "compile",
-    "dropout",
-    "seed",
-    "lora",
-    "adapter",
-    *HEAD_OPTIONS,
-    "chat_template",
-    *ENCODER_OPTIONS,
-    "resize_token_embeddings",
-    *LOADING_OPTIONS,
-)
+OPTIONS: Mapping[str, Any] = {
+    "pooling": Words,
+    "num_labels": Count,
+    "sha256": Annotated[str, Matches(r"[0-9a-fA-F]{64}", "a SHA-256 of 64 hexadecimal digits")],
+    "gradient_checkpointing": bool,
+    "compile": bool,
+    "dropout": bool | Words | ProperFraction,
+    "seed": Seed,
+    "lora": Mapping[str, Any],
+    "adapter": Words,
+    "head_dropout": ProperFraction,
+    "spectral_norm": bool,
+    "chat_template": Words,
+    "chat_template_kwargs": Any,
+    "special_tokens_in_text": Any,
+    "truncation": Words,
+    "resize_token_embeddings": Any,
+    "attn_implementation": Words,
+    "revision": Words,
+    "device_map": Any,
+    "quantization_config": Any,
+}
+"""{option: what it may hold, besides null}"""
 # What a learner may set on the base of another one.
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", "truncation", *HEAD_OPTIONS)
 
@@ -69,9 +76,14 @@ class ModelSpec(Checked, section="learners"):
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
-    for name in options:
+    """Raises ConfigError for an option that is not `allowed`, or does not hold what it should."""
+    for name, value in options.items():
         if name not in allowed:
             raise unknown("model.options", "option", name, allowed)
+        if value is not None:
+            check(OPTIONS[name], value, f"model.options.{name}")
+    if options.get("lora") and "r" in options["lora"]:
+        check(Count, options["lora"]["r"], "model.options.lora.r")
 
 
 def chat_template_text(value: Any) -> str | None:
@@ -99,13 +111,11 @@ def dropout_rate(options: Mapping[str, Any]) -> float | None:
 
 
 def check_head(head: str) -> None:
-    if head not in HEADS:
-        raise unknown("head", "head", head, HEADS)
+    check(Head, head, "head")
 
 
 def check_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise unknown("dtype", "dtype", dtype, DTYPES)
+    check(DType, dtype, "dtype")
 
 
 def head_options(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from advalign.checked import check
 from advalign.engine.rng import generator, rng
 from advalign.errors import ConfigError, unknown
 from advalign.models import Network
+from advalign.ranges import ProperFraction
 
 BATCH_TOKENS = 8192
 """Padded tokens of one forward."""
@@ -64,8 +66,7 @@ def absolute_sigma(network: Network, sigma: float, relative_to: str, path: str) 
 
 def check_rate(rate: float, path: str) -> None:
     """Refuses a rate of masked words outside [0, 1)."""
-    if not 0 <= rate < 1:
-        raise ConfigError(f"{path}.rate: {rate} given; the fraction of words that is masked, from 0 up to, but not including, 1.")
+    check(ProperFraction, rate, f"{path}.rate")
 
 
 __all__ = [

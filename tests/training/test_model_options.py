@@ -15,10 +15,10 @@ from advalign.sources import Labels
 ROWS = [{"text": "a quiet film", "label": 1}, {"text": "a dull film", "label": 0}]
 
 
-def trainer(model, output_dir="", networks=None, **options):
+def trainer(model, output_dir=None, networks=None, **options):
     learner = Learner(model=str(model), head="classifier", max_length=16, options=options)
     sources = {"s": Labels(data=ROWS, batch_size=2)}
-    args = TrainingArguments(max_steps=1, output_dir=str(output_dir))
+    args = TrainingArguments(max_steps=1, output_dir=None if output_dir is None else str(output_dir))
     return Trainer(
         learners={"c": learner}, objectives={"o": Classify(source="s", learner="c")}, sources=sources, args=args, networks=networks or {}
     )
