@@ -33,7 +33,7 @@ def result_rows() -> Iterator[Row]:
     for first in ("absent", "models", "rows.jsonl", "", "."):
         yield command("compare", first, "models", says=first or "compare")
     for name, content, says in (
-        ("nothing in it", "", "results.jsonl"),
+        ("nothing in it", "", "a has none"),
         ("no JSON", "nonsense\n", "results.jsonl"),
         ("a list", "[]\n", "results.jsonl"),
         ("null", "null\n", "results.jsonl"),

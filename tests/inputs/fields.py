@@ -36,7 +36,7 @@ FILLED: dict[str, Any] = {
     "discriminator": "discriminator",
     "game": "write", "view": "clean", "rewards": [{"kind": "format", "pattern": "a"}], "fn": "math.sqrt", "pattern": "a",
     "model": "scratch:tiny",
-    "attack": {"kind": "gcg"},
+    "attack": {"kind": "gcg"}, "site": "layer:0",
     "advantage": "group", "discrete": "characters", "continuous": "pgd", "adversary": "pgd", "harmful": DATA, "harmless": DATA,
     "text": "a", "steps": 1,
     "target": 3, "defender": "policy", "shots": DATA, "max_length": 8, "recipe": "pruthi", "terms": ["a"], "words": ["a"],
@@ -169,7 +169,7 @@ def suite_rows() -> Iterator[Row]:
             for offset in range(min(2, len(values))):
                 value = values[(number + offset * 2) % len(values)]
                 yield suite_row({f"{path}.{name}".strip("."): value}, f"{path}.{name}".strip("."))
-    for kind, cls in (("smoothing", Smoothing), ("masking", Masking)):
+    for kind, cls in (("smoothing", Smoothing), ("ranmask", Masking)):
         for number, (name, annotation) in enumerate(fields_of(cls)):
             if values := wrong_values(annotation):
                 entry = {"kind": kind, **required_certificate(cls), name: values[number % len(values)]}

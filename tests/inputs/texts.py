@@ -22,13 +22,13 @@ YAML: tuple[tuple[str, str | bytes, str], ...] = (
     ("a section twice", GOOD + "args: {seed: 1}\n", "args"),
     ("a learner twice", GOOD.replace("learners:\n", "learners:\n  policy: {model: 'scratch:tiny'}\n", 1), "policy"),
     ("a field twice", GOOD.replace("    source: chat\n", "    source: chat\n    source: write\n", 1), "source"),
-    ("a field twice in braces", GOOD + "rollout: {kind: hf, kind: hf}\n", "kind"),
+    ("a field twice in braces", GOOD + "rollout: {kind: hf, kind: hf}\n", "rollout"),
     ("a tab", GOOD.replace("  policy:\n", "\tpolicy:\n", 1), "run.yaml"),
     ("a tab between key and value", "learners:\n\t- a\n", "run.yaml"),
     ("an open bracket", GOOD + "gates: {a: [\n", "run.yaml"),
     ("an open quote", GOOD + "gates: 'a\n", "run.yaml"),
     ("wrong indentation", GOOD.replace("  policy:\n", " policy:\n", 1), "run.yaml"),
-    ("no space after the colon", "learners:{policy: 3}\n", "run.yaml"),
+    ("no space after the colon", "learners:{policy: 3}\n", "learners:{policy"),
     ("an unknown alias", GOOD + "gates: *nothing\n", "nothing"),
     ("an alias of itself", "learners: &a\n  policy: *a\n", "run.yaml"),
     ("a tag of Python", "learners: !!python/object/apply:os.system ['true']\n", "python/object"),
@@ -108,7 +108,7 @@ def shape_rows() -> Iterator[Row]:
     """Each is answered with the name of its section, and of its entry where it has one."""
     for changes in SHAPES:
         ((section, value),) = changes.items()
-        entry = f"{section}.a" if value == {"a": None} else "stages.0" if isinstance(value, list) and section == "stages" else section
+        entry = section[:-1] if value == {} else f"{section}.a" if value == {"a": None} else "stages.0" if isinstance(value, list) and section == "stages" else section
         yield run_row({**changes, **({} if section == "args" else {"args": {"max_steps": 1}})}, entry)
 
 
