@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXCERPT = 100
 """Characters of a wrong value that a sentence shows."""
@@ -66,3 +67,17 @@ def unknown(path: str, what: str, name: str, options: Iterable[str]) -> ConfigEr
     nearest = difflib.get_close_matches(str(name)[:EXCERPT], names, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return ConfigError(f"{path}: no {what} '{excerpt(name)}'. Known: {', '.join(names) or 'none'}.{hint}")
+
+
+@contextlib.contextmanager
+def located(path: str, **fields: str) -> Iterator[None]:
+    """Puts `path` before the sentences of what is raised within and does not know where it is used. `fields`: {the name that such a
+    sentence begins with: the field of `path` that it means}."""
+    try:
+        yield
+    except AdvalignError as error:
+        text = str(error)
+        if not text.startswith(path):
+            name = next((name for name in fields if text.startswith((f"{name}.", f"{name}:"))), None)
+            error.args = (f"{path}: {text}" if name is None else f"{path}.{fields[name]}{text.removeprefix(name)}",)
+        raise

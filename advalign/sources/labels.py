@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advalign import data as loading
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Context, Task
 from advalign.ranges import Count
 from advalign.sources._stream import ListSource
@@ -34,18 +34,14 @@ class Labels(ListSource):
     row_type: ClassVar[type[Rows]] = LabelRows
 
     def load(self, context: Context, name: str) -> tuple[list[Example], tuple[str, ...]]:
-        try:
+        with located(f"sources.{name}"):
             return loading.labelled(self.data, self.columns, self.split, self.limit, self.seed, context.class_names(name))
-        except ConfigError as error:
-            raise ConfigError(f"sources.{name}: {error}") from error
 
     def streamed(self, context: Context, name: str) -> loading.Streamed | None:
         if self.limit is not None:
             return None
-        try:
+        with located(f"sources.{name}"):
             return loading.streamed(self.data, self.columns, self.split, context.class_names(name))
-        except ConfigError as error:
-            raise ConfigError(f"sources.{name}: {error}") from error
 
     def num_classes(self) -> int:
         """The number of names, else the largest class index plus one; at least 2."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from advalign import data as loading
 from advalign.engine.learner import Learner
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Source
 from advalign.models import Network, load, loading_arguments, saving
 from advalign.models.hidden_state_critic import build_critic, read_learner
@@ -15,6 +15,9 @@ from advalign.models.sharing import base_owner, load_order, share_base
 from advalign.training.context import RunContext
 from advalign.training.run_spec import RunSpec
 from advalign.types import DemoRows, RolloutRows
+
+PARTS = {"model.options": "options", "model": "model", "tokenizer": "tokenizer", "head": "head", "dtype": "dtype"}
+"""{how sentences about a model begin: the field of its learner}"""
 
 
 def networks(learners: Mapping[str, Learner], prebuilt: Mapping[str, Network], seed: int, *, saved: bool = False) -> dict[str, Network]:
@@ -40,16 +43,18 @@ def _load(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network])
     if isinstance(learner.tokenizer, Mapping):
         if "data" not in learner.tokenizer:
             raise ConfigError(f"learners.{name}.tokenizer: a tokenizer from scratch needs data (a task or a file) to be built from.")
-        texts = loading.texts(learner.tokenizer["data"])
-    return load(
-        learner.model,
-        head=learner.head,
-        tokenizer=learner.tokenizer,
-        texts=texts,
-        max_length=learner.max_length,
-        dtype=learner.dtype,
-        options={"seed": seed, **learner.options},
-    )
+        with located(f"learners.{name}.tokenizer"):
+            texts = loading.texts(learner.tokenizer["data"])
+    with located(f"learners.{name}", **PARTS):
+        return load(
+            learner.model,
+            head=learner.head,
+            tokenizer=learner.tokenizer,
+            texts=texts,
+            max_length=learner.max_length,
+            dtype=learner.dtype,
+            options={"seed": seed, **learner.options},
+        )
 
 
 def check_tokenizers(run_spec: RunSpec, context: RunContext) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from advalign.engine.learner import Learner, LearnerRuntime
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Objective, Source, SourceRuntime
 from advalign.models import Network
 from advalign.models.folders import has_classes
@@ -30,10 +30,8 @@ def with_num_labels(
 
 
 def _count(sources: Mapping[str, Source], name: str) -> int | None:
-    try:
+    with located(f"sources.{name}"):
         return sources[name].num_classes()
-    except ConfigError as error:
-        raise ConfigError(f"sources.{name}: {error}") from error
 
 
 def names_for(source: str, objectives: Mapping[str, Objective], learners: Mapping[str, LearnerRuntime]) -> tuple[str, ...]:
@@ -56,7 +54,7 @@ def bind(
         if network.head != "classifier" or not issubclass(row_types[source], LabelRows):
             continue
         number, names = network.num_classes, runtime.class_names
-        hint = f"learner '{learner}' has {number} classes; set learners.{learner}.model.options.num_labels"
+        hint = f"learner '{learner}' has {number} classes; set learners.{learner}.options.num_labels"
         if len(names) > number:
             raise ConfigError(f"sources.{source}: its labels are {', '.join(names)}, and {hint}: {len(names)}.")
         for example in runtime.examples:

@@ -12,7 +12,7 @@ import torch
 
 from advalign import data as loading
 from advalign.checked import Checked
-from advalign.errors import ConfigError, RewardError
+from advalign.errors import RewardError, located
 from advalign.functional import answers, notation
 from advalign.interfaces import Context, Reward, RolloutEngine
 from advalign.metrics import diversity, utility
@@ -78,13 +78,11 @@ def check_data(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], 
     """Reads the data of every evaluation once, before the first step. Raises ConfigError for what cannot be read, and for a label that the
     evaluated classifier has no class for."""
     for name, evaluation in evaluations.items():
-        try:
+        with located(f"evaluations.{name}"):
             if isinstance(evaluation, DiscriminatorEvaluation):
                 loading.demonstrations(evaluation.data, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed)
             else:
                 _examples(evaluation, networks[evaluation.learner])
-        except ConfigError as error:
-            raise ConfigError(f"evaluations.{name}: {error}") from error
 
 
 def _examples(evaluation: Evaluation, network: Network) -> list[Example]:

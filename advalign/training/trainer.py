@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.process_group import ProcessGroup
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Adversary, Callback, Objective, RolloutEngine, Source
 from advalign.models import Network
 from advalign.models.sharing import load_order
@@ -172,7 +172,8 @@ class Trainer:
         self.context.objectives = self.config["objectives"]
         # Started in order of need, so that a source may use the runtime of another one.
         for name in ordered(sources):
-            self.context.sources[name] = sources[name].start(self.context, name)
+            with located(f"sources.{name}"):
+                self.context.sources[name] = sources[name].start(self.context, name)
         row_types = {name: source.row_type for name, source in sources.items()}
         class_labels.bind(self.config["objectives"], self.learners, self.context.sources, row_types)
         build.check_tokenizers(self.run_spec, self.context)

@@ -108,7 +108,15 @@ def shape_rows() -> Iterator[Row]:
     """Each is answered with the name of its section, and of its entry where it has one."""
     for changes in SHAPES:
         ((section, value),) = changes.items()
-        entry = section[:-1] if value == {} else f"{section}.a" if value == {"a": None} else "stages.0" if isinstance(value, list) and section == "stages" else section
+        entry = (
+            section[:-1]
+            if value == {}
+            else f"{section}.a"
+            if value == {"a": None}
+            else "stages.0"
+            if isinstance(value, list) and section == "stages"
+            else section
+        )
         yield run_row({**changes, **({} if section == "args" else {"args": {"max_steps": 1}})}, entry)
 
 

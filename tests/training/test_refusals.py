@@ -176,7 +176,7 @@ IN_THE_RUN = {
     "scratch preset": (
         lambda: imitation(model=policy(model="scratch:tny")),
         ConfigError,
-        r"model: no scratch preset 'tny'. Known: .*. Did you mean 'tiny'\?",
+        r"learners.policy.model: no scratch preset 'tny'. Known: .*. Did you mean 'tiny'\?",
     ),
     "tokenizer from scratch": (
         lambda: imitation(model=Learner(model="scratch:tiny", tokenizer={"kind": "words"})),
