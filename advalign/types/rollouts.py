@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from advalign.checked import Checked
 from advalign.ranges import Count, Length, NonNegative, PositiveFraction
+from advalign.types.attacks import NEUTRAL
 from advalign.types.messages import (
     Prompt,
     attackable,

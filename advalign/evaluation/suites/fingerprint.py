@@ -75,8 +75,10 @@ def marks_of(cls: Any) -> dict[str, tuple[Any, ...]]:
     """{field: what its annotation is marked with} of a dataclass."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError:  # a class inside a function, whose annotations are texts: all its fields count
-        return {}
+    except NameError:
+        if "<locals>" not in cls.__qualname__:
+            raise
+        return {}  # a class inside a function, whose annotations may be names that only it knows: all its fields count
     return {name: tuple(_marks(hint)) for name, hint in hints.items()}
 
 
