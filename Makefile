@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes tables catalogue clean
+.PHONY: help venv demo test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -154,6 +154,10 @@ bench-gan-failures: $(READY)  ## how a game fails and what helps, about half a C
 bench-processes: export OMP_NUM_THREADS := 1
 bench-processes: $(READY)  ## one update by two processes beside one; writes benchmarks/results/processes.json
 	$(BIN)/python benchmarks/processes.py
+
+bench-long: export OMP_NUM_THREADS := 1
+bench-long: $(READY)  ## does a run of 3,000 steps need more memory the longer it is? about five minutes; writes benchmarks/results/long_run.json
+	$(BIN)/python benchmarks/long_run.py
 
 bench-adv-cost: export OMP_NUM_THREADS := 1
 bench-adv-cost: $(READY)  ## what a step of each adversarial method costs, about 0.1 CPU-hours; writes benchmarks/results/adv_cost.json

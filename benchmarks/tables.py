@@ -24,6 +24,7 @@ from tables_async import async_rollouts
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
 from tables_generation import generation, generation_vllm
+from tables_long_run import long_run
 from tables_processes import processes
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
@@ -211,6 +212,7 @@ def filled(text: str) -> str:
         "generation_gpu": generation,
         "generation_vllm": generation_vllm,
         "processes": processes,
+        "long_run": long_run,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
     }.items():

@@ -135,7 +135,7 @@ class TokenSearchRun:
             self._record(suffix, sum(losses) / len(losses), max(margins))
         assert total is not None
         self.trace.append((self.queries, self.best))
-        return total
+        return total.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # says nothing, and spoils no mean of gradients
 
     def options(self, input_gradients: Float[Tensor, "n V"], top: int) -> Int[Tensor, "n k"]:
         """Per position the `top` tokens that lower the loss most, to first order; special tokens are excluded."""
@@ -174,6 +174,7 @@ class TokenSearchRun:
         self.trace.append((self.queries, self.best))
 
     def _record(self, suffix: Suffix, loss: float, margin: float) -> None:
+        loss = math.inf if math.isnan(loss) else loss  # nan compares with nothing, and could be taken for the least
         self.losses[suffix], self.elicits[suffix] = loss, margin <= 0
         if loss < self.best:
             self.best, self.best_suffix = loss, suffix

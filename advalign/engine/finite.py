@@ -19,7 +19,20 @@ from advalign.errors import NonFiniteError
 from advalign.models.sharding import local_shard
 from advalign.types import Edit, TokenRows
 
-COLUMNS = ("rewards", "advantages", "returns", "old_logprobs", "current_logprobs", "ref_logprobs", "values", "penalty", "anchor")
+COLUMNS = (
+    "rewards",
+    "advantages",
+    "returns",
+    "old_logprobs",
+    "current_logprobs",
+    "ref_logprobs",
+    "values",
+    "penalty",
+    "anchor",
+    "old_entropy",
+    "baseline",
+    "offset",
+)
 """Columns of rows that are looked at when a loss is not finite; others may hold nan for "unknown"."""
 SHOWN = 3
 """Rows of a source that a reason names."""

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import random
 from functools import cache
 
@@ -262,3 +263,22 @@ def test_a_universal_suffix_is_the_best_for_all_prompts_together():
     target = GeneratorTarget(network())
     attack.search(target, examples, Budget(queries=30), random.Random(0))
     assert target.num_queries <= 90
+
+
+def test_a_loss_or_gradient_that_is_not_a_number_is_never_the_best(monkeypatch):
+    """Half of the candidates have a loss of nan, and every second gradient is nan: what is reported is finite, and so is the momentum."""
+    search = TokenSearchRun(GeneratorTarget(network()), wanting(1), Aim(length=2), Budget(), random.Random(0))
+    real, ranked, options = Aim.loss, [], TokenSearchRun.options
+
+    def loss(self, logits, ids):
+        value, number = real(self, logits, ids), len(ranked)
+        return torch.where(torch.arange(value.numel()).view(value.shape) % 2 == (number + 1) % 2, value, value * math.nan)
+
+    monkeypatch.setattr(Aim, "loss", loss)
+    monkeypatch.setattr(TokenSearchRun, "options", lambda self, g, top: ranked.append(g) or options(self, g, top))
+    steps.descend(search, steps=4, candidates=4, top=4, momentum=0.5)
+    assert len(ranked) == 4
+    assert all(g.isfinite().all() for g in ranked)
+    assert math.isfinite(search.best)
+    assert not any(math.isnan(x) for x in search.losses.values())
+    assert math.inf in search.losses.values()
