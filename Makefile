@@ -182,8 +182,9 @@ bench-suites: $(READY)  ## own word attacks against TextAttack's, about 20 CPU-m
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py
 
-catalogue: $(READY)  ## docs/catalogue.md and the tables of docs/extending.md, from the package
+catalogue: $(READY)  ## docs/catalogue.md, docs/errors.md and the tables of docs/extending.md, from the package
 	$(BIN)/python -m advalign.catalogue > docs/catalogue.md
+	$(BIN)/python -m advalign.error_page > docs/errors.md
 	$(BIN)/python tests/helpers/member_tables.py
 
 bench-mawps: $(READY)  ## word problems before and after the mixed step, about 0.2 CPU-hours; writes benchmarks/results/mawps.json

@@ -46,6 +46,7 @@ SHOWN = (str, int, float)
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with dotted overrides (`objectives.robust.coef=0.3`) applied; plain dictionaries and lists."""
     document = yaml_files.read(path, f"a configuration is a mapping of {', '.join(SECTIONS)}")
+    document.check_names("section", SECTIONS)
     imports.search_beside(path)
     values = overriding.apply(document.values, overrides, SECTIONS)
     _check_null(values, document)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, unknown
 
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
@@ -66,6 +66,13 @@ class Document:
         """The file and the line of an entry, or of the nearest one above it: `small.yaml, line 3`."""
         line = next((self.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.lines), 0)
         return f"{self.path}, line {line}" if line else self.path
+
+    def check_names(self, label: str, known: Iterable[str]) -> None:
+        """Raises ConfigError for a name at the top that is not known."""
+        names = list(known)
+        for name in self.values:
+            if name not in names:
+                raise unknown(self.where(name), label, name, names)
 
 
 def read(path: str | Path, what: str) -> Document:

@@ -19,7 +19,7 @@ LAYERS = {
     **dict.fromkeys(plugins.GROUPS, 2),
     **dict.fromkeys(("engine", "targets", "metrics"), 3),
     **dict.fromkeys(("training", "evaluation"), 4),
-    **dict.fromkeys(("cli", "config", "catalogue", "testing", "", "__main__"), 5),
+    **dict.fromkeys(("cli", "config", "catalogue", "error_page", "testing", "", "__main__"), 5),
 }
 
 APART = {("training", "evaluation"), ("evaluation", "training")}  # of one layer, and yet neither may import the other

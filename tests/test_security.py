@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -203,3 +204,13 @@ def test_state_of_a_checkpoint_is_read_without_unpickling(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "state.pt", weights_only=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_every_test_that_the_page_names_exists():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}(" in (root / path).read_text(encoding="utf-8"), f"{path}::{test}"
+    assert "docs/security.md" in (root / "README.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import Any
 
 import typer
 
+from advalign import errors
 from advalign.cli.console import complain
 from advalign.errors import AdvalignError, Interrupted
 
@@ -74,7 +75,8 @@ def sigterm_raises() -> Iterator[None]:
 def explain(error: BaseException) -> tuple[str, int]:
     """(one sentence, exit code) of an error that ended a command."""
     if isinstance(error, AdvalignError):
-        return f"{type(error).__name__}: {_one_line(error)}", error.exit_code
+        name = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
+        return f"{name}: {_one_line(error)}", error.exit_code
     if isinstance(error, UsageError):
         return _usage(error), MISTAKE
     if isinstance(error, MemoryError) or any(name in f"{type(error).__name__}: {error}" for name in OUT_OF_MEMORY):

@@ -65,11 +65,9 @@ def show(
     with imports.held_back(not allow_imports) as names:
         described = configuration.read(config, overrides or [])
         try:
-            trainer = configuration.trainer(described)
+            lines = _shown(configuration.trainer(described))
         except NotImported:  # `names` says what; the rest is shown as it is written
             lines = configuration.outline(described)
-        else:
-            lines = _shown(trainer)
         for line in lines:
             say(line)
     if names:

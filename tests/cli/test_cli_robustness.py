@@ -116,7 +116,7 @@ def test_attack_a_generator_towards_a_target(advalign, tmp_path):
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garak"], "--export was given without --output"),
         (["eval", "VICTIM", "--suite", "SUITE", "--export", "garrak", "--output", "OUT"], "Did you mean 'garak'"),
         (["eval", "VICTIM", "--suite", "SUITE", "--data", "absent.jsonl"], "absent.jsonl"),
-        (["eval", "VICTIM", "--suite", "TYPES"], "suite.examples: 'many' given; input should be a valid integer"),
+        (["eval", "VICTIM", "--suite", "TYPES"], "suite.examples: 'many' given; a whole number is expected"),
         (["compare", "VICTIM", "VICTIM"], "holds no results.jsonl"),
         (["compare", "VICTIM", "VICTIM", "--data", "x.jsonl"], "--data was given without --suite"),
         (["attack", "VICTIM", "text", "--answer", "a", "--target", "b"], "were both given; give one"),

@@ -197,7 +197,8 @@ def hub(monkeypatch):
 
     requests = []
 
-    def load_dataset(path, name=None, *, split=None, revision=None):
+    def load_dataset(path, name=None, *, split=None, revision=None, trust_remote_code=None):
+        assert trust_remote_code is False
         requests.append((path, name, split, revision))
         if path != "org/known":
             raise FileNotFoundError(f"no data set {path}\nlong details")

@@ -540,7 +540,10 @@ def test_a_reward_that_throws_is_never_a_score(tmp_path):
         draw(tmp_path, [Fixed(answer=ZeroDivisionError("a quotient"))], ("a", 1))
 
 
-def test_the_rewards_shown_in_the_documentation_build():
+def test_the_rewards_shown_in_the_documentation_build(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "rewards.py").write_text("def brevity(completions, **columns):\n    return [-len(c) for c in completions]\n")
+    monkeypatch.syspath_prepend(tmp_path)
     page = (Path(plugins.__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE) if block.startswith("    rewards:")]
     source = {"kind": "prompts", "data": "task:arithmetic", "advantage": "group"}

@@ -106,11 +106,15 @@ class Suite(Checked, section="suite"):
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """From a YAML file or a mapping of the same shape, with dotted overrides; attacks are `{name: {kind: ..., ...}}`."""
-        document = None if isinstance(source, Mapping) else yaml_files.read(source, "a suite has data and attacks")
-        values: Any = source if document is None else document.values
-        config = overriding.apply(values, overrides, names.declared(Suite), "field of a suite")
-        if document is not None:
+        document, known = None, names.declared(Suite)
+        values: Any = source
+        if not isinstance(source, Mapping):
+            document = yaml_files.read(source, "a suite has data and attacks")
+            document.check_names("field of a suite", known)
             imports.search_beside(document.path)
+            values = document.values
+        config = overriding.apply(values, overrides, known, "field of a suite")
+        if document is not None:
             config = interpolation.resolve(config, document.where)
         if "certified" in config:
             config["certified"] = certificates.build(config["certified"])
