@@ -11,6 +11,7 @@ import typer
 
 from advalign.cli.console import say
 from advalign.cli.networks import load_network, load_suite
+from advalign.durable import writing
 from advalign.errors import ConfigError, unknown
 from advalign.run_folder import locked
 
@@ -145,7 +146,8 @@ def compare(
         comparison = reports.folders(first, second)
     say(comparison.markdown())
     if output is not None:
-        say(f"written to {comparison.report().write(output / 'compare.html')}")
+        with writing(output, "compare --output"):
+            say(f"written to {comparison.report().write(output / 'compare.html')}")
 
 
 def _check_options(output: Path | None, export: str | None, self_check: bool, transfer: Sequence[str] | None) -> None:
@@ -169,13 +171,13 @@ def _checked(result: SuiteResult, suite: Suite, network: Network, others: Sequen
 
 
 def _write(result: SuiteResult, output: Path, export: str | None) -> None:
-    with locked(output, "eval --output"):
+    with locked(output, "eval --output"), writing(output, "eval --output"):
         result.save(output)
-    say(f"written to {output / 'report.html'}")
-    if export is not None:
-        from advalign.evaluation.reports.export import write
+        say(f"written to {output / 'report.html'}")
+        if export is not None:
+            from advalign.evaluation.reports.export import write
 
-        say(f"written to {write(result, export, output / f'{export}.jsonl')}")
+            say(f"written to {write(result, export, output / f'{export}.jsonl')}")
 
 
 def _diversity(suite: Suite, network: Network, temperatures: str, output: Path | None) -> None:
@@ -184,7 +186,8 @@ def _diversity(suite: Suite, network: Network, temperatures: str, output: Path |
     curve = quality_diversity.suite_report(suite, network, quality_diversity.parse_temperatures(temperatures))
     say(curve.markdown())
     if output is not None:
-        say(f"written to {curve.write(output / 'quality_diversity.html')}")
+        with writing(output, "eval --output"):
+            say(f"written to {curve.write(output / 'quality_diversity.html')}")
 
 
 def _compare_models(models: tuple[str, str], suite: Suite, output: Path | None, device: str | None) -> Comparison:

@@ -6,6 +6,7 @@ import pytest
 from helpers.victims import classifier, generator_model, sentences
 
 from advalign.evaluation import Suite
+from advalign.run_folder import locked
 
 
 def done(result):
@@ -78,6 +79,13 @@ def test_eval_goes_on_or_begins_again_and_exports(advalign, victim, suite, tmp_p
     assert advalign("eval", victim, "--suite", suite, "--output", out)[0] == 2
     done(advalign("eval", victim, "--suite", suite, "--output", out, "--fresh"))
     assert (out / "results.jsonl").read_bytes() == whole
+
+
+def test_the_command_is_refused_in_a_folder_that_another_process_writes_to(advalign, victim, suite, tmp_path):
+    with locked(tmp_path / "out", "test"):
+        code, _, errors = advalign("eval", victim, "--suite", suite, "--output", tmp_path / "out")
+    assert (code, "is being written to by process" in errors) == (2, True)
+    assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
 def test_eval_takes_other_data(advalign, victim, suite, tmp_path):

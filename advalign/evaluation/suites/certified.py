@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from advalign import builder
+from advalign.durable import writing
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.results_file import mapping, read_lines
 from advalign.evaluation.suites.certificates import Certificate, CertificateMethod, Masking, Smoothing
-from advalign.evaluation.suites.log import AGAIN, writing
+from advalign.evaluation.suites.log import AGAIN, PATH
 from advalign.functional.intervals import wilson
 from advalign.models import Network
 from advalign.targets import BlackBoxModel
@@ -51,7 +52,7 @@ def run(
     for name, example in work[len(done) :]:
         done.append(methods[name].certify(network, name, example, seed))
         if path is not None:
-            with writing(path.parent), path.open("a", encoding="utf-8") as file:
+            with writing(path.parent, PATH), path.open("a", encoding="utf-8") as file:
                 file.write(_line(done[-1]))
     return {name: [c for c in done if c.certificate == name] for name in methods}
 
@@ -64,7 +65,7 @@ def _done(path: Path, asked: Sequence[tuple[str, str]]) -> list[Certificate]:
         if values.keys() != NAMES or (values["certificate"], values["example"]) != key:
             raise ConfigError(f"{path}, line {number}: not the certificate '{key[0]}' of example '{key[1]}', as it was written; {AGAIN}.")
         certificates.append(Certificate(**values))
-    with writing(path.parent):
+    with writing(path.parent, PATH):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(_line(c) for c in certificates), encoding="utf-8")
     return certificates

@@ -6,7 +6,6 @@ beside the results, with a hash of each. A line that is missing is judged again;
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,10 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from advalign.durable import writing
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
 from advalign.functional.escaping import json_line
-from advalign.run_folder import unwritable
 from advalign.types import AttackResult
 
 PATH = "output_dir"
@@ -53,7 +52,7 @@ class ResultLog:
         self.num_chunks = 0
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
-            with writing(self._folder):
+            with writing(self._folder, PATH):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 if not overwrite:
                     check_folder(self._folder, fingerprint)
@@ -67,7 +66,7 @@ class ResultLog:
         self.results.extend(results)
         if self._folder is None:
             return
-        with writing(self._folder):
+        with writing(self._folder, PATH):
             # Times first: a kill between the two leaves a time without a result, never the reverse.
             for name, lines in (("timings", [_time(r) for r in results]), ("results", [_line(r) for r in results])):
                 with (self._folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
@@ -122,15 +121,6 @@ def check_folder(folder: Path, fingerprint: str) -> None:
         raise ConfigError(f"{folder}: holds the results of another suite, model or data, or of another version; {instead}.")
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Errors of the disk inside the block as one sentence; what was written before stays, and is gone on from."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(PATH, folder, error) from error
-
-
 def _times(lines: Sequence[str], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     for number, line in enumerate(lines, 1):
         time = mapping(line, f"{path}, line {number}")
@@ -164,4 +154,4 @@ def _hash(line: str) -> str:
     return hashlib.sha256(line.encode()).hexdigest()[:16]
 
 
-__all__ = ["FILES", "PATH", "ResultLog", "check_folder", "writing"]
+__all__ = ["FILES", "PATH", "ResultLog", "check_folder"]

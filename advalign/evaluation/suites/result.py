@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from advalign.durable import writing
 from advalign.evaluation.reports import suite_report
 from advalign.evaluation.reports.checks import Check
 from advalign.evaluation.reports.report import Report
@@ -18,7 +19,7 @@ from advalign.evaluation.suites import gate, rates
 from advalign.evaluation.suites.benign import OverRefusal
 from advalign.evaluation.suites.checker import Judgement
 from advalign.evaluation.suites.harness import Arm
-from advalign.evaluation.suites.log import writing
+from advalign.evaluation.suites.log import PATH
 from advalign.functional import scaling as laws
 from advalign.functional.escaping import code, json_safe, quoted
 from advalign.interfaces import Judge
@@ -228,7 +229,7 @@ class SuiteResult:
 
     def save(self, folder: Path) -> None:
         """Writes summary.json, report.html and report.md."""
-        with writing(folder):
+        with writing(folder, PATH):
             (folder / "summary.json").write_text(json.dumps(json_safe(self.summary()), indent=1) + "\n", encoding="utf-8")
             self.html(folder / "report.html")
 
