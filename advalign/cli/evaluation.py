@@ -21,27 +21,45 @@ if TYPE_CHECKING:
     from advalign.evaluation.suites.suite import Suite
     from advalign.models import Network
 
-Model = Annotated[str, typer.Argument(help="A folder written by train, a hub id or a path.")]
+
+def not_empty(value: str | None) -> str | None:
+    """Refuses an empty text, which would stand for the current folder or for nothing."""
+    if value == "":
+        raise typer.BadParameter("an empty text given")
+    return value
+
+
+Model = Annotated[str, typer.Argument(callback=not_empty, help="A folder written by train, a hub id or a path.")]
 SuiteFile = Annotated[Path, typer.Option(help="A suite, for example configs/suites/classifier_small.yaml.")]
-Data = Annotated[str | None, typer.Option(help="Other data than the suite's: a file, a hub id or task:<name>.")]
+Data = Annotated[str | None, typer.Option(callback=not_empty, help="Other data than the suite's: a file, a hub id or task:<name>.")]
 Column = Annotated[list[str] | None, typer.Option(help="A column of the data by field: label=sentiment; repeatable.")]
 Output = Annotated[Path | None, typer.Option(help="The folder of results.jsonl and report.html.")]
-Learner = Annotated[str | None, typer.Option(help="A learner of a trained run; the first by default.")]
-Device = Annotated[str | None, typer.Option(help="The device of the model, for example cpu; by default an accelerator if there is one.")]
+Learner = Annotated[str | None, typer.Option(callback=not_empty, help="A learner of a trained run; the first by default.")]
+Device = Annotated[
+    str | None,
+    typer.Option(callback=not_empty, help="The device of the model, for example cpu; by default an accelerator if there is one."),
+]
 Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Continue what a killed run of the suite left in --output, or begin again.")]
 Overwrite = Annotated[bool, typer.Option(help="Clear what --output holds of another suite, model or data.")]
-Workers = Annotated[int, typer.Option(help="Processes that share the work (on a CPU).")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work (on a CPU).")]
 Cache = Annotated[Path | None, typer.Option(help="A file that keeps a classifier's answers for later attacks and runs.")]
 FailBelow = Annotated[float | None, typer.Option(help="Exit 1 if worst-case accuracy is below this, or means nothing.")]
-Export = Annotated[str | None, typer.Option(help="Also write the results for another tool: garak or inspect.")]
+Export = Annotated[str | None, typer.Option(callback=not_empty, help="Also write the results for another tool: garak or inspect.")]
 SelfCheck = Annotated[bool, typer.Option(help="Also check that the gradient attack's number means something.")]
 Transfer = Annotated[list[str] | None, typer.Option(help="With --self-check: another model whose edits are tried; repeatable.")]
-Temperatures = Annotated[str | None, typer.Option(help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")]
-Kind = Annotated[str, typer.Option(help="An attack: see advalign list attacks.")]
-Label = Annotated[str | None, typer.Option(help="The right class of the text, its index or its name (classifiers).")]
-Answer = Annotated[str | None, typer.Option(help="The right response to the prompt (generators).")]
-TargetText = Annotated[str | None, typer.Option(help="The response an attacker wants (generators); success: the answer begins with it.")]
-System = Annotated[str | None, typer.Option(help="The system's message before the text, which is then the user's turn of a conversation.")]
+Temperatures = Annotated[
+    str | None, typer.Option(callback=not_empty, help="Also a policy's quality and diversity at these, for example 0.3,0.7,1.")
+]
+Kind = Annotated[str, typer.Option(callback=not_empty, help="An attack: see advalign list attacks.")]
+Label = Annotated[str | None, typer.Option(callback=not_empty, help="The right class of the text, its index or its name (classifiers).")]
+Answer = Annotated[str | None, typer.Option(callback=not_empty, help="The right response to the prompt (generators).")]
+TargetText = Annotated[
+    str | None, typer.Option(callback=not_empty, help="The response an attacker wants (generators); success: the answer begins with it.")
+]
+System = Annotated[
+    str | None,
+    typer.Option(callback=not_empty, help="The system's message before the text, which is then the user's turn of a conversation."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides of the suite: attacks.pgd.adversary.radius=0.2 budget.queries=50")
 ]
@@ -69,20 +87,24 @@ def evaluate(
     temperatures: Temperatures = None,
 ) -> None:
     """Clean utility and every attack of a suite, judged by the harness; prints Markdown, writes report.html."""
+    from advalign.evaluation.reports import quality_diversity
     from advalign.evaluation.suites.gate import check_bound
 
     _check_options(output, export, self_check, transfer)
+    points = None if temperatures is None else quality_diversity.parse_temperatures(temperatures)
     check_bound(fail_below, "eval --fail-below")
     attacks, network = load_suite(suite, data, column or (), overrides or ()), load_network(model, learner, device)
-    others = [load_network(path, learner, device) for path in transfer or []]
+    if points is not None:
+        quality_diversity.check_policy(network)
+    others = [load_network(path, learner, device, alone=True) for path in transfer or []]
     result = attacks.run(network, output, progress=True, workers=workers, cache=cache, resume=resume, overwrite=overwrite)
     if self_check:
         result = _checked(result, attacks, network, others, model)
     say(result.markdown())
     if output is not None:
         _write(result, output, export)
-    if temperatures is not None:
-        _diversity(attacks, network, temperatures, output)
+    if points is not None:
+        _diversity(attacks, network, points, output)
     reasons = result.fails(fail_below) if fail_below is not None else []
     for reason in reasons:
         say(f"fail: {reason}")
@@ -92,7 +114,7 @@ def evaluate(
 
 def attack(
     model: Model,
-    text: Annotated[str, typer.Argument(help="The text (or prompt) to attack.")],
+    text: Annotated[str, typer.Argument(callback=not_empty, help="The text (or prompt) to attack.")],
     kind: Kind = "embedding",
     label: Label = None,
     answer: Answer = None,
@@ -126,8 +148,8 @@ def attack(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="A folder that eval --output wrote; with --suite, a model.")],
-    second: Annotated[str, typer.Argument(help="The other one; differences are second minus first.")],
+    first: Annotated[str, typer.Argument(callback=not_empty, help="A folder that eval --output wrote; with --suite, a model.")],
+    second: Annotated[str, typer.Argument(callback=not_empty, help="The other one; differences are second minus first.")],
     suite: Annotated[Path | None, typer.Option(help="Run this suite on both models first.")] = None,
     data: Data = None,
     column: Column = None,
@@ -180,10 +202,10 @@ def _write(result: SuiteResult, output: Path, export: str | None) -> None:
             say(f"written to {write(result, export, output / f'{export}.jsonl')}")
 
 
-def _diversity(suite: Suite, network: Network, temperatures: str, output: Path | None) -> None:
+def _diversity(suite: Suite, network: Network, temperatures: Sequence[float], output: Path | None) -> None:
     from advalign.evaluation.reports import quality_diversity
 
-    curve = quality_diversity.suite_report(suite, network, quality_diversity.parse_temperatures(temperatures))
+    curve = quality_diversity.suite_report(suite, network, temperatures)
     say(curve.markdown())
     if output is not None:
         with writing(output, "eval --output"):

@@ -83,7 +83,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         hint = "smaller rows per pass (args.token_budget, --workers 1), a smaller model, or options: {gradient_checkpointing: true}"
         return f"out of memory ({_one_line(error)}) {_place(error)}; try {hint}.", MISTAKE
     if isinstance(error, OSError) and error.strerror:
-        file = error.filename2 or error.filename
+        file = errors.excerpt(error.filename2 or error.filename or "")
         return f"{file or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]} {_place(error)}.", MISTAKE
     kind = type(error).__name__
     return f"a fault in the library or in a plugin: {kind}: {_one_line(error)} {_place(error)}; {DEBUG} shows the traceback.", FAULT

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, excerpt, unknown
 
 if TYPE_CHECKING:
     from advalign.evaluation.suites.suite import Suite
@@ -32,21 +32,25 @@ def load_suite(path: Path, data: str | None, columns: Sequence[str] = (), overri
     return replace(suite, data=with_columns(suite.data, {field: column for field, _, column in pairs}))
 
 
-def load_network(model: str, learner: str | None, device: str | None) -> Network:
-    """A network from a folder of one model, or of a run (one folder per learner); on `device`, else on an accelerator if there is one."""
+def load_network(model: str, learner: str | None, device: str | None, *, alone: bool = False) -> Network:
+    """A network from a folder of one model, or of a run (one folder per learner); on `device`, else on an accelerator if there is one.
+
+    `alone`: `learner` is meant for runs, and a model without one passes."""
     import torch
     from accelerate import Accelerator
 
     try:
         place = torch.zeros((), device=device or Accelerator().device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = excerpt(str(error).splitlines()[0].rstrip("."))
         raise ConfigError(f"--device: '{device}' cannot be used here ({reason}); give cpu, or leave it out.") from error
-    network: Network = _load(model, learner).to(place)
+    if place.type == "meta":
+        raise ConfigError("--device: 'meta' holds no numbers; give cpu, or leave it out.")
+    network: Network = _load(model, learner, alone).to(place)
     return network
 
 
-def _load(model: str, learner: str | None) -> Network:
+def _load(model: str, learner: str | None, alone: bool) -> Network:
     from transformers.utils import logging
 
     from advalign.models import folders, load
@@ -59,4 +63,6 @@ def _load(model: str, learner: str | None) -> Network:
             raise unknown(model, "learner", learner, learners)
         if learners:
             return load(str(folder / (learner or ("policy" if "policy" in learners else learners[0]))))
+    if learner is not None and not alone:
+        raise ConfigError(f"--learner: '{learner}' given, but '{model}' is one model, not a run of several learners; leave it out.")
     return load(model, head=None)

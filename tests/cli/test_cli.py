@@ -274,7 +274,7 @@ def test_eval_takes_columns_and_classes_by_their_names(advalign, victim, tmp_pat
         (["--label", "2"], "has label 2, and the model knows 2 classes, 0 to 1"),
         (["--kind", "embeding"], "no kind of attacks 'embeding'"),
         (["--label", "1", "restart=2"], "attack: no field of Embedding 'restart'"),
-        (["--label", "1", "restarts=many"], "attack.restarts: 'many' given; a whole number is expected."),
+        (["--label", "1", "restarts=many"], "attack.restarts: 'many' given; a whole number of at least 1 is expected."),
         (["--label", "1", "restarts"], "'restarts': write it as path=value."),
         (["--label", "1", "--device", "nowhere"], "--device: 'nowhere' cannot be used here ("),
     ],

@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 def parse_temperatures(text: str) -> list[float]:
     """ "0.3,0.7,1" as numbers."""
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"temperatures: '{text}' is not a list of numbers; write it as 0.3,0.7,1.") from None
+        temperatures = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"temperatures: '{text}' is not a list of numbers; write it as 0.3,0.7,1.") from error
+    for temperature in temperatures:
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ConfigError(f"temperatures: {temperature} given; finite numbers of at least 0 are expected.")
+    return temperatures
+
+
+def check_policy(network: Network) -> None:
+    """Raises ConfigError for a network that samples nothing."""
+    if network.head != "policy":
+        raise ConfigError(f"temperatures: a {network.head} samples nothing; quality and diversity are measured on a policy.")
 
 
 def suite_report(suite: Suite, network: Network, temperatures: Sequence[float]) -> Report:
     """The curve of a policy on a suite's examples, with its `sampling` and its `samples` per prompt (8 where it has none)."""
-    if network.head != "policy":
-        raise ConfigError(f"temperatures: a {network.head} samples nothing; quality and diversity are measured on a policy.")
+    check_policy(network)
     options: dict[str, Any] = {"sampling": suite.sampling, "seed": suite.seed, "order": 4 if diversity.has_nltk() else 0}
     samples = max(suite.samples, 2) if suite.samples else 8
     rows = diversity.quality_diversity(network, suite.examples_for(network), temperatures, samples, **options)
