@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 
+from advalign.bounded import PATTERNS_SECONDS, Allowance, Pattern
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
@@ -21,7 +22,8 @@ class Rule(Judge):
     must_not: tuple[AnyText, ...] = ()
     """Forbidden phrases."""
     regex: bool = False
-    """Both are regular expressions (case ignored) instead."""
+    """Both are regular expressions (case ignored) instead; an answer on which one takes more than a second of processor time is
+    undetermined, and so is what is left after 30 seconds of one call."""
     column: Words | None = None
     """A key of the examples' `meta` with further forbidden phrases (a text or a list), such as a canary or a secret of this very
     example; nan where it is missing and there is no other rule."""
@@ -39,21 +41,31 @@ class Rule(Judge):
             raise ConfigError("judges.rule: no must, must_not or column given; a rule needs at least one of them.")
 
     def start(self) -> ScoreAnswers:
-        return lambda examples, texts: [self._score(e, text) for e, text in zip(examples, texts, strict=True)]
+        def score(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+            allowance = Allowance(PATTERNS_SECONDS)
+            return [self._score(e, text, allowance) for e, text in zip(examples, texts, strict=True)]
 
-    def _score(self, example: Example, text: str) -> float:
+        return score
+
+    def _score(self, example: Example, text: str, allowance: Allowance) -> float:
         secrets = self._secrets(example)
         if not (self.must or self.must_not or secrets):
             return nan
-        broken = any(self._matches(text, p) for p in self.must_not) or any(_text.contains(text, s) for s in secrets)
-        return float(not broken and all(self._matches(text, p) for p in self.must))
+        forbidden = [self._matches(text, p, allowance) for p in self.must_not] + [_text.contains(text, s) for s in secrets]
+        if True in forbidden:
+            return 0.0
+        outcomes = [*(None if f is None else True for f in forbidden), *(self._matches(text, p, allowance) for p in self.must)]
+        # What took too long may have been either: it decides nothing, unless something else does.
+        return 0.0 if False in outcomes else nan if None in outcomes else 1.0
 
     def _secrets(self, example: Example) -> Sequence[str]:
         value = example.meta.get(self.column) if self.column is not None else None
         return [] if value is None else [value] if isinstance(value, str) else list(value)
 
-    def _matches(self, text: str, phrase: str) -> bool:
-        return re.search(phrase, text, re.IGNORECASE) is not None if self.regex else _text.contains(text, phrase)
+    def _matches(self, text: str, phrase: str, allowance: Allowance) -> bool | None:
+        if not self.regex:
+            return _text.contains(text, phrase)
+        return Pattern(pattern=phrase, flags=re.IGNORECASE).search(text, allowance)
 
 
 __all__ = ["Rule"]

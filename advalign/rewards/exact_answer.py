@@ -38,13 +38,14 @@ class ExactAnswer(Reward):
         symbolic = installed and self.engine != "numeric"
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            return [grade(g.example, r.text, tolerance=self.tolerance, symbolic=symbolic) for g in groups for r in g.rollouts]
+            comparisons = _symbolic.Comparisons(SECONDS) if symbolic else None
+            return [grade(g.example, r.text, tolerance=self.tolerance, comparisons=comparisons) for g in groups for r in g.rollouts]
 
         return score
 
 
-def grade(example: Example, text: str, *, tolerance: float, symbolic: bool) -> float:
-    """The score of one text, nan where the example cannot say."""
+def grade(example: Example, text: str, *, tolerance: float, comparisons: _symbolic.Comparisons | None = None) -> float:
+    """The score of one text, nan where the example cannot say, and where the time for symbolic `comparisons` is used up."""
     if example.verify is not None:
         return float(example.verify(text))
     if example.answer is None:
@@ -54,9 +55,9 @@ def grade(example: Example, text: str, *, tolerance: float, symbolic: bool) -> f
     if answer is not None and same(answer, reference, tolerance):
         return 1.0
     formula = final_formula(text)
-    if not symbolic or formula is None or decided(formula, reference):
+    if comparisons is None or formula is None or decided(formula, reference):
         return 0.0
-    return float(_symbolic.equal(formula, reference, SECONDS) is True)
+    return math.nan if comparisons.used_up else float(comparisons.equal(formula, reference) is True)
 
 
 __all__ = ["ExactAnswer"]

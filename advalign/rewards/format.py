@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 
+from advalign.bounded import PATTERNS_SECONDS, Allowance, Pattern
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, Reward
 from advalign.ranges import Words
@@ -18,7 +20,8 @@ class Format(Reward):
     """r = 1[the whole text, outer white space aside, matches `pattern`].
 
     The format reward of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2; tags of its table 1). Ours: each tag exactly once, in this order,
-    and nothing around them (an answer tag inside the thoughts counts too); a pattern that merely occurs somewhere does not match.
+    and nothing around them (an answer tag inside the thoughts counts too); a pattern that merely occurs somewhere does not match. A match
+    of a pattern of one's own that takes more than a second of processor time is none; after 30 in one draw the rest abstains.
     """
 
     pattern: Words = THINK_ANSWER
@@ -31,10 +34,13 @@ class Format(Reward):
             raise ConfigError(f"rewards.format.pattern: '{self.pattern}' is not a regular expression ({error}).") from None
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
-        pattern = re.compile(self.pattern)
+        own, given = re.compile(THINK_ANSWER), Pattern(pattern=self.pattern)
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            return [float(pattern.fullmatch(r.text.strip()) is not None) for g in groups for r in g.rollouts]
+            texts, allowance = [r.text.strip() for g in groups for r in g.rollouts], Allowance(PATTERNS_SECONDS)
+            if self.pattern == THINK_ANSWER:  # takes time in proportion to the text
+                return [float(own.fullmatch(text) is not None) for text in texts]
+            return [nan if allowance.used_up else float(given.fullmatch(text, allowance) is True) for text in texts]
 
         return score
 

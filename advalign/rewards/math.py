@@ -20,8 +20,8 @@ class Math(Reward):
 
     The accuracy reward of open reproductions of DeepSeek-R1 (arXiv:2501.12948, section 2.2.2), by the package math-verify. The answer is
     the marked one (as in `exact_answer`), else the last formula between dollar signs or brackets, else the last number. Ours: it is read
-    as LaTeX alone, never as Python; comparisons run in a process of their own, so they work from any thread. A reference of words is for
-    `exact_answer`: letters are variables here.
+    as LaTeX alone, never as Python; comparisons run in a process of their own, so they work from any thread. All of a draw have a minute of
+    processor time together; what is not compared by then abstains. A reference of words is for `exact_answer`: letters are variables here.
     """
 
     seconds: Positive = 2.0
@@ -32,18 +32,21 @@ class Math(Reward):
             raise ConfigError("rewards.math: the package math-verify is not installed; install advalign[math] or use exact_answer.")
 
         def score(groups: Sequence[RolloutGroup]) -> list[float]:
-            return [self._grade(g.example, r.text) for g in groups for r in g.rollouts]
+            comparisons = _symbolic.Comparisons(self.seconds)
+            return [self._grade(g.example, r.text, comparisons) for g in groups for r in g.rollouts]
 
         return score
 
-    def _grade(self, example: Example, text: str) -> float:
+    def _grade(self, example: Example, text: str, comparisons: _symbolic.Comparisons) -> float:
         reference = marked(example.answer or "") or example.answer
         if reference is None:
             return math.nan
         answer = final_formula(text) or ""
         if decided(answer, reference):
             return float(same(answer, reference, TOLERANCE))
-        equal = _symbolic.equal(answer, reference, self.seconds)
+        if comparisons.used_up:
+            return math.nan
+        equal = comparisons.equal(answer, reference)
         return math.nan if equal is None else float(equal or same(answer, reference, TOLERANCE))
 
 

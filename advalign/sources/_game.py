@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from advalign.bounded import PATTERNS_SECONDS, Allowance, Pattern
 from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces import Scorer, Source, shrunk
@@ -48,8 +49,11 @@ class Injection(Checked, section="injection"):
 
     def valid(self, attack: str, prompt: str) -> bool:
         """Whether the attack is allowed on this prompt."""
-        if self.allowed is not None and re.fullmatch(self.allowed, attack) is None:
-            return False
+        if self.allowed is not None:
+            # What is matched in no bounded time is not allowed.
+            matched = Pattern(pattern=self.allowed).fullmatch(attack, Allowance(PATTERNS_SECONDS))
+            if not matched:
+                return False
         if self.placement != "rewrite" or not self.keep_words:
             return True
         remaining = iter(attack.split())

@@ -5,8 +5,6 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -258,25 +256,6 @@ def test_mathematics_from_another_thread_and_from_several():
 
 
 @symbolic
-def test_an_interrupted_question_leaves_no_answer_for_the_next_one(monkeypatch):
-    worker = _symbolic._Worker(5.0)
-    assert worker.ask("1", "2") is False
-    read, calls = worker._read, []
-
-    def interrupted(process):
-        calls.append(process)
-        if len(calls) == 2:  # the first of two answers was read
-            raise KeyboardInterrupt
-        return read(process)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "_read", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            worker.ask("\\cos(0)", "1")  # right: its answer would be True
-    assert worker.ask("2", "1") is False
-
-
-@symbolic
 def test_text_is_never_run(tmp_path):
     path = tmp_path / "written"
     call = f"__import__('pathlib').Path('{path}').touch()"
@@ -284,14 +263,6 @@ def test_text_is_never_run(tmp_path):
     assert score(Math(), group(Example(prompt="?", answer="1"), *texts)) == [0, 0, 0, 0]
     assert score(ExactAnswer(engine="math_verify"), group(Example(prompt="?", answer=call), "1", "\\boxed{2}")) == [0, 0]
     assert not path.exists()
-
-
-@symbolic
-def test_the_worker_ends_when_its_input_does():
-    command = [sys.executable, "-c", _symbolic.COMMAND.format(seconds=1.0)]
-    done = subprocess.run(command, input=json.dumps(["\\cos(0)", "1"]) + "\n", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0
-    assert [json.loads(line) for line in done.stdout.splitlines()] == ["ready", True, True]  # readable, equal
 
 
 def test_mathematics_is_refused_where_its_package_is_not_installed(monkeypatch):

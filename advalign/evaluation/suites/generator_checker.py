@@ -91,7 +91,7 @@ class GeneratorChecker(AnswerChecker):
     def judgements(self, examples: Sequence[Example], texts: Sequence[str], nll: Sequence[float]) -> list[Judgement]:
         """Of responses `texts`, whose reference responses have the losses `nll` (nan: unknown)."""
         if self._score is None or self.judge is None:
-            scores = [(grade(e, text, tolerance=1e-6, symbolic=False), "") for e, text in zip(examples, texts, strict=True)]
+            scores = [(grade(e, text, tolerance=1e-6), "") for e, text in zip(examples, texts, strict=True)]
         else:
             scores = judge_answers(self._score, examples, texts, name=plugins.kind_of(type(self.judge)))
         judgements = []

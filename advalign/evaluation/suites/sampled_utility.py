@@ -20,7 +20,7 @@ def sampled_utility(network: Network, examples: Sequence[Example], *, samples: i
 def graded(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """`unique`, `distinct_2`, and, if every response can be verified, `score`, `pass@1` and `pass@k`."""
     texts = [[r.text for r in g.rollouts] for g in groups]
-    scores = [[grade(g.example, t, tolerance=1e-6, symbolic=False) for t in ts] for g, ts in zip(groups, texts, strict=True)]
+    scores = [[grade(g.example, t, tolerance=1e-6) for t in ts] for g, ts in zip(groups, texts, strict=True)]
     diversity = {"unique": utility.unique_fraction(texts), "distinct_2": utility.distinct_n([t for ts in texts for t in ts], 2)}
     if any(math.isnan(s) for row in scores for s in row):
         return diversity
