@@ -18,13 +18,14 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from advalign.errors import AdvalignError, ConfigError
 from advalign.functional import escaping
+from advalign.ranges import Range
 
 TRANSIENT = frozenset({408, 409, 425, 429, *range(500, 600)})
 """Statuses after which the same request may succeed."""
@@ -70,6 +71,30 @@ def read_key(name: str, path: str) -> SecretStr | None:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigError(f"{path}: the environment variable {name} does not hold a key, but characters that no header may have.")
     return SecretStr(key) if key else None
+
+
+@dataclass(frozen=True, eq=False)
+class Address(Range):
+    """The address of a server."""
+
+    words = "an address that begins with http:// or https://, without ? and #"
+
+    def check(self, value: Any, path: str) -> None:
+        check_url(value, path)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyName(Range):
+    """The name of the environment variable that holds a key; no sentence repeats what was given in its place."""
+
+    words = "the name of an environment variable in capitals"
+
+    def check(self, value: Any, path: str) -> None:
+        check_key_name(value, path)
+
+
+ServerAddress = Annotated[str, Address()]
+KeyVariable = Annotated[str, KeyName()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,4 +255,4 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return self.do_open(_SecureConnection, request, sockets=self._sockets)  # type: ignore[arg-type]
 
 
-__all__ = ["Client", "ServerError", "check_key_name", "check_url", "read_key"]
+__all__ = ["Client", "KeyVariable", "ServerAddress", "ServerError", "check_key_name", "check_url", "read_key"]

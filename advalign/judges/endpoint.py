@@ -8,14 +8,13 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 from pydantic import SecretStr
 
 from advalign.functional import escaping
-from advalign.http_client import Client, ServerError, check_key_name, check_url, read_key
+from advalign.http_client import Client, KeyVariable, ServerAddress, ServerError, read_key
 from advalign.interfaces import Judge, ScoreAnswers
-from advalign.ranges import AnyText, Count, Matches, Positive, Seed, Words
+from advalign.ranges import Count, Positive, Seed, Words
 from advalign.types import Example
 from advalign.types.messages import plain_text
 
@@ -42,13 +41,13 @@ class Endpoint(Judge):
     the key is in no message. After 3 answers in a row without a judgement, those of the next `seconds` are not asked about.
     """
 
-    url: Annotated[str, Matches(r"https?://.+", "an address that begins with http:// or https://")]
+    url: ServerAddress
     """Address of the API, with http:// or https://, up to /v1."""
     model: Words
     """Name of the model there."""
     question: Words = QUESTION
     """What the model is asked about the response; yes means violation."""
-    key: AnyText = "OPENAI_API_KEY"
+    key: KeyVariable = "OPENAI_API_KEY"
     """Environment variable that holds the key, in capitals; where it is not set, none is sent. Never the key itself."""
     seconds: Positive = 60.0
     """Time limit of one request, from the connection to the last byte."""
@@ -56,11 +55,6 @@ class Endpoint(Judge):
     """Requests per answer before it fails; one that was understood and refused (400, 401, 404, a redirect) is not repeated."""
     seed: Seed = 0
     """Seed of the marker."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_url(self.url, "judges.endpoint.url")
-        check_key_name(self.key, "judges.endpoint.key")
 
     def start(self) -> ScoreAnswers:
         key = read_key(self.key, "judges.endpoint.key")

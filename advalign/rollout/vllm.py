@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import torch
 
-from advalign import http_client
 from advalign.errors import BudgetError, ConfigError, RolloutError
+from advalign.http_client import ServerAddress
 from advalign.interfaces import RolloutEngine
 from advalign.models import Network
 from advalign.models.endings import StopRule
 from advalign.models.generation import warn_left_out
 from advalign.models.inference import batched_forward, batches_in_order
-from advalign.ranges import Matches, OneOf, PositiveBound, Words
+from advalign.ranges import OneOf, PositiveBound, Words
 from advalign.rollout._checks import check_finite
 from advalign.rollout._vllm_local import LocalBackend
 from advalign.rollout._vllm_server import ServerBackend
@@ -48,7 +48,7 @@ class VLLM(RolloutEngine):
     that weights did not arrive or that the two compute differently.
     """
 
-    url: Annotated[str, Matches(r"https?://.+", "an address that begins with http:// or https://")] | None = None
+    url: ServerAddress | None = None
     """Of a server. None: vLLM runs in this process."""
     folder: Words | None = None
     """A path for weights that this process and the server both see."""
@@ -65,8 +65,6 @@ class VLLM(RolloutEngine):
     def __post_init__(self) -> None:
         if self.url is None and self.folder is not None:
             raise ConfigError(f"rollout.folder: '{self.folder}' given, but without url nothing reads it; leave it out.")
-        if self.url is not None:
-            http_client.check_url(self.url, "rollout.url")
         if self.url is not None and self.folder is None:
             raise ConfigError("rollout.folder: none given; weights go to a server over a folder that both it and this process see.")
         if self.url is not None and self.options:

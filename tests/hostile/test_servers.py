@@ -267,7 +267,7 @@ def test_a_vllm_server_is_bounded_too(serve, tmp_path):
     ):
         with pytest.raises(RolloutError, match=f"^rollout.url: .*{words}"):
             ServerBackend(serve(act).url, tmp_path, 0.5)
-    with pytest.raises(ConfigError, match=r"^rollout\.url: "):
+    with pytest.raises(ConfigError, match=r"^rollout\.vllm\.url: "):
         VLLM(url="file:///etc/passwd", folder=str(tmp_path))
 
 
