@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 from advalign.errors import AdvalignError
 
-COMMAND = "from advalign import bounded; bounded.serve({function!r}, {seconds!r})"
+COMMAND = "import {module}; from advalign import bounded; bounded.serve({module}.{name}, {seconds!r})"
 MEMORY = 4 << 30
 """Bytes of address space of the process."""
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "subprocess.", "socket.", "shutil.")
@@ -88,7 +87,7 @@ class Worker:
             # In a session of its own: an interrupt from the keyboard is for the parent. It ends when its input does, so it never outlives
             # the parent.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND.format(function=self.function, seconds=self.seconds)],
+                [sys.executable, "-c", command(self.function, self.seconds)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
             )  # fmt: skip
             if self._read(self.process) != {"ready": True}:
@@ -113,6 +112,12 @@ class Worker:
             process.stdin.close()
 
 
+def command(function: str, seconds: float) -> str:
+    """The program of the process."""
+    module, _, name = function.rpartition(".")
+    return COMMAND.format(module=module, name=name, seconds=seconds)
+
+
 @functools.cache
 def worker(function: str, seconds: float, process: int) -> Worker:
     """One per function and limit; `process`: the asking one, so that one that was forked off starts its own."""
@@ -122,14 +127,12 @@ def worker(function: str, seconds: float, process: int) -> Worker:
 # ------------------------------------------------------------------------------------------------------- in the process
 
 
-def serve(function: str, seconds: float) -> None:
+def serve(replies: Callable[..., Iterable[Any]], seconds: float) -> None:
     """Reads questions and writes replies, one JSON value per line. A copy of the process answers, and another one where it was ended, so
     that what the function loads is loaded once."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the function prints is not a reply
-    module, _, name = function.rpartition(".")
-    replies = getattr(importlib.import_module(module), name)
-    prepare = vars(sys.modules[module]).get("prepare")
+    prepare = vars(sys.modules[replies.__module__]).get("prepare")
     if prepare is not None:
         prepare()
     _say(out, {"ready": True})

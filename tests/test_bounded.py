@@ -59,7 +59,7 @@ def test_an_interrupted_question_leaves_no_reply_for_the_next_one(worker, monkey
 
 
 def test_the_process_ends_when_its_input_does():
-    command = [sys.executable, "-c", bounded.COMMAND.format(function="advalign.bounded.matches", seconds=1.0)]
+    command = [sys.executable, "-c", bounded.command("advalign.bounded.matches", 1.0)]
     done = subprocess.run(command, input=json.dumps(["b+", 0, "search", "abb"]) + "\n", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
