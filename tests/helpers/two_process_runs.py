@@ -120,7 +120,7 @@ def note(folder: Path, name: str, trainer, history, texts) -> None:
     """What a process found, into files."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights(trainer), folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"log": history, "texts": texts}))
+    (folder / f"{name}.json").write_text(json.dumps({"log": list(history), "texts": texts}))
 
 
 # ---------------------------------------------------------------------------------- adversaries, three updates each
