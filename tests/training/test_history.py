@@ -1,6 +1,8 @@
 """The log that `Trainer.train` returns is read from a file: exact, and of no more memory however long the run."""
 
+import errno
 import gc
+import io
 import math
 import tracemalloc
 
@@ -34,6 +36,32 @@ def test_a_history_is_a_sequence_of_exact_numbers(size, tmp_path):
     assert list(tmp_path.iterdir()) == []  # its file has no name
     with pytest.raises(IndexError):
         history[6]
+
+
+@pytest.mark.parametrize("fails", ["file", "move", "write", "cut"])
+def test_what_a_full_disk_does_not_take_stays_in_memory(fails, monkeypatch, tmp_path):
+    """There is no file; or it takes nothing, the first lines alone, or half of a line."""
+
+    class Full(io.BytesIO):
+        room = {"file": 0, "move": 100, "write": IN_MEMORY + 1000, "cut": IN_MEMORY + 1500}[fails]
+
+        def write(self, content):
+            part = content[: max(self.room - self.tell(), 0)]
+            if len(part) < len(content) and fails != "cut":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(part)
+
+    def new(**options):
+        if fails == "file":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Full()
+
+    monkeypatch.setattr("tempfile.TemporaryFile", new)
+    history = History(tmp_path)
+    entries = [{"step": i, "text": "x" * (IN_MEMORY if i == 1 else 700)} for i in range(6)]
+    for number, entry in enumerate(entries, 1):
+        history.append(entry)
+        assert list(history) == entries[:number]
 
 
 class Growth(Callback):
