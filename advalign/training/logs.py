@@ -44,10 +44,13 @@ class RunLog:
             self._append(self.speed, json.dumps({"step": step, **speed}) + "\n")
             numbers = {**numbers, **{f"speed/{name}": value for name, value in speed.items()}}
         self._write(step, {k: v for k, v in numbers.items() if not k.startswith("speed/")})
-        if self._writer is not None:
-            for name, value in numbers.items():
+        try:
+            for name, value in numbers.items() if self._writer is not None else ():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(name, value, step)
+        except OSError as error:  # of the thread that writes, which has ended
+            self._writer = None
+            print(f"note: TensorBoard's files cannot be written ({error.strerror}); log.jsonl has the same numbers", file=sys.stderr)
 
     def _write(self, step: int, numbers: Mapping[str, Any]) -> None:
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in numbers.items()}
@@ -68,8 +71,11 @@ class RunLog:
 
     def close(self) -> None:
         """Writes what TensorBoard holds back. Raises StorageError for lines that still wait."""
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            print(f"note: TensorBoard's files lack their end ({error.strerror}); log.jsonl has the same numbers", file=sys.stderr)
         for path in list(self._waiting):
             self._append(path, "")
         for path, text in self._waiting.items():

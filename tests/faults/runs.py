@@ -223,15 +223,6 @@ class FillsReserve(FillsDisk):
         super().fill()
 
 
-class FillsAndFrees(FillsDisk):
-    """There is room again after step 5."""
-
-    def on_step(self, trainer, logs) -> None:
-        super().on_step(trainer, logs)
-        if trainer.step == 5:
-            self.file.unlink()
-
-
 class Waits(Callback):
     """Waits in step 3, until somebody has written a file beside the folder."""
 
@@ -246,4 +237,4 @@ class Waits(Callback):
                 time.sleep(0.01)
 
 
-CALLBACKS = {cls.__name__: cls for cls in (FillsDisk, FillsReserve, FillsAndFrees, Waits)}
+CALLBACKS = {cls.__name__: cls for cls in (FillsDisk, FillsReserve, Waits)}

@@ -5,8 +5,12 @@ import re
 
 import pytest
 from faults.processes import assert_same_run, free, only_all, run, small_disk
+from faults.runs import FillsDisk
 
+from advalign.errors import StorageError
+from advalign.metrics.run_log import read
 from advalign.training import checkpoint
+from advalign.training.logs import RunLog
 
 pytestmark = only_all
 
@@ -74,12 +78,28 @@ def test_without_the_reserve_the_models_go_elsewhere(disk, tmp_path, whole):
         assert (whole / "0" / "policy" / name).read_bytes() == open(f"{place[1]}/policy/{name}", "rb").read(), name  # noqa: SIM115
 
 
-def test_lines_of_the_log_wait_for_room(disk, tmp_path, whole):
-    code, note = failed(disk / "run", tmp_path / "errors", "FillsAndFrees", save_steps=6)
-    assert code == 0
-    assert note == f"note: {disk}/run/log.jsonl cannot be written (No space left on device); the run goes on, and its lines wait for room"
-    assert (disk / "run" / "log.jsonl").read_bytes() == (whole / "0" / "log.jsonl").read_bytes()
-    assert len((disk / "run" / "speed.jsonl").read_text().splitlines()) == 6
+@pytest.mark.parametrize("freed", [True, False])
+def test_lines_of_the_log_wait_for_room(disk, capsys, freed):
+    """They are whole, in order, and told of once; at the end those that still wait are an error."""
+    log, texts = RunLog(disk, 0), ["x" * 3000, "y" * 6000, "z" * 9000, "short"]
+    log.write(1, {"text": texts[0]}, {"seconds": 1.0})
+    FillsDisk(disk / "run").fill()
+    log.write(2, {"text": texts[1]}, {"seconds": 1.0})
+    log.write(3, {"text": texts[2]}, {"seconds": 1.0})
+    assert (disk / "log.jsonl").read_text().count("\n") == 1
+    assert capsys.readouterr().err == (
+        f"note: {disk}/log.jsonl cannot be written (No space left on device); the run goes on, and its lines wait for room\n"
+    )
+    if freed:
+        (disk / "filler").unlink()
+        log.write(4, {"text": texts[3]}, {"seconds": 1.0})
+        log.close()
+        assert [line["text"] for line in read(disk)] == texts
+    else:
+        with pytest.raises(
+            StorageError, match=r"log\.jsonl lacks its last 2 lines \(No space left on device\); all else of the run is saved"
+        ):
+            log.close()
 
 
 def test_a_run_whose_models_will_not_fit_is_refused_before_its_first_step(disk, tmp_path):
