@@ -31,13 +31,14 @@ DESCRIPTIVE = (
 )
 
 
-def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter and a trained head as peft writes them, and a base without a name. Returns what `attach` will compare."""
+def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """The adapter and a trained head as peft writes them, and a base without a name. Returns what `attach` will compare. `place`: where the
+    folder will be."""
     model = network.model
     if network.source is None:
         adapters.without_adapter(model).save_pretrained(folder / ADAPTER_BASE)
         (folder / ADAPTER_BASE / FACTS).write_text(json.dumps(facts, indent=1))
-    export(network, folder)
+    export(network, folder, place)
     # With it the folder would be a whole model to transformers; the base has its own.
     (folder / MODEL_CONFIG).unlink(missing_ok=True)
     (folder / CLASSIFIER_HEAD).unlink(missing_ok=True)
@@ -47,14 +48,14 @@ def save(network: NetworkBase, folder: Path, facts: Mapping[str, Any]) -> dict[s
     return labels | ({} if quantised else {adapters.FINGERPRINT: adapters.fingerprint(network).hex()})
 
 
-def export(network: NetworkBase, folder: Path) -> None:
-    """The adapter and a trained head as peft writes them, and nothing else."""
+def export(network: NetworkBase, folder: Path, place: Path | None = None) -> None:
+    """The adapter and a trained head as peft writes them, and nothing else. `place`: where the folder will be, if it is moved."""
     model, peft = network.model, adapters.import_peft()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in architecture.lora_config(model).to_dict().items()}
     config["target_modules"] = _short_names(network, config["target_modules"])
     heads = _heads(network)
     modules = [*(config.get("modules_to_save") or ()), *_head_modules(network, heads)]
-    base = network.source or str((folder / ADAPTER_BASE).resolve())
+    base = network.source or str(((place or folder) / ADAPTER_BASE).resolve())
     config |= {"base_model_name_or_path": base, "revision": network.revision, "inference_mode": True, "modules_to_save": modules or None}
     config |= {"task_type": TASKS.get(network.head, "FEATURE_EXTRACTION")}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

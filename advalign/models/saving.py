@@ -14,15 +14,16 @@ from advalign.models.base import NetworkBase
 from advalign.models.folders import FACTS, saved_facts
 
 
-def save(network: NetworkBase, path: Path, *, merged: bool) -> None:
-    """The whole model, or the adapter alone where there is one (then peft reads it too), unless it is to be `merged`."""
+def save(network: NetworkBase, path: Path, *, merged: bool, place: Path | None = None) -> None:
+    """The whole model, or the adapter alone where there is one (then peft reads it too), unless it is to be `merged`. `place`: where the
+    folder will be, if it is moved."""
     check_exportable(network)
     if merged:
         _check_mergeable(network)
     path.mkdir(parents=True, exist_ok=True)
     facts = network.facts
     if adapters.has_adapter(network.model) and not merged:
-        facts |= adapter_files.save(network, path, facts)
+        facts |= adapter_files.save(network, path, facts, place or path)
     else:
         adapter_files.remove_files(path)
         (adapters.merge_adapter(network.model) if merged else network.model).save_pretrained(path)

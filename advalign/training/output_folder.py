@@ -23,7 +23,7 @@ from advalign.durable import reserve
 from advalign.engine.learner import LearnerRuntime
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError, StorageError
-from advalign.models import Network
+from advalign.models import Network, saving
 from advalign.models.adapters import has_adapter
 from advalign.models.folders import FACTS, holds_model
 from advalign.run_folder import locked
@@ -194,4 +194,4 @@ def export(network: Network | None, folder: Path) -> None:
     assert network is not None
     checkpoint.check_finite({f"learner.{folder.name}": network}, f"{folder} was not written")
     with durable.replacing(folder, SETTING) as partial_folder:
-        network.save_pretrained(partial_folder)
+        saving.save(network, partial_folder, merged=False, place=folder)

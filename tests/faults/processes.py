@@ -64,7 +64,9 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert sorted(files[0]) == sorted(files[1])
     assert any(name.endswith("tokenizer.json") for name in files[0])
     for name, file in files[0].items():
-        assert file.read_bytes() == files[1][name].read_bytes(), name
+        # But for the folder, which the configuration of an adapter names.
+        before, after = (path.read_bytes().replace(str(folder).encode(), b"") for path, folder in ((file, first), (files[1][name], second)))
+        assert before == after, name
     for path in checkpoint.list_checkpoints(first):
         checkpoint.check_whole(second / path.name)
         assert_equal(checkpoint.read_state(path), checkpoint.read_state(second / path.name))

@@ -1,5 +1,6 @@
 """The folder of a run: one run at a time, and none is given up unless it was said."""
 
+import json
 import os
 import shutil
 
@@ -131,6 +132,22 @@ def test_a_run_holds_its_folder_while_it_trains_and_lets_go_after(tmp_path):
     assert Looks.refused == 2
     with locked(tmp_path, "test"):
         pass
+
+
+def test_an_adapter_names_the_base_beside_it_where_it_ends_up(tmp_path):
+    """It is written under another name, and peft reads the base from the path that its configuration holds."""
+    trainer = run(tmp_path / "run", steps=1)
+    lora = {"r": 2, "target_modules": ["c_attn"]}
+    trainer = Trainer(
+        learners={"policy": policy(options={"lora": lora})},
+        sources=trainer.config["sources"],
+        objectives=trainer.config["objectives"],
+        args=trainer.args,
+    )
+    trainer.train(progress=False)
+    folder = tmp_path / "run" / "policy"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder / "base")
+    assert (folder / "base" / "model.safetensors").is_file()
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_is_named(folder, tmp_path):
