@@ -8,6 +8,7 @@ from helpers.glossary import ENTRIES, PAGE, ROOT, SLOTS, unknown
 from helpers.objectives import TABLE, build, outputs
 
 from advalign import config, plugins
+from advalign.training.metric_names import stage_metrics
 
 # Sources with every option that logs, all kinds of rows, an attacked term and one learner of each head.
 RUN = """
@@ -81,6 +82,12 @@ def test_every_logged_name_is_in_the_glossary(run):
     logged, names = run
     assert len(logged) > 120
     assert unknown(logged, names) == []
+
+
+def test_every_logged_name_was_expected_from_the_configuration(run):
+    trainer = config.trainer(yaml.safe_load(RUN))
+    metrics = stage_metrics(trainer.run_spec, trainer.run_spec.stages[0], trainer.evaluations, trainer.args)
+    assert [name for name in run[0] - {"step", "stage"} if not metrics.may_hold(name)] == []
 
 
 def test_a_name_that_is_not_there_is_found_out(run):

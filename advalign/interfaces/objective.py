@@ -34,6 +34,8 @@ class Objective(Checked, ABC, Generic[RowsRead], section="objectives"):
     annotations: ClassVar[frozenset[str]] = frozenset()
     """Columns that it reads and that are computed once per draw: old_logprobs, old_entropy, ref_logprobs, values, anchor; or before every
     update: current_logprobs."""
+    metric_names: ClassVar[frozenset[str] | None] = None
+    """Metrics that `losses` may report, so that a run that waits for another one is refused; None: not known before the first step."""
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset()
     """Metrics, by what stands before their first slash, that a step logs of rows before it has trained on them: of the first of several
     `updates` and `epochs` alone."""

@@ -92,10 +92,18 @@ class Source(Checked, ABC, section="sources"):
     draws_before_updates: ClassVar[bool] = False
     """Drawn before the first learner is updated, because a learner samples for it or it attacks one."""
 
+    occasional_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics, as patterns (`accuracy/*`), that some draws leave out; any other that is missing in a draw is taken for a wrong name."""
+
     @property
     def depends_on(self) -> tuple[str, ...]:
         """Names of sources that are started, and draw, before it. Here: those that its fields name (`advalign.names.SourceName`)."""
         return names_of(self, SOURCES)
+
+    @property
+    def replays(self) -> tuple[str, ...]:
+        """Names of sources that objectives must have read, in this step or before, for it to have rows."""
+        return ()
 
     @property
     def samples_with(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,8 @@ class AnswerObjective(PairObjective):
     """Weight of log1mp of the answer that is to become unlikely."""
     cutoff: Annotated[float, Interval(high=0, high_open=True, unbounded=True)] = -5.0
     """Log-probability below which a token of that answer has no gradient."""
+
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"log1mp/chosen", "log1mp/rejected", "nll/chosen", "nll/rejected"})
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

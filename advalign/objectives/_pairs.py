@@ -13,6 +13,10 @@ from advalign.functional import preference, weights
 from advalign.interfaces import Objective
 from advalign.types import Losses, Outputs, PairRows, Rows, Weights
 
+REWARDS = frozenset({"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"})
+REPORTED = REWARDS | {"logps/chosen", "logps/rejected"}
+"""Names of the metrics of `PairObjective.report`, without and with log-probabilities."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairObjective(Objective[PairRows]):

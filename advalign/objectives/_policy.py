@@ -54,6 +54,9 @@ class PolicyObjective(Objective[RolloutRows]):
     correction: Correction | None = None
     """Weights for the gap between sampler and trainer; the count stays that of all tokens."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset(
+        {"approx_kl", "clip_fraction", "clip_ratio/high_mean", "clip_ratio/low_mean", "ratio", "ratio_variance"}
+    )
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"old_logprobs"})
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advalign.functional import preference
 from advalign.functional.logprobs import zero_off_target
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import Interval, Positive
 from advalign.types import Losses, Outputs, PairRows
 
@@ -32,6 +32,7 @@ class CAPO(PairObjective):
     cutoff: Annotated[float, Interval(high=0, high_open=True, unbounded=True)] = -5.0
     """Log-probability at which rejected tokens are cut; -.inf: not at all."""
 
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED | {"cut/rejected"}
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:

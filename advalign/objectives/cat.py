@@ -8,7 +8,7 @@ released code cuts the mean of a batch, and jumps by slope * c at the cutoff, wh
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from advalign.functional.adversarial import leaky
 from advalign.objectives._pairs import PairObjective
@@ -32,6 +32,8 @@ class CAT(PairObjective):
     """Cross-entropy below which the chosen answer is likely enough."""
     slope: NonNegative = 0.001
     """What is left of the gradient beyond a cutoff."""
+
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"cut/chosen", "cut/rejected", "nll/chosen", "nll/rejected"})
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

@@ -42,6 +42,7 @@ class CircuitBreaker(Objective[DemoRows]):
     where: Annotated[str, OneOf(PLACES, "region")] = "all"
     """Tokens that count: all real ones, as in the released code, prompt or response."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"cosine"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows,)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ __all__ = ["Classify"]
 class Classify(Objective[LabelRows]):
     """-log softmax(z)_y of labelled rows."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"accuracy"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     @property

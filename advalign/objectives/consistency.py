@@ -40,6 +40,7 @@ class Consistency(Objective[LabelRows | DemoRows | RolloutRows]):
     """Whether `against` gets no gradient. Off, as in SMART and TRADES; a frozen copy never gets one."""
 
     is_divergence: ClassVar[bool] = True
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"agreement", "divergence"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows, DemoRows, RolloutRows)
 
     def __post_init__(self) -> None:

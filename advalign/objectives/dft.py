@@ -25,6 +25,7 @@ class DFT(Objective[DemoRows | RolloutRows]):
     weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"nll", "probability"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
 
     @property

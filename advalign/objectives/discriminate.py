@@ -60,6 +60,9 @@ class Discriminate(Objective[LabelRows]):
     kind_weights: Mapping[str, NonNegative] = field(default_factory=dict)
     """{kind of row: its weight}, such as {"generated": 0.5}; 1 for kinds that are not named."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset(
+        {"accuracy", *(f"accuracy/{name}" for name in LabelRows.KINDS), "margin", "saturation", "score/real", "score/other"}
+    )
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "margin", "saturation", "score"})
 

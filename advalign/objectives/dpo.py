@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import Positive, number
 from advalign.types import Losses, Outputs, PairRows
 
@@ -29,6 +29,7 @@ class DPO(PairObjective):
     flip_rate: Annotated[float, number(0, 0.5, below=True)] = 0.0
     """e of robust DPO (arXiv:2403.00409): ((1 - e) l(d) - e l(-d)) / (1 - 2 e), an unbiased estimate of the loss of the true labels."""
 
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def __post_init__(self) -> None:

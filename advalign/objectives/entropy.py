@@ -22,6 +22,7 @@ class Entropy(Objective[RolloutRows | DemoRows]):
     weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"entropy"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows, DemoRows)
 
     @property

@@ -45,6 +45,7 @@ class GradientPenalty(Objective[LabelRows]):
     every: Count = 16
     """k: active in every k-th step, with k times its loss."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"input_gradient_norm"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
@@ -23,6 +23,7 @@ class Hinge(PairObjective):
     beta: Positive = 0.1
     """Scale of the margin: pairs with beta d above 1 have no gradient."""
 
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
@@ -25,6 +25,7 @@ class IPO(PairObjective):
     normalize: bool = False
     """Whether d is the mean over tokens, as in TRL; the target is then reached per token, and beta means something else."""
 
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:

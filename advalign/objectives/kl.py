@@ -33,6 +33,7 @@ class KL(Objective[RolloutRows]):
     importance: bool = False
     """Multiply by r = p / p_old, with gradient."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"k1", "k3"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs"})
 

@@ -29,6 +29,9 @@ class KTO(Objective[FeedbackRows]):
     undesirable_weight: Positive = 1.0
     """lambda_U."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset(
+        {"kl", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"}
+    )
     row_types: ClassVar[tuple[type[Rows], ...]] = (FeedbackRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"ref_logprobs", "anchor"})
 

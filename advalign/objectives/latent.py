@@ -48,6 +48,9 @@ class Latent(PairObjective):
     critic: Annotated[str, replace(COPY, when=("role", "generate"))] = "critic"
     """For generate: the frozen copy that follows the discriminator (`ema: 0.0`)."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset(
+        {"accuracy", "accuracy/real", "distance", "score/other", "score/policy", "score/real"}
+    )
     first_pass_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "score"})
 
     def __post_init__(self) -> None:

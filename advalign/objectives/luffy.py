@@ -8,6 +8,7 @@ rows) and, as there, the weights are a sum over the constant `length` where it i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -33,6 +34,8 @@ class LUFFY(PolicyObjective):
     """Of the policy shaping of demonstrations. None: f(p) = p."""
     clip: PositiveBound | None = None
     """How far the ratio of sampled rows may move from 1. None: not clipped, as in the published script."""
+
+    metric_names: ClassVar[frozenset[str] | None] = (PolicyObjective.metric_names or frozenset()) | {"offpolicy_ratio"}
 
     def target(self, rows: RolloutRows) -> Bool[Tensor, "B T"]:
         return rows.tokens.target

@@ -29,6 +29,7 @@ class MART(Objective[LabelRows]):
     weight: NonNegative = 5.0
     """Of the divergence: the paper's lambda."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"accuracy", "boosted", "divergence"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (LabelRows,)
 
     def __post_init__(self) -> None:

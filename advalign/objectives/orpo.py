@@ -8,9 +8,10 @@ lambda m, as in TRL.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import Positive
 from advalign.types import Losses, Outputs, PairRows
 
@@ -23,6 +24,8 @@ class ORPO(PairObjective):
 
     odds_weight: Positive = 0.1
     """lambda: weight of the odds-ratio summand."""
+
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED | {"log_odds_chosen", "nll"}
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

@@ -7,11 +7,12 @@ where it has none (arXiv:2307.09288, eq. 2). c = `centre` keeps the level of the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.errors import ConfigError
 from advalign.functional import preference
 from advalign.names import LearnerName
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REWARDS, PairObjective
 from advalign.ranges import NonNegative
 from advalign.types import Losses, Outputs, PairRows
 
@@ -26,6 +27,8 @@ class RewardModel(PairObjective):
     """Name of the reward model."""
     centre: NonNegative = 0.01
     """c; 0.01 is the value public code recommends."""
+
+    metric_names: ClassVar[frozenset[str] | None] = REWARDS
 
     @property
     def reads(self) -> Mapping[str, frozenset[str]]:

@@ -24,6 +24,7 @@ class SFT(Objective[DemoRows | RolloutRows]):
     weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every demonstration does."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"nll"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (DemoRows, RolloutRows)
 
     @property

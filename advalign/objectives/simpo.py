@@ -7,9 +7,10 @@ Differences: none. Logged log-probabilities are means per token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from advalign.functional import preference
-from advalign.objectives._pairs import PairObjective
+from advalign.objectives._pairs import REPORTED, PairObjective
 from advalign.ranges import NonNegative, Positive
 from advalign.types import Losses, Outputs, PairRows
 
@@ -24,6 +25,8 @@ class SimPO(PairObjective):
     """Scale of the reward, per token."""
     gamma: NonNegative = 1.0
     """Margin, in units of the scaled reward."""
+
+    metric_names: ClassVar[frozenset[str] | None] = REPORTED
 
     def losses(self, rows: PairRows, views: Mapping[str, Outputs]) -> Losses:
         means = self.logps(rows, views, normalize=True)

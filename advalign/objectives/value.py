@@ -32,6 +32,7 @@ class Value(Objective[RolloutRows]):
     weighting: weights.Weighting = "token"
     """token: every target token of the update counts the same; sequence: every row does."""
 
+    metric_names: ClassVar[frozenset[str] | None] = frozenset({"clip_fraction", "error", "value"})
     row_types: ClassVar[tuple[type[Rows], ...]] = (RolloutRows,)
     annotations: ClassVar[frozenset[str]] = frozenset({"values"})
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from advalign.bounded import PATTERNS_SECONDS, Allowance, Pattern
 from advalign.checked import Checked
@@ -76,6 +76,8 @@ class PlayedGame(Sampled, RolloutSource):
     """Answers to each attacked prompt."""
     answer_sampling: Sampling = field(default_factory=Sampling)
     """How the defender samples."""
+
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("rewards/*", "completions/mean_terminated_length", "attack_*", "accuracy/*")
 
     def smaller(self) -> Source:
         return shrunk(self, batch_size=2, group_size=2, answers=2)

@@ -31,6 +31,7 @@ class LearnerSource(Source):
     learner: SamplerName = "policy"
     """Learner (or frozen copy) that samples."""
 
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("rewards/*", "completions/mean_terminated_length", "sampling/*", "curriculum/*")
     draws_before_updates: ClassVar[bool] = True
 
     @property

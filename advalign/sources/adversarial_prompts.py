@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from advalign import data as loading
 from advalign.errors import ConfigError, RewardError
@@ -57,6 +57,14 @@ class AdversarialPrompts(Sampled, RolloutSource):
     """failure, regret or learnability."""
     clean: ProperFraction = 0.0
     """Fraction of the prompts that stay as they are."""
+
+    occasional_metrics: ClassVar[tuple[str, ...]] = (
+        "rewards/*",
+        "completions/mean_terminated_length",
+        "accuracy/*",
+        "probed/*",
+        "attack_success",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

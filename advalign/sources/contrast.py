@@ -69,6 +69,7 @@ class Contrast(LengthMatched, Generated):
     """A policy; log p(text | prompt) under it, at the temperature at which `sampled` samples, is subtracted from every score (AIRL,
     arXiv:1710.11248, where D = f - log pi)."""
 
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("length_matched",)
     row_type: ClassVar[type[Rows]] = LabelRows
 
     @property

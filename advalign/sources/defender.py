@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -41,6 +41,8 @@ class Defender(RolloutSource):
     clean: ProperFraction = 0.0
     """Fraction of the prompts that carry no attack, beside those whose attack was not allowed; without them a defender may forget its
     task."""
+
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("rewards/*", "completions/mean_terminated_length", "attack_*", "accuracy/*", "invalid")
 
     @property
     def reward_parts(self) -> Sequence[Reward]:

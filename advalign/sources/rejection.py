@@ -40,6 +40,7 @@ class Rejection(Sampled):
     collect: Count = 16
     """Prompts per collection, answered `group_size` times."""
 
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("rewards/*", "completions/*", "kept_reward")
     row_type: ClassVar[type[Rows]] = DemoRows
 
     def smaller(self) -> Source:

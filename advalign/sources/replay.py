@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from advalign.errors import ConfigError
 from advalign.interfaces import Context, SourceRuntime
@@ -38,6 +38,12 @@ class Replay(RolloutSource):
     """Leave out groups whose sampler is more than so many updates of `learner` behind. None: no bound."""
     include_current: bool = False
     """Add the current draw to the choice, and make it where nothing else reads `source`."""
+
+    occasional_metrics: ClassVar[tuple[str, ...]] = ("*",)
+
+    @property
+    def replays(self) -> tuple[str, ...]:
+        return () if self.include_current else (self.source,)
 
     @property
     def draw_size(self) -> int:

@@ -156,6 +156,8 @@ def _losses(case: _Case) -> None:
         require(bool(g.isfinite().all()), plugin, f"the gradient with respect to '{name}' of view '{view}' is not finite.")
     moved = any(float(g.abs().sum()) > 0 for (view, _), g in gradients.items() if view == plugin.view)
     require(moved, plugin, f"no output of its own view '{plugin.view}' gets a gradient, so nothing trains and no adversary can climb.")
+    unnamed = sorted(losses.metrics.keys() - (losses.metrics.keys() if plugin.metric_names is None else plugin.metric_names))
+    require(not unnamed, plugin, f"metrics {', '.join(unnamed)} are not among its metric_names, so a run that waits for them is refused.")
     for name, metric in losses.metrics.items():
         pair = isinstance(metric, tuple) and len(metric) == 2 and all(isinstance(x, Tensor) for x in metric)
         require(pair, plugin, f"metric '{name}' is not a pair (values, weights) of tensors; averages are taken over the whole update.")

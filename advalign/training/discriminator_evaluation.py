@@ -73,6 +73,14 @@ class DiscriminatorEvaluation(Checked, section="evaluations"):
                 "evaluations: a probe tells real from generated rows of two halves; give a sampler and a number of 4 or more."
             )
 
+    @property
+    def metric_names(self) -> frozenset[str]:
+        """What it may log."""
+        by_kind = ("accuracy", "auc", "pair_accuracy")
+        names = {*by_kind, "ece", "margin", "saturation", "corr_length", "corr_length/generated"}
+        names |= {f"{name}/{kind}" for name in by_kind for kind in KINDS}
+        return frozenset(names | ({"probe/accuracy", "probe/train_accuracy"} if self.probe is not None else set()))
+
 
 def evaluate_discriminator(
     evaluation: DiscriminatorEvaluation, network: Network, rollout_engine: RolloutEngine, budget: int, context: RunContext

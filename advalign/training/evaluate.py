@@ -62,6 +62,16 @@ class Evaluation(Checked, section="evaluations"):
     self_bleu: Natural = 0
     """Largest order of Self-BLEU (needs advalign[diversity]); 0: none."""
 
+    @property
+    def metric_names(self) -> frozenset[str]:
+        """What it may log; `accuracy` and what follows from it where answers can be verified."""
+        counts = utility.powers_of_two(self.samples)
+        lengths = {f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio")}
+        names = {"accuracy", "unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu", "entropy", "nll", *lengths}
+        names |= {f"pass@{k}" for k in counts} | {f"maj@{k}" for k in counts if k > 1}
+        names |= {f"best_of@{k}/accuracy" for k in counts if self.verifier is not None}
+        return frozenset(names | {f"entropy/token_{1 << i}" for i in range(self.sampling.max_new_tokens.bit_length())})
+
 
 EVALUATIONS = {"answers": Evaluation, "discriminator": DiscriminatorEvaluation}
 """{kind: class} of the entries of `evaluations`; without a kind: answers."""

@@ -11,8 +11,10 @@ from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
 from advalign.models.specification import HEADS
 from advalign.run_folder import check_name
+from advalign.training.metric_names import check_metrics
+from advalign.training.run_meaning import check_meaning
 from advalign.training.run_names import check_names
-from advalign.training.run_spec import REFERENCE, RunSpec
+from advalign.training.run_spec import REFERENCE, RunSpec, TrainingArguments
 from advalign.types import RolloutRows
 
 FILE_NAMES = re.compile(r"checkpoint-\d+|tensorboard|run\.json|log\.jsonl|speed\.jsonl", re.IGNORECASE)
@@ -25,8 +27,10 @@ HEAD_OF = {
 """{output: the head that gives it}"""
 
 
-def check(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str]) -> None:
-    """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}."""
+def check(
+    spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str], args: TrainingArguments, *, callbacks: bool = False
+) -> None:
+    """Raises ConfigError for a run that cannot work. `heads`: {learner: the head of its network}; `callbacks`: there are some."""
     for name, head in heads.items():
         if head not in HEADS:
             raise unknown(f"learners.{name}.head", "head", head, HEADS)
@@ -40,6 +44,8 @@ def check(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[str, str
         _check_source(spec, name, source, heads)
     for stage in spec.stages:
         spec.step_plan(stage, strongest=True)
+    check_metrics(spec, evaluations, args, callbacks=callbacks)
+    check_meaning(spec)
 
 
 def _check_file_names(section: str, names: Iterable[str]) -> None:

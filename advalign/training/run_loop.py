@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from advalign.training.history import History
 from advalign.training.interruption import Interruption
 from advalign.training.logs import ProgressBar, RunLog
+from advalign.training.metric_names import MetricWatch
 from advalign.training.output_folder import OutputFolder
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def run(trainer: Trainer, output: OutputFolder | None, progress: bool) -> Sequen
     """The remaining steps of a started trainer; returns the log. `output`: None, nothing is written."""
     history = History(output.path if output is not None and trainer.processes.is_main else None)
     log, first = None, trainer.step
+    watch = MetricWatch.of(trainer.run_spec, trainer.evaluations, trainer.args)
     bar = ProgressBar(trainer.total_steps, first, "", enabled=progress and trainer.processes.is_main)
     with bar, Interruption(trainer.processes, enabled=output is not None) as interruption:
         if output is not None and not trainer.args.save_steps:
@@ -25,6 +27,7 @@ def run(trainer: Trainer, output: OutputFolder | None, progress: bool) -> Sequen
         while not trainer.timeline.finished(trainer.step):
             stage = trainer.stage
             logs = trainer.logged_step(stage)
+            watch.observe(logs)
             history.append({"step": trainer.step, **logs})
             if output is not None and trainer.step == first + 1:
                 log = _open_log(trainer, output, first)
@@ -35,6 +38,7 @@ def run(trainer: Trainer, output: OutputFolder | None, progress: bool) -> Sequen
                 callback.on_step(trainer, logs)
             if output is not None:
                 _save_if_due(trainer, output, interruption)
+        watch.end()
         if output is not None:
             log = _open_log(trainer, output, first) if trainer.step == first else log
             _end(trainer, output, log, interruption)

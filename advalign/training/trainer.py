@@ -27,6 +27,7 @@ from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.output_folder import OutputFolder, export
 from advalign.training.references import references_of, with_references
 from advalign.training.run_description import describe
+from advalign.training.run_meaning import notes_on_meaning
 from advalign.training.run_spec import Frozen, RunSpec, StepPlan, TrainingArguments, learners_of, ordered
 from advalign.training.run_state import RunState
 from advalign.training.schedule import Follow, Gate, Ramp, Stage, Timeline
@@ -84,7 +85,7 @@ class Trainer:
         learners = self.config["learners"]
         load_order(learners, self.prebuilt_networks)
         heads = {name: self.prebuilt_networks.get(name, learner).head for name, learner in learners.items()}
-        run_checks.check(self.run_spec, self.evaluations, heads)
+        run_checks.check(self.run_spec, self.evaluations, heads, self.args, callbacks=bool(self.callbacks))
         self.critics = critics_of(self.run_spec, heads)
         evaluate.check(self.evaluations)
 
@@ -121,7 +122,7 @@ class Trainer:
 
     def notes(self) -> list[str]:
         """What is allowed and yet probably not meant: in the configuration and, once models are loaded, in their sizes."""
-        sentences = run_checks.notes(self.run_spec)
+        sentences = run_checks.notes(self.run_spec) + notes_on_meaning(self.run_spec)
         evaluated = {name: (evaluation.data, evaluation.split) for name, evaluation in self.evaluations.items()}
         sentences += run_checks.notes_on_shared_data(self.config["sources"], evaluated)
         if self._started and self.args.distributed == "fsdp" and self.processes.world_size == 1:

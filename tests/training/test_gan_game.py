@@ -87,8 +87,8 @@ def test_a_stage_ends_on_an_evaluation():
     trainer = imitation(
         stages=stages,
         evaluations={"held": Evaluation(data="task:constraints", number=2, sampling=SHORT)},
+        args=TrainingArguments(eval_steps=3),
     )
-    trainer.args = TrainingArguments(eval_steps=3)
     history = trainer.train(progress=False)
     assert [row["stage"] for row in history] == ["a", "a", "a", "b"]  # evaluated after step 3, which ended the stage
     assert "held/nll" in history[2]
