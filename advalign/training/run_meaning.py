@@ -32,7 +32,8 @@ def check_meaning(spec: RunSpec) -> None:
 def notes_on_meaning(spec: RunSpec) -> list[str]:
     """What is allowed and yet has no effect, or another one than it may seem."""
     active = {name for stage in spec.stages for name in (stage.objectives or spec.config["objectives"])}
-    sentences = [f"objectives.{name}: no stage activates it." for name in spec.config["objectives"] if name not in active]
+    idle = [name for name in spec.config["objectives"] if name not in active]
+    sentences = [f"objectives: no stage activates {', '.join(idle)}."] if idle else []
     for path, schedule in spec.schedules.items():
         stages = [stage for stage in spec.stages if schedule.stage in (None, stage.name)]
         sentences += _note_on_ramp(path, schedule, stages) if isinstance(schedule, Ramp) else []

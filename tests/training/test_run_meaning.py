@@ -104,7 +104,7 @@ def test_notes_on_ramps_objectives_and_bounds_that_have_no_effect():
     long = Ramp(start=0.0, end=1.0, steps=21, stage="a")
     trainer = imitation(stages=stages, objectives=objectives, schedules={"objectives.imitate.coef": long}, sources={"chat": chat()})
     assert trainer.notes() == [
-        "objectives.spare: no stage activates it.",
+        "objectives: no stage activates spare.",
         "schedules.objectives.imitate.coef: it takes 21 steps, and stage 'a' has 10, so its last value is 0.45.",
         "stages.a.until.after: 20 steps given, and the stage has 10, so its length decides.",
     ]
