@@ -9,15 +9,19 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import inspect
 import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from advalign import quick
 from advalign.errors import ConfigError, excerpt, unknown
 from advalign.ranges import Range
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LISTS = (list, tuple, collections.abc.Sequence, set, frozenset, collections.abc.Set)
 MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -33,10 +37,10 @@ def check(annotation: Any, value: Any, path: str, *, from_text: bool = False) ->
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        try:
+        if _is_number(arguments[0]):
+            value = _number(annotation, value, path, from_text)
+        else:
             value = check(arguments[0], value, path, from_text=from_text)
-        except WrongType as error:
-            raise (_wrong(annotation, value, path) if _is_number(arguments[0]) else error) from None
         return in_range(annotation, value, path)
     if origin in (typing.Union, types.UnionType):
         return _one_of(arguments, value, path, from_text)
@@ -46,10 +50,14 @@ def check(annotation: Any, value: Any, path: str, *, from_text: bool = False) ->
         return value
     if origin in LISTS:
         return _list(origin, arguments, value, path, from_text)
+    if origin is collections.abc.Iterable and isinstance(value, str | bytes | Mapping):
+        raise _wrong(annotation, value, path)
     if origin in MAPPINGS:
         if not isinstance(value, Mapping):
             raise _wrong(annotation, value, path)
         key, entry = arguments
+        if entry is Any and all(isinstance(k, str) for k in value):
+            return value
         keys = [str(k) if from_text and isinstance(k, int | float) else check(key, k, path) for k in value]
         return {k: check(entry, v, f"{path}.{k}", from_text=from_text) for k, v in zip(keys, value.values(), strict=True)}
     return _plain(annotation if origin is None else origin, value, path, from_text)
@@ -78,7 +86,7 @@ def words(annotation: Any) -> str:
     if annotation in simple:
         return simple[annotation]
     base = annotation if origin is None else origin
-    if base in LISTS:
+    if base in (*LISTS, collections.abc.Iterable):
         return f"a list{_each(arguments[:1])}"
     if base in MAPPINGS:
         return f"a mapping of names{_each(arguments[1:])}"
@@ -101,12 +109,13 @@ class Checked:
     """
 
     _field_hints: ClassVar[Mapping[str, Any] | None] = None
+    _field_tests: ClassVar[Mapping[str, Any] | None] = None
     _section: ClassVar[str] = ""
 
     def __init_subclass__(cls, *, section: str = "", **arguments: Any) -> None:
         """`section`: of a configuration, where instances of this class and of those derived from it are named."""
         super().__init_subclass__(**arguments)
-        cls._field_hints, cls._section = None, section or cls._section
+        cls._field_hints, cls._field_tests, cls._section = None, None, section or cls._section
         if (after := cls.__dict__.get("__post_init__")) is not None:
 
             @functools.wraps(after)
@@ -120,14 +129,45 @@ class Checked:
         check_fields(self)
 
 
+def arguments(prefix: str = "") -> Callable[[Function], Function]:
+    """A decorator: the arguments of a public function are checked by their annotations. `prefix` stands before their names in errors."""
+
+    def decorate(function: Function) -> Function:
+        signature, hints = inspect.signature(function), functools.cache(lambda: typing.get_type_hints(function, include_extras=True))
+
+        @functools.wraps(function)
+        def call(*positional: Any, **named: Any) -> Any:
+            bound = signature.bind(*positional, **named)
+            for name, value in bound.arguments.items():
+                if name in hints() and signature.parameters[name].kind not in VARIADIC:
+                    bound.arguments[name] = check(hints()[name], value, f"{prefix}{name}")
+            return function(*bound.args, **bound.kwargs)
+
+        return typing.cast(Function, call)
+
+    return decorate
+
+
 def check_fields(instance: Any) -> None:
     """Every field of a dataclass against its annotation; what is converted is put back."""
     cls = type(instance)
-    for field, hint in fields(cls).items():
-        value = getattr(instance, field)
+    values = vars(instance)
+    for field, (hint, holds) in _compiled(cls).items():
+        value = values[field]
+        if holds(value):
+            continue
         checked = check(hint, value, f"{_path(cls)}.{field}")
         if checked is not value:
             object.__setattr__(instance, field, checked)
+
+
+def _compiled(cls: type) -> Mapping[str, tuple[Any, Callable[[Any], bool]]]:
+    """{field: (its annotation, its quick test)} of a dataclass, made once."""
+    compiled = cls.__dict__.get("_field_tests")
+    if compiled is None:
+        compiled = {name: (hint, quick.test(hint)) for name, hint in fields(cls).items()}
+        cls._field_tests = compiled  # type: ignore[attr-defined]
+    return compiled
 
 
 def _path(cls: type) -> str:
@@ -172,7 +212,7 @@ def _list(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, from_t
         raise WrongType(f"{path}: {shown(value)} given; a list is expected.")
     if origin in (set, frozenset, collections.abc.Set):
         return frozenset(check(arguments[0], entry, path, from_text=from_text) for entry in value)
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple) or (arguments[0] is Any and origin is not tuple):
         return value
     if origin is tuple and arguments[-1:] != (...,):
         if len(value) != len(arguments):
@@ -188,8 +228,11 @@ def _plain(kind: Any, value: Any, path: str, from_text: bool) -> Any:
     """A value of a type that holds no others."""
     if kind is Any or kind is object or isinstance(kind, typing.TypeVar):
         return value
-    if kind is int or kind is float:
-        return _number(kind, value, path, from_text)
+    if _is_number(kind):
+        value = _number(kind, value, path, from_text)
+        if kind is float and not math.isfinite(value):
+            raise ConfigError(f"{path}: {value} given; a finite number is expected.")
+        return value
     if kind is collections.abc.Callable:
         kind = Callable
     try:
@@ -201,15 +244,16 @@ def _plain(kind: Any, value: Any, path: str, from_text: bool) -> Any:
     return value
 
 
-def _number(kind: type, value: Any, path: str, from_text: bool) -> Any:
-    """A whole number or a finite one; from text also `1e-3` and, for whole numbers, `10.0`."""
+def _number(annotation: Any, value: Any, path: str, from_text: bool) -> Any:
+    """A whole number or any other, before its range; from text also `1e-3` and, for whole numbers, `10.0`."""
+    kind: type = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
     if from_text and isinstance(value, str):
         value = _read(value)
     if from_text and kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     abstract = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, abstract):
-        raise _wrong(kind, value, path)
+        raise _wrong(annotation, value, path)
     try:
         return kind(value)
     except OverflowError:

@@ -14,6 +14,7 @@ from typing import Any
 
 from advalign import builder, imports, interfaces, interpolation, yaml_files
 from advalign import overrides as overriding
+from advalign.checked import arguments
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, NotImported, unknown
 from advalign.names import SettingPath
@@ -43,6 +44,7 @@ SHOWN = (str, int, float)
 """Types of the values that an outline shows."""
 
 
+@arguments("config.read: ")
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with dotted overrides (`objectives.robust.coef=0.3`) applied; plain dictionaries and lists."""
     document = yaml_files.read(path, f"a configuration is a mapping of {', '.join(SECTIONS)}")
@@ -63,6 +65,7 @@ def _check_null(values: Mapping[str, Any], document: yaml_files.Document) -> Non
                 raise ConfigError(f"{document.where(name, entry)}: {name}.{entry} is empty; give it fields, or leave it out.")
 
 
+@arguments("config.trainer: ")
 def trainer(config: Mapping[str, Any], *, smoke: bool = False, **options: Any) -> Trainer:
     """The trainer that a configuration describes, with `smoke` as small as it can be; `options` go to `Trainer` (callbacks, networks)."""
     objects = sections(config)
@@ -72,6 +75,7 @@ def trainer(config: Mapping[str, Any], *, smoke: bool = False, **options: Any) -
     return Trainer(**(smaller(objects) if smoke else objects), **options)
 
 
+@arguments("config.sections: ")
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """{section: objects}. Raises ConfigError for unknown sections, kinds, fields and values."""
     objects: dict[str, Any] = {}

@@ -4,13 +4,12 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import pytest
 
-import advalign.testing
-from advalign import builder, checked, data, names, plugins
+from advalign import Trainer, builder, checked, config, names, plugins
 from advalign.advantages import Group
 from advalign.adversaries import PGD, Synonyms
 from advalign.attacks import GCG
@@ -19,10 +18,12 @@ from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.interfaces import Advantage, Adversary, Attack, Judge, Objective, Reward, RolloutEngine, Source, Task
 from advalign.judges import RefusalJudge
+from advalign.models import load
 from advalign.objectives import SFT
-from advalign.ranges import Distinct, Interval, Length, Matches, OneOf, Range, Text
+from advalign.ranges import Count, Distinct, Interval, Length, Matches, OneOf, Range, Text
 from advalign.rewards import Length as LengthReward
-from advalign.types import Sampling, ThreatModel
+from advalign.targets import AnsweringClassifier
+from advalign.types import Conversation, Example, Message, Sampling, ThreatModel
 
 PLUGINS = {f"{group}.{kind}": plugins.resolve(group, kind) for group in plugins.GROUPS for kind in plugins.kinds(group)}
 OTHERS = {cls.__name__: cls for cls in (*options(), *sections(), *suites(), ThreatModel, Sampling) if cls not in PLUGINS.values()}
@@ -214,4 +215,47 @@ def test_the_list_of_classes_is_that_of_the_package():
     assert set(builder.GROUP_OF) == groups
     assert len(PLUGINS) > 100
     assert {"Learner", "TrainingArguments", "Suite", "Budget", "Sampling", "Stage", "Gate", "Ramp", "Follow"} <= set(OTHERS)
-    assert isinstance(advalign.testing, type(data))
+
+
+# ------------------------------------------------------------------------------------------------- public functions
+
+
+@checked.arguments("lend: ")
+def lend(number: Count, names: Iterable[str] = (), options: Mapping[str, Any] | None = None, **rest: Any) -> Any:
+    return number, names, options, rest
+
+
+def test_arguments_of_functions_are_checked_by_their_annotations():
+    assert lend(2, ["a"], more=[]) == (2, ["a"], None, {"more": []})
+    for wrong, sentence in (
+        ((0,), r"^lend: number: 0 given; a whole number of at least 1 is expected\.$"),
+        ((1, "abc"), r"^lend: names: 'abc' given; a list \(a text each\) is expected\.$"),
+        ((1, (), 3), r"^lend: options: 3 given; a mapping of names or null is expected\.$"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            lend(*wrong)
+    with pytest.raises(TypeError, match="number"):
+        lend()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: load(3), r"^load: model: 3 given; a text is expected"),
+        (lambda: load("scratch:tiny", texts="abc"), r"^load: texts: 'abc' given"),
+        (lambda: load("scratch:tiny", max_length=0), r"^load: max_length: 0 given"),
+        (lambda: Trainer(sources={"s": 3}, objectives={}, model="m"), r"^sources\.s: 3 given; a Source is expected\.$"),
+        (lambda: Trainer(sources={}, objectives={"o": SFT}, model="m"), r"^objectives\.o: .* given; an Objective is expected\.$"),
+        (lambda: Trainer(sources={}, objectives={}, model="m", args={"seed": 1}), r"^args: .* given; a TrainingArguments or null is"),
+        (lambda: config.sections(None), r"^config\.sections: config: None given; a mapping of names is expected\.$"),
+        (lambda: config.read(3), r"^config\.read: path: 3 given"),
+        (lambda: AnsweringClassifier(3), r"^AnsweringClassifier: function: 3 given; a function is expected\.$"),
+        (lambda: Message("", "text"), r"^Message\.role: '' given"),
+        (lambda: Conversation(()), r"^Conversation\.messages: \(\) given; at least 1 entry"),
+        (lambda: Example(prompt=3), r"^Example\.prompt: 3 given; a text or a Conversation is expected\.$"),
+        (lambda: Example(prompt="p", label=True), r"^Example\.label: True given"),
+    ],
+)
+def test_public_functions_and_containers_refuse_other_types(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()

@@ -14,7 +14,9 @@ from advalign import plugins
 PACKAGE = Path(plugins.__file__).parent
 
 LAYERS = {
-    **dict.fromkeys(("functional", "types", "errors", "ranges", "checked", "names", "run_folder", "durable", "http_client", "bounded"), 0),
+    **dict.fromkeys(
+        ("functional", "types", "errors", "ranges", "quick", "checked", "names", "run_folder", "durable", "http_client", "bounded"), 0
+    ),
     **dict.fromkeys(("imports", "interfaces", "plugins", "builder", "overrides", "yaml_files", "interpolation", "models", "data"), 1),
     **dict.fromkeys(plugins.GROUPS, 2),
     **dict.fromkeys(("engine", "targets", "metrics"), 3),

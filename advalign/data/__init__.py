@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from advalign import builder
+from advalign.checked import arguments
 from advalign.data import columns as _columns
 from advalign.data import labels as _labels
 from advalign.data import references as _references
@@ -54,6 +55,7 @@ class Streamed:
     """Names of the classes of its labels, by index."""
 
 
+@arguments("data.examples: ")
 def examples(
     ref: Reference,
     columns: Mapping[str, str] | None = None,
@@ -74,6 +76,7 @@ def examples(
     return [_columns.example(row, mapping, location) for location, row in rows]
 
 
+@arguments("data.streamed: ")
 def streamed(
     ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train", class_names: Sequence[str] | None = None
 ) -> Streamed | None:
@@ -108,6 +111,7 @@ def streamed(
     return Streamed(read=read, class_names=() if classes is None else classes.names)
 
 
+@arguments("data.labelled: ")
 def labelled(
     ref: Reference,
     columns: Mapping[str, str] | None = None,
@@ -145,6 +149,7 @@ def labelled(
     return [_whole(e) for e in examples], classes.names
 
 
+@arguments("data.rows: ")
 def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """The same, as mappings under their own column names. A task's rows are prompt, answer, id and the items of its `meta`."""
     spec = _references.specify(ref, split)
@@ -153,6 +158,7 @@ def rows(ref: Reference, split: str = "train", limit: int | None = None, seed: i
     return [row for _, row in _references.sampled(_references.table_of(spec), spec, limit, seed)]
 
 
+@arguments("data.demonstrations: ")
 def demonstrations(
     ref: Reference,
     columns: Mapping[str, str] | None = None,
@@ -205,6 +211,7 @@ def same_rows(first: Reference, first_split: str, second: Reference, second_spli
     return f"{specs[0]['hub']}, split '{specs[0]['split']}'" if same else None
 
 
+@arguments("data.texts: ")
 def texts(ref: Reference, columns: Mapping[str, str] | None = None, split: str = "train") -> list[str]:
     """Texts to build a tokenizer from: a task's vocabulary, or every prompt, pair, answer and response of a file; of
     messages, their roles and contents."""

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from advalign.checked import arguments
 from advalign.errors import ConfigError
 from advalign.models import (
     adapter_files,
@@ -37,6 +38,7 @@ from advalign.models.specification import (
     DTYPES,
     ENCODER_OPTIONS,
     OPTIONS,
+    DType,
     ModelSpec,
     chat_template_text,
     check_dtype,
@@ -45,16 +47,18 @@ from advalign.models.specification import (
     dropout_rate,
     head_options,
 )
+from advalign.ranges import AnyText, Count, Words
 
 
+@arguments("load: ")
 def load(
-    model: str,
+    model: Words,
     *,
     head: str | None = None,
     tokenizer: Any = None,
-    texts: Iterable[str] = (),
-    max_length: int | None = None,
-    dtype: str = "float32",
+    texts: Iterable[AnyText] = (),
+    max_length: Count | None = None,
+    dtype: DType = "float32",
     options: Mapping[str, Any] | None = None,
 ) -> Network:
     """A network with its encoder. `texts` is what a tokenizer from scratch is built from.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.checked import arguments
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.targets.cache import AnswerCache, Row
@@ -23,6 +24,7 @@ class BlackBoxModel(ABC):
     device = torch.device("cpu")
     """Several processes may share it."""
 
+    @arguments("AnsweringGenerator: ")
     def __init__(self, function: Callable[..., Any], *, name: str | None = None) -> None:
         """`name` tells two of them apart in a folder of results; default: the dotted path of the function."""
         self.function = function
@@ -44,6 +46,7 @@ class AnsweringClassifier(BlackBoxModel):
 
     head = "classifier"
 
+    @arguments("AnsweringClassifier: ")
     def __init__(self, function: Callable[..., Any], *, name: str | None = None, class_names: Sequence[str] = ()) -> None:
         """`class_names`: of its classes, by index, where data or reports name them."""
         super().__init__(function, name=name)

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.utils import logging as hf_logging
 
+from advalign.checked import arguments
 from advalign.engine.learner import Learner, LearnerRuntime
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError, located
@@ -38,6 +39,7 @@ from advalign.training.throughput import Meter
 class Trainer:
     """A run. `model` is short for one learner named "policy"; its other fields are then the defaults of `Learner`."""
 
+    @arguments()
     def __init__(
         self,
         *,

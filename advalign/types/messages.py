@@ -6,9 +6,11 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
+from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
+from advalign.ranges import Length, OneOf, Words
 
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of messages; `Tokens.roles` holds their numbers."""
@@ -21,10 +23,10 @@ ATTACKED_TURNS = ("user", "tool", "system")
 
 
 @dataclass(frozen=True)
-class Message:
+class Message(Checked):
     """One message of a conversation."""
 
-    role: str
+    role: Words
     """system, user, assistant or tool, or another name that the chat template knows."""
     content: str | None = None
     """Its text; None: none, as of an assistant that only calls tools."""
@@ -49,16 +51,16 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Conversation(Checked):
     """A prompt of messages. With an assistant's message at its end, the response continues that message."""
 
-    messages: tuple[Message, ...]
+    messages: Annotated[tuple[Message, ...], Length()]
     """In order; at least one."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the tools that the assistant may call."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the chat template for this conversation, such as enable_thinking."""
-    attacked_turn: str = "user"
+    attacked_turn: Annotated[str, OneOf(ATTACKED_TURNS, "role")] = "user"
     """Role of the messages of which an attack rewrites the last: user, or tool or system where they are what an attacker writes."""
 
     def __hash__(self) -> int:

@@ -22,7 +22,7 @@ from advalign.types.messages import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class Example(Checked):
     """One prompt to respond to, or one text to classify."""
 
     prompt: Prompt

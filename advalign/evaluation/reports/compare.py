@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from advalign.checked import arguments
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.report import Report
 from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
@@ -49,6 +50,7 @@ class Comparison:
         return next(r for r in self.rows if r["under"] == under)
 
 
+@arguments("compare: ")
 def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names: tuple[str, str] = ("first", "second")) -> Comparison:
     """Compare the results of two runs of one suite."""
     a, b = _table(first), _table(second)
@@ -66,6 +68,7 @@ def results(first: Sequence[AttackResult], second: Sequence[AttackResult], names
     return Comparison(names=names, rows=[_row(name, left, right, asked) for name, left, right in pairs])
 
 
+@arguments("compare: ")
 def folders(first: str | Path, second: str | Path) -> Comparison:
     """Compare two folders that `advalign eval --output` wrote."""
     names = (Path(first).name, Path(second).name)
