@@ -67,8 +67,9 @@ test: $(READY)  ## the tests, on two processes
 test-faults: export OMP_NUM_THREADS := 1
 test-faults: export HF_HUB_OFFLINE := 1
 test-faults: export ADVALIGN_MOMENTS := 100
-test-faults: $(READY)  ## runs that are killed at 100 moments, full disks, signals, damaged files, two runs in one folder
-	$(BIN)/python -m pytest tests/faults
+test-faults: export ADVALIGN_HOSTILE := all
+test-faults: $(READY)  ## runs that are killed at 100 moments, full disks, signals, damaged files, two runs in one folder; hostile contents, in a browser (Debian: apt-get install chromium-headless-shell)
+	$(BIN)/python -m pytest tests/faults tests/hostile tests/test_bounded.py tests/functional/test_escaping.py
 
 test-models: export OMP_NUM_THREADS := 1
 test-models: export HF_HUB_OFFLINE := 1

@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ import typer
 from advalign import errors
 from advalign.cli.console import complain
 from advalign.errors import AdvalignError, Interrupted
+from advalign.functional.escaping import terminal
 
 MISTAKE, FAULT = 2, 1
 DEBUG = "--debug"
@@ -39,7 +42,7 @@ def run(app: Callable[..., Any], arguments: Sequence[str]) -> int:
     debug = DEBUG in arguments[:end]
     rest = [argument for argument in arguments[:end] if argument != DEBUG] + list(arguments[end:])
     try:
-        with sigterm_raises():
+        with sigterm_raises(), streams_take_text():
             code = app(args=rest, prog_name="advalign", standalone_mode=False)
             return _interrupted() if code == 128 + signal.SIGINT else int(code or 0)
     except SystemExit as error:
@@ -48,10 +51,28 @@ def run(app: Callable[..., Any], arguments: Sequence[str]) -> int:
         return _interrupted()
     except BaseException as error:
         if debug:
-            traceback.print_exception(error)
+            sys.stderr.write(terminal("".join(traceback.format_exception(error))))
         sentence, code = explain(error)
         complain(sentence)
         return code
+
+
+@contextmanager
+def streams_take_text() -> Iterator[None]:
+    """What a terminal's encoding lacks is printed as its code, and what a warning says of data or a model is shown, not obeyed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    before = warnings.formatwarning
+
+    def shown(*arguments: Any, **options: Any) -> str:
+        return terminal(before(*arguments, **options))
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager
