@@ -28,7 +28,7 @@ def read(reference: str, path: str) -> Lexicon:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: '{file}' cannot be read as JSON ({error}).") from error
     except _FormatError as error:
-        raise ConfigError(f"{path}: in '{file}' {error}; it takes a JSON object of word: [substitutes].") from None
+        raise ConfigError(f"{path}: in '{file}' {error}; it takes a JSON object of word: [substitutes].") from error
 
 
 class _FormatError(Exception):

@@ -36,7 +36,7 @@ class Rule(Judge):
                 try:
                     re.compile(phrase)
                 except re.error as error:
-                    raise ConfigError(f"judges.rule.{name}: '{phrase}' is not a regular expression ({error}).") from None
+                    raise ConfigError(f"judges.rule.{name}: '{phrase}' is not a regular expression ({error}).") from error
         if not (self.must or self.must_not or self.column):
             raise ConfigError("judges.rule: no must, must_not or column given; a rule needs at least one of them.")
 

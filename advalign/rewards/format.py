@@ -31,7 +31,7 @@ class Format(Reward):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ConfigError(f"rewards.format.pattern: '{self.pattern}' is not a regular expression ({error}).") from None
+            raise ConfigError(f"rewards.format.pattern: '{self.pattern}' is not a regular expression ({error}).") from error
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         own, given = re.compile(THINK_ANSWER), Pattern(pattern=self.pattern)

@@ -21,7 +21,7 @@ from torch import nn
 from advalign import durable
 from advalign.engine.optimizer import trained_parameters
 from advalign.engine.process_group import ProcessGroup
-from advalign.errors import ConfigError, NonFiniteError, StorageError
+from advalign.errors import ConfigError, NonFiniteError, StorageError, excerpt
 from advalign.models import sharding
 from advalign.training import sharded_checkpoint
 from advalign.training.run_description import check_same
@@ -158,7 +158,12 @@ def _offer(checkpoints: list[Path]) -> str:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The `state` of a checkpoint."""
-    return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    file = path / "state.pt"
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # its reader raises whatever it meets
+        reason = f"{type(error).__name__}: {excerpt(error)}"
+        raise ConfigError(f"resume: {file} is not tensors, numbers and texts alone ({reason}); go on from another checkpoint.") from error
 
 
 def read_network(path: Path, name: str, network: nn.Module) -> None:
