@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from advalign.checked import Checked
 from advalign.interfaces.context import Context
 from advalign.ranges import Finite
-from advalign.types import RolloutGroup
+from advalign.types import Example, RolloutGroup
 
 Scores = Sequence[float | Sequence[float]]
 """One entry per rollout: a number, nan to abstain, or one number per response id."""
@@ -58,6 +58,10 @@ class Reward(Checked, ABC, section="rewards"):
     def scoring_learner(self) -> str | None:
         """The learner (or frozen copy) with head `score` that gives this reward, if one does."""
         return None
+
+    def check(self, examples: Sequence[Example], path: str) -> None:
+        """Refuses, before the first step, examples that it cannot score: a column or a reference answer that none of them has. `path`: of
+        the reward in the configuration. Here: it can score any."""
 
     @abstractmethod
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Scores]:

@@ -72,6 +72,10 @@ class SourceRuntime(ABC, Generic[Item]):
     def rows(self, items: Sequence[Item], encoder: Encoder) -> Rows:
         """Rows of some items, tokenised by a learner's encoder, in the container that the source declares as `row_type`."""
 
+    def check_rows(self, encoder: Encoder) -> None:
+        """Refuses, before the first step, rows that a learner with this encoder could not take: too long, or not for its chat template.
+        Called for the learner that samples and for every one that reads the source. Here: nothing is known before a draw."""
+
     def sample(self, number: int, rng: random.Random) -> list[Item]:
         """`number` items for another source, without advancing this one."""
         raise ConfigError(f"{type(self).__name__}: other sources cannot take examples from it; name a source over a list, such as demos.")

@@ -6,7 +6,7 @@ A trained head is one of the `modules_to_save` of such a folder, and the experts
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from advalign.checked import check
 from advalign.errors import ConfigError
 from advalign.models import adapters, architecture, loading_arguments, pretrained
 from advalign.models.base import NetworkBase
 from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, MODEL_CONFIG, adapter_config, model_folder, saved_facts, saved_head
+from advalign.ranges import Count, Fraction, Positive
 
 WEIGHTS, CLASSIFIER_HEAD = "adapter_model.safetensors", "classifier_head.safetensors"
 PREFIX = "base_model.model."  # of every name in peft's files
 TASKS = {"policy": "CAUSAL_LM", "classifier": "SEQ_CLS"}  # of a score or value: FEATURE_EXTRACTION
+FIELD_TYPES: dict[str, Any] = {
+    "r": Count,
+    "lora_alpha": Positive,
+    "lora_dropout": Fraction,
+    "target_modules": str | Sequence[str],
+    "modules_to_save": Sequence[str],
+    "rank_pattern": Mapping[str, int],
+    "alpha_pattern": Mapping[str, float],
+    "revision": str,
+}
+"""{field of an adapter's configuration: what its value is}"""
 # Fields of an adapter's configuration that say nothing about what it computes.
 DESCRIPTIVE = (
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version", "peft_type"),
@@ -134,6 +147,9 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     """Raises ConfigError for an adapter that computes what this library does not."""
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"model: the adapter in {folder} is of peft_type {config.get('peft_type')}; LORA is supported.")
+    for name, annotation in FIELD_TYPES.items():
+        if config.get(name) is not None:
+            check(annotation, config[name], f"model: {folder / ADAPTER_CONFIG}: {name}")
     defaults = adapters.import_peft().LoraConfig()
     allowed = (*adapters.FIELDS, *DESCRIPTIVE)
     for field in dataclass_fields(defaults):

@@ -52,7 +52,7 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
     try:
         config = peft.LoraConfig(fan_in_fan_out=transposed, **{**lora, OWN_COPY: copies or None})
         peft.inject_adapter_in_model(config, network.model)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of patterns and of peft
         raise ConfigError(f"model.options.lora: {' '.join(str(error).split()).rstrip('.')}.") from error
     _free_head(network)
     for name, parameter in network.model.named_parameters():

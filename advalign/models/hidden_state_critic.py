@@ -113,7 +113,7 @@ def _check(spec: ModelSpec, path: str) -> None:
 def _sizes(model: str, path: str) -> dict[str, int]:
     """The sizes that `latent:<learner>?hidden_size=...` names, and the default of the others."""
     sizes = dict(SIZES)
-    for name, value in parse_qsl(model.partition("?")[2]):
+    for name, value in parse_qsl(model.partition("?")[2], keep_blank_values=True):
         if name not in sizes:
             raise unknown(f"{path}.model", "option of latent:", name, sizes)
         if not value.isdecimal() or int(value) < 1:

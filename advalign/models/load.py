@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from advalign.checked import arguments
-from advalign.errors import ConfigError
+from advalign.errors import AdvalignError, ConfigError
 from advalign.models import (
     adapter_files,
     adapters,
@@ -44,6 +44,7 @@ from advalign.models.specification import (
     check_dtype,
     check_head,
     check_options,
+    check_tokenizer,
     dropout_rate,
     head_options,
 )
@@ -69,6 +70,7 @@ def load(
     """
     options = dict(options or {})
     check_options(options, OPTIONS)
+    check_tokenizer(tokenizer)
     check_dtype(dtype)
     if head is not None:
         check_head(head)
@@ -146,15 +148,18 @@ def _sentences(model: str, folder: Path | None) -> Iterator[None]:
     """Turns the errors of transformers for a model that it cannot load into one sentence."""
     try:
         yield
-    except ConfigError:
+    except AdvalignError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers, tokenizers, peft and safetensors raise errors of many classes
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             raise ConfigError(
                 f"model: '{model}' brings code of its own, which is never run; give a model whose architecture transformers has."
             ) from error
         no_model = folder is not None and not (folder / "config.json").is_file()
-        reason = "the folder holds no config.json, so it is not a model" if no_model else " ".join(str(error).split()).partition(". ")[0]
+        text = " ".join(str(error).split()).partition(". ")[0]
+        if not text or not isinstance(error, OSError | ValueError | ImportError | RuntimeError | SafetensorError):
+            text = f"{type(error).__name__}: {text}".rstrip(": ")
+        reason = "the folder holds no config.json, so it is not a model" if no_model else text
         raise ConfigError(
             f"model: '{model}' cannot be loaded: {reason.rstrip('.')}; give a model's folder, a hub id or scratch:<preset>."
         ) from error
@@ -222,7 +227,7 @@ def _from_source(
         body = cast_parameters(pretrained.auto_class(spec.head).from_config(config, trust_remote_code=False), dtype)
     own = {"revision": given["revision"]} if given and "revision" in given else {}
     chosen, arguments = (spec.tokenizer, {}) if isinstance(spec.tokenizer, str) else (source, own)
-    tokenizer = AutoTokenizer.from_pretrained(chosen, trust_remote_code=False, **arguments)
+    tokenizer = _read_tokenizer(chosen, **arguments)
     if new and architecture.pad_id(config) is None:  # without it, no batch has a last token
         body.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # What reads hidden states has a body of its own, but the rows of the network it reads.
@@ -230,9 +235,21 @@ def _from_source(
     return body, tokenizer, both_ways, new
 
 
+def _read_tokenizer(name: str, **arguments: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments)
+    except Exception as error:  # tokenizers and transformers raise errors of many classes
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"model: the tokenizer of '{name}' cannot be loaded ({type(error).__name__}: {reason}); give a complete folder, or a tokenizer."
+        ) from error
+
+
 def _scratch_tokenizer(tokenizer: Any, texts: Iterable[str], bidirectional: bool) -> Any:
     if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        return _read_tokenizer(tokenizer)
     if not isinstance(tokenizer, Mapping):
         raise ConfigError("tokenizer: a model from scratch needs {kind: words|characters|bpe, data: ...} or a tokenizer id.")
     size = int(tokenizer.get("size", 4096))

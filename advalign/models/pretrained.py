@@ -137,6 +137,11 @@ def check_classes(model: str, network: NetworkBase, *, asked: str | None) -> Non
             f"model: '{model}' holds {describe(config)} with {kind} (problem_type {problem}), and a classifier is trained and attacked "
             "with one of several classes per text; give a model with problem_type single_label_classification."
         )
+    names = list(config.id2label.values())
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(
+            f"model: '{model}' calls {names.count(twice[0])} of its classes '{twice[0]}' (id2label); names tell classes apart."
+        )
     if number == 1 and asked == "classifier":
         raise one_number(f"'{model}' holds {describe(config)} with one number per text")
 

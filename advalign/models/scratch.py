@@ -57,7 +57,7 @@ def build_config(preset: str, vocabulary: int, max_length: int) -> Any:
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu_pytorch_tanh"}
     if kind in ("llama", "qwen3_moe"):
         options |= {"tie_word_embeddings": True, "num_key_value_heads": options["num_attention_heads"]}
-    for key, value in parse_qsl(query):
+    for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in options and not architecture.has_option(AutoConfig.for_model(kind), key):
             raise unknown("model", f"option of scratch:{name}", key, options)
         options[key] = _parse(value)

@@ -46,6 +46,8 @@ OPTIONS: Mapping[str, Any] = {
     "quantization_config": Any,
 }
 """{option: what it may hold, besides null}"""
+TOKENIZER_TYPES: dict[str, Any] = {"kind": Words, "data": Any, "size": Count}
+"""{field of a tokenizer from scratch: what its value is}"""
 # What a learner may set on the base of another one.
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", "truncation", *HEAD_OPTIONS)
 
@@ -84,6 +86,18 @@ def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
             check(OPTIONS[name], value, f"model.options.{name}")
     if options.get("lora") and "r" in options["lora"]:
         check(Count, options["lora"]["r"], "model.options.lora.r")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises ConfigError unless it is a name, a mapping that describes one from scratch, or None."""
+    if tokenizer is None or isinstance(tokenizer, str):
+        return
+    if not isinstance(tokenizer, Mapping):
+        raise ConfigError(f"tokenizer: {tokenizer!r} given; a tokenizer's id or {{kind: words|characters|bpe, data: ...}} is expected.")
+    for name, value in tokenizer.items():
+        if name not in TOKENIZER_TYPES:
+            raise unknown("tokenizer", "field", str(name), TOKENIZER_TYPES)
+        check(TOKENIZER_TYPES[name], value, f"tokenizer.{name}", from_text=True)
 
 
 def chat_template_text(value: Any) -> str | None:

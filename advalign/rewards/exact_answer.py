@@ -10,6 +10,7 @@ from advalign.functional.answers import decided, final_answer, final_formula, ma
 from advalign.interfaces import Context, Reward
 from advalign.ranges import NonNegative, OneOf
 from advalign.rewards import _symbolic
+from advalign.rewards._answers import check_answers
 from advalign.types import Example, RolloutGroup
 
 ENGINES = ("auto", "numeric", "math_verify")
@@ -30,6 +31,9 @@ class ExactAnswer(Reward):
     installed)."""
     tolerance: NonNegative = 1e-6
     """Relative, between numbers."""
+
+    def check(self, examples: Sequence[Example], path: str) -> None:
+        check_answers(examples, path)
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         installed = _symbolic.installed()

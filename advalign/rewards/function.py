@@ -27,6 +27,8 @@ HANDED = imports.Handed(
     ),
     may_be_async=True,
 )
+GIVEN = frozenset("prompts completions completion_ids answer label pair id trainer_state log_metric log_extra".split())
+"""Arguments that a reward function is given beside the columns of the data."""
 MESSAGES = re.compile(r"\b(dict|Dict|Mapping|Message|ChatMessage)\b")
 
 
@@ -50,8 +52,19 @@ class Function(Reward):
             raise ConfigError(f"rewards.function.fn: '{self.fn}' is not a dotted path such as my_lab.rewards.brevity.")
         imports.check_function(self.fn, "rewards.function.fn", HANDED)
 
+    def check(self, examples: Sequence[Example], path: str) -> None:
+        function = self._function()
+        columns = {str(key) for example in examples for key in (*example.meta, *example.row) if key not in RESERVED}
+        for key in _required(function):
+            if key not in columns | GIVEN:
+                name = self.fn if isinstance(self.fn, str) else _name(function)
+                raise unknown(f"{path}: '{name}' requires '{key}'; data", "column", key, columns | GIVEN)
+
+    def _function(self) -> Callable[..., Any]:
+        return imports.function(self.fn, "rewards.function.fn", HANDED) if isinstance(self.fn, str) else self.fn
+
     def start(self, context: Context) -> Scorer:
-        function = imports.function(self.fn, "rewards.function.fn", HANDED) if isinstance(self.fn, str) else self.fn
+        function = self._function()
         return _FunctionScorer(function, self.fn if isinstance(self.fn, str) else _name(function), context)
 
 
@@ -83,8 +96,8 @@ class _FunctionScorer(Scorer):
 
     def _require(self, arguments: Mapping[str, Any]) -> None:
         """Raises ConfigError for a required argument that is not a column of the data."""
-        for key, parameter in (self.parameters or {}).items():
-            if parameter.default is parameter.empty and key not in arguments and key != _VARIADIC:
+        for key in _required(self.function):
+            if key not in arguments:
                 raise unknown(f"rewards.function: '{self.name}' requires '{key}'; data", "column", key, arguments)
 
     def _asks_for_messages(self, argument: str) -> bool:
@@ -140,6 +153,13 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
     except (TypeError, ValueError):
         return None
     return {_VARIADIC if p.kind is p.VAR_KEYWORD else p.name: p for p in parameters if p.kind is not p.VAR_POSITIONAL}
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Arguments that a function cannot do without."""
+    parameters = _parameters(function) or {}
+    named = {key: p for key, p in parameters.items() if key != _VARIADIC and p.kind is not p.POSITIONAL_ONLY}
+    return [key for key, parameter in named.items() if parameter.default is parameter.empty]
 
 
 def prompt_messages(example: Example) -> list[dict[str, Any]] | None:

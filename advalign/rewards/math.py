@@ -9,6 +9,7 @@ from advalign.functional.answers import decided, final_formula, marked, same
 from advalign.interfaces import Context, Reward
 from advalign.ranges import Positive
 from advalign.rewards import _symbolic
+from advalign.rewards._answers import check_answers
 from advalign.types import Example, RolloutGroup
 
 TOLERANCE = 1e-6  # relative, between plain numbers, as in `exact_answer`
@@ -26,6 +27,9 @@ class Math(Reward):
 
     seconds: Positive = 2.0
     """Processor time of one comparison; an answer whose comparison takes longer is wrong."""
+
+    def check(self, examples: Sequence[Example], path: str) -> None:
+        check_answers(examples, path, verifiers=False)
 
     def start(self, context: Context) -> Callable[[Sequence[RolloutGroup]], Sequence[float]]:
         if not _symbolic.installed():

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from advalign.errors import RewardError
+from advalign.errors import RewardError, located
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source, shrunk
+from advalign.models.row_bounds import doubtful
 from advalign.names import SamplerName
 from advalign.ranges import Count, Length
 from advalign.sources._scoring import are_equal, sample_std, total_reward
@@ -19,9 +20,6 @@ from advalign.types import Example, RolloutGroup, RolloutRows, Rows, Sampling
 
 if TYPE_CHECKING:
     from advalign.models.encode import Encoder
-
-
-NUM_MEASURED = 256  # prompts of a source that are tokenised before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +84,17 @@ class Sampled(LearnerSource):
         return self.batch_size
 
 
-def warn_of_short_rows(encoder: Encoder, examples: Sequence[Example], sampling: Sampling, path: str) -> None:
-    """Says that responses will be cut by `max_length` where the first prompts leave less room than `max_new_tokens`."""
-    if encoder.truncation.mode == "left" or not examples:
+def check_prompts(encoder: Encoder, examples: Sequence[Example], sampling: Sampling, path: str) -> None:
+    """Refuses, before the first step, a prompt that leaves no room for a response or that the chat template refuses, and says that
+    responses will be cut by `max_length` where prompts leave less room than `max_new_tokens`."""
+    if encoder.truncation.mode == "left":
         return
-    longest = max(len(ids) for ids in encoder.prompts([example.prompt for example in examples[:NUM_MEASURED]]))
+    longest = 0
+    for example in doubtful(encoder, examples, sampling.max_new_tokens):
+        with located(f"{path}: {example.described}"):
+            length = len(encoder.prompt(example.prompt))
+            encoder.truncation.rollout(length, 0)
+        longest = max(longest, length)
     if longest + sampling.max_new_tokens > encoder.max_length:
         warnings.warn(
             f"{path}: prompts of up to {longest} tokens and sampling.max_new_tokens {sampling.max_new_tokens} do not fit in "

@@ -11,14 +11,17 @@ import torch
 from advalign.errors import RewardError
 from advalign.interfaces import Context, Reward, Scorer, Scores
 from advalign.plugins import kind_of
-from advalign.types import Rollout, RolloutGroup
+from advalign.types import Example, Rollout, RolloutGroup
 
 LARGEST = torch.finfo(torch.float32).max
 """Of a reward times its weight: rows hold them in float32."""
 
 
-def start_scorers(rewards: Sequence[Reward], context: Context) -> list[Scorer]:
-    """One scorer per reward. Several processes divide the groups among them, unless a reward scores the whole draw."""
+def start_scorers(rewards: Sequence[Reward], context: Context, examples: Sequence[Example], path: str) -> list[Scorer]:
+    """One scorer per reward. Several processes divide the groups among them, unless a reward scores the whole draw. `examples`: what they
+    will score responses to, which every reward checks; empty: not known before it is drawn. `path`: of the source."""
+    for number, reward in enumerate(rewards if examples else ()):
+        reward.check(examples, f"{path}.rewards.{number}")
     scorers = [(reward, as_scorer(reward.start(context))) for reward in rewards]
     return [s if reward.scores_whole_draw else _DistributedScorer(s, context.map_across_ranks) for reward, s in scorers]
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from advalign import data as loading
-from advalign.errors import BudgetError, ConfigError
+from advalign.errors import BudgetError, ConfigError, located
 from advalign.interfaces import Context, Source, SourceRuntime, Task
+from advalign.models.row_bounds import doubtful
 from advalign.ranges import Count, Seed, Words
 from advalign.types import Example, Rows
 
@@ -145,6 +146,10 @@ class ListSource(Source):
     def build(self, items: Sequence[Example], encoder: Encoder) -> Rows:
         """Rows of completed examples."""
 
+    def may_refuse(self, encoder: Encoder) -> bool:
+        """Whether `build` may refuse an example that is too long for this encoder, rather than cut it."""
+        return encoder.truncation.mode != "left"
+
     def rng(self, index: int) -> random.Random:
         """The stream of the choices about example `index`."""
         return random.Random(f"{self.seed}/{index}")
@@ -176,6 +181,11 @@ class ListRuntime(StreamRuntime[Example]):
         if isinstance(self.stream, LazyStream):
             raise ConfigError(f"{self.path}: another source takes examples from it, which a stream cannot give; set limit.")
         return rng.sample(list(self.examples), number) if number <= len(self.examples) else rng.choices(self.examples, k=number)
+
+    def check_rows(self, encoder: Encoder) -> None:
+        for example in doubtful(encoder, self.examples) if self.config.may_refuse(encoder) else ():
+            with located(f"{self.path}: {example.described}"):
+                self.config.build([example], encoder)
 
     def rows(self, items: Sequence[Example], encoder: Encoder) -> Rows:
         try:

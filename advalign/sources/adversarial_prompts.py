@@ -16,6 +16,7 @@ from advalign.sources._rollouts import (
     RolloutSource,
     Sampled,
     build_rows,
+    check_prompts,
     completion_metrics,
     require_scored,
     weights,
@@ -88,8 +89,11 @@ class _Runtime(StreamRuntime[RolloutGroup]):
         examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.stream = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.rewrites = None if config.rewrites is None else Rewrites(config.rewrites, examples, config.limit, context.seed, self.path)
-        self.scorers = start_scorers(config.rewards, context)
+        self.scorers = start_scorers(config.rewards, context, examples, self.path)
         self.logs: dict[str, float] = {}
+
+    def check_rows(self, encoder: Encoder) -> None:
+        check_prompts(encoder, self.stream.items if isinstance(self.stream, Stream) else (), self.config.sampling, self.path)
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         config, self.logs = self.config, {"num_probes": 0.0, "probe_tokens": 0.0}

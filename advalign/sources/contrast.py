@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Context, SourceRuntime, Task
+from advalign.models.row_bounds import doubtful
 from advalign.names import SamplerName, SourceName
 from advalign.ranges import Count, Distinct, Fraction, OneOf
 from advalign.sources._corrupt import CORRUPTIONS, corrupt
@@ -175,6 +176,12 @@ class _Runtime(SourceRuntime[DiscriminatorRow]):
         kind = torch.tensor([item.kind for item in items])
         offset = None if self.config.minus_logprob is None else torch.tensor([item.offset for item in items])
         return LabelRows(tokens=encoder.scored_pairs(*columns), labels=(kind == REAL).long(), kind=kind, offset=offset)
+
+    def check_rows(self, encoder: Encoder) -> None:
+        real = self.context.source(self.config.real).examples
+        for example in doubtful(encoder, [e for e in real if isinstance(e, Example) and "response" in e.meta]):
+            with located(f"sources.{self.name}: {example.described}"):
+                encoder.scored_pairs([example.prompt], [example.meta["response"]], [True])
 
     def state_dict(self) -> dict[str, Any]:
         return self.pool.state_dict() | self.verified.state_dict()

@@ -13,7 +13,15 @@ from advalign.interfaces import Context, Reward
 from advalign.names import SourceName
 from advalign.ranges import ProperFraction
 from advalign.sources._game import PlayedGame, PlayedGameRuntime, num_to_add
-from advalign.sources._rollouts import RolloutSource, build_rows, completion_metrics, require_scored, weights, without_abstentions
+from advalign.sources._rollouts import (
+    RolloutSource,
+    build_rows,
+    check_prompts,
+    completion_metrics,
+    require_scored,
+    weights,
+    without_abstentions,
+)
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream, StreamRuntime
 from advalign.types import Rollout, RolloutGroup, RolloutRows
@@ -68,9 +76,12 @@ class _Runtime(StreamRuntime[RolloutGroup]):
             )
         self.game_weights = weights(played.rewards)
         self.weights = self.game_weights + weights(config.rewards)
-        self.scorers = start_scorers(config.rewards, context)
+        self.scorers = start_scorers(config.rewards, context, self.game.examples, self.path)
         self.stream = Stream(self.game.examples, lambda epoch: context.random("source", name, epoch), self.path)
         self.logs: dict[str, float] = {}
+
+    def check_rows(self, encoder: Encoder) -> None:
+        check_prompts(encoder, self.game.examples, self.played.answer_sampling, self.path)
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}

@@ -93,7 +93,7 @@ class GameRuntime(PlayedGameRuntime):
         self.weights = weights(config.rewards)
         self.examples = loading.examples(config.data, limit=config.limit, seed=context.seed)
         self.stream = Stream(self.examples, lambda epoch: context.random("source", name, epoch), self.path)
-        self.scorers = start_scorers(config.rewards, context)
+        self.scorers = start_scorers(config.rewards, context, self.examples, self.path)
         self.logs: dict[str, float] = {}
         self.answers: list[RolloutGroup] = []
         self.attacked: list[bool] = []

@@ -60,6 +60,9 @@ class Labels(ListSource):
     def complete(self, example: Example, index: int, task: Task | None, path: str) -> Example:
         return example
 
+    def may_refuse(self, encoder: Encoder) -> bool:
+        return encoder.truncation.mode == "error"
+
     def build(self, items: Sequence[Example], encoder: Encoder) -> LabelRows:
         pairs = [e.pair for e in items] if any(e.pair is not None for e in items) else None
         tokens = encoder.classify([e.prompt for e in items], pairs)

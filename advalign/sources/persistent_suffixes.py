@@ -164,6 +164,9 @@ class _Runtime(SourceRuntime[Example]):
                 )
         return searches
 
+    def check_rows(self, encoder: Encoder) -> None:
+        self.source.check_rows(encoder)
+
     def rows(self, items: Sequence[Example], encoder: Encoder) -> Rows:
         return self.source.rows(items, encoder)
 

@@ -20,9 +20,9 @@ from advalign.sources._rollouts import (
     RolloutSource,
     Sampled,
     build_rows,
+    check_prompts,
     completion_metrics,
     require_scored,
-    warn_of_short_rows,
     weights,
     without_abstentions,
 )
@@ -84,8 +84,9 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         labels = reward_labels(config.rewards)
         self.deciding = [True] * len(labels) if config.dynamic is None else config.dynamic.deciding(config.rewards, labels, self.path)
         self.task: Task | None = loading.task_of(config.data)
+        self.loaded: Sequence[Example] = ()  # of a stream: none
         self.stream = self._prompts()
-        self.scorers = start_scorers(config.rewards, context)
+        self.scorers = start_scorers(config.rewards, context, self.loaded, self.path)
         self.logs: dict[str, float] = {}
         self.queue: RolloutQueue | None = None
         if config.ahead:
@@ -97,11 +98,13 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         streamed = loading.streamed(config.data) if config.limit is None and config.curriculum is None else None
         if streamed is not None:
             return LazyStream(streamed.read, rng, self.path)
-        examples = loading.examples(config.data, limit=config.limit, seed=self.context.seed)
-        warn_of_short_rows(self.context.encoder(config.learner), examples, config.sampling, self.path)
+        examples = self.loaded = loading.examples(config.data, limit=config.limit, seed=self.context.seed)
         if config.curriculum is not None:
             return config.curriculum.start(examples, self.context, self.name)
         return Stream(examples, rng, self.path)
+
+    def check_rows(self, encoder: Encoder) -> None:
+        check_prompts(encoder, self.loaded, self.config.sampling, self.path)
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}

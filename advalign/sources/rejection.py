@@ -10,7 +10,7 @@ from advalign import data as loading
 from advalign.errors import RewardError
 from advalign.interfaces import Context, Source, SourceRuntime, shrunk
 from advalign.ranges import Count, Threshold
-from advalign.sources._rollouts import Sampled, completion_metrics, weights, without_abstentions
+from advalign.sources._rollouts import Sampled, check_prompts, completion_metrics, weights, without_abstentions
 from advalign.sources._scoring import score, start_scorers, total_reward
 from advalign.sources._stream import Stream
 from advalign.types import DemoRows, RolloutGroup, Rows, from_json, to_json, without_verifier
@@ -57,10 +57,13 @@ class _Runtime(SourceRuntime[RolloutGroup]):
         self.config, self.context, self.name, self.path = config, context, name, f"sources.{name}"
         self.weights = weights(config.rewards)
         self.prompts = Stream(examples, lambda epoch: context.random("source", name, epoch), self.path)
-        self.scorers = start_scorers(config.rewards, context)
+        self.scorers = start_scorers(config.rewards, context, examples, self.path)
         self.pool: Stream[RolloutGroup] | None = None  # groups of one response
         self.num_served = self.num_pools = 0  # draws of this pool; pools so far
         self.logs: dict[str, float] = {}
+
+    def check_rows(self, encoder: Encoder) -> None:
+        check_prompts(encoder, self.prompts.items, self.config.sampling, self.path)
 
     def draw(self, step: int, repeat: int) -> list[RolloutGroup]:
         self.logs = {}

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import Context, SourceRuntime
+from advalign.models.row_bounds import doubtful
 from advalign.names import SourceName
 from advalign.ranges import Count, ProperFraction
-from advalign.sources._rollouts import LearnerSource
+from advalign.sources._rollouts import LearnerSource, check_prompts
 from advalign.types import Example, PairRows, Rollout, RolloutGroup, Rows, Sampling, from_json, to_json, without_verifier
 from advalign.types.messages import response_text
 
@@ -98,6 +99,15 @@ class _Runtime(SourceRuntime[Pair]):
                 "to learn from this game (end the stage earlier, with until)."
             )
         return pairs
+
+    def check_rows(self, encoder: Encoder) -> None:
+        path = f"sources.{self.name}"
+        examples = [e for e in self.context.source(self.config.real).examples if isinstance(e, Example) and "response" in e.meta]
+        check_prompts(encoder, examples, self.config.sampling, path)
+        for example in doubtful(encoder, examples) if not encoder.bidirectional else ():
+            with located(f"{path}: {example.described}"):
+                real = encoder.response(response_text(example.meta["response"]))
+                encoder.truncation.rollout(len(encoder.prompt(example.prompt)), len(real))
 
     def rows(self, items: Sequence[Pair], encoder: Encoder) -> PairRows:
         prompts = encoder.prompts([group.example.prompt for _, group in items])

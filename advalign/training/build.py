@@ -72,6 +72,15 @@ def check_tokenizers(run_spec: RunSpec, context: RunContext) -> None:
                 )
 
 
+def check_rows(run_spec: RunSpec, context: RunContext) -> None:
+    """What a learner could not read of the rows of a source is refused before the first step."""
+    sources = run_spec.config["sources"]
+    pairs = dict.fromkeys((o.source, o.learner) for o in run_spec.config["objectives"].values())
+    samplers = {name: source.samples_with for name, source in sources.items() if source.samples_with is not None}
+    for source, learner in dict.fromkeys([*pairs, *((s, samplers[s]) for s, _ in pairs if s in samplers)]):
+        context.sources[source].check_rows(context.encoder(learner))
+
+
 def warn_large_discriminators(sources: Mapping[str, Source], sizes: Mapping[str, int]) -> list[str]:
     """Notes on discriminators that are larger than the policies they score; `sizes`: {learner: number of parameters}."""
     sentences: list[str] = []

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from advalign import data as loading
 from advalign.checked import Checked
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, located
 from advalign.interfaces import RolloutEngine, Task
 from advalign.metrics import utility
 from advalign.models import Network
 from advalign.models.inference import score_texts
+from advalign.models.row_bounds import doubtful
 from advalign.names import LearnerSamplerName, ScoredName
 from advalign.objectives.discriminate import SATURATED
 from advalign.ranges import Count, Seed, Words
@@ -97,6 +98,17 @@ def evaluate_discriminator(
     if evaluation.probe is not None:
         logs |= probe_metrics(evaluation.probe, rows, evaluation.learner, context, budget=budget, seed=evaluation.seed)
     return logs
+
+
+def check_data(evaluation: DiscriminatorEvaluation, context: RunContext) -> None:
+    """Refuses real rows that cannot be read, or whose prompt leaves no room for a response of the sampler."""
+    real = loading.demonstrations(evaluation.data, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed)
+    if evaluation.sampler is None:
+        return
+    encoder = context.encoder(evaluation.sampler)
+    for example in doubtful(encoder, real) if encoder.truncation.mode != "left" else ():
+        with located(example.described):
+            encoder.truncation.rollout(len(encoder.prompt(example.prompt)), 0)
 
 
 def held_out_rows(evaluation: DiscriminatorEvaluation, rollout_engine: RolloutEngine, context: RunContext) -> list[Row]:

@@ -17,6 +17,7 @@ from advalign.functional import answers, notation
 from advalign.interfaces import Context, Reward, RolloutEngine
 from advalign.metrics import diversity, utility
 from advalign.models import Network
+from advalign.models.row_bounds import doubtful
 from advalign.names import AnsweringName
 from advalign.ranges import Count, Natural, Seed, Words
 from advalign.rewards.exact_answer import ExactAnswer
@@ -84,15 +85,36 @@ def check(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation]) -> No
             diversity.require_nltk(f"evaluations.{name}.self_bleu")
 
 
-def check_data(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], networks: Mapping[str, Network]) -> None:
-    """Reads the data of every evaluation once, before the first step. Raises ConfigError for what cannot be read, and for a label that the
-    evaluated classifier has no class for."""
+def check_data(evaluations: Mapping[str, Evaluation | DiscriminatorEvaluation], context: RunContext) -> None:
+    """Reads the data of every evaluation once, before the first step. Raises ConfigError for what cannot be read, for a label that the
+    evaluated classifier has no class for, and for what a verifier cannot score; BudgetError for a prompt that leaves no room for a
+    response, and for a reference response that no row holds."""
     for name, evaluation in evaluations.items():
         with located(f"evaluations.{name}"):
             if isinstance(evaluation, DiscriminatorEvaluation):
-                loading.demonstrations(evaluation.data, split=evaluation.split, limit=evaluation.number, seed=evaluation.seed)
+                discriminator_evaluation.check_data(evaluation, context)
             else:
-                _examples(evaluation, networks[evaluation.learner])
+                _check_examples(evaluation, context.learner(evaluation.learner).network)
+
+
+def _check_examples(evaluation: Evaluation, network: Network) -> None:
+    examples, encoder = _examples(evaluation, network), network.encoder
+    if network.head == "classifier":
+        if encoder.truncation.mode == "error":
+            for example in doubtful(encoder, examples):
+                encoder.classify(*_texts([example]))
+        return
+    if evaluation.verifier is not None:
+        evaluation.verifier.check(examples, "verifier")
+    if encoder.truncation.mode == "left":
+        return
+    references = dict(zip((id(e) for e in examples), _references(evaluation, examples), strict=True))
+    from_task = loading.task_of(evaluation.data) is not None  # whose demonstrations may be longer than its answers
+    for example in examples if from_task else doubtful(encoder, examples):
+        with located(example.described):
+            encoder.truncation.rollout(len(encoder.prompt(example.prompt)), 0)
+            if references[id(example)] is not None:
+                encoder.demos([example.prompt], [references[id(example)]])  # type: ignore[list-item]
 
 
 def _examples(evaluation: Evaluation, network: Network) -> list[Example]:

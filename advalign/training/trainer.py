@@ -180,7 +180,8 @@ class Trainer:
         row_types = {name: source.row_type for name, source in sources.items()}
         class_labels.bind(self.config["objectives"], self.learners, self.context.sources, row_types)
         build.check_tokenizers(self.run_spec, self.context)
-        evaluate.check_data(self.evaluations, {name: runtime.network for name, runtime in self.learners.items()})
+        build.check_rows(self.run_spec, self.context)
+        evaluate.check_data(self.evaluations, self.context)
         self._started = True
 
     # ------------------------------------------------------------------------------------------------ the run

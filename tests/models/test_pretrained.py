@@ -220,9 +220,7 @@ def test_layers_that_the_configuration_does_not_count_are_refused(tmp_path):
     [
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "Error while deserializing header"),
         (lambda folder: (folder / "model.safetensors").unlink(), "Error no file named model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "It looks like the config file at .* is not a valid JSON file"),
         (lambda folder: edit_config(folder, model_type="lama"), "The checkpoint you are trying to load has model type `lama`"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "Expecting property name"),
     ],
 )
 def test_damaged_files_are_sentences(tmp_path, change, sentence):

@@ -242,7 +242,7 @@ def test_in_and_out_of_distribution_are_two_entries():
     fields = {"number": 6, "samples": 2, "sampling": Sampling(max_new_tokens=3)}
     task = {"task": {"kind": "arithmetic", "digits": 1}}
     evaluations = {name: Evaluation(data=task, split=split, **fields) for name, split in (("heldout", "test"), ("ood", "ood"))}
-    model = policy(tokenizer={"kind": "characters", "data": "task:arithmetic"})
+    model = policy(tokenizer={"kind": "characters", "data": "task:arithmetic"}, max_length=96)
     prompts = {}
 
     def answer(example, i):
