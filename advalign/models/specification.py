@@ -36,7 +36,7 @@ OPTIONS: Mapping[str, Any] = {
     "head_dropout": ProperFraction,
     "spectral_norm": bool,
     "chat_template": Words,
-    "chat_template_kwargs": Any,
+    "chat_template_kwargs": Mapping[str, Any],
     "special_tokens_in_text": Any,
     "truncation": Words,
     "resize_token_embeddings": Any,

@@ -84,7 +84,7 @@ NO_MODELS = {
     "scratch:tiny?num_hidden_layers=0": "num_hidden_layers: 0 given",
     "scratch:tiny?num_hidden_layers": "num_hidden_layers: '' given",
     "scratch:tiny?hidden_size=1.5": "hidden_size: 1.5 given",
-    "scratch:tiny?hidden_size=97": "cannot be loaded",
+    "scratch:tiny?hidden_size=97": "no multiple of num_attention_heads",
 }
 
 
