@@ -66,8 +66,8 @@ WRONG_OPTIONS = [
     *(("chat_template_kwargs", value) for value in (5, "x")),
 ]
 NO_MODELS = {
-    "": "a model's folder, a hub id or scratch",
-    " ": "a model's folder, a hub id or scratch",
+    "": "model: .. given",
+    " ": "model: . . given",
     "a" * 5000: "File name too long",
     "~nobody-of-this-name/x": "cannot be opened",
     "./lama": r"no folder './lama'",
