@@ -203,7 +203,8 @@ def _one_of(options: tuple[Any, ...], value: Any, path: str, from_text: bool) ->
                 continue
             except ConfigError as error:
                 refused = refused or error
-    raise refused or _wrong(typing.Union[options], value, path)  # noqa: UP007
+    several = len([option for option in options if option is not type(None)]) > 1
+    raise refused if refused is not None and not several else _wrong(typing.Union[options], value, path)  # noqa: UP007
 
 
 def _list(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, from_text: bool) -> Any:

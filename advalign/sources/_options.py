@@ -66,7 +66,7 @@ class Demonstrations(Checked, section="demonstrations"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLPenalty(RewardPenalty):
+class KLPenalty(RewardPenalty, section="kl"):
     """-coef k(log p_old - log p_ref) on every sampled token, as a reward (arXiv:1909.08593, eq. 2; estimators of `functional.divergence`).
 
     With `target` the coefficient follows the measured KL of a response, in nats:

@@ -213,9 +213,9 @@ REFUSED = {
         "an attack searches for failure, by texts alone; .*",
     ),
     "regret of an attack": ({"distract": None, "attack": Words(), "keep": "regret"}, "an attack searches for failure, .*"),
-    "no probes": ({"probes": 0}, "candidates 4, probes 0; .*"),
-    "one probe": ({"probes": 1, "keep": "learnability"}, "candidates 4, probes 1; at least 1, and by learnability at least 2."),
-    "a fraction": ({"clean": 1.0}, "got 1.0, must be a fraction, .*"),
+    "no probes": ({"probes": 0}, "0 given; with keep: failure at least 1."),
+    "one probe": ({"probes": 1, "keep": "learnability"}, "1 given; with keep: learnability at least 2."),
+    "a fraction": ({"clean": 1.0}, "1 given; .*"),
 }
 
 
@@ -227,9 +227,9 @@ def test_refused_in_a_sentence(case):
 
 
 def test_distractors_and_scores_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match=r"^distract.alphabet: it is empty; .*"):
+    with pytest.raises(ConfigError, match=r"^distract.alphabet: '' given; .*"):
         Distractors(alphabet="")
-    with pytest.raises(ConfigError, match=r"^distract.length: got 0, must be at least 1\.$"):
+    with pytest.raises(ConfigError, match=r"^distract.length: 0 given; a whole number of at least 1 is expected\.$"):
         Distractors(alphabet="a", length=0)
     with pytest.raises(ConfigError, match=r"^distract.placement: 'rewrite' given; .*"):
         Distractors(alphabet="a", placement="rewrite")

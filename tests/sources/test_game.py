@@ -242,14 +242,14 @@ REFUSED = {
     "a template": (lambda: Injection(template="attack"), "injection.template: 'attack' given; .*"),
     "a pattern": (lambda: Injection(allowed="["), "injection.allowed: '\\[' is not a regular expression .*"),
     "a payoff": (lambda: Payoff(form="regrett"), "payoff.form: no payoff 'regrett'. .*Did you mean 'regret'.*"),
-    "a gift": (lambda: Payoff(length_cost=-1.0), "payoff: length_cost -1.0, .*"),
+    "a gift": (lambda: Payoff(length_cost=-1.0), "payoff.length_cost: -1 given; .*"),
     "fractions": (lambda: Opponents(attackers={"a": 0.7}, defenders={"b": 0.7}), r"opponents: fractions \[0.7, 0.7\] given; .*"),
     "one answer": (
         lambda: play(Table(), answers=1, payoff=Payoff(form="regret")),
         "sources.game.answers: got 1; a payoff .*",
     ),
     "no attacker": (lambda: play(Table(), opponents=Opponents(attackers={"a": 1.0})), "sources.game.opponents.attackers: of 2 examples .*"),
-    "a fraction": (lambda: Defender(game="game", advantage=CENTRED, clean=1.0), "sources.defender.clean: got 1.0, must be a fraction, .*"),
+    "a fraction": (lambda: Defender(game="game", advantage=CENTRED, clean=1.0), "sources.defender.clean: 1 given; .*"),
 }
 
 

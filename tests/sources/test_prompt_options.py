@@ -329,12 +329,12 @@ def wrong_number(groups):
 
 
 BAD = [
-    (lambda: Dynamic(max_batches=0), "dynamic.max_batches: got 0"),
-    (lambda: Demonstrations(gate=1.5), "demonstrations.gate: got 1.5"),
+    (lambda: Dynamic(max_batches=0), "dynamic.max_batches: 0 given"),
+    (lambda: Demonstrations(gate=1.5), "demonstrations.gate: 1.5 given"),
     (lambda: KLPenalty(estimator="k9"), "no estimator 'k9'"),
-    (lambda: KLPenalty(coef=-1.0), "kl: coef -1.0"),
-    (lambda: Curriculum(width=0.0), "curriculum: width 0.0"),
-    (lambda: write(group_size=0), "sources.group_size: got 0"),
+    (lambda: KLPenalty(coef=-1.0), "kl.coef: -1 given"),
+    (lambda: Curriculum(width=0.0), "curriculum.width: 0 given"),
+    (lambda: write(group_size=0), "sources.prompts.group_size: 0 given"),
     (
         lambda: Trainer(model=policy(), sources={"write": write(kl=KLPenalty(), rewards=[Function(fn=even)])},
                         objectives={"policy": PPO(source="write")}),

@@ -208,5 +208,5 @@ def test_a_learner_that_trains_on_the_best_reads_the_sampler_s_ids():
 
 @pytest.mark.parametrize("field", ["keep", "refresh", "collect", "batch_size", "group_size"])
 def test_rejection_refuses_zeros(field):
-    with pytest.raises(AdvalignError, match=rf"{field}: got 0, must be at least 1\.$"):
+    with pytest.raises(AdvalignError, match=rf"{field}: 0 given; a whole number of at least 1 is expected\.$"):
         Rejection(data="task:constraints", rewards=[Function(fn=len)], **{field: 0})

@@ -140,7 +140,7 @@ def test_replay_refuses_in_a_sentence():
     context.source_configs["write"] = Rejection(data="task:constraints", rewards=[Function(fn=len)])
     with pytest.raises(ConfigError, match=r"^sources.past.source: source 'write' builds DemoRows; only rollouts can be replayed\.$"):
         replaying(context)
-    with pytest.raises(ConfigError, match=r"^sources.replay.steps: got 0, must be at least 1\.$"):
+    with pytest.raises(ConfigError, match=r"^sources.replay.steps: 0 given; a whole number of at least 1 is expected\.$"):
         Replay(source="write", advantage=CENTRED, steps=0)
 
 

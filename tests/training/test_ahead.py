@@ -323,7 +323,7 @@ def test_what_is_said_and_what_is_refused():
     assert resume == "sources.write.ahead: what is sampled ahead is in no checkpoint, so a resumed run does not end with the same bits."
     assert correct.startswith("objectives.policy.correction: its rollouts were sampled by weights of up to 2 steps before; use correction:")
     given = {"data": DATA, "rewards": [Function(fn=brief)]}
-    with pytest.raises(ConfigError, match=r"^sources\.prompts\.ahead: got -1, a number of steps is at least 0\.$"):
+    with pytest.raises(ConfigError, match=r"^sources\.prompts\.ahead: -1 given; a whole number of at least 0 is expected\.$"):
         Prompts(**given, advantage=Group(), ahead=-1)
     with pytest.raises(ConfigError, match=r"^sources\.prompts\.ahead: got 1, but curriculum .*; use ahead: 0\.$"):
         Prompts(**given, advantage=Group(), ahead=1, curriculum=Curriculum())

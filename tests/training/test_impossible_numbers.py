@@ -25,16 +25,16 @@ RUN = {
 IN_YAML = {
     "objectives.imitate.coef": (NAN, r"^objectives\.imitate\.coef: nan given; a finite number"),
     "objectives.robust.coef": (-INF, r"^objectives\.robust\.coef: -inf given; a finite number"),
-    "learners.policy.learning_rate": (INF, r"^learners\.policy: learners: learning_rate is inf; .* finite number, at least 0"),
-    "learners.policy.weight_decay": (-0.1, r"^learners\.policy: learners: weight_decay is -0\.1"),
-    "learners.policy.warmup_steps": (-1, r"^learners\.policy: learners: warmup_steps is -1; it must be at least 0"),
-    "learners.policy.max_grad_norm": (NAN, r"max_grad_norm is nan"),
+    "learners.policy.learning_rate": (INF, r"^learners\.policy\.learning_rate: inf given; a finite number of at least 0"),
+    "learners.policy.weight_decay": (-0.1, r"^learners\.policy\.weight_decay: -0\.1 given"),
+    "learners.policy.warmup_steps": (-1, r"^learners\.policy\.warmup_steps: -1 given; a whole number of at least 0"),
+    "learners.policy.max_grad_norm": (NAN, r"max_grad_norm: nan given"),
     "adversaries.pgd.radius": (NAN, r"radius: nan given"),
     "adversaries.pgd.step_size": (INF, r"^adversaries\.pgd.*step_size.*inf"),
-    "args.max_steps": (-2, r"args\.max_steps: -2 given; it must be at least 0"),
-    "args.token_budget": (0, r"args\.token_budget: 0 given; it must be at least 1"),
+    "args.max_steps": (-2, r"args\.max_steps: -2 given; a whole number of at least 0"),
+    "args.token_budget": (0, r"args\.token_budget: 0 given; a whole number of at least 1"),
     "args.save_steps": (-1, r"args\.save_steps: -1 given"),
-    "args.max_skipped": (0, r"args\.max_skipped: 0 given; it must be at least 1"),
+    "args.max_skipped": (0, r"args\.max_skipped: 0 given; a whole number of at least 1"),
 }
 
 
@@ -62,19 +62,19 @@ IN_PYTHON = {
         lambda: imitation(stages=[Stage(steps=1, name="s", set={"objectives.imitate.coef": NAN})]),
         r"objectives\.(imitate|sft)\.coef: nan given",
     ),
-    "a schedule": (lambda: imitation(schedules={"objectives.imitate.coef": Ramp(end=INF)}), r"^schedules: start is 0\.0 and end inf"),
-    "a stage": (lambda: Stage(steps=-1), r"^stages: steps is -1"),
-    "rate": (lambda: imitation(model=policy(learning_rate=NAN)), r"^learners: learning_rate is nan"),
+    "a schedule": (lambda: imitation(schedules={"objectives.imitate.coef": Ramp(end=INF)}), r"^schedules\.end: inf given"),
+    "a stage": (lambda: Stage(steps=-1), r"^stages\.steps: -1 given"),
+    "rate": (lambda: imitation(model=policy(learning_rate=NAN)), r"^learners\.learning_rate: nan given"),
     "steps": (lambda: imitation(steps=-2), r"^args\.max_steps: -2 given"),
     "greedy rollouts": (
         lambda: game(sources={"write": write(sampling=Sampling(temperature=0.0))}, objectives={"learn": GRPO(source="write")}),
         r"^sources\.write\.sampling\.temperature: 0 given, and greedy responses .* all the same",
     ),
-    "temperature": (lambda: Sampling(temperature=-1.0), r"^sampling\.temperature: got -1\.0"),
-    "temperature nan": (lambda: Sampling(temperature=NAN), r"^sampling\.temperature: got nan"),
-    "top_p 0": (lambda: Sampling(top_p=0.0), r"^sampling\.top_p: got 0\.0; a probability above 0"),
-    "top_p 1.5": (lambda: Sampling(top_p=1.5), r"^sampling\.top_p: got 1\.5"),
-    "no tokens": (lambda: Sampling(max_new_tokens=0), r"^sampling\.max_new_tokens: got 0; at least 1"),
+    "temperature": (lambda: Sampling(temperature=-1.0), r"^sampling\.temperature: -1 given"),
+    "temperature nan": (lambda: Sampling(temperature=NAN), r"^sampling\.temperature: nan given"),
+    "top_p 0": (lambda: Sampling(top_p=0.0), r"^sampling\.top_p: 0 given; a number above 0 and at most 1"),
+    "top_p 1.5": (lambda: Sampling(top_p=1.5), r"^sampling\.top_p: 1\.5 given"),
+    "no tokens": (lambda: Sampling(max_new_tokens=0), r"^sampling\.max_new_tokens: 0 given; a whole number of at least 1"),
 }
 
 

@@ -137,7 +137,7 @@ def test_follow_from_yaml_and_its_refusals():
     built = config.sections({"schedules": {"adversaries.pgd.radius": {"metric": "pgd/gain", "target": 0.3, "start": 0.1, "high": 0.4}}})
     assert isinstance(built["schedules"]["adversaries.pgd.radius"], Follow)
     assert built["schedules"]["adversaries.pgd.radius"].end == 0.4
-    with pytest.raises(ConfigError, match=r"start 0\.5 must be above 0 and between low 0 and high 0\.4"):
+    with pytest.raises(ConfigError, match=r"start 0\.5 must be between low 0 and high 0\.4"):
         Follow(metric="g", target=1.0, start=0.5, high=0.4)
     with pytest.raises(ConfigError, match="Did you mean 'above'"):
         Follow(metric="g", target=1.0, start=0.5, raise_when="abve")

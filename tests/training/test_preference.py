@@ -191,7 +191,7 @@ def test_a_row_that_lacks_something_is_named(case, tmp_path):
 def test_mismatched_rows_need_two():
     with pytest.raises(ConfigError, match=r"sources.feedback.batch_size: got 1, mismatched rows need at least 2."):
         Feedback(data=DATA, batch_size=1)
-    with pytest.raises(ConfigError, match=r"sources.batch_size: got 0, must be at least 1."):
+    with pytest.raises(ConfigError, match=r"batch_size: 0 given; a whole number of at least 1 is expected\."):
         Demos(data=DATA, batch_size=0)
 
 

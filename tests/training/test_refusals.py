@@ -104,7 +104,7 @@ AT_START = {
     ),
     "ramp": (
         lambda: Ramp(end=1.0, kind="linaer"),
-        r"schedules: no ramp 'linaer'. Known: constant, cosine, linear. Did you mean 'linear'\?",
+        r"schedules.kind: no ramp 'linaer'. Known: constant, cosine, linear. Did you mean 'linear'\?",
     ),
     "divergence from zero": (
         lambda: imitation(
@@ -116,8 +116,8 @@ AT_START = {
         lambda: game(adversaries={"pgd": PGD(share="group")}),
         r"adversaries.pgd.where: one delta per group can only act on what the group shares; set where: prompt.",
     ),
-    "updates": (lambda: policy(minibatches=0), r"learners: minibatches is 0; it must be at least 1."),
-    "rewards": (lambda: write(rewards=[]), r"sources: prompts without rewards teach nothing; give at least one reward."),
+    "updates": (lambda: policy(minibatches=0), r"learners.minibatches: 0 given; a whole number of at least 1"),
+    "rewards": (lambda: write(rewards=[]), r"sources.prompts.rewards: \(\) given; at least 1 entry is expected."),
     "neither model nor learners": (
         lambda: Trainer(sources={"chat": chat()}, objectives={"imitate": SFT(source="chat")}),
         r"Trainer: give either model or learners.",
