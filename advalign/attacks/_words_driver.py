@@ -105,4 +105,4 @@ def _norms(
 
 def _stream(seed: int, example: Example) -> random.Random:
     key = "\0".join([str(seed), example.text, example.pair or "", str(example.label)])
-    return random.Random(hashlib.sha256(key.encode()).digest())
+    return random.Random(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())

@@ -155,8 +155,9 @@ def _attack(adapter: Any, attack: Any, example: Example, budget: Budget, stream:
         return Proposal(refused="the budget holds no query")
     if not adapter.num_words(example.text):
         return Proposal(refused="the text has no words")
-    key = hashlib.sha256("\0".join([str(stream), example.text, example.pair or "", str(example.label)]).encode()).digest()
-    with seeded(int.from_bytes(key[:8], "big")):
+    key = "\0".join([str(stream), example.text, example.pair or "", str(example.label)])
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    with seeded(int.from_bytes(digest[:8], "big")):
         try:
             result, sent = adapter.run(attack, example, queries, seconds)
         except adapter.OutOfBudget:

@@ -14,7 +14,7 @@ import torch
 
 def seed_of(*key: object) -> int:
     """A seed of 63 bits that depends on every part of the key."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -71,7 +71,8 @@ class AnswerCache:
         text, pair = row
         if isinstance(text, Conversation):
             text = "\0".join(["conversation", json.dumps(to_plain(text), default=str)])
-        return hashlib.sha256("\0".join([self.fingerprint, text, *([] if pair is None else [pair])]).encode()).digest()
+        key = "\0".join([self.fingerprint, text, *([] if pair is None else [pair])])
+        return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 __all__ = ["AnswerCache", "Row"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advalign.errors import unknown
-from advalign.functional.escaping import json_line
+from advalign.functional.escaping import json_line, visible
 from advalign.types import STATUSES, AttackResult
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _garak(result: SuiteResult) -> Iterator[dict[str, Any]]:
         prompt = result.prompts[r.example]
         yield {
             "entry_type": "attempt",
-            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{r.attack}/{r.example}")),
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, visible(f"{r.attack}/{r.example}"))),
             "seq": number,
             "status": 2,
             "probe_classname": f"advalign.{r.attack}",
