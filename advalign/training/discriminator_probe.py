@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -56,7 +57,7 @@ def probe_metrics(
         scores = torch.tensor(score_texts(network, [row[:3] for row in half], budget), dtype=torch.float64)
         kinds = torch.tensor([row[3] for row in half])
         right = [((1 + (scores[kinds == k] * sign).sign()) / 2).mean() for k, sign in ((REAL, 1), (GENERATED, -1))]
-        logs[name] = float(sum(right)) / 2
+        logs[name] = float(sum(right)) / 2 if scores.isfinite().all() else math.nan  # the sign of nan is 0
     return logs
 
 

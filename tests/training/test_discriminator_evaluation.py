@@ -1,6 +1,7 @@
 """A discriminator on held-out rows: numbers by hand, discriminators whose scores are known, and fresh ones that can or cannot learn."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.runs import DATA, SHORT, discriminator, game, policy, same, weights
 from advalign import TrainingArguments, config
 from advalign.errors import ConfigError
 from advalign.tasks.constraints import Constraints
-from advalign.training import discriminator_evaluation
+from advalign.training import discriminator_evaluation, discriminator_probe
 from advalign.training.discriminator_evaluation import (
     DiscriminatorEvaluation,
     DiscriminatorProbe,
@@ -188,6 +189,17 @@ def test_a_fresh_one_is_described_like_the_learner_and_shares_no_trained_weight(
         new.encoder.scored_pairs(*[[x] for x in row[0][:3]]).ids.tolist()
         == old.encoder.scored_pairs(*[[x] for x in row[0][:3]]).ids.tolist()
     )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_have_no_accuracy(bad, monkeypatch):
+    """Comparisons with nan are numbers, and the sign of nan is 0: a discriminator without numbers would look like one that cannot tell."""
+    for module in (discriminator_evaluation, discriminator_probe):
+        monkeypatch.setattr(module, "score_texts", lambda network, rows, budget: [bad, *(0.5 for _ in rows[1:])])
+    fields = {"number": 4, "samples": 1, "perturb": None, "probe": DiscriminatorProbe(learning_rate=1e-3, steps=1)}
+    logs = evaluated(whole(**fields), TextEngine(another))
+    assert {"accuracy", "auc", "ece", "probe/accuracy", "probe/train_accuracy"} <= logs.keys()
+    assert all(map(math.isnan, logs.values()))
 
 
 def test_an_evaluation_leaves_the_run_as_it_was():
