@@ -71,7 +71,7 @@ def fraction(part, whole):
     return part / whole if whole else math.nan
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(25))
 def test_every_number_is_that_of_a_slow_recount(seed, tmp_path):
     result = random_result(seed)
     if seed < 3:  # the plots of a report take most of the time
@@ -101,7 +101,7 @@ def test_every_number_is_that_of_a_slow_recount(seed, tmp_path):
     assert (worst["low"], worst["high"]) == pytest.approx(wilson(robust, known))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(25))
 def test_rates_are_rates_and_worse_with_every_attack(seed):
     result = random_result(seed)
     rows = [result.row(arm) for arm in result.arms]
@@ -124,7 +124,7 @@ def test_rates_are_rates_and_worse_with_every_attack(seed):
     assert all(0 <= y <= 1 and later <= y for _, ys in curves.values() for y, later in zip(ys, [*ys[1:], 0.0], strict=True))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(25))
 def test_a_gate_opens_only_where_everything_was_shown(seed):
     """It opens at a bound if and only if the recounted rate reaches it, some example is established, and no row is open for an attack's
     sake, missing, or over the budget throughout."""
@@ -142,5 +142,5 @@ def test_a_gate_opens_only_where_everything_was_shown(seed):
 
 def test_some_random_results_pass_and_most_do_not():
     """Else the test above would hold for a gate that is never open."""
-    opened = [seed for seed in range(60) if not random_result(seed).fails(0.0)]
-    assert 2 <= len(opened) <= 50
+    opened = [seed for seed in range(40) if not random_result(seed).fails(0.0)]
+    assert 1 <= len(opened) <= 35
