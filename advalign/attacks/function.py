@@ -5,13 +5,13 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Attack, Target
 from advalign.ranges import Count
-from advalign.types import Budget, Example, Proposal
+from advalign.types import CODE, Budget, Example, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class FunctionAttack(Attack):
     nothing.
     """
 
-    fn: Any = None
+    fn: Annotated[Any, CODE] = None
     """A callable, or its dotted path such as my_lab.attackers.pair."""
     attempts: Count = 20
     """Most texts that are taken; fewer once the budget of queries is spent."""

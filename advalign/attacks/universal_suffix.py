@@ -34,6 +34,7 @@ class UniversalSuffix(RefinedSuffixSearch):
     """Prompts that share a suffix."""
 
     access: ClassVar[str] = "gradients"
+    joint: ClassVar[bool] = True
 
     @property
     def examples_at_once(self) -> int | None:

@@ -30,6 +30,8 @@ class Attack(Checked, ABC, section="attacks"):
     refines_suffixes: ClassVar[bool] = False
     """Whether it can go on from a suffix (`resume`), so that a pool of suffixes can live through training."""
 
+    joint: ClassVar[bool] = False
+    """Whether the examples of one call share what is sought, so that results depend on which examples are attacked together."""
     moves_reference: ClassVar[bool] = False
     """Whether it moves the loss of a generator's reference response, in the direction of its goal."""
 

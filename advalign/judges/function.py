@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from advalign import imports
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.ranges import Words
-from advalign.types import Example
+from advalign.types import CODE, Example
 from advalign.types.messages import as_read
 
 HANDED = imports.Handed(arguments="(prompt, response, example)", fits=lambda signature: imports.binds(signature, 3))
@@ -24,7 +24,7 @@ class FunctionJudge(Judge):
     plugged in: a few lines that load it and return its score.
     """
 
-    fn: Words | Callable[[str, str, Example], float | None]
+    fn: Annotated[Words | Callable[[str, str, Example], float | None], CODE]
     """A callable, or its dotted path such as my_lab.judges.polite."""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 Index t is about token t: `logprobs[t] = log p(ids[t] | ids[<t])`, `values[t] = V(ids[<t])`. Rows are right padded.
 """
 
-from advalign.types.attacks import CONTENT, NEUTRAL, STATUSES, AttackResult, Budget, FoundSuffix, Proposal, Status
+from advalign.types.attacks import CODE, CONTENT, NEUTRAL, STATUSES, AttackResult, Budget, FoundSuffix, Proposal, Status
 from advalign.types.edits import Ball, Edit, Place, Scope, Share, Sites, ThreatModel, Unit
 from advalign.types.losses import Losses, Weights
 from advalign.types.messages import Conversation, Message, Prompt, Response
@@ -14,6 +14,7 @@ from advalign.types.rows import DemoRows, FeedbackRows, LabelRows, PairRows, Rol
 __all__ = [
     "AttackResult",
     "Ball",
+    "CODE",
     "CONTENT",
     "Budget",
     "Conversation",

@@ -18,10 +18,10 @@ class Effect:
     """What the value of a field does to the results of an evaluation; marks an annotation, as in `Annotated[int, NEUTRAL]`."""
 
     name: str
-    """none, or content: not the path that is given, but what is there."""
+    """none; content: not the path that is given, but what is there; code: the function behind a dotted path."""
 
 
-NEUTRAL, CONTENT = Effect("none"), Effect("content")
+NEUTRAL, CONTENT, CODE = Effect("none"), Effect("content"), Effect("code")
 
 
 @dataclass(frozen=True, kw_only=True)

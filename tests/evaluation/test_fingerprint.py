@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import victims
-from helpers.attackers import Say
+from helpers.attackers import Say, broken
 
 from advalign import adversaries, attacks, interfaces, judges, plugins
 from advalign.attacks._words_constraints import WordConstraints
@@ -194,6 +194,8 @@ def test_code_and_what_functions_hold_count():
     assert fingerprint.described(judge(3)) != fingerprint.described(judge(4))
     other = judges.FunctionJudge(fn=lambda prompt, response, example: len(response) > 3)
     assert fingerprint.described(judge(3)) != fingerprint.described(other)
+    named, held = attacks.FunctionAttack(fn="helpers.attackers.broken"), attacks.FunctionAttack(fn=broken)
+    assert fingerprint.described(named) == fingerprint.described(held)
     texts = {fingerprint.described(functools.partial(max, key=key)) for key in (len, str, abs)}
     assert len(texts) == 3
 

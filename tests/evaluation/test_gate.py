@@ -121,6 +121,16 @@ def test_a_model_that_raises_on_what_was_proposed_is_an_error_of_that_row():
     assert sum(r.status == "failed" for r in results) == 5
 
 
+def test_a_search_for_all_examples_of_a_call_is_not_tried_again_alone():
+    @dataclass(frozen=True, kw_only=True)
+    class Joint(Fails):
+        joint: ClassVar[bool] = True
+
+    assert attacks.UniversalSuffix.joint
+    result = echo(attacks={"bad": Joint(how="raises", ids=("2",), at_once=4)})
+    assert [r.example for r in result.results if r.status == "error"] == ["0", "1", "2", "3"]
+
+
 def test_an_attack_that_is_over_its_budget_everywhere_has_shown_nothing():
     """One over its budget counts as withstood, as does one of ten; all of ten is a budget in which nothing can be shown."""
     some = echo(attacks={"bad": Fails(how="spends", ids=("1",), at_once=5)})

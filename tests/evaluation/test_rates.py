@@ -209,12 +209,16 @@ def test_an_answer_that_nothing_verifies_is_judged_by_the_loss_of_its_reference(
 
 
 def test_what_nothing_can_judge_is_undetermined():
-    """Answers alone, neither judge nor verifier: nothing says whether a response is right."""
+    """Reference responses alone, neither judge nor verifier: nothing says whether a response is right. Of all examples: refused."""
     data = [Example(prompt=f"say {i}", id=str(i), meta={"response": "x"}) for i in range(3)]
-    result = Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringGenerator(lambda p: p, name="echo"))
-    assert {r.status for r in result.results} == {"undetermined"}
-    assert math.isnan(result.clean_subset)
-    assert result.fails(0.0) != []
+    suite, model = Suite(data=data, attacks={"a": Say(texts=("{}!",))}), AnsweringGenerator(lambda p: p, name="echo")
+    with pytest.raises(ConfigError, match=r"^suite\.judge: none given, and nothing else can judge the answers"):
+        suite.run(model)
+    result = replace(suite, data=[*data, Example(prompt="say 3", id="3", answer="3")]).run(model)
+    assert [r.status for r in result.results][:3] == ["undetermined"] * 3
+    assert result.clean_subset == 1.0
+    assert (result.worst_case()["num_judged"], result.worst_case()["num_asked"]) == (1, 4)
+    assert result.fails(0.5) != []
 
 
 # --------------------------------------------------------------------------------------------- numbers that are not there
@@ -261,7 +265,7 @@ def test_an_attack_that_leaves_no_finite_numbers_has_shown_nothing():
 @pytest.mark.parametrize(("field", "value"), [("queries", 0), ("queries", -3), ("edits", math.nan), ("seconds", 0.0), ("radius", -1.0)])
 def test_a_budget_in_which_nothing_can_be_shown_is_refused(field, value):
     """Every attack would be over it at once, which counts as withstood."""
-    with pytest.raises(ConfigError, match=rf"budget\.{field}: {value} given"):
+    with pytest.raises(ConfigError, match=rf"budget\.{field}: .* given"):
         Suite.load({"data": [{"text": "a", "label": 0}], "attacks": {}, "budget": {field: value}})
 
 

@@ -2,7 +2,7 @@
 
 Nothing that changes by chance is in it: the order of keys, addresses in memory, paths of data and output, times, processes, caches. A
 field declares `Annotated[..., NEUTRAL]` where no judgement depends on it, and `Annotated[str, CONTENT]` where it is the path of what is
-read; every other field counts.
+read, `Annotated[..., CODE]` where it names a function; every other field counts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from advalign.models import Network
 from advalign.targets import BlackBoxModel
-from advalign.types import CONTENT, NEUTRAL, Example
+from advalign.types import CODE, CONTENT, NEUTRAL, Example
 
 if TYPE_CHECKING:
     from advalign.evaluation.suites.suite import Suite
@@ -66,6 +67,8 @@ def described_fields(value: Any, depth: int = 0) -> dict[str, str]:
         marks = marks_of(cls).get(field.name, ())
         if NEUTRAL not in marks:
             entry = getattr(value, field.name)
+            if CODE in marks:
+                entry = _referenced(entry)
             texts[field.name] = _content(entry) if CONTENT in marks else described(entry, depth + 1)
     return texts
 
@@ -145,6 +148,14 @@ def _marks(hint: Any) -> list[Any]:
     if typing.get_origin(hint) is Annotated:
         return parts[1:] + _marks(parts[0])
     return [mark for part in parts for mark in _marks(part)]
+
+
+def _referenced(value: Any) -> Any:
+    """The function behind a dotted path, whose module the plugin has imported; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.rpartition(".")
+    return vars(sys.modules[module]).get(name, value) if module in sys.modules else value
 
 
 def _content(reference: Any) -> str:

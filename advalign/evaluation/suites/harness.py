@@ -158,12 +158,12 @@ class Harness:
         except ConfigError:
             raise
         except Exception as error:
-            if len(cases) > 1:  # which example it was does not depend on company
+            if len(cases) > 1 and not attack.joint:  # which example it was does not depend on company
                 return [self._run_attack(attack, budget, [case])[0] for case in cases]
-            (case,) = cases
             if isinstance(error, BudgetError):
-                return [case.result("over_budget" if case.before.correct else "skipped", note=escaping.message(error))]
-            return [case.result("error", note=escaping.exception(error))]
+                note = escaping.message(error)
+                return [case.result("over_budget" if case.before.correct else "skipped", note=note) for case in cases]
+            return [case.result("error", note=escaping.exception(error)) for case in cases]
 
     def _propose_and_judge(self, attack: Attack, budget: Budget, cases: Sequence[Case]) -> list[AttackResult]:
         arm, examples = cases[0].arm, [case.example for case in cases]

@@ -211,6 +211,11 @@ class Suite(Checked, section="suite"):
 
     def _clean_utility(self, model: Network | BlackBoxModel, checker: AnswerChecker, examples: Sequence[Example]) -> _CleanUtility:
         judgements = checker.clean(examples)
+        if model.head != "classifier" and self.judge is None and all(j.undetermined for j in judgements):
+            raise ConfigError(
+                "suite.judge: none given, and nothing else can judge the answers: no example verifies them or has an answer, and no loss "
+                "of a reference response is known; give a judge."
+            )
         benign = None if self.benign is None else over_refusal(self.benign, checker, seed=self.seed)
         numbers, failures = checker.utility(examples, judgements, () if benign is None else benign.answers)
         if self.samples and isinstance(model, Network) and model.head == "policy":
