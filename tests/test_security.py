@@ -29,7 +29,7 @@ IMPORTERS = frozenset(
     "__init__.py evaluation/__init__.py targets/__init__.py imports.py plugins.py attacks/_textattack_import.py "
     "attacks/_textattack_patches.py".split()
 )
-LOADERS = ("from_pretrained", "from_config", "load_dataset", "load_dataset_builder")
+LOADERS = ("from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "LLM")
 CONFIGURATIONS_AND_TOKENIZERS = ("AutoConfig", "AutoTokenizer", "AutoProcessor")
 
 

@@ -20,7 +20,8 @@ from advalign.types import Sampling
 PROCESSORS = ["advalign.rollout._vllm_logits:SampledLogits", "advalign.rollout._vllm_logits:Greedy"]
 # One process, so that weights go over by reference; the model runner that takes the processors above.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-RESERVED = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora")  # arguments of vllm.LLM that are set here
+RESERVED = ("model", "skip_tokenizer_init", "logprobs_mode", "logits_processors", "enable_lora", "trust_remote_code")
+"""Arguments of vllm.LLM that are set here."""
 
 
 class LocalBackend:
@@ -131,7 +132,7 @@ def _start(folder: Path, options: Mapping[str, Any]) -> Any:
     try:
         with torch.random.fork_rng():
             reserved = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logits", "logits_processors": PROCESSORS}
-            return LLM(model=str(folder), generation_config="vllm", **reserved, **options)
+            return LLM(model=str(folder), generation_config="vllm", trust_remote_code=False, **reserved, **options)
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002

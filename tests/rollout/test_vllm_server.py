@@ -255,3 +255,5 @@ def test_what_the_engine_sets_itself_is_refused():
         ConfigError, match=r"^rollout\.options\.logprobs_mode: 'raw_logprobs' given, but the engine sets it itself; leave it out\.$"
     ):
         VLLM(options={"logprobs_mode": "raw_logprobs"}).sync(network(), 0)
+    with pytest.raises(ConfigError, match=r"^rollout\.options\.trust_remote_code: 'True' given, but the engine sets it itself"):
+        VLLM(options={"trust_remote_code": True}).sync(network(), 0)
