@@ -79,7 +79,7 @@ def trainer(config: Mapping[str, Any], *, smoke: bool = False, **options: Any) -
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """{section: objects}. Raises ConfigError for unknown sections, kinds, fields and values."""
     objects: dict[str, Any] = {}
-    for name, value in config.items():
+    for name, value in builder.expect(config, Mapping, "configuration").items():
         if name not in SECTIONS:
             raise unknown("configuration", "section", str(name), SECTIONS)
         entry = _entry_type(name)

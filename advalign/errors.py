@@ -42,6 +42,10 @@ class RolloutError(AdvalignError):
     """A rollout engine that does not answer, or that samples from other weights than it claims."""
 
 
+class TargetError(AdvalignError):
+    """A model that is known only by its answers, and failed or answered with something else than what is asked of it."""
+
+
 class BudgetError(AdvalignError, ValueError):
     """A limit that cannot be kept: a row longer than the token budget, an attack that has used its queries."""
 

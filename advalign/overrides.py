@@ -16,7 +16,7 @@ from typing import Any
 
 from advalign import plugins, yaml_files
 from advalign.builder import GROUP_OF
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, excerpt, unknown
 from advalign.names import is_path, options
 
 
@@ -59,6 +59,8 @@ def within(config: Any, hint: Any, overrides: Sequence[str]) -> Any:
 
 def parsed(text: str) -> Override:
     """An override from `path=value`."""
+    if not isinstance(text, str):
+        raise ConfigError(f"override {excerpt(repr(text))}: write it as a text, path=value.")
     path, sign, value = text.partition("=")
     names = tuple(re.sub(r"\[(-?\d+)\]", r".\1", path.strip()).split("."))
     if not sign or not all(names):

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from advalign.errors import ConfigError, unknown
+from advalign.errors import ConfigError, excerpt, unknown
 
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
@@ -77,6 +77,8 @@ class Document:
 
 def read(path: str | Path, what: str) -> Document:
     """The document of a file. `what` says in a sentence what its mapping should be: `a suite has data and attacks`."""
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"a file: {excerpt(repr(path))} given; a path is expected, since {what}.")
     text = read_text(Path(path))
     root = _compose(text, str(path))
     if root is None:

@@ -18,6 +18,7 @@ from textattack.transformations.word_swaps import WordSwap, WordSwapHomoglyphSwa
 from torch import Tensor
 
 from advalign.attacks._parts_of_speech import agree, tags_of
+from advalign.attacks._pretrained import load_pretrained
 from advalign.attacks._stopwords import STOPWORDS
 from advalign.attacks._textattack_patches import patched
 
@@ -103,8 +104,7 @@ class Tags:
 
 @functools.lru_cache(maxsize=2)
 def _encoder(path: str) -> tuple[Any, Any]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    return tokenizer, transformers.AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
+    return load_pretrained(transformers.AutoModel, path, "attacks.textattack.encoder")
 
 
 class SentenceEncoderAdapter(SentenceEncoder):
@@ -200,10 +200,8 @@ def masked_swap(path: str, **kwargs: Any) -> Any:
     """TextAttack's swap by a masked language model, with the model at `path`."""
     arguments: dict[str, Any] = {"masked_language_model": path, **kwargs}
     if isinstance(name := arguments["masked_language_model"], str):
-        arguments["masked_language_model"] = transformers.AutoModelForMaskedLM.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True
-        )
-        arguments["tokenizer"] = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = load_pretrained(transformers.AutoModelForMaskedLM, name, "attacks.textattack.masked_lm")
+        arguments["tokenizer"], arguments["masked_language_model"] = loaded
     return WordSwapMaskedLM(**arguments)
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from advalign.attacks._pretrained import model_path
+from advalign.attacks._pretrained import load_pretrained
 
 CACHED = 50_000  # sentences; at 384 numbers each 77 MB
 
@@ -18,9 +18,7 @@ class Similarity:
     """Unit vectors of sentences; each is encoded once, in batches of similar length."""
 
     def __init__(self, reference: str) -> None:
-        path = model_path(reference, "attacks.constraints.encoder")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.model = transformers.AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
+        self.tokenizer, self.model = load_pretrained(transformers.AutoModel, reference, "attacks.constraints.encoder")
         self.vectors: dict[str, Tensor] = {}
         self.num_encoded = 0
 
@@ -49,9 +47,7 @@ class MaskedLM:
     """The words a masked language model puts in the place of its mask token, the likeliest first."""
 
     def __init__(self, reference: str) -> None:
-        path = model_path(reference, "attacks.masked_lm")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.model = transformers.AutoModelForMaskedLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
+        self.tokenizer, self.model = load_pretrained(transformers.AutoModelForMaskedLM, reference, "attacks.masked_lm")
         self.mask: str = self.tokenizer.mask_token
         names = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         marked = sum(name.startswith("Ġ") for name in names) > len(names) / 4

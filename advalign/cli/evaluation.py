@@ -96,6 +96,8 @@ def evaluate(
     attacks, network = load_suite(suite, data, column or (), overrides or ()), load_network(model, learner, device)
     if points is not None:
         quality_diversity.check_policy(network)
+    if cache is not None and network.head != "classifier":
+        raise ConfigError("eval --cache: given, and it keeps the answers of classifiers, which this model is not; leave it out.")
     others = [load_network(path, learner, device, alone=True) for path in transfer or []]
     result = attacks.run(network, output, progress=True, workers=workers, cache=cache, resume=resume, overwrite=overwrite)
     if self_check:
@@ -131,8 +133,7 @@ def attack(
     from advalign.overrides import within
     from advalign.types import Conversation, Example, Message
 
-    if answer is not None and target is not None:
-        raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
+    _check_attack(answer, target, options or [])
     meta = ({} if target is None else {"response": target}) | ({} if label is None else {"label": label})
     prompt = text if system is None else Conversation((Message("system", system), Message("user", text)))
     suite = Suite(
@@ -142,8 +143,7 @@ def attack(
         judge=None if target is None else PrefixJudge(text=target),
     )
     network = load_network(model, learner, device)
-    if network.head == "classifier" and label is None:
-        raise ConfigError("attack: no --label was given, and the model is a classifier; give the right class, its index or its name.")
+    _check_answers(network.head, label, answer, target)
     say(suite.run(network, progress=True).markdown())
 
 
@@ -170,6 +170,28 @@ def compare(
     if output is not None:
         with writing(output, "compare --output"):
             say(f"written to {comparison.report().write(output / 'compare.html')}")
+
+
+def _check_attack(answer: str | None, target: str | None, options: Sequence[str]) -> None:
+    """Refuses what no model could be attacked with."""
+    if answer is not None and target is not None:
+        raise ConfigError("attack: --answer (the right response) and --target (the response an attacker wants) were both given; give one.")
+    if kinds := [option for option in options if option.partition("=")[0].strip() == "kind"]:
+        raise ConfigError(f"attack: '{kinds[0]}' given; the attack is named with --kind.")
+
+
+def _check_answers(head: str, label: str | None, answer: str | None, target: str | None) -> None:
+    """Refuses an attack without what tells a success, or with what belongs to another kind of model."""
+    classifier = head == "classifier"
+    if classifier and label is None:
+        raise ConfigError("attack: no --label was given, and the model is a classifier; give the right class, its index or its name.")
+    if not classifier and answer is None and target is None:
+        raise ConfigError("attack: neither --answer (the right response) nor --target (what an attacker wants) was given; give one.")
+    options = {"--answer": answer, "--target": target} if classifier else {"--label": label}
+    for name, value in options.items():
+        if value is not None:
+            needed = "a classifier, which takes --label" if classifier else "a generator, which takes --answer or --target"
+            raise ConfigError(f"attack: {name} was given, and the model is {needed}; leave it out.")
 
 
 def _check_options(output: Path | None, export: str | None, self_check: bool, transfer: Sequence[str] | None) -> None:

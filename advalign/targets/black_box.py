@@ -1,7 +1,7 @@
 """Models known only by their answers: a function, a service, another framework's model. Text attacks run on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.checked import arguments
-from advalign.errors import ConfigError
+from advalign.errors import AdvalignError, ConfigError, TargetError, excerpt
 from advalign.interfaces import Attack, Target
 from advalign.targets.cache import AnswerCache, Row
 from advalign.types import Example, Prompt
@@ -34,6 +34,18 @@ class BlackBoxModel(ABC):
     @abstractmethod
     def target(self, cache: AnswerCache | None = None) -> Target:
         """The target an attack runs on."""
+
+    def ask(self, *arguments: Any) -> Any:
+        """What the function answers. Raises TargetError for what it raises, and for no answer."""
+        try:
+            answers = self.function(*arguments)
+        except AdvalignError:
+            raise
+        except Exception as error:
+            raise TargetError(f"target: '{self.name}' raised {type(error).__name__}: {excerpt(error)}.") from error
+        if answers is None:
+            raise TargetError(f"target: '{self.name}' answered None; a list with one entry per text is expected.")
+        return answers
 
     def state_dict(self) -> dict[str, Tensor]:
         """No weights are available; the name identifies it instead."""
@@ -110,13 +122,19 @@ class BlackBoxClassifierTarget(BlackBoxTarget):
 
     def _call(self, rows: Sequence[Row]) -> Float[Tensor, "B C"]:
         texts, pairs = [as_read(text) for text, _ in rows], [pair for _, pair in rows if pair is not None]
-        values = self.model.function(texts, pairs) if pairs else self.model.function(texts)
-        scores = torch.as_tensor(values).detach().float().cpu()
+        values = self.model.ask(texts, pairs) if pairs else self.model.ask(texts)
+        try:
+            scores = torch.as_tensor(values).detach().float().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TargetError(f"target: '{self.model.name}' answered {excerpt(repr(values))}, which are no rows of scores.") from error
         if scores.ndim != 2 or scores.shape[0] != len(rows):
             raise ConfigError(
                 f"target: '{self.model.name}' gave scores of shape {tuple(scores.shape)} for {len(rows)} texts; one row per text, one "
                 "column per class is needed."
             )
+        if not torch.isfinite(scores).all():
+            row = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
+            raise TargetError(f"target: '{self.model.name}' gave the scores {scores[row].tolist()}; finite numbers are needed.")
         return scores
 
 
@@ -132,9 +150,15 @@ class BlackBoxGeneratorTarget(BlackBoxTarget):
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """The function's response to each prompt (a text, or messages as mappings), as long as the function makes it."""
         self.spend(len(examples))
-        texts = list(self.model.function([as_read(e.prompt) for e in examples]))
+        answers = self.model.ask([as_read(e.prompt) for e in examples])
+        if isinstance(answers, str) or not isinstance(answers, Iterable):
+            raise TargetError(f"target: '{self.model.name}' answered {excerpt(repr(answers))}; a list of responses is expected.")
+        texts = list(answers)
         if len(texts) != len(examples):
             raise ConfigError(f"target: '{self.model.name}' gave {len(texts)} responses to {len(examples)} prompts.")
+        for text in texts:
+            if not isinstance(text, str | list | tuple):
+                raise TargetError(f"target: '{self.model.name}' gave the response {excerpt(repr(text))}; a text is expected.")
         return [str(text) for text in texts]
 
 

@@ -1,6 +1,6 @@
 """The target of a model, by its kind and head."""
 
-from advalign.errors import ConfigError
+from advalign.errors import ConfigError, excerpt
 from advalign.interfaces import Target
 from advalign.models import Network
 from advalign.models.pretrained import one_number
@@ -15,7 +15,11 @@ TARGETS: dict[str, type[NetworkTarget]] = {"classifier": ClassifierTarget, "poli
 
 def target_of(model: Network | BlackBoxModel, *, cache: AnswerCache | None = None) -> Target:
     """The target of a network or of a black box. `cache`: answers on disk, for classifiers."""
-    return model.target(cache) if isinstance(model, BlackBoxModel) else network_target(model, cache=cache)
+    if isinstance(model, BlackBoxModel):
+        return model.target(cache)
+    if not isinstance(model, Network):
+        raise ConfigError(f"model: {excerpt(repr(model))} given; a Network, AnsweringClassifier or AnsweringGenerator is expected.")
+    return network_target(model, cache=cache)
 
 
 def network_target(network: Network, *, cache: AnswerCache | None = None) -> NetworkTarget:

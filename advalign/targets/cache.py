@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from advalign.errors import ConfigError
 from advalign.types import Conversation, Prompt
 from advalign.types.messages import to_plain
 
@@ -27,11 +28,15 @@ class AnswerCache:
 
     def __init__(self, path: str | Path, fingerprint: str) -> None:
         """`fingerprint`: of the model (weights, tokenizer); answers of another model are never served."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path, self.fingerprint = str(path), fingerprint
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
-        self._open().execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, logits BLOB NOT NULL) WITHOUT ROWID")
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._open().execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, logits BLOB NOT NULL) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"cache: {path} cannot be used ({reason}); give a new file, or one that an evaluation wrote.") from error
 
     def get(self, rows: Sequence[Row]) -> dict[Row, Float[Tensor, "C"]]:
         """The logits of those rows that are stored."""

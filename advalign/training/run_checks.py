@@ -34,6 +34,8 @@ def check(
     for name, head in heads.items():
         if head not in HEADS:
             raise unknown(f"learners.{name}.head", "head", head, HEADS)
+    if not spec.config["objectives"]:
+        raise ConfigError("objectives: none given, so no learner would be trained; give at least one.")
     _check_file_names("learners", spec.config["learners"])
     _check_file_names("frozen", spec.frozen)
     check_names(spec, evaluations, heads)

@@ -57,7 +57,7 @@ RUN: dict[str, Any] = {
 
 SUITE: dict[str, Any] = {
     "data": "rows.jsonl",
-    "examples": 2,
+    "examples": 4,
     "attacks": {
         "bugs": {"kind": "words", "style": "deepwordbug", "max_changed": 0.5},
         "pgd": {"kind": "embedding", "restarts": 1, "adversary": {"kind": "pgd", "radius": 3.0, "steps": 1}},

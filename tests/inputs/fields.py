@@ -36,7 +36,7 @@ FILLED: dict[str, Any] = {
     "discriminator": "discriminator",
     "game": "write", "view": "clean", "rewards": [{"kind": "format", "pattern": "a"}], "fn": "math.sqrt", "pattern": "a",
     "model": "scratch:tiny",
-    "attack": {"kind": "gcg"}, "site": "layer:0",
+    "attack": {"kind": "gcg"}, "site": "layer:0", "url": "http://127.0.0.1:9/v1",
     "advantage": "group", "discrete": "characters", "continuous": "pgd", "adversary": "pgd", "harmful": DATA, "harmless": DATA,
     "text": "a", "steps": 1,
     "target": 3, "defender": "policy", "shots": DATA, "max_length": 8, "recipe": "pruthi", "terms": ["a"], "words": ["a"],

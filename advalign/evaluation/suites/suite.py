@@ -62,13 +62,17 @@ class _CleanUtility:
     """One row per class that has a name."""
 
 
+RESERVED = ("clean", "worst case")
+"""Names of rows of reports, which no attack may have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Suite(Checked, section="suite"):
     """Attacks on one model, and what is measured beside them."""
 
     data: Annotated[Data, NEUTRAL]
     """Examples, or a reference to them (see `advalign.data`); clean utility is measured on all of them."""
-    attacks: Mapping[str, Attack]
+    attacks: Mapping[Words, Attack]
     """By name."""
     examples: Count = 100
     """How many of the examples are attacked, drawn with `seed`."""
@@ -98,6 +102,8 @@ class Suite(Checked, section="suite"):
         for name in self.seen:
             if name not in self.attacks:
                 raise unknown("suite.seen", "attack", name, self.attacks)
+        for name in set(RESERVED).intersection(self.attacks):
+            raise ConfigError(f"suite.attacks.{name}: given as a name, which reports have for something else; rename the attack.")
         names = Counter(arm.name for arm in self.arms)
         for name, number in names.items():
             if number > 1:
