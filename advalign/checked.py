@@ -10,6 +10,7 @@ import collections.abc
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 import types
 import typing
