@@ -14,7 +14,7 @@ from typing import Any
 
 from advalign.errors import StorageError
 from advalign.functional.escaping import terminal
-from advalign.metrics.run_log import complete_lines
+from advalign.metrics.run_log import complete_lines, step_of_log
 
 
 class RunLog:
@@ -30,7 +30,8 @@ class RunLog:
         """Why lines could not be written."""
         self._waiting: dict[Path, str] = {}
         for path in (self.path, self.speed):
-            lines = [line for line in complete_lines(path) if json.loads(line)["step"] <= step]
+            numbered = enumerate(complete_lines(path), 1)
+            lines = [line for number, line in numbered if step_of_log(line, f"{path}, line {number}")["step"] <= step]
             path.write_text("".join(f"{line}\n" for line in lines))
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
