@@ -384,7 +384,6 @@ def test_the_command_puts_the_checks_into_the_report_and_the_summary(monkeypatch
         ({"only": ("order",)}, "self-check.only: no check 'order'"),
         ({"steps": 0}, "self-check.steps: 0 given"),
         ({"radius": 0.0}, "a ball of radius 0 holds no attack"),
-        ({"threat": ThreatModel(radius=0.1, ball="L7")}, "self-check.threat.ball"),
     ],
 )
 def test_refused(bad, says):

@@ -235,7 +235,7 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"on_gap": "ignore"}, r"^rollout\.on_gap: no reaction 'ignore'\. Known: error, warn\."),
+        ({"on_gap": "ignore"}, r"on_gap: no reaction 'ignore'\. Known: error, warn\."),
         ({"tolerance": 0.0}, r"tolerance: 0 given; a number above 0"),
         ({"folder": "x"}, r"^rollout\.folder: 'x' given, but without url nothing reads it; leave it out\.$"),
         ({"url": "http://x"}, r"^rollout\.folder: none given; weights go to a server over a folder that both it and this process see\.$"),

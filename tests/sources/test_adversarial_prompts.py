@@ -231,7 +231,7 @@ def test_distractors_and_scores_out_of_range_are_refused():
         Distractors(alphabet="")
     with pytest.raises(ConfigError, match=r"^distract.length: 0 given; a whole number of at least 1 is expected\.$"):
         Distractors(alphabet="a", length=0)
-    with pytest.raises(ConfigError, match=r"^distract.placement: 'rewrite' given; .*"):
+    with pytest.raises(ConfigError, match=r"^distract.placement: no placement 'rewrite'. Known: prefix, suffix."):
         Distractors(alphabet="a", placement="rewrite")
     high = Function(fn=lambda completions: [3.0] * len(completions))
     with pytest.raises(RewardError, match=r"^sources.found.keep: learnability is of scores in \[0, 1\], .*"):

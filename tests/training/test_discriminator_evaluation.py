@@ -249,7 +249,10 @@ def test_a_kind_in_yaml_is_the_class_and_no_kind_is_the_plain_one():
         ({"kind": "discriminator"}, r"evaluations\.held: evaluations: a discriminator is evaluated on real and other rows; give perturb"),
         ({"kind": "discriminator", "sampler": "policy", "samples": 0}, r"samples: 0 given; a whole number of at least 1"),
         ({"kind": "discriminator", "perturb": "constraints", "probe": {"learning_rate": 0.1}}, r"give a sampler and a number of 4 or more"),
-        ({"kind": "discriminator", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}}, r"it needs 1 step of 2 rows"),
+        (
+            {"kind": "discriminator", "sampler": "policy", "probe": {"learning_rate": 0.1, "batch_size": 1}},
+            r"batch_size: 1 given",
+        ),
         (
             {"kind": "discriminator", "sampler": "policy", "probe": {"steps": 3}},
             r"evaluations\.held\.probe: DiscriminatorProbe needs learning_rate",
