@@ -44,7 +44,9 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, l
     has_implicit_prompt = "prompt" not in fields and all(isinstance(fields.get(name), str) for name in ("chosen", "rejected"))
     if has_implicit_prompt:
         _split_common(fields, location)
-    if not isinstance(fields.get("prompt"), str | Conversation) or not (fields["prompt"] or has_implicit_prompt):
+    prompt = fields.get("prompt")
+    says_nothing = isinstance(prompt, Conversation) and not any(turn.content or turn.tool_calls for turn in prompt.messages)
+    if not isinstance(prompt, str | Conversation) or says_nothing or not (prompt or has_implicit_prompt):
         raise ConfigError(f"data: {location}: the prompt {_no_prompt(row, used)}; name its column with columns: {{prompt: ...}}.")
     for name, value in fields.items():
         _check_field(name, value, f"data: {location}, column '{used.get(name, name)}'", is_mapped=name in mapping)
@@ -110,7 +112,7 @@ def _no_prompt(row: Mapping[str, Any], used: Mapping[str, str]) -> str:
     if column is None:
         return f"is not among the columns {', '.join(row) or '(there are none)'}"
     value = row[column]
-    if isinstance(value, str | list | tuple) and not value:
+    if isinstance(value, str | list | tuple) and (not value or _are_turns(_with_roles(value))):
         return f"is empty (column '{column}')"
     return f"is not a text or messages: column '{column}' holds {describe(value)}"
 

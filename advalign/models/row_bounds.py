@@ -15,7 +15,8 @@ RESPONSES = ("response", "chosen", "rejected")
 
 
 def doubtful(encoder: Encoder, examples: Iterable[Example], room: int = 0) -> list[Example]:
-    """The examples whose prompt and responses may have more tokens than a row, less `room`, and one of every shape of conversation.
+    """The examples whose prompt and responses may have more tokens than a row, less `room`, blank prompts, and one of every shape of
+    conversation.
 
     A token is at least a byte of UTF-8, and a template adds to a turn at most what it writes around a prompt of one character. Templates
     refuse roles and their order, not texts, so one conversation of a shape stands for all of them."""
@@ -27,7 +28,8 @@ def doubtful(encoder: Encoder, examples: Iterable[Example], room: int = 0) -> li
         is_new = shape is not None and shape not in shapes
         if is_new:
             shapes.add(shape)
-        if is_new or _num_bytes(example) + around * _num_turns(example) + room > encoder.max_length:
+        is_blank = isinstance(example.prompt, str) and not example.prompt.strip()  # of which a tokenizer may leave nothing
+        if is_new or is_blank or _num_bytes(example) + around * _num_turns(example) + room > encoder.max_length:
             chosen.append(example)
     return chosen
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from advalign.errors import RewardError, located
+from advalign.errors import ConfigError, RewardError, located
 from advalign.interfaces import Advantage, Reward, SamplingRequest, Source, shrunk
 from advalign.models.row_bounds import doubtful
 from advalign.names import SamplerName
@@ -93,6 +93,8 @@ def check_prompts(encoder: Encoder, examples: Sequence[Example], sampling: Sampl
     for example in doubtful(encoder, examples, sampling.max_new_tokens):
         with located(f"{path}: {example.described}"):
             length = len(encoder.prompt(example.prompt))
+            if not length:
+                raise ConfigError("the prompt has no tokens, so nothing can be answered; leave the row out.")
             encoder.truncation.rollout(length, 0)
         longest = max(longest, length)
     if longest + sampling.max_new_tokens > encoder.max_length:

@@ -191,4 +191,7 @@ class ListRuntime(StreamRuntime[Example]):
         try:
             return self.config.build(items, encoder)
         except BudgetError as error:
+            for example in items:  # of a stream: nothing looked at them before
+                with located(f"{self.path}: {example.described}"):
+                    self.config.build([example], encoder)
             raise BudgetError(f"{self.path}: {error}") from error

@@ -228,6 +228,8 @@ def _content(value: Any, path: str) -> str | None:
         return value
     if not isinstance(value, Sequence):
         raise ConfigError(f"{path}.content: {_excerpt(value)} is neither a text nor a list of parts.")
+    if not value:
+        raise ConfigError(f"{path}.content: an empty list given; a text or parts of type text are expected.")
     texts = []
     for part in value:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part

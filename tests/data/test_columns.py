@@ -23,6 +23,7 @@ TURNS = {
     "a part that is no text": ([{"role": "user", "content": [{"type": "image"}]}], r"\[0\]\.content: a part of type image"),
     "a text among messages": (["a", {"role": "user", "content": "x"}], r"\[0\]: a is not a message"),
     "calls that are no list": ([{"role": "assistant", "content": "x", "tool_calls": "f"}], r"\[0\]\.tool_calls: f"),
+    "an empty list of parts": ([{"role": "user", "content": []}], r"\[0\]\.content: an empty list"),
     "ShareGPT with a number": ([{"from": "human", "value": 5}], r"\[0\]\.content: 5"),
     "ShareGPT without a role": ([{"from": 5, "value": "x"}], r"\[0\]: .* is not a message"),
 }
@@ -97,6 +98,13 @@ def test_a_conversation_begins_and_ends_where_it_should(write):
     for column in ("response", "chosen", "rejected"):
         with pytest.raises(ConfigError, match=rf"row 1: {column} ends with a turn of role user"):
             data.examples(write({"prompt": [user], "chosen": "a", "rejected": "b", column: [assistant, user]}))
+
+
+def test_a_conversation_that_says_nothing_is_empty(write):
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": ""}]
+    for row in ({"prompt": turns}, {"messages": turns}):
+        with pytest.raises(ConfigError, match="row 1: the prompt is empty"):
+            data.examples(write(row))
 
 
 def test_only_a_message_that_calls_tools_may_have_no_text(write):

@@ -1,5 +1,7 @@
 """One bad row among many, in training or evaluation data, is found before the first step, by its number."""
 
+import json
+
 import pytest
 from helpers.chat_templates import CHATML
 from helpers.runs import SHORT, imitation, policy, write
@@ -55,6 +57,19 @@ def test_a_row_that_is_too_long(case):
     trainer = imitation(sources={"chat": source}, objectives={"fit": objective(source="chat")}, **sections)
     with pytest.raises(BudgetError, match=rf"^sources\.chat: row '{BAD}': encoder: a prompt of \d+ tokens .* max_length 32"):
         trainer.start()
+
+
+def test_a_prompt_without_tokens():
+    trainer = imitation(sources={"chat": answered(among(ASKED, {"prompt": "  "}))}, objectives={"fit": GRPO(source="chat")})
+    with pytest.raises(ConfigError, match=rf"^sources\.chat: row '{BAD}': the prompt has no tokens"):
+        trainer.start()
+
+
+def test_a_row_of_a_stream_is_named_when_it_is_drawn(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in among(TEXT, {"response": LONG})))
+    source = Demos(data={"path": str(tmp_path / "a.jsonl"), "streaming": True}, batch_size=64)
+    with pytest.raises(BudgetError, match=rf"^sources\.chat: row '{BAD}' \(.*a\.jsonl, row {BAD}\): encoder: "):
+        imitation(sources={"chat": source}).train(progress=False)
 
 
 def test_a_text_that_is_too_long_where_none_may_be_cut():
