@@ -91,14 +91,14 @@ SUBJECTS = (
     ),
     Subject(
         "Folders of runs and evaluations",
-        ("run_folder",),
+        ("run_folder", "durable"),
         "One run or evaluation writes to a folder at a time. Give another folder, wait for the other one, or say what is to happen with "
         "what it holds.",
     ),
     Subject("Attacks and their targets", ("attacks/", "targets/"), "Which attack needs what of a model: [attacks.md](attacks.md)."),
     Subject(
         "Suites, judges, reports and comparisons",
-        ("evaluation/", "judges/", "functional/"),
+        ("evaluation/", "judges/", "functional/", "bounded"),
         "A suite is `data` and `attacks`: [evaluation.md](evaluation.md), [judges.md](judges.md), [certified.md](certified.md).",
     ),
     Subject("Servers", ("http_client",), "Is the server there, and does it answer in time? Keys are in no sentence."),

@@ -176,7 +176,8 @@ def test_held_back_the_folder_of_a_configuration_is_no_place_of_modules(tmp_path
 
 
 def test_the_folder_of_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
-    (tmp_path / "carrier_of_weights" / "inner").mkdir(parents=True)
+    for folder in ("model", "inner/model"):
+        (tmp_path / "carrier_of_weights" / folder).mkdir(parents=True)
     for folder in ("", "inner"):
         (tmp_path / "carrier_of_weights" / folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -205,9 +205,7 @@ def test_a_text_that_is_too_long_is_one_sentence(cls):
         sources = {"taste": cls(data=DATA, limit=8, batch_size=8)}
         return Trainer(model=learner, sources=sources, objectives={"a": objective}, frozen=frozen, args=args).train(progress=False)
 
-    with pytest.raises(
-        BudgetError, match=r"^sources.taste: row .*: a prompt of \d+ tokens leaves no room in max_length 6; raise "
-    ):
+    with pytest.raises(BudgetError, match=r"^sources.taste: row .*: a prompt of \d+ tokens leaves no room in max_length 6; raise "):
         run(max_length=6)
     with pytest.raises(BudgetError, match=r"^args.token_budget: \d row\(s\) of \d+ tokens of source '\w+' must stay together and need "):
         run(token_budget=9)
