@@ -19,8 +19,7 @@ def constant(predictions: Sequence[object], labels: Sequence[object], fraction: 
     """Whether (almost) every prediction is the same although the labels are not: such a model is robust to everything."""
     if len(predictions) < 2 or len(set(labels)) < 2:
         return False
-    most = max(predictions.count(p) for p in set(predictions))
-    majority = max(labels.count(label) for label in set(labels))
+    most, majority = (max(Counter(values).values()) for values in (predictions, labels))
     return most >= fraction * len(predictions) and majority < fraction * len(labels)
 
 

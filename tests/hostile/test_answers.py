@@ -2,13 +2,14 @@
 
 import math
 import os
+import random
 import time
 from dataclasses import replace
 
 import pytest
 from helpers.context import FakeContext
 
-from advalign import bounded
+from advalign import bounded, plugins
 from advalign.functional import answers
 from advalign.judges import ExactAnswerJudge, PrefixJudge, RefusalJudge, Rule
 from advalign.rewards import ExactAnswer, Format, Math, _symbolic
@@ -60,6 +61,15 @@ def test_checking_takes_time_in_proportion_to_the_text(before):
             judge([EXAMPLE], [text])
         matches(group(text))
         assert time.process_time() - start < 1, unit
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "constraints", "general_points"])
+def test_the_verifiers_of_tasks_take_time_in_proportion_too(task):
+    (example,) = plugins.resolve("tasks", task, "task")().examples("train", 1, random.Random(0))
+    for unit in (*UNITS, "1+", "(1", "Cat ", "a.", "= 24"):
+        start = time.process_time()
+        assert example.verify(unit * (LENGTH // len(unit)) + " x") == 0.0
+        assert time.process_time() - start < 0.5, unit
 
 
 @pytest.mark.parametrize(
