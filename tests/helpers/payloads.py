@@ -45,7 +45,7 @@ CONTROL = (
 )
 PLOTS = ("$\\frac$", "$a_b", "_hidden", "#010203", "\\$ \\alpha $x$", "%s %(x)s {0}", "漢字 🙂 \u0e01\u0e33")
 CELLS = ("=cmd|'/c calc'!A1", "+1+1", "-2+3", "@SUM(1)", "\t=1", 'quote " \' ,;\n"', "'", "")
-LONG = ("x" * 10_000_000, "the a " * 200_000, "( " * 100_000, "\n" * 100_000)
+LONG = ("x" * 10_000_000, "the a " * 50_000, "( " * 50_000, "\n" * 100_000)
 ALL = (*SCRIPTS, *MARKDOWN, *CONTROL, *PLOTS, *CELLS)
 
 __all__ = ["ALL", "CONTROL", "GONE", "LONG", "MARKDOWN", "PLOTS", "SCRIPTS"]
