@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-IN_MEMORY = 2**20
+IN_MEMORY = 2**16
 """Bytes that are held in memory; a longer log is in a file without a name, which ends with the object."""
 
 
