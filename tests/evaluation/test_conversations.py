@@ -283,9 +283,8 @@ def test_a_suffix_behind_a_tool_result_has_the_loss_of_the_whole_conversation():
     ],
 )
 def test_a_turn_that_is_not_there_is_refused(turn, example, message):
-    suite = Suite(data=[example], attacks={}, attacked_turn=turn)
     with pytest.raises(ConfigError, match=message):
-        suite.examples_for(chats.policy())
+        Suite(data=[example], attacks={}, attacked_turn=turn).examples_for(chats.policy())
 
 
 def test_an_attempt_that_leaves_no_room_for_the_reference_response_is_judged_without_its_loss():

@@ -317,7 +317,7 @@ def test_flops_are_two_per_parameter_and_token():
         (lambda: judges.Rule(must=("(",), regex=True), "not a regular expression"),
         (lambda: judges.Endpoint(url="localhost", model="m"), "http:// or https://"),
         (lambda: judges.FunctionJudge(fn="nonsense"), "neither a function nor a dotted path"),
-        (lambda: judges.PrefixJudge(text=" "), "begins every answer"),
+        (lambda: judges.PrefixJudge(text=" "), "a text that is not empty"),
     ],
 )
 def test_refused_in_one_sentence(make, says):
