@@ -37,8 +37,6 @@ class FunctionAttack(Attack):
     def __post_init__(self) -> None:
         if self.fn is None:
             raise ConfigError("attacks.function.fn: none given; a callable, or its dotted path such as my_lab.attackers.pair.")
-        if self.attempts < 1:
-            raise ConfigError(f"attacks.function.attempts: {self.attempts} given; at least 1.")
         imports.check_function(self.fn, "attacks.function.fn", self._handed)
 
     @property

@@ -154,8 +154,6 @@ def _check_adversary(name: str, adversary: Adversary, on_view: Mapping[str, Obje
             f"{path}.inner: it reads {', '.join(adversary.inner.reads)} and not the view of its adversary, so no edit could "
             f"change it; set view: {name}."
         )
-    if not 0 <= adversary.probability <= 1:
-        raise ConfigError(f"{path}.probability: {adversary.probability} given; a number between 0 and 1.")
 
 
 def _components(connected: list[set[str]], adversaries: Mapping[str, Adversary]) -> tuple[tuple[str, ...], ...]:

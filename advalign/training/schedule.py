@@ -138,8 +138,6 @@ class Gate(Checked, section="gates"):
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
             raise ConfigError("gates: a gate needs a bound; give above or below.")
-        if self.max_skips < 1 or not 0 <= self.smoothing < 1:
-            raise ConfigError(f"gates: max_skips is {self.max_skips} and smoothing {self.smoothing}; at least 1, and in [0, 1).")
 
     def is_closed(self, mean: float) -> bool:
         """Whether a running mean is beyond a bound."""

@@ -242,7 +242,7 @@ def test_rows_are_attacked_with_the_probability_given_whatever_the_split():
     assert torch.equal(never, clean)
     assert not torch.allclose(whole, clean)
     assert not torch.allclose(whole, always)
-    with pytest.raises(ConfigError, match=r"adversaries\.adv\.probability: 1\.5 given"):
+    with pytest.raises(ConfigError, match=r"adversaries\.noise\.probability: 1\.5 given"):
         update(learner(net), ROBUST, rows, {"adv": Noise(radius=0.5, probability=1.5)})
 
 
