@@ -141,9 +141,4 @@ def head_options(head: str, facts: Mapping[str, Any], options: Mapping[str, Any]
         return {}
     facts = saved_facts(Path(options["adapter"]).expanduser()) if options.get("adapter") else facts
     values = {"head_dropout": 0.0, "spectral_norm": False} | {k: v for k, v in (*facts.items(), *options.items()) if k in HEAD_OPTIONS}
-    rate, norm = values["head_dropout"], values["spectral_norm"]
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ConfigError(f"model.options.head_dropout: got {rate}, a rate from 0 up to, but not including, 1.")
-    if not isinstance(norm, bool):
-        raise ConfigError(f"model.options.spectral_norm: got {norm}, either true or false.")
-    return {"head_dropout": float(rate), "spectral_norm": norm}
+    return {name: check(OPTIONS[name], value, f"model.options.{name}") for name, value in values.items()}
