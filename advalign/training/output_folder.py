@@ -69,7 +69,7 @@ class OutputFolder:
         try:
             durable.recover(self.path)
             for name in self.learners:
-                self._check_learner_folder(name)
+                check_replaceable(self.path / name)
             chosen = checkpoint.latest(self.path) if resume is True else Path(resume) if resume else None
             elsewhere = chosen is not None and not self._is_own(chosen)
             if not self._overwrites and (not resume or elsewhere) and (content := self._run()):
@@ -147,7 +147,7 @@ class OutputFolder:
     def _run(self) -> list[Path]:
         """What an earlier run has left."""
         logs = [self.path / name for name in LOGS if (self.path / name).exists()]
-        return [*logs, *checkpoint.list_checkpoints(self.path), *self._models()]
+        return [*reversed(checkpoint.list_checkpoints(self.path)), *self._models(), *logs]
 
     def _models(self) -> list[Path]:
         """Learners that an earlier run has trained: those of its record, without one every model that this library wrote."""
@@ -173,14 +173,15 @@ class OutputFolder:
         if (self.path / RECORD).is_file():
             run_description.check_same(self.path / RECORD, self._record()["settings"], self.description)
 
-    def _check_learner_folder(self, name: str) -> None:
-        """A learner's folder takes the place of an earlier model's, and of nothing else."""
-        folder = self.path / name
-        if folder.exists() and not (folder.is_dir() and ((holds_model(folder) or (folder / FACTS).is_file()) or not any(folder.iterdir()))):
-            raise ConfigError(
-                f"{SETTING}: learner '{name}' is saved in {folder}, which holds something else than a model; give another "
-                "folder, or move it."
-            )
+
+def check_replaceable(folder: Path) -> None:
+    """A learner's folder takes the place of an earlier model's, and of nothing else."""
+    is_model = folder.is_dir() and (holds_model(folder) or (folder / FACTS).is_file() or not any(folder.iterdir()))
+    if folder.exists() and not is_model:
+        raise ConfigError(
+            f"{SETTING}: learner '{folder.name}' is saved in {folder}, which holds something else than a model; give another folder, or "
+            "move it."
+        )
 
 
 def _exported_bytes(network: Network) -> int:
@@ -192,6 +193,7 @@ def _exported_bytes(network: Network) -> int:
 def export(network: Network | None, folder: Path) -> None:
     """Writes the folder of a learner, whole or not at all. `network`: on the main process, which alone may call."""
     assert network is not None
+    check_replaceable(folder)
     checkpoint.check_finite({f"learner.{folder.name}": network}, f"{folder} was not written")
     with durable.replacing(folder, SETTING) as partial_folder:
         saving.save(network, partial_folder, merged=False, place=folder)

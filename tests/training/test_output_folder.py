@@ -213,6 +213,10 @@ def test_what_is_no_model_is_not_replaced_by_one(tmp_path):
         with pytest.raises(ConfigError, match=f"learner '{name}' is saved in {tmp_path / name}, which holds something else than a model"):
             trainer.train(progress=False, overwrite=True)
         assert not trainer._started
+        trainer.start()
+        with pytest.raises(ConfigError, match="which holds something else than a model"):
+            trainer.save_pretrained(tmp_path)
+    assert (tmp_path / "policy" / "results.csv").read_text() == "mine"
 
 
 NAMES = ("../x", "/abs", "a/b", "a\0b", ".", "..", "CON", "x" * 300, "pоlicy", "a\n", "\x1b[2J")
