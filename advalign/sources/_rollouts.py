@@ -94,7 +94,7 @@ def check_prompts(encoder: Encoder, examples: Sequence[Example], sampling: Sampl
         with located(f"{path}: {example.described}"):
             length = len(encoder.prompt(example.prompt))
             if not length:
-                raise ConfigError("the prompt has no tokens, so nothing can be answered; leave the row out.")
+                raise ConfigError(f"rollout: the prompt of example '{example.id}' is empty, and the tokenizer puts no token before a text.")
             encoder.truncation.rollout(length, 0)
         longest = max(longest, length)
     if longest + sampling.max_new_tokens > encoder.max_length:
