@@ -45,6 +45,8 @@ class NameOf(Naming):
     """What needs such a head, in an error."""
     also: tuple[str, ...] = ()
     """Values that name no entry and are allowed."""
+    samples: bool = False
+    """Whether it must be a source of a policy's responses."""
     when: tuple[str, str] | None = None
     """(field beside it, its value) under which it is read; None: always."""
 
@@ -104,6 +106,8 @@ CopyName = Annotated[str, COPY]
 """A frozen copy."""
 ViewName = Annotated[str, VIEW]
 """The clean view, an adversary or a frozen copy."""
+SampledName = Annotated[str, dataclasses.replace(SOURCE, samples=True)]
+"""A source of a policy's responses."""
 ObjectiveName = Annotated[str, NameOf(sections=(OBJECTIVES,), label="objective")]
 """An objective."""
 StageName = Annotated[str, NameOf(sections=(STAGES,), label="stage")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Context, Source
-from advalign.names import SourceName
+from advalign.names import SampledName
 from advalign.ranges import Bound, Count, Fraction, OneOf
 from advalign.types import Example, Prompt, Response, RolloutGroup
 from advalign.types.messages import from_plain, response_text, to_plain
@@ -25,7 +25,7 @@ Text = tuple[Prompt, Response, bool]
 class Generated(Source):
     """Abstract base: which rows of the source `sampled` are negatives."""
 
-    sampled: SourceName | None = None
+    sampled: SampledName | None = None
     """Name of the source that a policy samples for. None: no generated rows."""
     match: Annotated[str, OneOf(MATCHES, "match")] = "none"
     """prompt: the real rows of the very prompts that were sampled (GAD, arXiv:2511.10643), so that every group of `bradley_terry` has

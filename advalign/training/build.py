@@ -8,7 +8,7 @@ from advalign import data as loading
 from advalign.engine.learner import Learner
 from advalign.errors import ConfigError, located
 from advalign.interfaces import Source
-from advalign.models import Network, load, loading_arguments, saving
+from advalign.models import Network, load, loading_arguments, perturb, saving
 from advalign.models.hidden_state_critic import build_critic, read_learner
 from advalign.models.pretrained import check_classes
 from advalign.models.sharing import base_owner, load_order, share_base
@@ -55,6 +55,26 @@ def _load(name: str, learner: Learner, seed: int, loaded: Mapping[str, Network])
             dtype=learner.dtype,
             options={"seed": seed, **learner.options},
         )
+
+
+def check_started(run_spec: RunSpec, context: RunContext) -> None:
+    """What only the networks and the data of a run can tell: tokenizers that differ, sites that a model does not have, and rows."""
+    check_tokenizers(run_spec, context)
+    _check_sites(run_spec, context)
+    check_rows(run_spec, context)
+
+
+def _check_sites(run_spec: RunSpec, context: RunContext) -> None:
+    """Raises ConfigError for a block that an attacked model does not have."""
+    for stage in run_spec.stages:
+        for name, plan in run_spec.step_plan(stage, strongest=True).active.items():
+            backbone = context.learner(name).network.backbone
+            for view, adversary in plan.adversaries.items():
+                for site in set(adversary.threat.sites) - {"embedding"}:
+                    try:
+                        perturb.layer(site, backbone)
+                    except ConfigError as error:
+                        raise ConfigError(f"adversaries.{view}.{error}") from error
 
 
 def check_tokenizers(run_spec: RunSpec, context: RunContext) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from advalign import data
 from advalign.errors import ConfigError, unknown
 from advalign.interfaces import Objective, Source
-from advalign.models.specification import HEADS
+from advalign.models.specification import HEADS, OPTIONS
 from advalign.run_folder import check_name
 from advalign.training.metric_names import check_metrics
 from advalign.training.run_meaning import check_meaning
@@ -38,6 +38,9 @@ def check(
         raise ConfigError("objectives: none given, so no learner would be trained; give at least one.")
     _check_file_names("learners", spec.config["learners"])
     _check_file_names("frozen", spec.frozen)
+    for name, learner in spec.config["learners"].items():
+        if unread := [option for option in learner.options if option not in OPTIONS]:
+            raise unknown(f"learners.{name}.options", "option", unread[0], OPTIONS)
     check_names(spec, evaluations, heads)
     for name, objective in spec.config["objectives"].items():
         _check_objective(spec, name, objective)

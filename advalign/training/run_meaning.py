@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advalign.engine.plan import Plan
 from advalign.errors import ConfigError
 from advalign.training.run_spec import RunSpec
 from advalign.training.schedule import Ramp, Stage
@@ -17,7 +18,13 @@ def check_meaning(spec: RunSpec) -> None:
                 f"stages.{stage.name or number}.objectives: none given, so nothing would train; leave it out for all of them."
             )
         step = spec.step_plan(stage, strongest=True)
-        trained |= {name for name in step.active if step.config["learners"][name].updates}
+        updated = {name for name in step.active if step.config["learners"][name].updates}
+        if step.active and not updated:
+            learner = next(iter(step.active))
+            raise ConfigError(f"stages.{stage.name or number}: learners.{learner}.updates is 0 there, so nothing trains in it.")
+        trained |= updated
+        for plan in step.active.values():
+            _check_inner(plan)
         drawn |= {source for plan in step.active.values() for source in plan.sources}
         for source in step.sources:
             for other in set(spec.config["sources"][source].replays) - drawn:
@@ -27,6 +34,17 @@ def check_meaning(spec: RunSpec) -> None:
                 )
     for name in set(spec.gates) - trained:
         raise ConfigError(f"gates.{name}: learner '{name}' is trained in no stage, so it has no updates to skip.")
+
+
+def _check_inner(plan: Plan) -> None:
+    """What an adversary ascends instead is a loss of the learner it attacks."""
+    for name, adversary in plan.adversaries.items():
+        inner = adversary.inner
+        default = None if inner is None else type(inner).__dataclass_fields__["learner"].default
+        if inner is not None and inner.learner not in (plan.learner, default):
+            raise ConfigError(
+                f"adversaries.{name}.inner.learner: '{inner.learner}' given, and it ascends a loss of '{plan.learner}', which has the view."
+            )
 
 
 def notes_on_meaning(spec: RunSpec) -> list[str]:

@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from advalign.errors import ConfigError, unknown
-from advalign.names import ADVERSARIES, FROZEN, LEARNERS, STAGES, NameOf, Reference, references
+from advalign.names import ADVERSARIES, FROZEN, LEARNERS, SOURCES, STAGES, NameOf, Reference, references
+from advalign.plugins import kind_of
 from advalign.training.run_spec import RunSpec
 from advalign.training.schedule import Stage
+from advalign.types import RolloutRows
 
 CLEAN = "clean"
 
@@ -19,6 +21,7 @@ def check_names(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[st
     `heads`: {learner: the head of its network}.
     """
     entries: dict[str, Collection[str]] = {**spec.config, FROZEN: spec.frozen, STAGES: [stage.name for stage in spec.stages if stage.name]}
+    _check_spelling(spec)
     _check_unique(spec)
     head_of = {name: heads.get(copy.learner, "") for name, copy in spec.frozen.items()} | dict(heads)
     for name in spec.gates:
@@ -26,6 +29,7 @@ def check_names(spec: RunSpec, evaluations: Mapping[str, Any], heads: Mapping[st
             raise unknown("gates", "learner", name, entries[LEARNERS])
     for reference in (*references_of_run(spec), *_of_sections({"evaluations": evaluations})):
         _resolve(reference, entries, head_of)
+        _check_sampled(spec, reference)
     for stage in spec.stages:
         for reference in references_of_settings(spec, stage):
             _resolve(reference, entries, head_of)
@@ -66,6 +70,24 @@ def _resolve(reference: Reference, entries: Mapping[str, Collection[str]], head_
         raise ConfigError(f"{reference.path}: '{name}' has head '{head_of[name]}', and {mark.role} needs head: {heads}.")
 
 
+def _check_sampled(spec: RunSpec, reference: Reference) -> None:
+    if isinstance(reference.mark, NameOf) and reference.mark.samples:
+        source = spec.config[SOURCES][reference.name]
+        if source.row_type is not RolloutRows and not source.reward_parts:
+            kind = kind_of(type(source))
+            raise ConfigError(f"{reference.path}: source '{reference.name}' is of kind {kind}, and no policy writes its texts.")
+
+
+def _check_spelling(spec: RunSpec) -> None:
+    for section, entries in {**spec.config, FROZEN: spec.frozen}.items():
+        for name in entries:
+            if not str(name).strip() or set(name) & set("./"):
+                raise ConfigError(
+                    f"{section}: '{name}' cannot be a name: a dot separates the parts of a path, a slash those of a metric; use letters, "
+                    "digits, - and _."
+                )
+
+
 def _check_unique(spec: RunSpec) -> None:
     """A name that could mean two things means neither: views are adversaries and frozen copies, and a copy may stand for a learner."""
     for path, other, names in (
@@ -76,5 +98,8 @@ def _check_unique(spec: RunSpec) -> None:
         for name in spec.frozen:
             if name in names:
                 raise ConfigError(f"{path}.{name}: '{name}' is also the name of {other}; give the copy another one.")
+    stages = [stage.name for stage in spec.stages if stage.name]
+    if twice := [name for name in stages if stages.count(name) > 1]:
+        raise ConfigError(f"stages: {stages.count(twice[0])} stages are called '{twice[0]}'; schedules and logs tell them apart by name.")
     if CLEAN in spec.config[ADVERSARIES]:
         raise ConfigError(f"{ADVERSARIES}.{CLEAN}: '{CLEAN}' is also the name of the clean view; give the adversary another one.")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from advalign.checked import Checked
 from advalign.errors import ConfigError
 from advalign.names import MetricName, ObjectiveName, SettingPath, StageName
-from advalign.ranges import AnyText, Count, Finite, Natural, NonNegative, OneOf, Positive, PositiveBound, ProperFraction
+from advalign.ranges import AnyText, Count, Distinct, Finite, Natural, NonNegative, OneOf, Positive, PositiveBound, ProperFraction
 
 SHAPES = ("linear", "cosine", "constant")
 
@@ -138,6 +138,8 @@ class Gate(Checked, section="gates"):
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
             raise ConfigError("gates: a gate needs a bound; give above or below.")
+        if self.above is not None and self.below is not None and self.above < self.below:
+            raise ConfigError(f"gates: above {self.above:g} and below {self.below:g} given, so it is never open.")
 
     def is_closed(self, mean: float) -> bool:
         """Whether a running mean is beyond a bound."""
@@ -162,6 +164,8 @@ class Until(Checked, section="stages.until"):
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
             raise ConfigError("stages: until needs a bound; give above or below.")
+        if self.above is not None and self.below is not None and self.above <= self.below:
+            raise ConfigError(f"stages: until is always met with above {self.above:g} and below {self.below:g}.")
 
     def is_met(self, mean: float) -> bool:
         """Whether a running mean has reached a bound."""
@@ -176,7 +180,7 @@ class Stage(Checked, section="stages"):
     """Its length, at most."""
     name: AnyText = ""
     """Its name in the log and in schedules."""
-    objectives: tuple[ObjectiveName, ...] | None = None
+    objectives: Annotated[tuple[ObjectiveName, ...], Distinct()] | None = None
     """The active objectives; None: all."""
     until: Until | None = None
     """What ends it early."""

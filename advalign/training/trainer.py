@@ -179,8 +179,7 @@ class Trainer:
                 self.context.sources[name] = sources[name].start(self.context, name)
         row_types = {name: source.row_type for name, source in sources.items()}
         class_labels.bind(self.config["objectives"], self.learners, self.context.sources, row_types)
-        build.check_tokenizers(self.run_spec, self.context)
-        build.check_rows(self.run_spec, self.context)
+        build.check_started(self.run_spec, self.context)
         evaluate.check_data(self.evaluations, self.context)
         self._started = True
 

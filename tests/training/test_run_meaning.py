@@ -1,14 +1,17 @@
 """What can never have an effect is refused before anything is loaded; what may not be meant is a note."""
 
 import pytest
-from helpers.runs import chat, game, imitation, write
+from helpers.runs import chat, game, imitation, policy, write
 
 from advalign import Gate, Ramp, Stage
 from advalign.advantages.group import Group
+from advalign.adversaries.pgd import PGD
 from advalign.errors import ConfigError
 from advalign.objectives.cispo import CISPO
+from advalign.objectives.discriminate import Discriminate
 from advalign.objectives.grpo import GRPO
 from advalign.objectives.sft import SFT
+from advalign.sources.contrast import Contrast
 from advalign.sources.replay import Replay
 from advalign.training.schedule import Until
 
@@ -71,6 +74,36 @@ REFUSED = {
         lambda: imitation(stages=[Stage(steps=2, name="warm")], schedules={"objectives.imitate.coef": Ramp(end=1.0, stage="wram")}),
         r"^schedules.objectives.imitate.coef.stage: no stage 'wram'. Known: warm. Did you mean 'warm'\?$",
     ),
+    "stage in which nothing trains": (
+        lambda: imitation(stages=[Stage(steps=2, name="s", set={"learners.policy.updates": 0})]),
+        r"^stages.s: learners.policy.updates is 0 there, so nothing trains in it.$",
+    ),
+    "stage twice": (
+        lambda: imitation(stages=[Stage(steps=1, name="s"), Stage(steps=2, name="s")]),
+        r"^stages: 2 stages are called 's'; ",
+    ),
+    "objective twice": (lambda: Stage(steps=1, objectives=("a", "a")), r"objectives: 'a' is given twice"),
+    "name with a dot": (
+        lambda: imitation(objectives={"im.itate": SFT(source="chat")}),
+        r"^objectives: 'im.itate' cannot be a name: a dot separates the parts of a path, ",
+    ),
+    "option of a learner": (
+        lambda: imitation(model=policy(options={"lorra": {"r": 3}})),
+        r"^learners.policy.options: no option 'lorra'. Known: .* Did you mean 'lora'\?$",
+    ),
+    "source that nobody samples": (
+        lambda: game(
+            sources={"chat": chat(), "contrast": Contrast(real="chat", sampled="chat")},
+            objectives={"discriminator": Discriminate(source="contrast")},
+        ),
+        r"^sources.contrast.sampled: source 'chat' is of kind demos, and no policy writes its texts.$",
+    ),
+    "loss of another learner": (
+        lambda: game(adversaries={"pgd": PGD(inner=SFT(source="chat", view="pgd", learner="discriminator"))}),
+        r"^adversaries.pgd.inner.learner: 'discriminator' given, and it ascends a loss of 'policy', which has the view.$",
+    ),
+    "until that is always met": (lambda: Until(metric="a/b", above=1, below=2), r"until is always met with above 1 and below 2"),
+    "gate that is never open": (lambda: Gate(metric="a/b", above=1, below=2), r"above 1 and below 2 given, so it is never open"),
     "bound of until": (lambda: Until(metric="imitate/nll"), r"until needs a bound; give above or below."),
 }
 
@@ -109,3 +142,9 @@ def test_notes_on_ramps_objectives_and_bounds_that_have_no_effect():
         "stages.a.until.after: 20 steps given, and the stage has 10, so its length decides.",
     ]
     assert imitation(steps=30, schedules={"objectives.imitate.coef": Ramp(end=1.0, steps=30)}).notes() == []
+
+
+def test_a_site_that_the_model_does_not_have_is_found_before_the_first_step():
+    trainer = game(adversaries={"pgd": PGD(steps=1, sites=("layer:9",))})
+    with pytest.raises(ConfigError, match=r"^adversaries.pgd.sites: 'layer:9' is outside the 2 blocks of this model"):
+        trainer.start()
