@@ -20,7 +20,7 @@ COLUMN = """(() => {
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    said = {"none": ("{}",), "some": ("a bad plot", "{}"), "all": ("bad", "good")}
+    said = {"none": ("{} the",), "some": ("a bad plot", "{} the"), "all": ("bad", "good")}
     attacks = {name: Say(texts=texts, spent=i + 1) for i, (name, texts) in enumerate(said.items())}
     result = Suite(data=victims.sentences(20), attacks=attacks, examples=20, seen=("some",)).run(victims.classifier())
     return result.report().write(tmp_path_factory.mktemp("report") / "report.html")
