@@ -81,7 +81,7 @@ SUBJECTS = (
         "`scratch:<preset>`; [models.md](models.md) has the families and their options, [lora.md](lora.md) adapters.",
     ),
     Subject("Sources of rows", ("sources/",), "What a source draws and with which options: [sources.md](sources.md), [gan.md](gan.md)."),
-    Subject("Rewards", ("rewards/", "bounded"), "A reward scores every completion or abstains (`None`): [rewards.md](rewards.md)."),
+    Subject("Rewards", ("rewards/",), "A reward scores every completion or abstains (`None`): [rewards.md](rewards.md)."),
     Subject("Rollouts", ("rollout/",), "Sampling in this process or by vLLM: [rollouts.md](rollouts.md)."),
     Subject(
         "Runs: before the first step, and later",
