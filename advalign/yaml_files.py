@@ -84,6 +84,7 @@ def read(path: str | Path, what: str) -> Document:
     if root is None:
         raise ConfigError(f"{path}: the file is empty; {what}.")
     reader = _Reader(str(path))
+    reader.measure(root)
     values = reader.value(root, ())
     if not isinstance(values, dict):
         raise ConfigError(f"{path}, line {_line(root)}: {_kind(values)} given; {what}.")
@@ -93,7 +94,11 @@ def read(path: str | Path, what: str) -> Document:
 def parse_value(text: str, path: str) -> Any:
     """The value of an override `path=text`, read like a value of a file; no text is null."""
     root = _compose(text, path)
-    return None if root is None else _Reader(path).value(root, ())
+    if root is None:
+        return None
+    reader = _Reader(path)
+    reader.measure(root)
+    return reader.value(root, ())
 
 
 def read_text(path: Path) -> str:
@@ -170,27 +175,36 @@ class _Reader:
         self.path = path
         self.lines: dict[Path_, int] = {}
         self.loader = _Loader("")  # its constructors of scalars
-        self.num_entries = 0
-        self.open: list[yaml.Node] = []
+        self.measured: dict[int, tuple[int, int]] = {}  # {id of a node: entries and depth}
+
+    def measure(self, node: yaml.Node) -> tuple[int, int]:
+        """(entries, depth) of what a node stands for; an alias counts as its anchor. Raises ConfigError for more than there may be."""
+        if id(node) in self.measured:
+            entries, depth = self.measured[id(node)]
+            if not entries:
+                raise self.error(node, "this holds itself, by an alias (*name)")
+            return entries, depth
+        self.measured[id(node)] = 0, 0  # until its parts are measured
+        entries, depth = 1, 1
+        for part in _parts(node):
+            more, below = self.measure(part)
+            entries, depth = entries + more, max(depth, below + 1)
+        if entries > MAX_ENTRIES:
+            raise self.error(node, f"more than {MAX_ENTRIES:,} entries, counting what aliases (*name) stand for")
+        if depth > MAX_DEPTH:
+            raise self.error(node, f"nested more than {MAX_DEPTH} deep")
+        self.measured[id(node)] = entries, depth
+        return entries, depth
 
     def value(self, node: yaml.Node, keys: Path_) -> Any:
-        self.num_entries += 1
-        if self.num_entries > MAX_ENTRIES:
-            raise self.error(node, f"more than {MAX_ENTRIES:,} entries, counting what aliases (*name) stand for")
-        if any(node is other for other in self.open):
-            raise self.error(node, f"{_dotted(keys)} holds itself, by an alias (*name)")
         self.lines.setdefault(keys, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if node.tag != PREFIX + ("map" if isinstance(node, yaml.MappingNode) else "seq"):
             raise self._tag_error(node)
-        self.open.append(node)
         if isinstance(node, yaml.MappingNode):
-            values: Any = self._mapping(node, keys)
-        else:
-            values = [self.value(entry, (*keys, i)) for i, entry in enumerate(node.value)]
-        self.open.pop()
-        return values
+            return self._mapping(node, keys)
+        return [self.value(entry, (*keys, i)) for i, entry in enumerate(node.value)]
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag not in SCALARS:
@@ -268,6 +282,12 @@ def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
         return f"a bracket or a quote{begin} is not closed{hint}"
     context = f" {error.context}" if error.context else ""
     return f"{problem}{context}"
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _line(marked: Any) -> int:
