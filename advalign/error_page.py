@@ -55,7 +55,7 @@ class Subject:
 SUBJECTS = (
     Subject(
         "Files of YAML, references and overrides",
-        ("yaml_files", "interpolation", "overrides"),
+        ("text_files", "yaml_files", "interpolation", "overrides"),
         "The sentence names file and line. Open the file there; put texts that hold a colon, `#`, `{` or `@` in quotes. References are "
         "`${path.of.a.value}` and `${oc.env:NAME,default}`.",
     ),
@@ -98,7 +98,7 @@ SUBJECTS = (
     Subject("Attacks and their targets", ("attacks/", "targets/"), "Which attack needs what of a model: [attacks.md](attacks.md)."),
     Subject(
         "Suites, judges, reports and comparisons",
-        ("evaluation/", "judges/", "functional/", "bounded"),
+        ("evaluation/", "judges/", "functional/"),
         "A suite is `data` and `attacks`: [evaluation.md](evaluation.md), [judges.md](judges.md), [certified.md](certified.md).",
     ),
     Subject("Servers", ("http_client",), "Is the server there, and does it answer in time? Keys are in no sentence."),

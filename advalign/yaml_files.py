@@ -6,7 +6,6 @@ dates stay texts. Every mistake is one sentence with the file and the line.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,17 +15,16 @@ from typing import Any
 import yaml
 
 from advalign.errors import ConfigError, excerpt, unknown
+from advalign.text_files import read_text
 
-MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
 MAX_ENTRIES = 200_000
 NAME_LENGTH = 60  # characters of a key or value that a sentence shows
 
-Path_ = tuple[str | int, ...]
+Keys = tuple[str | int, ...]
 PREFIX = "tag:yaml.org,2002:"
 MERGE = f"{PREFIX}merge"
 SCALARS = frozenset(f"{PREFIX}{name}" for name in ("str", "int", "float", "bool", "null"))
-UTF16_AND_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 UNCLOSED = ("expected ',' or ']'", "expected ',' or '}'", "expected node content", "expected the node content", "end of stream")
 # YAML 1.1 takes 1e-3 for a text; like OmegaConf, this takes it for a number.
 FLOAT = re.compile(
@@ -59,7 +57,7 @@ class Document:
     """The file, as it was named."""
     values: dict[str, Any]
     """Its mapping; references `${...}` are still as they are written."""
-    lines: Mapping[Path_, int] = field(default_factory=dict, repr=False)
+    lines: Mapping[Keys, int] = field(default_factory=dict, repr=False)
     """{path of an entry: the line it begins in, from 1}"""
 
     def where(self, *keys: str | int) -> str:
@@ -101,40 +99,6 @@ def parse_value(text: str, path: str) -> Any:
     return reader.value(root, ())
 
 
-def read_text(path: Path) -> str:
-    """The text of a file that people write: UTF-8, of at most MAX_BYTES."""
-    try:
-        if path.is_dir():
-            raise ConfigError(f"{path}: this is a folder; give a file in it{_files_in(path)}.")
-        if not path.exists():
-            raise ConfigError(f"{path}: no such file.{_nearest_file(path)}")
-        if not path.is_file():
-            raise ConfigError(f"{path}: this is not a regular file; give a text file.")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{path}: the file cannot be read ({reason}).") from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_BYTES // 2**20} MiB; put rows into a data file and name it (data: {{path: ...}}).")
-    return _decode(raw, path)
-
-
-def _decode(raw: bytes, path: Path) -> str:
-    if raw.startswith(UTF16_AND_32):
-        raise ConfigError(f"{path}: the file is written in UTF-16 or UTF-32; save it as UTF-8.")
-    if b"\0" in raw:
-        line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
-        raise ConfigError(f"{path}, line {line}: a zero byte, so this is not text in UTF-8; save it as UTF-8.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8.") from error
-
-
 def _compose(text: str, path: str) -> yaml.Node | None:
     """The syntax tree of one document; None: it holds nothing."""
     control = yaml.reader.Reader.NON_PRINTABLE.search(text)
@@ -173,7 +137,7 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.lines: dict[Path_, int] = {}
+        self.lines: dict[Keys, int] = {}
         self.loader = _Loader("")  # its constructors of scalars
         self.measured: dict[int, tuple[int, int]] = {}  # {id of a node: entries and depth}
 
@@ -196,7 +160,7 @@ class _Reader:
         self.measured[id(node)] = entries, depth
         return entries, depth
 
-    def value(self, node: yaml.Node, keys: Path_) -> Any:
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
         self.lines.setdefault(keys, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
@@ -215,7 +179,7 @@ class _Reader:
             kind = node.tag.removeprefix(PREFIX)
             raise self.error(node, f"'{_short(node.value)}' cannot be read as {kind}; put a text in quotes") from error
 
-    def _mapping(self, node: yaml.MappingNode, keys: Path_) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         """The entries; those of a merge (<<: *base) come first and give way to the mapping's own."""
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
@@ -233,7 +197,7 @@ class _Reader:
                 own[name] = self.value(entry, (*keys, name))
         return merged | own
 
-    def _merged(self, node: yaml.Node, keys: Path_) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, keys: Keys) -> dict[str, Any]:
         """What `<<` adds: a mapping, or several, of which the first counts."""
         parts = [self.value(part, keys) for part in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
         if not all(isinstance(part, dict) for part in parts):
@@ -299,21 +263,10 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _dotted(keys: Path_) -> str:
+def _dotted(keys: Keys) -> str:
     return ".".join(map(str, keys)) or "the file"
 
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
-
-
-def _nearest_file(path: Path) -> str:
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    nearest = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean '{path.parent / nearest[0]}'?" if nearest else ""
-
-
-def _files_in(path: Path) -> str:
-    names = sorted(p.name for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
-    return f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""

@@ -17,7 +17,9 @@ LAYERS = {
     **dict.fromkeys(
         ("functional", "types", "errors", "ranges", "quick", "checked", "names", "run_folder", "durable", "http_client", "bounded"), 0
     ),
-    **dict.fromkeys(("imports", "interfaces", "plugins", "builder", "overrides", "yaml_files", "interpolation", "models", "data"), 1),
+    **dict.fromkeys(
+        ("imports", "interfaces", "plugins", "builder", "overrides", "text_files", "yaml_files", "interpolation", "models", "data"), 1
+    ),
     **dict.fromkeys(plugins.GROUPS, 2),
     **dict.fromkeys(("engine", "targets", "metrics"), 3),
     **dict.fromkeys(("training", "evaluation"), 4),

@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from advalign import yaml_files
+from advalign import text_files, yaml_files
 from advalign.errors import ConfigError
 from advalign.evaluation.suites.suite import Suite
 
@@ -68,7 +68,7 @@ WRONG = {
     "utf-16": ("a: 1".encode("utf-16"), ": the file is written in UTF-16 or UTF-32; save it as UTF-8."),
     "utf-16 without a mark": ("\na: 1".encode("utf-16-le"), ", line 2: a zero byte, so this is not text in UTF-8; save it as UTF-8."),
     "latin": ("a: 1\nb: é".encode("latin-1"), ", line 2: byte 0xe9 is not UTF-8; save the file as UTF-8."),
-    "huge": (b"a: " + b"x" * yaml_files.MAX_BYTES, ": more than 4 MiB; put rows into a data file and name it (data: {path: ...})."),
+    "huge": (b"a: " + b"x" * text_files.MAX_BYTES, ": more than 4 MiB; put rows into a data file and name it (data: {path: ...})."),
 }
 
 
