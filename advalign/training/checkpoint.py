@@ -62,7 +62,7 @@ def save(
         if processes.is_main:
             shutil.rmtree(durable.partial_of(final), ignore_errors=True)
         raise StorageError(f"{str(error).removesuffix('.')}; {where_to_continue(folder)}.") from error
-    processes.on_main(lambda: _remove_older(folder, step, limit))
+    processes.on_main(lambda: _remove_later_and_older(folder, step, limit))
     return final
 
 
@@ -103,12 +103,25 @@ def _complete(final: Path, state: Mapping[str, Any], description: Mapping[str, A
         raise StorageError(f"{SETTING}: {final} could not be written ({damage}).")
 
 
-def _remove_older(folder: Path, step: int, limit: int | None) -> None:
-    checkpoints = list_checkpoints(folder)
-    later = [path for path in checkpoints if step_of(path) > step]
-    older = [] if limit is None else [path for path in checkpoints if step_of(path) <= step][:-limit]
-    for path in (*later, *older):
-        shutil.rmtree(path, ignore_errors=True)
+def _remove_later_and_older(folder: Path, step: int, limit: int | None) -> None:
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            _remove(path)
+    remove_older(folder, step, limit)
+
+
+def remove_older(folder: Path, step: int, limit: int | None) -> None:
+    """Of the checkpoints up to one of step `step`, which is whole, the oldest beyond `limit` go (None: no limit)."""
+    for path in [] if limit is None else [path for path in list_checkpoints(folder) if step_of(path) <= step][:-limit]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: what a kill leaves of it is no checkpoint."""
+    gone = path.with_name(f"{durable.PARTIAL}removed-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 # -------------------------------------------------------------------------------------------------------- reading

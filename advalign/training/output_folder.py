@@ -89,6 +89,11 @@ class OutputFolder:
     def _is_own(self, path: Path) -> bool:
         return path.resolve().parent == self.path.resolve()
 
+    def tidy(self, step: int, limit: int | None) -> None:
+        """Once a run goes on here from its checkpoint of a step: removes the older ones that a kill has kept from going."""
+        if self.goes_on:
+            self.processes.on_main(lambda: checkpoint.remove_older(self.path, step, limit))
+
     def begin(self) -> None:
         """Before the first file of a run that does not go on in its own folder is written: removes the run that it overwrites."""
         self.processes.on_main(self._begin)

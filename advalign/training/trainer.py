@@ -205,8 +205,9 @@ class Trainer:
         try:
             self.prepare(resume=resume, overwrite=overwrite)
             self.start()
-            if self._checkpoint is not None:
+            if self._output is not None and self._checkpoint is not None:
                 self.step = self._state().load(self._checkpoint)
+                self._output.tidy(self.step, self.args.save_total_limit)
             return run_loop.run(self, self._output, progress)
         finally:
             if self._output is not None:
@@ -293,10 +294,5 @@ class Trainer:
         return describe(self.run_spec, self.args, rollout=self.rollout_engine, evaluations=self.evaluations)
 
     def _state(self) -> RunState:
-        return RunState(
-            description=self.description,
-            context=self.context,
-            copies=self.copies,
-            timeline=self.timeline,
-            annotator=self.annotator,
-        )
+        parts: dict[str, Any] = {"context": self.context, "copies": self.copies, "timeline": self.timeline, "annotator": self.annotator}
+        return RunState(description=self.description, **parts)

@@ -10,6 +10,7 @@ import torch
 from helpers.faults import raise_at
 from torch import nn
 
+from advalign import durable
 from advalign.engine.process_group import ProcessGroup
 from advalign.errors import ConfigError, NonFiniteError, StorageError
 from advalign.training import checkpoint
@@ -162,3 +163,17 @@ def test_weights_that_do_not_fit_are_a_sentence(folder):
             checkpoint.read_network(folder / "checkpoint-8", "learner.policy", other)
     with pytest.raises(ConfigError, match=r"holds no weights of 'learner\.other'"):
         checkpoint.read_network(folder / "checkpoint-8", "learner.other", network())
+
+
+def test_a_kill_while_older_ones_go_leaves_no_half_checkpoint(folder, monkeypatch):
+    """The oldest is under another name before its first file goes, and the next run removes what is left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **_: None)
+        save(folder, 12)
+    assert [p.name for p in checkpoint.list_checkpoints(folder)] == ["checkpoint-8", "checkpoint-12"]
+    assert (folder / ".partial-removed-checkpoint-4").is_dir()
+    durable.recover(folder)
+    assert names(folder) == ["checkpoint-8", "checkpoint-12"]
+    save(folder, 16, limit=None)
+    checkpoint.remove_older(folder, 16, 1)
+    assert names(folder) == ["checkpoint-16"]
