@@ -64,7 +64,8 @@ def build_plugin(interface: Any, value: Any, path: str) -> Any:
     fields = {"kind": value} if isinstance(value, str) else dict(expect(value, Mapping, path))
     if "kind" not in fields:
         raise ConfigError(f"{path}: no 'kind' given; known kinds: {', '.join(plugins.kinds(group))}.")
-    cls = plugins.resolve(group, str(fields.pop("kind")), path)
+    kind = checked.check(str, fields.pop("kind"), f"{path}.kind")
+    cls = plugins.resolve(group, kind, path)
     _check_plugin(cls, interface, path)
     return build_dataclass(cls, fields, path)
 

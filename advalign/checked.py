@@ -195,6 +195,9 @@ def _one_of(options: tuple[Any, ...], value: Any, path: str, from_text: bool) ->
     """What the first option says that takes a value of this type; where none does, all of them are named."""
     if value is None and type(None) in options:
         return None
+    containers = [option for option in options if _holds(option, value)]
+    if len(containers) == 1:  # its entries are named in what is wrong with them
+        return check(containers[0], value, path, from_text=from_text)
     refused = None
     for reading in (False, True) if from_text else (False,):
         for option in options:
@@ -206,6 +209,12 @@ def _one_of(options: tuple[Any, ...], value: Any, path: str, from_text: bool) ->
                 refused = refused or error
     several = len([option for option in options if option is not type(None)]) > 1
     raise refused if refused is not None and not several else _wrong(typing.Union[options], value, path)  # noqa: UP007
+
+
+def _holds(option: Any, value: Any) -> bool:
+    """Whether an annotation is a list or a mapping, and the value is one too."""
+    origin = typing.get_origin(option)
+    return (origin in LISTS and isinstance(value, list | tuple)) or (origin in MAPPINGS and isinstance(value, Mapping))
 
 
 def _list(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, from_text: bool) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 
 EXCERPT = 100
 """Characters of a wrong value that a sentence shows."""
+SHORT = 60
+"""The same of a name, beside a list of all that are known."""
 
 
 class AdvalignError(Exception):
@@ -70,7 +72,7 @@ def unknown(path: str, what: str, name: str, options: Iterable[str]) -> ConfigEr
     names = sorted(options)
     nearest = difflib.get_close_matches(str(name)[:EXCERPT], names, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return ConfigError(f"{path}: no {what} '{excerpt(name)}'. Known: {', '.join(names) or 'none'}.{hint}")
+    return ConfigError(f"{path}: no {what} '{excerpt(name, SHORT)}'. Known: {', '.join(names) or 'none'}.{hint}")
 
 
 @contextlib.contextmanager

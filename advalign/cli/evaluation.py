@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def not_empty(value: str | None) -> str | None:
     """Refuses an empty text, which would stand for the current folder or for nothing."""
-    if value == "":
+    if value is not None and not value.strip():
         raise typer.BadParameter("an empty text given")
     return value
 

@@ -199,6 +199,7 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
 def _from_scratch(spec: ModelSpec, texts: Iterable[str]) -> tuple[Any, Any, bool]:
     """(transformers model, tokenizer, whether it reads both ways)."""
     preset = spec.model.removeprefix("scratch:")
+    scratch.check_preset(preset)
     bidirectional = scratch.is_encoder(preset)
     if bidirectional and spec.head in ("policy", "value"):
         raise ConfigError(f"head: '{spec.model}' reads both ways, so it cannot be a {spec.head}; use a preset such as scratch:tiny.")
@@ -237,7 +238,7 @@ def _from_source(
 
 def _read_tokenizer(name: str, **arguments: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments)
     except Exception as error:  # tokenizers and transformers raise errors of many classes
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             raise
@@ -245,6 +246,11 @@ def _read_tokenizer(name: str, **arguments: Any) -> Any:
         raise ConfigError(
             f"model: the tokenizer of '{name}' cannot be loaded ({type(error).__name__}: {reason}); give a complete folder, or a tokenizer."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes one of a class alone, where its files are missing
+        raise ConfigError(
+            f"model: the tokenizer of '{name}' knows its special tokens alone, so its files are missing; give a complete folder."
+        )
+    return tokenizer
 
 
 def _scratch_tokenizer(tokenizer: Any, texts: Iterable[str], bidirectional: bool) -> Any:

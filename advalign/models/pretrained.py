@@ -202,7 +202,7 @@ def _sentence(model: str, body: Any, config: Any, absent: Sequence[str], extra: 
         )
     total, others = len(body.state_dict()), sorted(unexpected)
     classes = architecture.class_names(config)
-    also = f", and holds {len(others)} others ({_list(others)})" if others else ""
+    also = f", and holds {len(others)} others ({_list(others[:1])})" if others else ""
     kind = type(body).__name__
     declared = f"; its config.json says {describe(config)}" if classes and kind not in classes else ""
     return (

@@ -44,11 +44,17 @@ SPECIAL = ["<pad>", "<unk>", "<eos>", "<cls>", "<sep>"]
 KINDS = ("words", "characters", "bpe")
 
 
+def check_preset(preset: str) -> None:
+    """Raises ConfigError for a preset that there is not."""
+    name = preset.partition("?")[0]
+    if name not in PRESETS:
+        raise unknown("model", "scratch preset", name, PRESETS)
+
+
 def build_config(preset: str, vocabulary: int, max_length: int) -> Any:
     """The transformers configuration of `<preset>?num_hidden_layers=3&...`."""
     name, _, query = preset.partition("?")
-    if name not in PRESETS:
-        raise unknown("model", "scratch preset", name, PRESETS)
+    check_preset(preset)
     kind, options = PRESETS[name]
     length = "n_positions" if kind == "gpt2" else "max_position_embeddings"
     options = dict(options, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=2) | {length: max_length}

@@ -12,7 +12,7 @@ import torch
 from advalign.checked import Checked, check
 from advalign.errors import ConfigError, unknown
 from advalign.models.folders import saved_facts
-from advalign.ranges import Count, Matches, OneOf, ProperFraction, Seed, Words
+from advalign.ranges import Count, Matches, OneOf, ProperFraction, Satisfies, Seed, Words
 
 HEADS = ("policy", "classifier", "score", "value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -52,6 +52,13 @@ TOKENIZER_TYPES: dict[str, Any] = {"kind": Words, "data": Any, "size": Count}
 SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora", "adapter", "truncation", *HEAD_OPTIONS)
 
 
+def check_known(options: Mapping[str, Any], path: str) -> None:
+    """Raises ConfigError for an option that no model has."""
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown(path, "option", name, OPTIONS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Checked, section="learners"):
     """What has to be known to load a model."""
@@ -66,7 +73,7 @@ class ModelSpec(Checked, section="learners"):
     """The most tokens of a row; fewer where the model has positions for fewer."""
     dtype: DType = "float32"
     """Precision of the weights: float32, bfloat16, float16 or float64; those of half precision train through float32 copies."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Annotated[Mapping[str, Any], Satisfies(check_known)] = field(default_factory=dict)
     """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout (off,
     on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed, lora (fields
     of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value) head_dropout

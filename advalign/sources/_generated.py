@@ -96,6 +96,8 @@ class GeneratedPool:
         groups = self._groups(step)
         if groups is None:
             return []
+        if groups and not isinstance(groups[0], RolloutGroup):
+            raise ConfigError(f"sources: sampled is '{self.config.sampled}', which samples no responses; name a source of rollouts.")
         by_group: list[list[Text]] = [
             [(g.example.prompt, r.text, r.finished) for r in g.rollouts if not self._right(g.example, r.text)] for g in groups
         ]

@@ -104,6 +104,8 @@ def conversation(
     messages: Sequence[Message | Mapping[str, Any]], tools: Any = None, chat_template_kwargs: Any = None, path: str = "messages"
 ) -> Conversation:
     """A conversation from messages as data carries them; `tools`, each of them and `chat_template_kwargs` may be JSON text, as in TRL."""
+    if not isinstance(messages, list | tuple):
+        raise ConfigError(f"{path}: {_excerpt(messages)} is not a list of messages.")
     if not messages:
         raise ConfigError(f"{path}: a conversation needs at least one message.")
     tools = _parsed(tools, "tools") or ()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from advalign.checked import Checked
+from advalign.errors import ConfigError, excerpt, unknown
 from advalign.ranges import Count, Length, NonNegative, PositiveFraction
 from advalign.types.attacks import NEUTRAL
 from advalign.types.messages import (
@@ -47,7 +48,13 @@ class Example(Checked):
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> Example:
         """From a mapping of its fields, whose prompt may be messages."""
-        prompt = fields.get("prompt")
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"example: {excerpt(repr(fields))} given; a mapping of its fields is expected.")
+        if "prompt" not in fields:
+            raise ConfigError(f"example: {excerpt(repr(fields))} has no prompt.")
+        if wrong := [name for name in fields if name not in cls.__dataclass_fields__]:
+            raise unknown("example", "field", wrong[0], cls.__dataclass_fields__)
+        prompt = fields["prompt"]
         if isinstance(prompt, list | tuple) and is_messages(prompt):
             fields = {**fields, "prompt": conversation(prompt, path=f"example '{fields.get('id', '')}': prompt")}
         return cls(**fields)

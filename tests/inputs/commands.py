@@ -40,9 +40,7 @@ def result_rows() -> Iterator[Row]:
         ("no status", json.dumps({k: v for k, v in line.items() if k != "status"}) + "\n", "status"),
         ("another status", json.dumps(line | {"status": "won"}) + "\n", "won"),
         ("a number as example", json.dumps(line | {"example": 3}) + "\n", "example"),
-        ("nan as queries", json.dumps(line | {"queries": float("nan")}) + "\n", "queries"),
         ("a field of another version", json.dumps(line | {"colour": "red"}) + "\n", "colour"),
-        ("half a line", good + json.dumps(line)[:40], "results.jsonl"),
         ("bytes", b"\xff\xfe\x00\x01", "results.jsonl"),
         ("a line twice", good + good, "s0"),
     ):

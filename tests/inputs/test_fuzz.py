@@ -3,8 +3,15 @@
 import random
 
 import pytest
+from helpers.processes import ran
 from inputs import mutants as mt
 from inputs.base import changed
+
+
+def test_mutants_are_built_or_refused_in_a_sentence() -> None:
+    """In a process of its own, since the tests' run-time checks of types answer before the library does."""
+    code, printed = ran("inputs.fuzz", "--trees", "60", "--texts", "30", "--drawn", "20", "--steps", "3")
+    assert code == 0, printed
 
 
 def test_mutants_are_the_same_every_time_and_differ_from_their_files() -> None:

@@ -1,6 +1,6 @@
 """Bad input is answered in one sentence that names its path, what was given and what is allowed, with exit code 2.
 
-`make test-inputs` prints the whole table.
+`make test-inputs` prints the whole table; `make test` takes some rows of every area.
 """
 
 from __future__ import annotations
@@ -8,8 +8,15 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from helpers.processes import ran
 from inputs import table
 from inputs.row import LONGEST, Row, command
+
+
+def test_rows_of_every_area_are_answered_in_a_sentence() -> None:
+    """In a process of its own, since the tests' run-time checks of types answer before the library does."""
+    code, printed = ran("inputs.table", "--every", "70", "--wrong")
+    assert code == 0, printed
 
 
 def test_no_row_stands_twice_and_there_are_enough() -> None:

@@ -13,6 +13,7 @@ from advalign.errors import ConfigError
 from advalign.evaluation.reports.report import Report
 from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
 from advalign.functional.intervals import mcnemar, paired_bootstrap
+from advalign.text_files import read_text
 from advalign.types import STATUSES, AttackResult
 
 NOTE = (
@@ -82,7 +83,7 @@ def folders(first: str | Path, second: str | Path) -> Comparison:
 def _settings(folder: str | Path) -> dict[str, Any]:
     """What `suites.log.suite_settings` wrote down; empty if it did not."""
     path = Path(folder) / "suite.json"
-    return mapping(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    return mapping(read_text(path), str(path)) if path.is_file() else {}
 
 
 def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
