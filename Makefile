@@ -85,7 +85,7 @@ models-table: $(READY)  ## tests/architectures/table.json and the tables of docs
 
 test-inputs: export OMP_NUM_THREADS := 1
 test-inputs: export HF_HUB_OFFLINE := 1
-test-inputs: $(READY)  ## 2,000 bad inputs (prints the table) and 3,000 changed configurations, about five minutes
+test-inputs: $(READY)  ## 2,000 bad inputs (prints the table) and 3,000 changed configurations, about four minutes
 	PYTHONPATH=.:tests $(BIN)/python -m inputs.table
 	PYTHONPATH=.:tests $(BIN)/python -m inputs.fuzz
 

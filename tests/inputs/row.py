@@ -19,7 +19,7 @@ from unittest import mock
 from advalign import cli
 from advalign.errors import AdvalignError, ConfigError
 
-LONGEST = 400
+LONGEST = 420
 """Characters of an answer."""
 SECONDS = 20
 """After which an answer is too late."""
