@@ -251,7 +251,7 @@ def test_arguments_of_functions_are_checked_by_their_annotations():
         (lambda: config.read(3), r"^config\.read: path: 3 given"),
         (lambda: AnsweringClassifier(3), r"^AnsweringClassifier: function: 3 given; a function is expected\.$"),
         (lambda: Message("", "text"), r"^Message\.role: '' given"),
-        (lambda: Conversation(()), r"^Conversation\.messages: \(\) given; at least 1 entry"),
+        (lambda: Conversation("hi"), r"^Conversation\.messages: 'hi' given; a list"),
         (lambda: Example(prompt=3), r"^Example\.prompt: 3 given; a text or a Conversation is expected\.$"),
         (lambda: Example(prompt="p", label=True), r"^Example\.label: True given"),
     ],

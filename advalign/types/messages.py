@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from advalign.checked import Checked
 from advalign.errors import ConfigError, unknown
-from advalign.ranges import Length, OneOf, Words
+from advalign.ranges import OneOf, Words
 
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of messages; `Tokens.roles` holds their numbers."""
@@ -54,8 +54,8 @@ class Message(Checked):
 class Conversation(Checked):
     """A prompt of messages. With an assistant's message at its end, the response continues that message."""
 
-    messages: Annotated[tuple[Message, ...], Length()]
-    """In order; at least one."""
+    messages: tuple[Message, ...]
+    """In order; a prompt has at least one, the beginning of another conversation may have none."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the tools that the assistant may call."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
