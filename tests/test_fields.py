@@ -23,7 +23,7 @@ from advalign.objectives import SFT
 from advalign.ranges import Count, Distinct, Interval, Length, Matches, OneOf, Range, Text
 from advalign.rewards import Length as LengthReward
 from advalign.targets import AnsweringClassifier
-from advalign.types import Conversation, Example, Message, Sampling, ThreatModel
+from advalign.types import Example, Message, Sampling, ThreatModel
 
 PLUGINS = {f"{group}.{kind}": plugins.resolve(group, kind) for group in plugins.GROUPS for kind in plugins.kinds(group)}
 OTHERS = {cls.__name__: cls for cls in (*options(), *sections(), *suites(), ThreatModel, Sampling) if cls not in PLUGINS.values()}
@@ -251,7 +251,6 @@ def test_arguments_of_functions_are_checked_by_their_annotations():
         (lambda: config.read(3), r"^config\.read: path: 3 given"),
         (lambda: AnsweringClassifier(3), r"^AnsweringClassifier: function: 3 given; a function is expected\.$"),
         (lambda: Message("", "text"), r"^Message\.role: '' given"),
-        (lambda: Conversation("hi"), r"^Conversation\.messages: 'hi' given; a list"),
         (lambda: Example(prompt=3), r"^Example\.prompt: 3 given; a text or a Conversation is expected\.$"),
         (lambda: Example(prompt="p", label=True), r"^Example\.label: True given"),
     ],
