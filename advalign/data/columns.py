@@ -46,7 +46,8 @@ def example(row: Mapping[str, Any], mapping: Mapping[str, str], location: str, l
         _split_common(fields, location)
     prompt = fields.get("prompt")
     says_nothing = isinstance(prompt, Conversation) and not any(turn.content or turn.tool_calls for turn in prompt.messages)
-    if not isinstance(prompt, str | Conversation) or says_nothing or not (prompt or has_implicit_prompt):
+    is_blank = isinstance(prompt, str) and not prompt.strip()
+    if not isinstance(prompt, str | Conversation) or says_nothing or (is_blank and not has_implicit_prompt):
         raise ConfigError(f"data: {location}: the prompt {_no_prompt(row, used)}; name its column with columns: {{prompt: ...}}.")
     for name, value in fields.items():
         _check_field(name, value, f"data: {location}, column '{used.get(name, name)}'", is_mapped=name in mapping)
@@ -112,7 +113,9 @@ def _no_prompt(row: Mapping[str, Any], used: Mapping[str, str]) -> str:
     if column is None:
         return f"is not among the columns {', '.join(row) or '(there are none)'}"
     value = row[column]
-    if isinstance(value, str | list | tuple) and (not value or _are_turns(_with_roles(value))):
+    if isinstance(value, str):
+        return f"is {'only white space' if value else 'empty'} (column '{column}')"
+    if isinstance(value, list | tuple) and (not value or _are_turns(_with_roles(value))):
         return f"is empty (column '{column}')"
     return f"is not a text or messages: column '{column}' holds {describe(value)}"
 

@@ -6,9 +6,11 @@ name and is trained anew.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +86,26 @@ def read_config(spec: ModelSpec, source: str, head: str | None, **arguments: Any
     return config
 
 
+@contextlib.contextmanager
+def _report_held_back() -> Iterator[None]:
+    """Keeps what transformers logs of a load until it has ended well: what an error says is said once."""
+    records: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(hold)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hold)
+    for record in records:
+        logger.handle(record)
+
+
+@_report_held_back()
 def load_body(spec: ModelSpec, source: str, config: Any, **arguments: Any) -> tuple[Any, tuple[str, ...]]:
     """(transformers model, names of the weights of a new head). Raises ConfigError where another weight is not in the files."""
     try:

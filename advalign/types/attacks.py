@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from advalign.checked import Checked
-from advalign.ranges import Bound, Count, PositiveBound
+from advalign.ranges import Bound, Count, Natural, PositiveBound, Words
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,17 @@ STATUSES: Mapping[str, Status] = {
 class AttackResult:
     """The harness's judgement of one proposal."""
 
-    example: str
+    example: Words
     """Id of the example."""
-    attack: str
+    attack: Words
     """Name of the attack in its suite."""
     status: str
     """One of `STATUSES`."""
-    attempts: int = 1
+    attempts: Natural = 1
     """Texts that were judged."""
-    broken: int = 0
+    broken: Natural = 0
     """How many of `attempts` broke the example."""
-    queries: int = 0
+    queries: Natural = 0
     """Texts or edits that the target answered for this example."""
     seconds: float = 0.0
     """Wall-clock time; depends on the batch."""

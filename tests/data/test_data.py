@@ -65,6 +65,7 @@ def test_environment_variables_and_splits_are_expanded(tmp_path, monkeypatch):
         ("a.jsonl", b'{"text": "x"}\n["x"]\n', r"a\.jsonl, row 2 is a list"),
         ("a.jsonl", b'{"text": "x"}\n{"label": 1}\n', r"a\.jsonl, row 2: the prompt is not among the columns label"),
         ("a.jsonl", b'{"text": ""}\n', r"a\.jsonl, row 1: the prompt is empty"),
+        ("a.jsonl", b'{"text": " \\t\\u3000"}\n', r"a\.jsonl, row 1: the prompt is only white space \(column 'text'\)"),
         ("a.csv", b"text,label\nx,1\ny\n", r"a\.csv, row 3 does not have the 2 columns"),
         ("a.csv", b"text,label\nx,1,2\n", r"a\.csv, row 2 does not have the 2 columns"),
         ("a.txt", b"\xfa\xfb", r"a\.txt cannot be read as UTF-8"),

@@ -1,6 +1,7 @@
 """Two runs side by side: the paired numbers, by hand and against scipy; and results in the files of other tools."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -155,3 +156,46 @@ def test_one_example_in_common_is_no_comparison():
         compare.results(run(a="fff"), [replace(r, example=str(int(r.example) + 2)) for r in run(a="fff")])
     row = compare.results(run(a="fff"), [replace(r, example=str(int(r.example) + 1)) for r in run(a="fff")]).row("a")
     assert (row["n"], row["left out"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"queries": math.nan}, "queries: nan given; a whole number of at least 0"),
+        ({"attempts": -1}, "attempts: -1 given; a whole number of at least 0"),
+        ({"distance": math.inf}, "distance: inf given; a finite number"),
+        ({"status": ["failed"]}, r"status: \['failed'\] given; a text"),
+        ({"metrics": None}, "metrics: None given; a mapping of names"),
+        ({"metrics": {"a": "x"}}, r"metrics\.a: 'x' given; a number"),
+        ({"attack": ""}, "attack: '' given; a text that is not empty"),
+    ],
+)
+def test_a_result_that_no_suite_writes_is_refused_with_its_line(tmp_path, values, says):
+    folder = folder_of(tmp_path / "run")
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | values)
+    (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(ConfigError, match=f"results.jsonl, line 2: {says}"):
+        compare.folders(folder, folder)
+
+
+@pytest.mark.parametrize("name", ["settings", "attacks", "examples", "results"])
+def test_settings_that_no_suite_writes_are_refused(tmp_path, name):
+    folder = folder_of(tmp_path / "run")
+    path = folder / "suite.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 3}))
+    with pytest.raises(ConfigError, match=rf"suite\.json: {name}: 3 given"):
+        compare.folders(folder, folder)
+
+
+def test_results_that_were_cut_off_or_are_of_another_attack_are_not_compared(tmp_path):
+    whole, folder = folder_of(tmp_path / "whole"), folder_of(tmp_path / "run")
+    path = folder / "results.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"bang"', '"other"', 1))
+    with pytest.raises(ConfigError, match=r"holds 3 of 4 results"):
+        compare.folders(whole, folder)
+    (folder / "suite.json").unlink()
+    path.write_text(text[:-20])
+    with pytest.raises(ConfigError, match=r"the last line of .*results\.jsonl is cut off"):
+        compare.folders(whole, folder)

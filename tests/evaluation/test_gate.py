@@ -243,3 +243,12 @@ def test_every_status_is_documented_and_counts_once():
         assert f"| {name} | {status.meaning} |" in page
     assert set(rates.UNJUDGED) == {name for name, status in STATUSES.items() if status.right is None}
     assert rates.WITHSTOOD == ("failed", "over_budget")
+
+
+@pytest.mark.parametrize("zero", [{"budget": Budget(radius=0)}, {"radii": (0,)}])
+def test_a_radius_of_zero_allows_no_edit_and_shuts_the_gate(zero):
+    suite = Suite(data=victims.sentences(6), attacks={"pgd": attacks.Embedding(restarts=1)}, **zero)
+    result = suite.run(victims.classifier())
+    attacked = {(r.status, r.note) for r in result.results if r.status != "skipped"}
+    assert attacked == {("not_tried", "a radius of 0 allows no edit")}
+    assert "did not try" in " ".join(result.fails(0.0))

@@ -181,12 +181,13 @@ def widen(state):
     ],
 )
 @pytest.mark.parametrize("explicit", [False, True])
-def test_a_missing_weight_is_refused_by_name(tmp_path, sizes, kind, change, sentence, explicit):
+def test_a_missing_weight_is_refused_by_name(tmp_path, sizes, kind, change, sentence, explicit, capfd):
     hub_folders.write(tmp_path, sizes, kind)
     edit_weights(tmp_path, change)
     head = {"causal": "policy", "classifier": "classifier"}[kind] if explicit else None
     with pytest.raises(ConfigError, match=rf"^model: '{tmp_path}' {sentence}[^\n]*$"):
         load(str(tmp_path), head=head)
+    assert "LOAD REPORT" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("head", ["score", "value", "classifier"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from advalign.checked import arguments
+from advalign.checked import arguments, check
 from advalign.errors import ConfigError
 from advalign.evaluation.reports.report import Report
 from advalign.evaluation.reports.results_file import mapping, parsed, read_lines
@@ -22,6 +22,13 @@ NOTE = (
     "Tests are not corrected for their number: decide by the worst case."
 )
 RIGHT = {name: status.right for name, status in STATUSES.items() if status.right is not None}
+SETTINGS = {
+    "settings": Mapping[str, Any],
+    "attacks": Mapping[str, Mapping[str, Any]],
+    "examples": Mapping[str, str],
+    "results": Sequence[str],
+}
+"""{name in suite.json: what it is}."""
 BROKEN = {status for status, right in RIGHT.items() if not right}
 
 
@@ -83,7 +90,11 @@ def folders(first: str | Path, second: str | Path) -> Comparison:
 def _settings(folder: str | Path) -> dict[str, Any]:
     """What `suites.log.suite_settings` wrote down; empty if it did not."""
     path = Path(folder) / "suite.json"
-    return mapping(read_text(path), str(path)) if path.is_file() else {}
+    settings = mapping(read_text(path), str(path)) if path.is_file() else {}
+    if settings.keys() & SETTINGS.keys():
+        for name, annotation in SETTINGS.items():
+            check(annotation, settings.get(name), f"{path}: {name}")
+    return settings
 
 
 def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -115,9 +126,12 @@ def _read(folder: str | Path) -> list[AttackResult]:
     attack_results = parsed(read_lines(path), path)
     settings = _settings(folder)
     if "results" in settings:
-        asked = len(settings["results"]) * len(settings["examples"])
-        if len(attack_results) < asked:
-            raise ConfigError(f"compare: {folder} holds {len(attack_results)} of {asked} results; run its evaluation again.")
+        asked = {(attack, example) for attack in settings["results"] for example in settings["examples"]}
+        number = len(asked & {(r.attack, r.example) for r in attack_results})
+        if number < len(asked):
+            raise ConfigError(f"compare: {folder} holds {number} of {len(asked)} results; run its evaluation again.")
+    elif not path.read_bytes().endswith(b"\n"):
+        raise ConfigError(f"compare: the last line of {path} is cut off; run its evaluation again.")
     return attack_results
 
 

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from advalign.checked import check
 from advalign.errors import ConfigError
 from advalign.metrics.run_log import complete_lines
 from advalign.types import STATUSES, AttackResult
 
-NAMES = {field.name for field in fields(AttackResult)}
+FIELDS = get_type_hints(AttackResult, include_extras=True)
+MAPPINGS = ("metrics", "spent")
+"""Fields that are numbers by name."""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -50,9 +52,13 @@ def mapping(line: str, where: str) -> dict[str, Any]:
 def _result(line: str, where: str) -> AttackResult:
     values = mapping(line, where)
     missing = {"example", "attack", "status"} - values.keys()
-    if missing or values.keys() - NAMES:
-        wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(values.keys() - NAMES))}"
+    if missing or values.keys() - FIELDS.keys():
+        wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(values.keys() - FIELDS.keys()))}"
         raise ConfigError(f"{where}: a result {wrong}, so it is not as it was written.")
+    for name, value in values.items():
+        if value is not None or name not in ("distance", "seconds"):  # null: nan
+            entries = {k: 0.0 if x is None else x for k, x in value.items()} if name in MAPPINGS and isinstance(value, dict) else value
+            check(FIELDS[name], entries, f"{where}: {name}")
     if values["status"] not in STATUSES:
         raise ConfigError(f"{where}: no status '{values['status']}'. Known: {', '.join(sorted(STATUSES))}.")
     return AttackResult.from_json(values)

@@ -103,6 +103,8 @@ class Case:
             return "undetermined", undetermined[0].note
         if not any(judgement.sent for judgement in after):
             return "not_tried", after[0].note
+        if size == 0 and proposal.edits is not None and budget.radius == 0:
+            return "not_tried", "a radius of 0 allows no edit"
         # One query is the attack's look at the example itself.
         if size == 0 and cost.queries <= 1 and len(after) == 1 and proposal.forced is None:
             return "not_tried", f"nothing was changed{proposal.note and f' ({proposal.note})'}"
