@@ -91,7 +91,7 @@ SUBJECTS = (
     ),
     Subject(
         "Folders of runs and evaluations",
-        ("run_folder", "durable"),
+        ("run_folder", "durable", "bounded"),
         "One run or evaluation writes to a folder at a time. Give another folder, wait for the other one, or say what is to happen with "
         "what it holds.",
     ),

@@ -16,11 +16,12 @@ from advalign.attacks import GCG
 from advalign.catalogue import options, sections, suites
 from advalign.checked import Checked
 from advalign.errors import ConfigError
+from advalign.http_client import Address, KeyName
 from advalign.interfaces import Advantage, Adversary, Attack, Judge, Objective, Reward, RolloutEngine, Source, Task
 from advalign.judges import RefusalJudge
 from advalign.models import load
 from advalign.objectives import SFT
-from advalign.ranges import Count, Distinct, Interval, Length, Matches, OneOf, Range, Text
+from advalign.ranges import Count, Distinct, Interval, Length, Matches, OneOf, Range, Satisfies, Text
 from advalign.rewards import Length as LengthReward
 from advalign.targets import AnsweringClassifier
 from advalign.types import Example, Message, Sampling, ThreatModel
@@ -113,8 +114,10 @@ def lies_in(declared: Range, value: Any) -> bool:
         return declared.holds in value and (declared.empty or bool(value.strip()))
     if isinstance(declared, Length):
         return len(value) >= declared.least
-    if isinstance(declared, Matches):
+    if isinstance(declared, Matches | Address | KeyName):
         return value != "x"
+    if isinstance(declared, Satisfies):  # the names of options
+        return value == {}
     assert isinstance(declared, Distinct | names.NameOf | names.MetricOf | names.PathOfSetting), declared
     return True
 

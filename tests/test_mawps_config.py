@@ -84,8 +84,8 @@ def test_prepare_keeps_every_problem_once_and_the_reward_agrees(folder, tmp_path
     assert counts["test"] + counts["problems"] + counts["demos"] == len(ROWS)
     assert counts["demonstrations"] == 6 * counts["demos"]
     for example in (e for name in ("test", "demos", "drill") for e in data.examples(str(tmp_path / "out" / f"{name}.jsonl"))):
-        assert grade(example, example.meta["response"], tolerance=1e-6, symbolic=False) == 1
-        assert grade(example, example.meta["response"] + "1", tolerance=1e-6, symbolic=False) == 0
+        assert grade(example, example.meta["response"], tolerance=1e-6) == 1
+        assert grade(example, example.meta["response"] + "1", tolerance=1e-6) == 0
     problems = data.examples(str(tmp_path / "out" / "problems.jsonl"))
     assert not any("response" in e.meta for e in problems)
 

@@ -29,7 +29,7 @@ OPTIONS: Mapping[str, Any] = {
     "sha256": Annotated[str, Matches(r"[0-9a-fA-F]{64}", "a SHA-256 of 64 hexadecimal digits")],
     "gradient_checkpointing": bool,
     "compile": bool,
-    "dropout": bool | Words | ProperFraction,
+    "dropout": Any,
     "seed": Seed,
     "lora": Mapping[str, Any],
     "adapter": Words,

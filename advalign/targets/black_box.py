@@ -132,9 +132,6 @@ class BlackBoxClassifierTarget(BlackBoxTarget):
                 f"target: '{self.model.name}' gave scores of shape {tuple(scores.shape)} for {len(rows)} texts; one row per text, one "
                 "column per class is needed."
             )
-        if not torch.isfinite(scores).all():
-            row = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
-            raise TargetError(f"target: '{self.model.name}' gave the scores {scores[row].tolist()}; finite numbers are needed.")
         return scores
 
 

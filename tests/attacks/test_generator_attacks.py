@@ -248,8 +248,8 @@ def test_a_classifier_has_no_response(cls):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: attacks.Prefill(tokens=0), "tokens 0"),
-        (lambda: attacks.Prefill(text=" "), "forces nothing"),
+        (lambda: attacks.Prefill(tokens=0), "tokens: 0 given"),
+        (lambda: attacks.Prefill(text=" "), "text: ' ' given; a text that is not empty"),
         (lambda: attacks.TokenSearch(length=0), "length: 0"),
         (lambda: attacks.TokenSearch(goal="down"), "Known: lower, raise"),
         (lambda: attacks.Embedding(goal="down"), "goal: no goal 'down'"),

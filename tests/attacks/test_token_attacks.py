@@ -225,8 +225,8 @@ def test_every_objective_is_that_of_the_whole_row(objective):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: attacks.GCG(momentum=1.0), "momentum 1.0"),
-        (lambda: attacks.GCG(buffer=-1), "buffer -1"),
+        (lambda: attacks.GCG(momentum=1.0), "momentum: 1 given"),
+        (lambda: attacks.GCG(buffer=-1), "buffer: -1 given"),
         (lambda: attacks.GCG(objective="nlll"), "Did you mean 'nll'"),
         (lambda: attacks.RandomSearch(span=0), r"random_search\.span: 0"),
         (lambda: attacks.Beast(temperature=0), "temperature: 0"),

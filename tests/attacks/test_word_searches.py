@@ -449,14 +449,14 @@ def test_sixteen_in_flight_need_a_quarter_of_the_forwards():
 @pytest.mark.parametrize(
     ("cls", "bad", "match"),
     [
-        (attacks.Beam, {"width": 0}, "attacks.beam: width 0"),
-        (attacks.Population, {"size": 1}, "attacks.population: size 1"),
-        (attacks.Exhaustive, {"edits": 0}, "attacks.exhaustive: edits 0"),
+        (attacks.Beam, {"width": 0}, "attacks.beam.width: 0 given"),
+        (attacks.Population, {"size": 1}, "attacks.population.size: 1 given"),
+        (attacks.Exhaustive, {"edits": 0}, "attacks.exhaustive.edits: 0 given"),
         (attacks.Beam, {"sources": ("synonym",)}, "Did you mean 'synonyms'"),
         (attacks.Words, {"style": "bae"}, r"masked_lm: style 'bae' takes masked_lm from a language model; none is given"),
         (attacks.Words, {"constraints": {"similarty": 0.9}}, "no constraint 'similarty'.*Did you mean 'similarity'"),
         (attacks.Words, {"constraints": {"against": "orginal"}}, "Did you mean 'original'"),
-        (attacks.Words, {"constraints": {"window": 1}}, "a window has at least 2 words"),
+        (attacks.Words, {"constraints": {"window": 1}}, "window: 1 given; a whole number of at least 2"),
     ],
 )
 def test_nonsense_is_refused(cls, bad, match):

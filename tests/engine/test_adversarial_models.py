@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
 from advalign.adversaries.pgd import PGD
 from advalign.models import load, perturb
+from advalign.models.scratch import train_tokenizer
 from advalign.objectives.sft import SFT
 from advalign.types import DemoRows, Edit, Tokens
 
@@ -41,7 +42,8 @@ def test_radius_one_is_one_mean_embedding_as_the_first_block_sees_it(config, tmp
     what the module gives, so where the scale comes later it applies to both."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config(**SMALL)).save_pretrained(tmp_path)
-    net = load(str(tmp_path), tokenizer={"kind": "words"}, texts=TEXTS, max_length=64, dtype="float64").eval()
+    train_tokenizer("words", TEXTS).save_pretrained(tmp_path)
+    net = load(str(tmp_path), max_length=64, dtype="float64").eval()
     inputs = []
     perturb.layer("layer:0", net.backbone).register_forward_pre_hook(lambda m, args, kw: inputs.append(args[0].detach()), with_kwargs=True)
     every = torch.arange(40)[None]

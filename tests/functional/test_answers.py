@@ -28,7 +28,7 @@ def test_the_table_is_long_and_has_both_verdicts():
 def test_verifier_and_judge_give_the_verdict_of_the_hand_or_the_reason_is_listed(row):
     example = Example(prompt="?", answer=row["gold"])
     expected = 1 - row["verdict"] if "unread" in row else row["verdict"]
-    assert grade(example, row["response"], tolerance=1e-6, symbolic=False) == expected
+    assert grade(example, row["response"], tolerance=1e-6) == expected
     assert ExactAnswerJudge().start()([example], [row["response"]]) == [expected]
 
 
@@ -142,7 +142,7 @@ def test_16000_hostile_characters_take_less_than_a_tenth_of_a_second(start):
         best = float("inf")
         for _ in range(3):
             begin = time.process_time()
-            grade(Example(prompt="?", answer="5"), text, tolerance=1e-6, symbolic=False)
+            grade(Example(prompt="?", answer="5"), text, tolerance=1e-6)
             answers.final_formula(text)
             list(SENTENCE.finditer(text))
             best = min(best, time.process_time() - begin)

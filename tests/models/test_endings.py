@@ -224,5 +224,5 @@ def test_stopping_is_what_a_slow_loop_over_unstopped_samples_says():
 
 
 def test_a_stop_string_is_not_empty():
-    with pytest.raises(ConfigError, match=r"^sampling\.stop: got \['red', ''\]; an empty string ends nothing\.$"):
+    with pytest.raises(ConfigError, match=r"^sampling\.stop\.1: '' given; at least 1 entry is expected\.$"):
         Sampling(stop=("red", ""))

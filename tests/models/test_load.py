@@ -120,7 +120,7 @@ def test_a_frozen_copy_shares_nothing_and_never_trains():
     ("arguments", "sentence"),
     [
         ({"head": "polcy"}, r"head: no head 'polcy'. Known: classifier, policy, score, value. Did you mean 'policy'\?"),
-        ({"dtype": "float23"}, r"dtype: no dtype 'float23'. .* Did you mean 'float32'\?"),
+        ({"dtype": "float23"}, r"load: dtype: no dtype 'float23'. .* Did you mean 'float32'\?"),
         ({"options": {"poling": "mean"}}, r"model.options: no option 'poling'. .* Did you mean 'pooling'\?"),
         ({"tokenizer": {"kind": "word"}}, r"tokenizer.kind: no tokenizer 'word'. .* Did you mean 'words'\?"),
         ({"tokenizer": None}, r"tokenizer: a model from scratch needs"),

@@ -334,7 +334,7 @@ def test_what_a_base_cannot_lend_is_a_sentence(owner, spec, sentence):
         ({"bias": "all"}, r"model.options.lora: no field 'bias'"),  # it would train the base
         ({"r": 3, "init_lora_weights": "pissa"}, r"model.options.lora.init_lora_weights: 'pissa' would rewrite the base"),
         ({"target_modules": ["q_prj"]}, r"model.options.lora: [Tt]arget modules .*q_prj.* not found"),
-        ({"r": 0}, r"model.options.lora: `r` should be a positive integer"),
+        ({"r": 0}, r"model.options.lora.r: 0 given; a whole number of at least 1"),
     ],
 )
 def test_mistakes_in_lora_are_sentences(fields, sentence):

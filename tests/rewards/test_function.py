@@ -182,7 +182,9 @@ def test_metrics_and_extra_columns_are_logged():
 
     rewards = [Function(fn=fn), Function(fn=lambda completions: [0.0 for _ in completions])]
     context = FakeContext()
-    logs = score(groups_of([{"prompt": "p"}, {"prompt": "q"}], "a", "bbb"), rewards, start_scorers(rewards, context), "sources.s")
+    logs = score(
+        groups_of([{"prompt": "p"}, {"prompt": "q"}], "a", "bbb"), rewards, start_scorers(rewards, context, (), "sources.s"), "sources.s"
+    )
     assert logs["metrics/mean_chars"] == 2
     assert logs["extra/chars"] == 2
     assert logs["extra/upper/distinct"] == 2
@@ -214,7 +216,7 @@ def test_metrics_of_several_processes_are_means_over_their_calls(world_size):
         return [float(len(c)) for c in completions]
 
     groups = [g for n in lengths for g in groups_of([{"prompt": "p"}], "x" * n)]
-    logs = score(groups, [Function(fn=fn)], start_scorers([Function(fn=fn)], Ranks(world_size)), "sources.s")
+    logs = score(groups, [Function(fn=fn)], start_scorers([Function(fn=fn)], Ranks(world_size), (), "sources.s"), "sources.s")
     calls = [lengths[rank::world_size] for rank in range(world_size) if lengths[rank::world_size]]
     assert logs["metrics/longest"] == sum(map(max, calls)) / len(calls)
     assert logs["extra/chars"] == sum(lengths) / len(lengths)

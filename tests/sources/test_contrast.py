@@ -166,7 +166,7 @@ def test_a_text_that_verifies_is_not_a_negative():
         ({"match": "prompt"}, "name it as sampled"),
         ({"corrupt": ("dorp",)}, "'dorp'.*drop"),
         ({"length_unit": "tokens"}, "'tokens'.*words"),
-        ({"replay": 1.5}, "must be a fraction from 0 to 1"),
+        ({"replay": 1.5}, "replay: 1.5 given; a number from 0 to 1"),
     ],
 )
 def test_contrast_refuses(fields, sentence):

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -365,7 +366,7 @@ def test_bad_options_are_one_sentence(number):
 class Endless(Reward):
     """A reward without bound."""
 
-    value: float | list[float] = math.inf
+    value: Any = math.inf
 
     def start(self, context):
         return lambda groups: [self.value for g in groups for _ in g.rollouts]

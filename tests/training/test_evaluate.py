@@ -166,8 +166,8 @@ def test_a_verifier_in_a_configuration():
             {"verifier": DiscriminatorReward(learner="critic")},
             r"evaluations\.held\.verifier\.learner: no learner 'critic'\. Known: discriminator, policy\.",
         ),
-        ({"samples": 0}, r"evaluations: samples is 0"),
-        ({"number": 0}, r"evaluations: number is 0"),
+        ({"samples": 0}, r"evaluations.samples: 0 given"),
+        ({"number": 0}, r"evaluations.number: 0 given"),
     ],
 )
 def test_refused_before_anything_is_loaded(fields, sentence):

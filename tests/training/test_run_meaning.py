@@ -89,7 +89,7 @@ REFUSED = {
     ),
     "option of a learner": (
         lambda: imitation(model=policy(options={"lorra": {"r": 3}})),
-        r"^learners.policy.options: no option 'lorra'. Known: .* Did you mean 'lora'\?$",
+        r"options: no option 'lorra'. Known: .* Did you mean 'lora'\?$",
     ),
     "source that nobody samples": (
         lambda: game(
