@@ -83,7 +83,8 @@ def test_prepare_keeps_every_problem_once_and_the_reward_agrees(folder, tmp_path
     counts = prepare(folder, tmp_path / "out", copies=5, drills=50)
     assert counts["test"] + counts["problems"] + counts["demos"] == len(ROWS)
     assert counts["demonstrations"] == 6 * counts["demos"]
-    for example in (e for name in ("test", "demos", "drill") for e in data.examples(str(tmp_path / "out" / f"{name}.jsonl"))):
+    files = [tmp_path / "out" / f"{name}.jsonl" for name in ("test", "demos", "drill")]
+    for example in (e for file in files if file.stat().st_size for e in data.examples(str(file))):
         assert grade(example, example.meta["response"], tolerance=1e-6) == 1
         assert grade(example, example.meta["response"] + "1", tolerance=1e-6) == 0
     problems = data.examples(str(tmp_path / "out" / "problems.jsonl"))

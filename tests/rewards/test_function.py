@@ -241,7 +241,7 @@ def test_none_leaves_a_reward_out_of_the_row_s_sum_and_of_its_own_statistics():
     second = lambda completions: [4.0, 6.0, 8.0, None]  # noqa: E731
     rewards = [Function(fn=first, weight=2.0), Function(fn=second)]
     groups = groups_of([{"prompt": "p"}], "a", "b", "c", "d")
-    score(groups, rewards, start_scorers(rewards, FakeContext()), "sources.s")
+    score(groups, rewards, start_scorers(rewards, FakeContext(), (), "sources.s"), "sources.s")
     totals = [total_reward(r, [2.0, 1.0]) for r in groups[0].rollouts]
     # TRL: (rewards * weights).nansum, and nan where every reward is None.
     assert totals[:3] == [6, 6, 14]
