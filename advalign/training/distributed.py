@@ -48,7 +48,15 @@ def check_precision(name: str, network: Network, sharded: bool, objectives: Mapp
 
 def accelerator(mixed_precision: str) -> Accelerator:
     """The accelerate object of a run."""
-    return Accelerator(mixed_precision=mixed_precision)
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise ConfigError(
+            f"args.mixed_precision: {mixed_precision} given, and this process began with another one, which accelerate keeps; start this "
+            "run in a process of its own."
+        ) from error
 
 
 def sharding(launched: Accelerator, args: TrainingArguments) -> Sharding | None:

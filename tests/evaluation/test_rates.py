@@ -11,7 +11,7 @@ from helpers import victims
 from helpers.attackers import Say
 
 from advalign import judges
-from advalign.errors import ConfigError, TargetError
+from advalign.errors import ConfigError
 from advalign.evaluation import Suite
 from advalign.evaluation.suites import rates
 from advalign.evaluation.suites.checker import Judgement
@@ -227,10 +227,11 @@ def test_what_nothing_can_judge_is_undetermined():
 @pytest.mark.parametrize("broken", ["all", "one"])
 def test_a_classifier_without_finite_numbers_is_refused(broken):
     def scores(texts):
-        return [[math.nan, math.nan] if broken == "all" or "3" in t else [1.0, 0.0] for t in texts]
+        return [[math.nan, math.nan] if broken == "all" or "3" in t else [1.0, -math.inf] for t in texts]
 
     data = [Example(prompt=f"say {i}", id=str(i), label=0) for i in range(5)]
-    with pytest.raises(TargetError, match=r"^target: 'fn' gave the scores \[nan, nan\]; finite numbers are needed"):
+    says = "5 of 5 examples" if broken == "all" else "1 of 5 examples"
+    with pytest.raises(ConfigError, match=f"^evaluation: the model gives no finite numbers .*{says}"):
         Suite(data=data, attacks={"a": Say(texts=("{}!",))}).run(AnsweringClassifier(scores, name="fn"))
 
 
