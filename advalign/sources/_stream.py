@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from advalign import data as loading
 from advalign.errors import BudgetError, ConfigError, located
 from advalign.interfaces import Context, Source, SourceRuntime, Task
+from advalign.interfaces.source import shrunk
 from advalign.models.row_bounds import doubtful
 from advalign.ranges import Count, Seed, Words
 from advalign.types import Example, Rows
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from advalign.models.encode import Encoder
 
 T = TypeVar("T")
+
+SMOKE_ROWS = 256
+"""The most rows that a smoke run reads of a source."""
 
 
 class Stream(Generic[T]):
@@ -114,6 +118,11 @@ class ListSource(Source):
     """{field: column of the data}, before the usual names."""
     seed: Seed = 0
     """Seed of the choices about the data."""
+
+    def smaller(self) -> Source:
+        """Two rows per draw, of at most SMOKE_ROWS."""
+        small = shrunk(self, batch_size=2)
+        return replace(small, limit=min(small.limit or SMOKE_ROWS, SMOKE_ROWS))
 
     @property
     def training_data(self) -> tuple[Any, str] | None:
