@@ -61,7 +61,7 @@ def test_a_row_that_is_too_long(case):
 
 def test_a_prompt_without_tokens():
     trainer = imitation(sources={"chat": answered(among(ASKED, {"prompt": "  "}))}, objectives={"fit": GRPO(source="chat")})
-    with pytest.raises(ConfigError, match=rf"^sources\.chat: row '{BAD}': rollout: the prompt of example '{BAD}' is empty"):
+    with pytest.raises(ConfigError, match=rf"^sources\.chat: data: .*row {BAD}: the prompt is only white space \(column 'prompt'\)"):
         trainer.start()
 
 
