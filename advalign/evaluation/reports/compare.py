@@ -130,7 +130,7 @@ def _read(folder: str | Path) -> list[AttackResult]:
         number = len(asked & {(r.attack, r.example) for r in attack_results})
         if number < len(asked):
             raise ConfigError(f"compare: {folder} holds {number} of {len(asked)} results; run its evaluation again.")
-    elif not path.read_bytes().endswith(b"\n"):
+    elif path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         raise ConfigError(f"compare: the last line of {path} is cut off; run its evaluation again.")
     return attack_results
 
