@@ -49,7 +49,7 @@ def warm_up(seed: int, out: Path, progress: bool) -> dict[str, Any]:
     """Both warm-up stages; what SFT alone is worth."""
     folder = out / f"warm-{seed}"
     config = described(seed, folder)
-    config["stages"] = config["stages"][:2]
+    config["stages"], config["schedules"] = config["stages"][:2], {}  # the schedule is that of the third stage
     config["args"]["eval_steps"] = 0
     trainer = configuration.trainer(config)
     trainer.train(overwrite=True, progress=progress)
