@@ -64,7 +64,7 @@ test: export HF_HUB_OFFLINE := 1
 test: $(READY)  ## the tests, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
-# Measured: 43 minutes on two cores under a load of 12; a smoke selection is in `make test`.
+# Long; a smoke selection is in `make test`.
 test-faults: export OMP_NUM_THREADS := 1
 test-faults: export HF_HUB_OFFLINE := 1
 test-faults: export ADVALIGN_MOMENTS := 100

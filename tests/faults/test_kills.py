@@ -53,18 +53,8 @@ def survives(kind, folder, whole, seed):
     return kills
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=only_all) for kind in SEVERAL)])
 def test_a_killed_run_ends_with_the_same_bytes(kind, whole, tmp_path):
-    kills = seed = 0
-    while kills < PER_KIND:
-        kills += survives(kind, tmp_path / f"killed-{seed}", whole, seed)
-        shutil.rmtree(tmp_path / f"killed-{seed}")
-        seed += 1
-
-
-@only_all
-@pytest.mark.parametrize("kind", list(SEVERAL))
-def test_two_processes_one_of_which_is_killed(kind, whole, tmp_path):
     kills = seed = 0
     while kills < PER_KIND:
         kills += survives(kind, tmp_path / f"killed-{seed}", whole, seed)

@@ -160,8 +160,6 @@ class Suite(Checked, section="suite"):
         if not self.attacks and not self.certified:
             raise ConfigError("suite.attacks: none given, so the suite would show nothing; give at least one attack, or a certificate.")
         chosen = sorted(random.Random(self.seed).sample(range(len(examples)), min(self.examples, len(examples))))
-        if not chosen:
-            raise ConfigError("suite.examples: 0 given, so no example is attacked; at least 1 is needed.")
         attacked = [examples[i] for i in chosen]
         aims = self._aimed(model, checker, attacked)
         suite = replace(self, attacks=aims.attacks)
