@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from advalign.models import architecture
+from advalign.models import architecture, grouped_queries
 from advalign.types import Edit, Tokens
 
 NAME = "advalign_rows"  # of the attention function in a model's configuration
@@ -211,6 +211,8 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' SDPA attention; where a layout is given, the same for packed rows. Shapes "1 H N d"."""
     layout: PackedLayout | None = kwargs.pop(KEYWORD, None)
+    if layout is None and grouped_queries.applies(query, key, attention_mask, kwargs):
+        return grouped_queries.single_token(query, key, value, attention_mask, dropout, scaling), None
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
     return _attend_packed(layout, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
