@@ -43,12 +43,13 @@ def ascend(
     loss or gradient that is not finite, or was not finite itself, as {metric: number}.
     """
     first: Tensor | None = None
+    common = adversary.threat.share == "group"
 
     def evaluate(requested: Mapping[str, Edit]) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal first
         requested, bad_deltas = finite_edits(requested)
         num_bad_deltas.append(bad_deltas)
-        leaves, edits = split_edits(requested, delta_index)
+        leaves, edits = split_edits(requested, delta_index, common=common)
         total, per_row = losses(edits)
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         dense = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
@@ -64,16 +65,20 @@ def ascend(
     assert final is not None
     final, bad_deltas = finite_edits(final)
     counts = {"num_nonfinite_gradients": sum(map(int, num_bad)), "num_nonfinite_deltas": sum(map(int, [*num_bad_deltas, bad_deltas]))}
-    return split_edits(final, delta_index, gradients=False)[1], first, counts
+    return split_edits(final, delta_index, common=common, gradients=False)[1], first, counts
 
 
-def split_edits(requested: Mapping[str, Edit], delta_index: Tensor, gradients: bool = True) -> tuple[dict[str, Tensor], dict[str, Edit]]:
-    """({site: deltas, to differentiate}, {site: edit by row}) of what an adversary asked for. Replaced tokens are never shared."""
+def split_edits(
+    requested: Mapping[str, Edit], delta_index: Tensor, *, common: bool, gradients: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Edit]]:
+    """({site: deltas, to differentiate}, {site: edit by row}) of what an adversary asked for. Replaced tokens are never shared. `common`:
+    rows of a group have one delta."""
     leaves = {site: edit.add.detach().clone().requires_grad_(gradients) for site, edit in requested.items() if edit.add is not None}
     edits = {}
     for site, edit in requested.items():
         where = None if edit.where is None else edit.where[delta_index]
-        edits[site] = replace(edit, add=leaves[site][delta_index] if site in leaves else None, where=where)
+        add = leaves[site][delta_index] if site in leaves else None
+        edits[site] = replace(edit, add=add, where=where, common=common and edit.tokens is None)
     return leaves, edits
 
 

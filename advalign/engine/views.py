@@ -140,7 +140,7 @@ class UpdateContext:
             forward = with_same_masks(run, same_masks)
             for number in range(adversary.passes):
                 requested, bad_deltas = finite_edits(adversary.ask(state))
-                leaves, edits = split_edits(requested, delta_index)
+                leaves, edits = split_edits(requested, delta_index, common=adversary.threat.share == "group")
                 outputs = {**outputs, view: forward(edits)}
                 losses = self._weighted_losses(moving, batch.micro, batch.rows, outputs, 1 / adversary.passes)
                 on_view = {n: w.detach() for n, w in losses.items() if objectives[n].view == view}

@@ -113,7 +113,8 @@ class Network(NetworkBase):
             embeddings = embeddings.detach().requires_grad_()
         inside = {site: edit for site, edit in edits.items() if site != "embedding"}
         packed = self.packs and not differentiate
-        layout = padding_free.build_layout(rows, share=not edits and not self.draws_dropout) if packed else None
+        shares = not self.draws_dropout and all(edit.common for edit in edits.values())
+        layout = padding_free.build_layout(rows, share=shares) if packed else None
         outputs = self._run_blocks(rows, embeddings, needs, inside, temperature, layout)
         return outputs if edit.origin is None else outputs.gather(edit.origin)
 

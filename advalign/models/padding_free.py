@@ -6,7 +6,7 @@
 Only attention mixes tokens, so only attention reads the layout. It gathers rows of similar lengths side by side: the common beginning
 reads itself; the remainder of every row reads that beginning and itself. Embeddings, edits and the head stay in rows: objectives and
 adversaries never see a layout. Two rows have a beginning in common where they share a group and their first tokens are equal; rows with
-their own edits are packed without sharing.
+their own edits are packed without sharing; those whose group has one edit (`Edit.common`) share it with the beginning.
 """
 
 from __future__ import annotations

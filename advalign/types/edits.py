@@ -71,3 +71,5 @@ class Edit:
     """A direction of norm 1 that is projected out."""
     where: Bool[Tensor, "B T"] | None = None
     """Positions at which `ablate` acts."""
+    common: bool = False
+    """Whether rows of a group have one delta (`share: group`), so that a beginning which they share may run once, edited."""

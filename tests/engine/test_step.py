@@ -156,6 +156,9 @@ def test_one_delta_per_group_is_shared_by_its_rollouts():
         learner(net), objectives, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")}, budget=30
     )
     assert close(split, unsplit)
+    net._packs = False  # beginnings that run once, perturbed, against rows of their own
+    padded, _ = update(learner(net), objectives, {"m": rollouts(net)}, {"pgd": PGD(radius=0.3, steps=2, where="prompt", share="group")})
+    assert close(padded, unsplit)
 
 
 def test_dropout_policies():

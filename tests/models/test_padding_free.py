@@ -176,6 +176,29 @@ def test_rows_with_edits_of_their_own_share_nothing():
     assert (packed.logprobs[1, 4] - net(tokens, {"logprobs"}).logprobs[1, 4]).abs() > 1e-6
 
 
+@pytest.mark.parametrize("site", ["embedding", "layer:0"])
+def test_rows_whose_group_has_one_delta_share_their_beginning(site):
+    """One delta per group on its first two tokens: values, the gradient of all parameters and that of the deltas are those of padded rows,
+    and 21 of 31 tokens run. What is run once receives the gradient of all rows."""
+    net, tokens = built("GPT2", GPT2), ragged()
+    torch.manual_seed(1)
+    start = torch.randn(3, 8, 16, dtype=torch.float64) * (torch.arange(8) < 2)[None, :, None]
+    layouts, results = [], []
+    for packs in (True, False):
+        net._packs = packs
+        net.zero_grad()
+        deltas = start.clone().requires_grad_()
+        hook = net.model.transformer.h[1].register_forward_hook(lambda module, inputs, output: layouts.append(inputs[0].shape))
+        outputs = net(tokens, {"logprobs", "entropy"}, {site: Edit(add=deltas[tokens.group], common=True)})
+        hook.remove()
+        (outputs.logprobs.sum() + outputs.entropy.square().sum()).backward()
+        parameters = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        results.append((outputs.logprobs, parameters, deltas.grad))
+    assert layouts == [(1, 21, 16), (6, 8, 16)]
+    for packed, padded in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12 * max(1.0, float(padded.detach().abs().max())))
+
+
 def test_with_dropout_equal_beginnings_draw_masks_of_their_own():
     net, tokens = built("GPT2", GPT2 | {"resid_pdrop": 0.5, "embd_pdrop": 0.0, "attn_pdrop": 0.0}), ragged()
     net.packs  # noqa: B018
