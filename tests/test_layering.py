@@ -34,6 +34,7 @@ OPTIONAL = {
     "vllm": ("rollout.vllm", "rollout._vllm_*"),
     "peft": ("models.adapters", "models._adapters_*"),
     "math_verify": ("rewards._symbolic",),
+    "langdetect": ("functional.languages",),
     "nltk": ("metrics.diversity", "attacks._textattack_*"),
 }
 

@@ -54,6 +54,9 @@ class Reward(Checked, ABC, section="rewards"):
     prices_length: ClassVar[bool] = False
     """A price on length beside what is judged: `dynamic` does not call a group informative that differs by it alone."""
 
+    metric_names: ClassVar[frozenset[str]] = frozenset()
+    """Names that its scorer logs on every call, as far as they are known before."""
+
     @property
     def scoring_learner(self) -> str | None:
         """The learner (or frozen copy) with head `score` that gives this reward, if one does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from advalign import data as loading
 from advalign.checked import Checked
 from advalign.errors import RewardError, located
 from advalign.functional import answers, notation
-from advalign.interfaces import Context, Reward, RolloutEngine
+from advalign.interfaces import Context, Reward, RolloutEngine, Scorer, Scores
 from advalign.metrics import diversity, utility
 from advalign.models import Network
 from advalign.models.row_bounds import doubtful
@@ -28,6 +28,8 @@ from advalign.training.discriminator_evaluation import DiscriminatorEvaluation
 from advalign.types import DemoRows, Example, Prompt, Response, RolloutGroup, Sampling, Tokens
 from advalign.types.messages import response_text
 
+EXACT = ExactAnswer()
+"""What says whether a response is right where an evaluation does not."""
 RIGHT = 1 - 1e-9
 """The verified score from which a response counts as solved."""
 
@@ -52,6 +54,8 @@ class Evaluation(Checked, section="evaluations"):
     """Responses per example."""
     sampling: Sampling = field(default_factory=Sampling)
     """How they are sampled."""
+    correct: Reward | None = None
+    """What says how right a response is, from 0 to 1: any reward, such as `instructions`. None: `exact_answer`."""
     verifier: Reward | None = None
     """What picks one of k responses: any reward."""
     learner: AnsweringName = "policy"
@@ -70,6 +74,7 @@ class Evaluation(Checked, section="evaluations"):
         lengths = {f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio")}
         names = {"accuracy", "unique", "unique/overall", "distinct_1", "distinct_2", "coverage", "self_bleu", "entropy", "nll", *lengths}
         names |= {f"pass@{k}" for k in counts} | {f"maj@{k}" for k in counts if k > 1}
+        names |= frozenset() if self.correct is None else self.correct.metric_names
         names |= {f"best_of@{k}/accuracy" for k in counts if self.verifier is not None}
         return frozenset(names | {f"entropy/token_{1 << i}" for i in range(self.sampling.max_new_tokens.bit_length())})
 
@@ -104,8 +109,9 @@ def _check_examples(evaluation: Evaluation, network: Network) -> None:
             for example in doubtful(encoder, examples):
                 encoder.classify(*_texts([example]))
         return
-    if evaluation.verifier is not None:
-        evaluation.verifier.check(examples, "verifier")
+    for name, reward in (("correct", evaluation.correct), ("verifier", evaluation.verifier)):
+        if reward is not None:
+            reward.check(examples, name)
     if encoder.truncation.mode == "left":
         return
     references = dict(zip((id(e) for e in examples), _references(evaluation, examples), strict=True))
@@ -138,7 +144,7 @@ def run(
     generator = torch.Generator().manual_seed(evaluation.seed)
     rollout_engine.sync(network, context.version(evaluation.learner))
     groups = rollout_engine.generate(network, examples, evaluation.samples, evaluation.sampling, generator)
-    logs = verified(groups, evaluation.verifier, context)
+    logs = verified(groups, evaluation.verifier, context, evaluation.correct or EXACT)
     referenced = [(e, r) for e, r in zip(examples, _references(evaluation, examples), strict=True) if r is not None]
     references = [response_text(response) for _, response in referenced] or None
     logs |= diversity.group_diversity(groups, references=references, order=evaluation.self_bleu)
@@ -151,20 +157,26 @@ def run(
 # -------------------------------------------------------------------------------------------- of sampled responses
 
 
-def verified(groups: Sequence[RolloutGroup], verifier: Reward | None = None, context: Context | None = None) -> dict[str, float]:
-    """How often the responses are right: alone, one of k, by vote, and by a verifier's choice.
+def verified(
+    groups: Sequence[RolloutGroup], verifier: Reward | None = None, context: Context | None = None, correct: Reward = EXACT
+) -> dict[str, float]:
+    """How often the responses are right, by the reward `correct`: alone, one of k, by vote, and by a verifier's choice.
 
     Prompts without a verifiable answer are left out; where that is all of them, there is nothing to report."""
     context = context or RunContext(0, None, 1)
-    verifiable = [(g, row) for g, row in zip(groups, _scores(ExactAnswer(), groups, context), strict=True) if not any(map(math.isnan, row))]
+    scorer = correct.start(context)
+    scores = _scores(correct, scorer, groups)
+    verifiable = [(g, row) for g, row in zip(groups, scores, strict=True) if not any(map(math.isnan, row))]
     if not verifiable:
         return {}
     right = [row for _, row in verifiable]
     total = min(map(len, right))
     solved = [sum(s >= RIGHT for s in row) for row in right]
     votes = [[_vote(group.example, r.text) for r in group.rollouts] for group, _ in verifiable]
-    chosen = None if verifier is None else _scores(verifier, [group for group, _ in verifiable], context)
-    logs = {"accuracy": sum(map(sum, right)) / sum(map(len, right))}
+    chosen = None if verifier is None else _scores(verifier, verifier.start(context), [group for group, _ in verifiable])
+    logged = scorer.logs if isinstance(scorer, Scorer) else {}
+    logs = {name: sum(values) / len(values) for name, values in logged.items() if values}
+    logs |= {"accuracy": sum(map(sum, right)) / sum(map(len, right))}
     for k in utility.powers_of_two(total):
         logs[f"pass@{k}"] = utility.pass_at_k(solved, total, k)
         if k > 1:
@@ -198,9 +210,9 @@ def entropy(network: Network, groups: Sequence[RolloutGroup], budget: int) -> di
     return {"entropy": float(values[tokens.target].mean())} | {f"entropy/token_{k}": float(curve[k - 1]) for k in places}
 
 
-def _scores(reward: Reward, groups: Sequence[RolloutGroup], context: Context) -> list[list[float]]:
-    """One row of scores per prompt; a reward on tokens counts as its sum."""
-    scores = [float(sum(s)) if isinstance(s, Sequence) else float(s) for s in reward.start(context)(groups)]
+def _scores(reward: Reward, scorer: Callable[..., Scores], groups: Sequence[RolloutGroup]) -> list[list[float]]:
+    """One row of scores per prompt by a started reward; one on tokens counts as its sum."""
+    scores = [float(sum(s)) if isinstance(s, Sequence) else float(s) for s in scorer(groups)]
     number = sum(len(g.rollouts) for g in groups)
     if len(scores) != number:
         raise RewardError(f"evaluations: {type(reward).__name__} gave {len(scores)} scores for {number} responses.")

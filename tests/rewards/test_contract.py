@@ -65,17 +65,19 @@ def scorer():
 CASES = {
     "exact_answer": {},
     "format": {},
+    "instructions": {},
     "length": {},
     "math": {},
     "function": {"fn": count_letters},
     "discriminator": {"learner": "discriminator"},
     "model": lambda: {"model": scorer()},
 }
+BRIEF = {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"relation": "less than", "num_words": 3}]}
 GROUPS = (
-    group(Example(prompt="p", answer="1"), "1", "2"),
-    group(Example(prompt="q", answer="2"), rollout("2", 20480)),
-    group(Example(prompt="r", answer="3")),
-    group(Example(prompt="s", answer="4"), "4", "<think>a</think><answer>4</answer>", "five"),
+    group(Example(prompt="p", answer="1", meta=BRIEF), "1", "2"),
+    group(Example(prompt="q", answer="2", meta=BRIEF), rollout("2", 20480)),
+    group(Example(prompt="r", answer="3", meta=BRIEF)),
+    group(Example(prompt="s", answer="4", meta=BRIEF), "4", "<think>a</think><answer>4</answer>", "five"),
 )
 
 
