@@ -98,7 +98,7 @@ def test_the_public_prompts_are_read():
     if not path.exists():
         pytest.skip("the data set if_ifeval is not at hand")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    parts = [read(row["instruction_id_list"], row["kwargs"], row["key"]) for row in rows]
+    parts = [read(row["instruction_id_list"], row["kwargs"], "row") for row in rows]
     assert {instruction.id for row in parts for instruction in row} == set(RULES)
     # Copies of the data in columns hold every argument of every instruction, null where it has none.
     names = {key: None for row in rows for kwargs in row["kwargs"] for key in kwargs}
