@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +24,7 @@ from advalign.types import Rollout, RolloutGroup, Sampling
 __all__ = ["HF"]
 
 DROP_FRACTION = 0.25  # finished rows leave the batch when they are this fraction of it: the cache is copied for it
-CHUNK = 2**24  # numbers of a cumulative distribution at once
+CHUNK = {"cpu": 2**19}  # numbers of a distribution at once, as many as stay in a processor's cache; elsewhere 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,23 +182,29 @@ def _remaining_context(network: Network, lengths: Int[Tensor, "B"], max_length: 
 
 
 def sample(logits: Float[Tensor, "B V"], sampling: Sampling, draws: Float[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """Sampled tokens and their log-probabilities: the first token whose cumulative probability exceeds the row's draw from [0, 1)."""
+    """Sampled tokens and their log-probabilities: the first token whose cumulative probability exceeds the row's draw from [0, 1). Logits
+    in half precision are normalised in float32, as in the trainer."""
+    size = max(1, CHUNK.get(logits.device.type, 2**24) // logits.shape[1])
+    tokens, logprobs = zip(*map(partial(_sample, sampling), logits.split(size), draws.split(size)), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _sample(sampling: Sampling, logits: Float[Tensor, "B V"], draws: Float[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        sampled = logits.argmax(-1)
+        sampled, logprobs = logits.argmax(-1), logits.log_softmax(-1)
     else:
         logprobs = (logits / sampling.temperature).log_softmax(-1)
-        size = max(1, CHUNK // logits.shape[1])
-        parts = zip(_nucleus(logprobs, sampling.top_p).split(size), draws.split(size), strict=True)
-        sampled = torch.cat([_invert(part, draw) for part, draw in parts])
+        sampled = _invert(_nucleus(logprobs, sampling.top_p), draws)
     return sampled, logprobs.gather(1, sampled[:, None]).squeeze(1)
 
 
 def _invert(logprobs: Float[Tensor, "B V"], draws: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    cumulative = logprobs.to(draws.dtype).exp().cumsum(-1)
+    cumulative = logprobs.to(draws.dtype, copy=True).exp_().cumsum(-1)
     tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)
     # Rounding may put a draw just below 1 behind the last token.
-    return torch.where(tokens < logprobs.shape[1], tokens, logprobs.argmax(-1))
+    behind = tokens >= logprobs.shape[1]
+    return torch.where(behind, logprobs.argmax(-1), tokens) if bool(behind.any()) else tokens
 
 
 def _nucleus(logprobs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:

@@ -152,6 +152,19 @@ def test_a_draw_is_the_token_whose_share_of_the_interval_it_falls_into():
     assert chosen.tolist() == [1, 3, 3]
 
 
+def test_logits_in_half_precision_are_normalised_in_float32():
+    """bfloat16 has 8 bits: log 1/50,000 = -10.8 would be rounded by up to 0.03, and every probability with it."""
+    logits = torch.randn(40, 50_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    draws = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for sampling in (Sampling(temperature=0.7), Sampling(temperature=0.0), Sampling(top_p=0.9)):
+        chosen, logprobs = sample(logits, sampling, draws)  # in several parts
+        expected = (logits.double() / (sampling.temperature or 1)).log_softmax(-1).gather(1, chosen[:, None]).squeeze(1)
+        torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=1e-5)
+        assert chosen.tolist() == sample(logits.float(), sampling, draws)[0].tolist()
+        alone = [sample(logits[i : i + 1], sampling, draws[i : i + 1])[0] for i in range(40)]
+        assert chosen.tolist() == torch.cat(alone).tolist()
+
+
 def windowed():
     """A model that attends to its last four tokens: its cache forgets."""
     like = network("scratch:tiny?hidden_size=32")
