@@ -184,6 +184,8 @@ class Stage(Checked, section="stages"):
     """The active objectives; None: all."""
     until: Until | None = None
     """What ends it early."""
+    tokens: Count | None = None
+    """It ends where the run has sampled and trained on so many tokens since its start; a stage that would begin after that has no step."""
     set: Mapping[SettingPath, Any] = field(default_factory=dict)
     """{dotted path: value during this stage}"""
 
@@ -205,6 +207,8 @@ class Timeline:
         """{number of a stage that ended early: its steps}"""
         self.means: dict[str, float] = {}
         """{what reads it: running mean of its metric}"""
+        self.tokens = 0
+        """Sampled and trained on so far."""
 
     def place(self, step: int) -> tuple[int, int]:
         """The number of the stage of a step, and the first step of that stage."""
@@ -220,8 +224,8 @@ class Timeline:
         """Whether all stages are over before a step."""
         return step >= sum(self.lengths.get(number, stage.steps) for number, stage in enumerate(self.stages))
 
-    def observe(self, step: int, logs: Mapping[str, Any]) -> None:
-        """After a step: ends its stage where `until` is met, and moves the numbers that follow a metric."""
+    def observe(self, step: int, logs: Mapping[str, Any], tokens: float = 0.0) -> None:
+        """After a step, which took so many `tokens`: ends its stage where it is over, and moves the numbers that follow a metric."""
         logs = {name: value for name, value in logs.items() if not isinstance(value, float) or math.isfinite(value)}  # nan moves nothing
         for path, follow in self.followers.items():
             if follow.metric in logs:
@@ -231,12 +235,24 @@ class Timeline:
             if gate.metric in logs:
                 self._mean(f"gates.{name}/{gate.metric}", gate.smoothing, logs[gate.metric])
         number, first = self.place(step - 1)
+        self.tokens += round(tokens)
+        if self._is_met(number, step - first, logs):
+            self.lengths[number] = step - first
+        self._end_by_tokens(number, step - first)
+
+    def _is_met(self, number: int, length: int, logs: Mapping[str, Any]) -> bool:
+        """Whether what a stage waits for has come, after so many of its steps."""
         until = self.stages[number].until
         if until is None or until.metric not in logs:
-            return
+            return False
         mean = self._mean(f"{number}/{until.metric}", until.smoothing, logs[until.metric])
-        if step - first >= until.after and until.is_met(mean):
-            self.lengths[number] = step - first
+        return length >= until.after and until.is_met(mean)
+
+    def _end_by_tokens(self, number: int, length: int) -> None:
+        """Ends the current stage, after so many of its steps, and those to come whose tokens are used up."""
+        for other, stage in enumerate(self.stages[number:], number):
+            if stage.tokens is not None and self.tokens >= stage.tokens:
+                self.lengths[other] = length if other == number else 0
 
     def is_skipping(self, learner: str) -> bool:
         """Whether a learner skips its updates in the current step."""
@@ -257,9 +273,11 @@ class Timeline:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"lengths": dict(self.lengths), "means": dict(self.means), "values": dict(self.values), "skips": dict(self.skips)}
+        mappings = {"lengths": dict(self.lengths), "means": dict(self.means), "values": dict(self.values), "skips": dict(self.skips)}
+        return {**mappings, "tokens": self.tokens}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.lengths, self.means, self.values = dict(state["lengths"]), dict(state["means"]), dict(state["values"])
         self.skips |= state.get("skips", {})
+        self.tokens = state.get("tokens", 0)

@@ -69,13 +69,17 @@ class Meter:
             self.current["sampled_tokens"] = self.current.get("sampled_tokens", 0.0) + sum(responses)
             self._add(cost.forward(prompt, 1, prompt) + sum(cost.forward(n, n, 2 * prompt + n) for n in responses))
 
+    @property
+    def tokens(self) -> float:
+        """Sampled and trained on in the step that was timed last."""
+        return self.current["sampled_tokens"] + self.current["trained_tokens"]
+
     def numbers(self) -> dict[str, float]:
         """Numbers of the step that was timed last."""
         seconds = max(self.current["seconds"], 1e-9)
         network = next(iter(self.learners.values())).network
-        tokens = self.current["sampled_tokens"] + self.current["trained_tokens"]
         mfu = self.current["operations"] / seconds / matmul_peak(network.device, network.dtype) / self.world_size
-        return {**self.current, "tokens_per_second": tokens / seconds, "mfu": mfu}
+        return {**self.current, "tokens_per_second": self.tokens / seconds, "mfu": mfu}
 
     def summary(self) -> str:
         """Medians over the last steps, as text."""

@@ -224,7 +224,7 @@ class Trainer:
         logs |= self.evaluate() if due else {}
         logs["num_truncated"] = float(self.context.count_truncated() - truncated)
         logs = self.processes.broadcast(logs)  # what follows from a number happens everywhere
-        self.timeline.observe(self.step, logs)  # a stage may end by what was just evaluated
+        self.timeline.observe(self.step, logs, self.meter.tokens)  # a stage may end by what was just evaluated
         if self.args.eval_steps and not due and self.timeline.finished(self.step):
             logs |= self.evaluate()
         return logs
