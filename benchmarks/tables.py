@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables_gan
+import tables_smollm_rl
 import tables_speed
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
@@ -132,6 +133,9 @@ def plots() -> None:
         whole = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
         for group in (name for name in TITLES if name in whole):
             (Path("docs/images") / f"evaluation_{group}.svg").write_text(evaluation_bars(whole[group]), encoding="utf-8")
+    if (RESULTS / "smollm_rl.json").exists():
+        for name, svg in tables_smollm_rl.curves(json.loads((RESULTS / "smollm_rl.json").read_text(encoding="utf-8")), drawing).items():
+            (Path("docs/images") / f"{name}.svg").write_text(drawing.standalone(svg), encoding="utf-8")
     arms = json.loads((RESULTS / "rl.json").read_text(encoding="utf-8"))["arms"]
     shown = ("reinforce", "ppo", "grpo", "dapo", "gspo", "sapo", "cispo", "nsr", "psr", "luffy")
     for key, name, label in (("sums/reward", "rl_reward", "mean reward"), ("sums/sampled_entropy", "rl_entropy", "nats per token")):
@@ -215,6 +219,8 @@ def filled(text: str) -> str:
         "long_run": long_run,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
+        "smollm_rl": tables_smollm_rl.smollm_rl,
+        "smollm_trl": tables_smollm_rl.smollm_trl,
     }.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
