@@ -86,7 +86,7 @@ class Curve(Callback):
 
 METRICS = {
     "reward": "problems/reward",
-    "entropy": "policy/entropy",
+    "entropy": "problems/sampled_entropy",
     "equal": "problems/frac_reward_zero_std",
     "length": "problems/completions/mean_length",
     "batches": "problems/dynamic/batches",

@@ -227,6 +227,11 @@ def filled(text: str) -> str:
             body = table(json.loads(path.read_text(encoding="utf-8")))
             pattern = rf"<!-- results: {name} -->.*?<!-- end -->"
             text = re.sub(pattern, lambda _, n=name, b=body: f"<!-- results: {n} -->\n{b}\n<!-- end -->", text, flags=re.DOTALL)
+    path = RESULTS / "smollm_rl.json"
+    if path.exists():
+        body = tables_smollm_rl.short(json.loads(path.read_text(encoding="utf-8")))
+        new = f"<!-- results: smollm_rl_short -->\n{body}\n<!-- end -->"
+        text = re.sub(r"<!-- results: smollm_rl_short -->.*?<!-- end -->", lambda _: new, text, flags=re.DOTALL)
     return _speed(text)
 
 
@@ -244,7 +249,12 @@ def _speed(text: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Every document with a table, as it should be."""
-    pages = [Path("README.md"), *sorted(Path("docs").glob("*.md")), *sorted(Path("docs/experiments").glob("*.md"))]
+    pages = [
+        Path("README.md"),
+        *sorted(Path("docs").glob("*.md")),
+        *sorted(Path("docs/experiments").glob("*.md")),
+        *sorted(Path("docs/guides").glob("*.md")),
+    ]
     found = {page: filled(page.read_text(encoding="utf-8")) for page in pages}
     for page in sorted(Path("docs/algorithms").glob("*.md")):
         found[page] = page.read_text(encoding="utf-8")

@@ -42,6 +42,18 @@ def smollm_rl(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def short(found: Mapping[str, Any]) -> str:
+    """Clean, noise and cost of every arm, for the guide."""
+    arms = found["summary"]["arms"]
+    rows = [[NAMES[name], *_short(arms[name])] for name in NAMES if name in arms]
+    return "\n".join([*_rows(("arm", "clean", "noise", "pass@8", "CPU minutes"), rows), "", *_verdict(found["summary"])])
+
+
+def _short(arm: Mapping[str, Any]) -> list[str]:
+    minutes = arm["training_seconds"]["mean"] / 60 if "training_seconds" in arm else 0
+    return [*(f"{arm_rate['mean']:.3f}" for arm_rate in (arm["rates"]["test"], arm["noise"], arm["pass"]["8"])), f"{minutes:.0f}"]
+
+
 def _missing(found: Mapping[str, Any]) -> str:
     return f"; cells still missing: {', '.join(found['missing'])}" if found["missing"] else ""
 
