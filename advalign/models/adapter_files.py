@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advalign.checked import check
 from advalign.errors import ConfigError
-from advalign.models import adapters, architecture, loading_arguments, pretrained
+from advalign.models import adapters, architecture, gguf_files, loading_arguments, pretrained
 from advalign.models.base import NetworkBase
 from advalign.models.folders import ADAPTER_BASE, ADAPTER_CONFIG, FACTS, MODEL_CONFIG, adapter_config, model_folder, saved_facts, saved_head
 from advalign.ranges import Count, Fraction, Positive
@@ -104,7 +104,8 @@ def remove_files(folder: Path) -> None:
 def base_options(folder: Path, model: str, head: str | None) -> dict[str, Any]:
     """Options of the base that an adapter needs: the number of classes of its trained head, and a revision."""
     config, facts = adapter_config(folder), saved_facts(folder)
-    options = {"revision": config["revision"]} if config.get("revision") and model_folder(model) is None else {}
+    is_on_hub = bool(config.get("revision")) and (gguf_files.hub_name(model) is not None or model_folder(model) is None)
+    options = {"revision": config["revision"]} if is_on_hub else {}
     if head != "classifier" or saved_head(folder) != "classifier":
         return options
     number = facts.get("num_labels")

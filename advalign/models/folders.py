@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.utils import find_adapter_config_file
 from advalign import imports
 from advalign.checked import check
 from advalign.errors import ConfigError, unknown
+from advalign.models import gguf_files
 from advalign.ranges import Count, ProperFraction, Words, whole
 
 FACTS = "advalign.json"
@@ -51,10 +51,27 @@ FACT_TYPES: dict[str, Any] = {
 HEADS_OF_TASKS = {"CAUSAL_LM": "policy", "SEQ_CLS": "classifier", "FEATURE_EXTRACTION": None}  # of peft
 
 
-def model_folder(model: str) -> Path | None:
-    """The folder behind `package:<module>/<folder>` or a path; None: a hub id, or a model from scratch."""
+def model_folder(model: str, revision: str | None = None) -> Path | None:
+    """The folder behind `package:<module>/<folder>`, a path or a GGUF file; None: a hub id, or a model from scratch. `revision`: of a GGUF
+    file on the hub."""
+    place = _place(model, revision)
+    if place is None:
+        return None
+    file = _gguf_file(place, model)
+    folder = place if file is None else gguf_files.converted(file)
+    check_files(folder)
+    return folder
+
+
+def _gguf_file(place: Path, model: str) -> Path | None:
+    """The GGUF file that a place is, or holds in the place of other weights; None: neither."""
+    return place if place.is_file() else gguf_files.only_file(place, model)
+
+
+def _place(model: str, revision: str | None) -> Path | None:
+    """The folder or the GGUF file that a model's name leads to; None: a hub id, or a model from scratch."""
     if model.startswith("package:"):
-        return _package_folder(model)
+        return _package_place(model)
     if model.startswith("scratch:"):
         return None
     if not model.strip():
@@ -66,11 +83,17 @@ def model_folder(model: str) -> Path | None:
         raise ConfigError(
             f"model: '{model[:100]}' cannot be opened ({error.strerror if isinstance(error, OSError) else error})."
         ) from error
+    if is_file and gguf_files.is_name(model):
+        return path
     if is_file:
         raise ConfigError(f"model: '{model}' is a file, and a model is a folder with config.json and its weights; give the folder.")
     if is_folder:
-        check_files(path)
         return path
+    if gguf_files.is_name(model):
+        if (names := gguf_files.hub_name(model)) is not None:
+            return gguf_files.hub_file(*names, revision)
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise gguf_files.missing_file(model, path.name, f"the folder '{path.parent}'", others)
     if model.startswith(("/", "./", "../", "~")):
         others = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
         nearest = difflib.get_close_matches(path.name, others, n=1)
@@ -78,17 +101,22 @@ def model_folder(model: str) -> Path | None:
     return None
 
 
-def _package_folder(model: str) -> Path:
-    """The folder behind `package:<module>/<folder>`, which lies inside the package."""
+def _package_place(model: str) -> Path:
+    """The folder or GGUF file behind `package:<module>/<folder>`, which lies inside the package."""
     module, _, inside = model.removeprefix("package:").partition("/")
     package = imports.package_folder(module, "model")
     if package is None:
         raise ConfigError(f"model: '{model}' needs the package '{module}', which is not installed.")
-    folder = package / inside
-    if not inside or not folder.resolve().is_relative_to(package.resolve()) or not folder.is_dir():
+    place = package / inside
+    is_inside = bool(inside) and place.resolve().is_relative_to(package.resolve())
+    if is_inside and gguf_files.is_name(inside):
+        if not place.is_file():
+            others = [str(other.relative_to(package)) for other in package.rglob(f"*{gguf_files.ENDING}")]
+            raise gguf_files.missing_file(model, inside, f"the package '{module}'", others)
+        return place
+    if not is_inside or not place.is_dir():
         raise ConfigError(f"model: the package '{module}' has no folder '{inside}' inside it.")
-    check_files(folder)
-    return folder
+    return place
 
 
 def hub_adapter(model: str, revision: str | None) -> Path | None:
@@ -214,13 +242,14 @@ def saved_head(folder: Path | None) -> str | None:
     return head
 
 
-def verify_hash(folder: Path | None, model: str, expected: str) -> None:
-    """Raises ConfigError unless the SHA-256 of model.safetensors is `expected`."""
-    if folder is None:
+def verify_hash(folder: Path | None, model: str, expected: str, revision: str | None = None) -> None:
+    """Raises ConfigError unless the SHA-256 of model.safetensors, or of the GGUF file, is `expected`."""
+    place = _place(model, revision)
+    if place is None or folder is None:
         raise ConfigError(f"model: '{model}' is not a local folder, so its sha256 cannot be checked; give a path or a package.")
-    if not (folder / "model.safetensors").is_file():
+    file = _gguf_file(place, model) or folder / "model.safetensors"
+    if not file.is_file():
         raise ConfigError(f"model: {model} holds no model.safetensors, so its sha256 cannot be checked; leave sha256 out.")
-    with (folder / "model.safetensors").open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected:
-        raise ConfigError(f"model: {model}/model.safetensors has sha256 {actual}, expected {expected}.")
+    if (actual := gguf_files.digest(file)) != expected.lower():
+        name = model if model.endswith(file.name) else f"{model}/{file.name}"
+        raise ConfigError(f"model: {name} has sha256 {actual}, expected {expected}.")

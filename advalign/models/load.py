@@ -74,14 +74,14 @@ def load(
     check_dtype(dtype)
     if head is not None:
         check_head(head)
-    folder = folders.model_folder(model)
+    folder = folders.model_folder(model, options.get("revision"))
     if folder is None and not model.startswith("scratch:"):
         with _sentences(model, None):
             folder = folders.hub_adapter(model, options.get("revision"))
         options = {k: v for k, v in options.items() if folder is None or k != "revision"}  # it is that of the adapter
     facts = folders.saved_facts(folder)
     if options.get("sha256"):
-        folders.verify_hash(folder, model, options["sha256"])
+        folders.verify_hash(folder, model, options["sha256"], options.get("revision"))
     length = max_length or facts.get("max_length", 512)
     spec = ModelSpec(model=model, tokenizer=tokenizer, max_length=length, dtype=dtype, options=options)
     if folder is not None and folders.holds_adapter(folder):
@@ -115,7 +115,7 @@ def _load_with_adapter(folder: Path, spec: ModelSpec, head: str | None, facts: M
     if "adapter" in spec.options:
         raise ConfigError(f"model.options.adapter: '{spec.model}' already carries an adapter; give its base, or export it merged first.")
     base = folders.adapter_base(folder)
-    base_folder = folders.model_folder(base)
+    base_folder = folders.model_folder(base, folders.adapter_config(folder).get("revision"))
     if folders.holds_adapter(base_folder):
         raise ConfigError(f"model: the base of {folder}, '{base}', is an adapter itself; export that one merged first.")
     own_tokenizer = not isinstance(spec.tokenizer, str) and (folder / "tokenizer_config.json").is_file()
@@ -131,10 +131,10 @@ def _load_with_adapter(folder: Path, spec: ModelSpec, head: str | None, facts: M
 def meta_network(spec: ModelSpec, texts: Iterable[str] = ()) -> Network:
     """The network of a specification without its weights, on the meta device: for what it costs, before anything is loaded. Adapters are
     left out."""
-    folder = folders.model_folder(spec.model)
+    folder = folders.model_folder(spec.model, spec.options.get("revision"))
     facts = folders.saved_facts(folder)
     model = folders.adapter_base(folder) if folder is not None and folders.holds_adapter(folder) else spec.model
-    base = folders.model_folder(model)
+    base = folder if model == spec.model else folders.model_folder(model)
     carried = ("num_labels", "dropout", "pooling", "revision", "chat_template", vocabulary.RESIZE, *ENCODER_OPTIONS)
     options = {k: v for k, v in spec.options.items() if k in carried}
     spec = ModelSpec(model=model, head=spec.head, tokenizer=spec.tokenizer, max_length=spec.max_length, dtype=spec.dtype, options=options)
@@ -172,7 +172,7 @@ def _build(spec: ModelSpec, head: str | None, source: str, facts: Mapping[str, A
         body, tokenizer, bidirectional = _from_scratch(spec, texts)
         new: tuple[str, ...] = ()
     else:
-        given = loading_arguments.arguments(spec, folders.model_folder(spec.model))
+        given = loading_arguments.arguments(spec, folders.model_folder(spec.model, spec.options.get("revision")))
         config = pretrained.read_config(spec, source, head, revision=given.get("revision"))
         spec = replace(spec, head=pretrained.choose_head(spec.model, config, head))
         body, tokenizer, bidirectional, new = _from_source(spec, source, config, facts, given if weights else None)

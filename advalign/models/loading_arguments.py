@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.quantizers import AutoQuantizationConfig
 
 from advalign.errors import ConfigError, unknown
-from advalign.models import architecture
+from advalign.models import architecture, gguf_files
 from advalign.models.base import NetworkBase
 from advalign.models.specification import LOADING_OPTIONS, ModelSpec
 
@@ -23,6 +23,8 @@ def arguments(spec: ModelSpec, folder: Path | None) -> dict[str, Any]:
     for name in options:
         if name != "attn_implementation" and spec.model.startswith("scratch:"):
             raise ConfigError(f"model.options.{name}: it belongs to a saved model, and '{spec.model}' is from scratch; leave it out.")
+    if "revision" in options and gguf_files.hub_name(spec.model) is not None:
+        options.pop("revision")  # it chose the file that `folder` was converted from
     if "revision" in options and folder is not None:
         raise ConfigError(f"model.options.revision: it belongs to a model of the hub, and '{spec.model}' is a folder; leave it out.")
     if "attn_implementation" in options:

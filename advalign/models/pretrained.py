@@ -190,7 +190,7 @@ def check_pooling(spec: ModelSpec, body: Any) -> None:
 
 def num_labels_of(model: str, shapes: Mapping[str, tuple[int, ...]], **arguments: Any) -> int | None:
     """The number of labels of a classifier on `model` whose head has these shapes; None: they do not tell."""
-    config = AutoConfig.from_pretrained(str(model_folder(model) or model), trust_remote_code=False, **arguments)
+    config = AutoConfig.from_pretrained(str(model_folder(model, arguments.get("revision")) or model), trust_remote_code=False, **arguments)
     config.num_labels = UNUSUAL
     with torch.device("meta"):
         body = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)

@@ -55,6 +55,7 @@ SHARED_OPTIONS = ("pooling", "gradient_checkpointing", "compile", "seed", "lora"
 def check_known(options: Mapping[str, Any], path: str) -> None:
     """Raises ConfigError for an option that no model has."""
     for name in options:
+        _check_gguf_file(name, options)
         if name not in OPTIONS:
             raise unknown(path, "option", name, OPTIONS)
 
@@ -64,7 +65,8 @@ class ModelSpec(Checked, section="learners"):
     """What has to be known to load a model."""
 
     model: Words
-    """A hub id, a folder, `package:<module>/<folder>`, `scratch:<preset>`, `learner:<name>` or `latent:<name>`."""
+    """A hub id, a folder, a GGUF file, `<hub id>/<file>.gguf`, `package:<module>/<folder or GGUF file>`, `scratch:<preset>`,
+    `learner:<name>` or `latent:<name>`."""
     head: Head = "policy"
     """policy (next token), classifier, score (one number per row) or value (one number per token)."""
     tokenizer: Any = None
@@ -74,25 +76,32 @@ class ModelSpec(Checked, section="learners"):
     dtype: DType = "float32"
     """Precision of the weights: float32, bfloat16, float16 or float64; those of half precision train through float32 copies."""
     options: Annotated[Mapping[str, Any], Satisfies(check_known)] = field(default_factory=dict)
-    """pooling, num_labels, sha256 (of model.safetensors), gradient_checkpointing, compile (the blocks, by torch.compile), dropout (off,
-    on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed, lora (fields
-    of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value) head_dropout
-    and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs (arguments of
-    the template, such as enable_thinking), special_tokens_in_text (whether special tokens that a text spells out are read as text, the
-    default, or as tokens), truncation (of longer rows: error, left or right; `models/truncation.py`) and resize_token_embeddings (true,
-    or arguments of transformers' method: rows for ids that the embedding lacks); by transformers' names attn_implementation, revision
-    (of a hub id), device_map (one device) and quantization_config (a mapping; such a base trains with lora alone)."""
+    """pooling, num_labels, sha256 (of model.safetensors or the GGUF file), gradient_checkpointing, compile (the blocks, by torch.compile),
+    dropout (off, on: the model's own rates, or a rate; by default on, but off in updates whose losses compare log-probabilities), seed,
+    lora (fields of peft.LoraConfig), adapter (a folder whose adapter and head are put on this base); of a scalar head (score, value)
+    head_dropout and spectral_norm; of the tokenizer chat_template (a .jinja file, the template itself, or none), chat_template_kwargs
+    (arguments of the template, such as enable_thinking), special_tokens_in_text (whether special tokens that a text spells out are read as
+    text, the default, or as tokens), truncation (of longer rows: error, left or right; `models/truncation.py`) and resize_token_embeddings
+    (true, or arguments of transformers' method: rows for ids that the embedding lacks); by transformers' names attn_implementation,
+    revision (of a hub id), device_map (one device) and quantization_config (a mapping; such a base trains with lora alone)."""
 
 
 def check_options(options: Mapping[str, Any], allowed: Iterable[str]) -> None:
     """Raises ConfigError for an option that is not `allowed`, or does not hold what it should."""
     for name, value in options.items():
+        _check_gguf_file(name, options)
         if name not in allowed:
             raise unknown("model.options", "option", name, allowed)
         if value is not None:
             check(OPTIONS[name], value, f"model.options.{name}")
     if options.get("lora") and "r" in options["lora"]:
         check(Count, options["lora"]["r"], "model.options.lora.r")
+
+
+def _check_gguf_file(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the argument that names a GGUF file in transformers."""
+    if name == "gguf_file":
+        raise ConfigError(f"model.options.gguf_file: the file belongs to the model's name; give model: <folder or hub id>/{options[name]}.")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
