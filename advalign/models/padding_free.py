@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from advalign.models import architecture, grouped_queries
+from advalign.models import architecture, processor_attention
 from advalign.types import Edit, Tokens
 
 NAME = "advalign_rows"  # of the attention function in a model's configuration
@@ -211,27 +211,33 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' SDPA attention; where a layout is given, the same for packed rows. Shapes "1 H N d"."""
     layout: PackedLayout | None = kwargs.pop(KEYWORD, None)
-    if layout is None and grouped_queries.applies(query, key, attention_mask, kwargs):
-        return grouped_queries.single_token(query, key, value, attention_mask, dropout, scaling), None
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-    return _attend_packed(layout, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
+    if layout is not None:
+        return _attend_packed(layout, query, key, value, dropout, scaling, kwargs.get("sliding_window")), None
+    if processor_attention.reads_one_token(query, key, attention_mask, kwargs):
+        return processor_attention.single_token(query, key, value, attention_mask, dropout, scaling), None
+    causal = not architecture.has_option(module, "is_causal") or module.is_causal
+    if processor_attention.reads_short_rows(query, key, attention_mask, dropout, {"is_causal": causal, **kwargs}):
+        return processor_attention.short_rows(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
 
 
 @torch.compiler.disable  # every layout would be compiled again
 def _attend_packed(
     layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
-    times = query.shape[1] // key.shape[1]
     outputs = []
     for block in layout.blocks:
-        q = _rows(query, block.queries)
-        k, v = (repeat_kv(_rows(x, block.keys), times) for x in (key, value))
-        mask = block.within(window)
-        mask = None if mask is None else mask[:, None]
-        out = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
-        outputs.append(out.transpose(1, 2)[block.real])
+        q, k, v = _rows(query, block.queries), _rows(key, block.keys), _rows(value, block.keys)
+        outputs.append(_attend(q, k, v, block.within(window), dropout, scaling).transpose(1, 2)[block.real])
     return torch.cat(outputs)[layout.order][None]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None) -> Tensor:
+    mask = None if mask is None else mask[:, None]
+    if processor_attention.reads_short_rows(query, key, mask, dropout, {}):
+        return processor_attention.short_rows(query, key, value, mask, scaling)
+    key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
+    return nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scaling)
 
 
 def _rows(x: Float[Tensor, "1 H N d"], places: Int[Tensor, "R K"]) -> Float[Tensor, "R H K d"]:
@@ -275,13 +281,8 @@ def agrees(run: Callable[[Tokens, PackedLayout | None], Tensor], device: torch.d
     order = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 0, 0], [5, 4, 3, 0, 0, 0]], device=device)
     mask = torch.arange(6, device=device)[None] < torch.tensor([6, 4, 3], device=device)[:, None]
     rows = torch.arange(3, device=device)
-    tokens = Tokens(
-        ids=torch.tensor(list(ids), device=device)[order] * mask,
-        mask=mask,
-        target=mask,
-        group=torch.tensor([0, 0, 1], device=device),
-        key=rows,
-    )
+    shuffled = torch.tensor(list(ids), device=device)[order] * mask
+    tokens = Tokens(ids=shuffled, mask=mask, target=mask, group=torch.tensor([0, 0, 1], device=device), key=rows)
     packed = build_layout(tokens, share=True)
     assert packed is not None
     try:
