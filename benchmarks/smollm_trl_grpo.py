@@ -95,8 +95,8 @@ def ours(seed: int, folder: Path, start: Path) -> dict[str, Any]:
     return {
         "rewards": [row["reward"] for row in curve.steps],
         "lengths": [row["length"] for row in curve.steps],
-        "cpu_seconds_per_draw": [b - a for a, b in zip([0.0, *cpu], cpu, strict=False)],
-        "wall_seconds": wall,
+        "cpu_seconds_per_draw": [round(b - a, 2) for a, b in zip([0.0, *cpu], cpu, strict=False)],
+        "loop_seconds": round(wall, 1),
     }
 
 
@@ -153,8 +153,8 @@ def theirs(seed: int, folder: Path, start: Path) -> dict[str, Any]:
     return {
         "rewards": scored.rewards,
         "lengths": scored.lengths,
-        "cpu_seconds_per_draw": [b - a for a, b in zip([cpu, *scored.marks], marks, strict=False)],
-        "wall_seconds": wall,
+        "cpu_seconds_per_draw": [round(b - a, 2) for a, b in zip([cpu, *scored.marks], marks, strict=False)],
+        "loop_seconds": round(wall, 1),
     }
 
 
