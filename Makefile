@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-rl bench-smollm-trl tables catalogue clean
+.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-rl bench-smollm-trl tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ test-vllm: $(VLLM_READY)  ## the tests that need vLLM, in .venv-vllm
 
 demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/report.html
 	$(BIN)/python benchmarks/demo.py --seeds 1 --output out/demo
+
+demo-chat: export HF_HUB_OFFLINE := 1
+demo-chat: $(READY)  ## a chat model before and after one mixed step, about nine minutes on two cores; writes out/demo_chat/report.html
+	$(BIN)/python benchmarks/demo_chat.py
 
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1

@@ -22,6 +22,7 @@ from tables_adv_lm import adv_lm
 from tables_adv_rl import adv_rl
 from tables_adv_safety import adv_safety
 from tables_async import async_rollouts
+from tables_demo_chat import demo_chat
 from tables_evaluation import TITLES, evaluation, evaluation_bars
 from tables_gcg import gcg
 from tables_generation import generation, generation_vllm
@@ -192,6 +193,7 @@ def filled(text: str) -> str:
     """`text` with every results section whose file exists written anew."""
     for name, table in {
         "demo": demo,
+        "demo_chat": demo_chat,
         "sst2": sst2,
         "mawps": mawps,
         "rl": rl,
