@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-rl bench-smollm-trl tables catalogue clean
+.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-headline bench-smollm-peers bench-smollm-rl bench-smollm-trl tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -192,6 +192,12 @@ catalogue: $(READY)  ## docs/catalogue.md, docs/errors.md and the tables of docs
 	$(BIN)/python -m advalign.catalogue > docs/catalogue.md
 	$(BIN)/python -m advalign.error_page > docs/errors.md
 	$(BIN)/python tests/helpers/member_tables.py
+
+bench-smollm-headline: $(READY)  ## SmolLM2: SFT, GRPO, adversarial SFT, their sequences and the mixed step at equal tokens, about 5 CPU-hours; writes benchmarks/results/smollm_headline.json
+	$(BIN)/python benchmarks/smollm_headline.py
+
+bench-smollm-peers: $(READY)  ## SmolLM2: DPO beside TRL's, GCG beside nanoGCG (pip install --no-deps nanogcg==0.3.0), about half a CPU-hour; writes benchmarks/results/smollm_peers.json
+	$(BIN)/python benchmarks/smollm_peers.py --workers 1
 
 bench-mawps: $(READY)  ## word problems before and after the mixed step, about 0.2 CPU-hours; writes benchmarks/results/mawps.json
 	$(BIN)/python benchmarks/mawps.py

@@ -99,23 +99,23 @@ def example(encoder: Encoder, seed: int, prompt_tokens: int = 24, response_token
     return Example(prompt=prompt, answer=response, id=str(seed))
 
 
-def searched(attack: Any, network: Network, case: Example, seed: int) -> dict[str, Any]:
+def searched(attack: Any, network: Network, case: Example, seed: int, forwards: int = FORWARDS) -> dict[str, Any]:
     """One of our searches, with its losses by forwards."""
     target = GeneratorTarget(network)
-    (found,) = attack.search(target, [case], Budget(queries=FORWARDS), random.Random(seed))
+    (found,) = attack.search(target, [case], Budget(queries=forwards), random.Random(seed))
     again = float(target.nll([Example(prompt=found.text, answer=case.answer)]))
     spent = {"forwards": found.queries, "note": found.note, "trace": found.trace}
     return {"loss": found.loss, "retyped": again, "says": found.elicits, **spent}
 
 
-def nano(network: Network, case: Example, seed: int) -> dict[str, Any]:
+def nano(network: Network, case: Example, seed: int, forwards: int = FORWARDS, steps: int | None = None) -> dict[str, Any]:
     """nanoGCG as it runs (its prefix cache does not); what it sends is counted at the model. Its step k costs 1 + what its filter kept."""
     import nanogcg
 
     sent: list[int] = []
     hook = network.model.register_forward_pre_hook(lambda m, a, k: sent.append(len(k["inputs_embeds"])), with_kwargs=True)
     config = nanogcg.GCGConfig(
-        num_steps=math.ceil(FORWARDS / (WIDTH + 1)) + 12,
+        num_steps=steps or math.ceil(forwards / (WIDTH + 1)) + 12,
         optim_str_init=" ".join(["x"] * LENGTH),
         search_width=WIDTH,
         topk=TOP,
@@ -131,7 +131,7 @@ def nano(network: Network, case: Example, seed: int) -> dict[str, Any]:
     trace, best, spent, text = [], math.inf, sent[0], ""
     for loss, string, pair in zip(found.losses, found.strings, zip(sent[1::2], sent[2::2], strict=True), strict=True):
         spent += sum(pair)
-        if spent > FORWARDS:
+        if spent > forwards:
             break
         best, text = min((best, text), (float(loss), string))
         trace.append((spent, best))

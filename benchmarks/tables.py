@@ -30,10 +30,13 @@ from tables_long_run import long_run
 from tables_processes import processes
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
+from tables_smollm_headline import headline, peers_dpo, peers_gcg
 from tables_stories import stories
 from tables_suites import suites
 
 RESULTS = Path("benchmarks/results")
+PARTS = {"smollm_peers_gcg": "smollm_peers"}
+"""{section: the file that it is a part of}"""
 
 
 def demo(found: Mapping[str, Any]) -> str:
@@ -219,12 +222,15 @@ def filled(text: str) -> str:
         "generation_vllm": generation_vllm,
         "processes": processes,
         "long_run": long_run,
+        "smollm_headline": headline,
+        "smollm_peers": peers_dpo,
+        "smollm_peers_gcg": peers_gcg,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
         "smollm_rl": tables_smollm_rl.smollm_rl,
         "smollm_trl": tables_smollm_rl.smollm_trl,
     }.items():
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{PARTS.get(name, name)}.json"
         if path.exists():
             body = table(json.loads(path.read_text(encoding="utf-8")))
             pattern = rf"<!-- results: {name} -->.*?<!-- end -->"

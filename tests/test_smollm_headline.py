@@ -1,0 +1,102 @@
+"""The headline experiment: what counts as solved, where its stages end, how the best sequence is chosen, and the comparison with it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from advalign import config
+from advalign.types import Example
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import smollm_headline_measure as measure  # noqa: E402
+import smollm_headline_summary as summing  # noqa: E402
+import tables_smollm_headline as tables  # noqa: E402
+from prepare_smollm_headline import FORM, asked, has_form, right  # noqa: E402
+from smollm_headline import ARMS, CONFIG, cells, stages  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "is_right"),
+    [
+        ("70 - 27 = 43. The answer is 43.", True, True),
+        ("70 - 27 = 43. The answer is 34.", True, False),
+        ("43", False, True),
+        ("70 - 27 = 43.\nThe answer is 43.", False, True),
+        ("70 - 27 = 43. The answer is 43. Banana", False, True),
+        ("banana", False, False),
+    ],
+)
+def test_form_and_answer_are_two_questions(text, form, is_right):
+    assert (has_form(text), right("43", text)) == (form, is_right)
+
+
+def test_the_worked_response_has_the_form_that_the_reward_of_the_configuration_asks_for():
+    row = asked(
+        {"prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "q"}], "response": "3 * 4 = 12", "answer": "12"}
+    )
+    assert row["response"] == "3 * 4 = 12. The answer is 12."
+    assert has_form(row["response"])
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    (pattern,) = [r["pattern"] for r in config.read(ROOT / CONFIG)["sources"]["problems"]["rewards"] if r["kind"] == "format"]
+    assert pattern == FORM.pattern
+
+
+def test_every_arm_ends_at_the_same_tokens_and_a_sequence_changes_half_way():
+    """From 10 to 30 tokens: half of what lies between is at 20."""
+    assert [s["tokens"] for s in stages("adv_then_rl", 10, 30)] == [20, 30]
+    assert [s["objectives"] for s in stages("adv_then_rl", 10, 30)] == [["robust"], ["policy"]]
+    assert stages("start", 10, 30) == []
+    for arm in ARMS:
+        assert stages(arm, 10, 30)[-1]["tokens"] == 30
+    turns = stages("alternating", 10, 30)
+    assert [s["objectives"] for s in turns[:3]] == [["robust"], ["policy"], ["robust"]]
+    assert {s["steps"] for s in turns} == {1}
+    assert len({s["name"] for s in turns}) == len(turns)
+    assert len(cells()) == 1 + 2 * (1 + len(ARMS))
+
+
+def test_an_attack_of_the_text_is_the_same_for_every_model():
+    texts = [
+        measure.worse(None, "Tom has 3 pens. How many?", None, kind="distractor", example=Example(prompt="q", id="a")) for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0][0].endswith("How many?")
+
+
+def run(solved, valid=None, cosine=()):
+    """A cell in which every attack leaves the first problem alone."""
+    first = [1] + [0] * (len(solved) - 1)
+    rows = dict.fromkeys(("right", "form", "solved"), solved) | dict.fromkeys(measure.ATTACKS, first)
+    other = rows | {"solved": valid or solved}
+    curves = {"curves": {"cosine": list(cosine)}} if cosine else {}
+    return {"test": rows, "valid": other, "answer_nll": 1.0, "text_nll": 3.0, **curves}
+
+
+def test_the_best_sequence_is_chosen_on_validation_and_compared_on_test():
+    """On test alternating is best; on validation rl_then_adv is. mixed solves 1 and 1/2 of two problems, rl_then_adv 1 and 0."""
+    done = {
+        "base": run([0, 0]),
+        "mixed-0": run([1, 1], cosine=(0.0, 0.1, 0.3)),
+        "mixed-1": run([1, 0], cosine=(0.2, 0.1, 0.5)),
+        **{f"alternating-{seed}": run([1, 1], valid=[0, 0]) for seed in (0, 1)},
+        **{f"rl_then_adv-{seed}": run([1, 0], valid=[1, 1]) for seed in (0, 1)},
+        **{f"adv_then_rl-{seed}": run([0, 0], valid=[1, 0]) for seed in (0, 1)},
+    }
+    content = summing.summary(done)
+    assert content["best_sequence"] == "rl_then_adv"
+    gap = content["mixed_minus"]["rl_then_adv"]["solved + robust"]
+    assert gap["difference"] == pytest.approx(0.25)  # (0 + 1/2) / 2; robust is the same
+    assert content["target"]["reached"] is False  # one problem of two is equal, so the interval begins at 0
+    assert content["arms"]["mixed"]["test"]["robust"] == pytest.approx(0.5)
+    assert content["arms"]["mixed"]["cosine"]["first third"] == pytest.approx(0.1)
+    assert content["arms"]["mixed"]["cosine"]["last third"] == pytest.approx(0.4)
+    head = {"summary": content, "missing": ["sft-0"], "cpu_hours": 1.0}
+    assert "not reached" in tables.headline(head)
+    assert "Not finished: sft-0." in tables.headline(head)
+
+
+def test_nothing_is_compared_before_the_sequences_are_there():
+    assert "target" not in summing.summary({"base": run([0, 0]), "mixed-0": run([1, 1])})
