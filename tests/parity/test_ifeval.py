@@ -11,8 +11,8 @@ from advalign.functional.instructions import outcomes, read
 
 OWN_COUNT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}  # NLTK's models have to be downloaded
 PIECES = [
-    "Dogs bark.", "It is 5 p.m., so what?", "\n", "\n\n", "* a", "- b", "*x*", "**y**", "***", "******", "<<t>>", "[name]", "P.S. bye", 
-    "P.P.S.",     "SECTION 1", "Section 2", '"', ",", "My answer is no.", '{"a": 1}', "```json", "```", "LOUD", "  ",
+    "Dogs bark.", "It is 5 p.m., so what?", "\n", "\n\n", "* a", "- b", "*x*", "**y**", "***", "******", "<<t>>", "[name]", "P.S. bye",
+    "P.P.S.", "SECTION 1", "Section 2", '"', ",", "My answer is no.", '{"a": 1}', "```json", "```", "LOUD", "  ",
 ]  # fmt: skip
 
 
