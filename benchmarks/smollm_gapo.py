@@ -1,7 +1,7 @@
 """A discriminator as reward on SmolLM2-135M-Instruct: instructions under constraints that no reward sees, and few demonstrations.
 
 Where does it pay to go on training the discriminator? 50, 200 and 1,000 demonstrations; from one warm start per number and seed, every arm
-makes 40 steps. Target, stated before any run: GAPO ahead of the frozen discriminator with imitation in one regime, with a 95 % interval
+makes 50 steps. Target, stated before any run: GAPO ahead of the frozen discriminator with imitation in one regime, with a 95 % interval
 above zero, or the finding that there is none.
 
 Nothing is tuned here: settings are those of configs/smollm2/gapo.yaml. `dev` prompts (40) say which arm is called best in a regime;
@@ -11,7 +11,9 @@ Nothing is tuned here: settings are those of configs/smollm2/gapo.yaml. `dev` pr
     python benchmarks/smollm_gapo.py --only "*-200-0"
     python benchmarks/smollm_gapo.py --smoke --only gapo-50-0 base-0
 
-COST
+Cost in CPU-seconds, measured on two busy cores: 3.6 per step of SFT (16 rows), 1.0 of the discriminator alone, 10.3 of GAPO; 9 for 80
+answers. A cell that samples takes 10 to 11 minutes, one of SFT 5; the six warm starts 4 minutes each, within the first cell that needs one.
+28 cells: about 4.5 hours.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def measured(networks: Mapping[str, Network], seed: int) -> dict[str, Any]:
     """What a policy does on dev and test prompts, what a discriminator says about it, and what it has kept of its language."""
     policy = networks["policy"]
     dev, test = answered(policy, "dev", seed), answered(policy, "test", seed)
-    result = {"dev": by_prompt(dev)["passed"], "test": by_prompt(test) | {"nll": fluency(test)}}
+    result: dict[str, Any] = {"dev": by_prompt(dev)["passed"], "test": by_prompt(test) | {"nll": fluency(test)}}
     if "discriminator" in networks:
         scores = torch.tensor(scored(networks["discriminator"], test))
         right = torch.tensor([all(row) for group in test for row in outcomes(group)])

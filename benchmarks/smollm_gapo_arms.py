@@ -124,7 +124,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def game(name: str, size: int, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+def game(name: str, size: int, seed: int, folder: Path) -> dict[str, Network]:
     """{learner: its network} of an arm, after its training into `folder`."""
     arm, start = ARMS[name], warm(size, seed)
     config = described(size, seed, folder, "game")

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables_gan
+import tables_smollm_gapo
 import tables_smollm_rl
 import tables_speed
 from tables_adv import adv, cost
@@ -37,6 +38,8 @@ from tables_suites import suites
 RESULTS = Path("benchmarks/results")
 PARTS = {"smollm_peers_gcg": "smollm_peers"}
 """{section: the file that it is a part of}"""
+SMOLLM = {"smollm_rl": tables_smollm_rl, "smollm_gapo": tables_smollm_gapo}
+"""{results file: the module with its `curves`, and with the `short` table of its guide}"""
 
 
 def demo(found: Mapping[str, Any]) -> str:
@@ -137,8 +140,9 @@ def plots() -> None:
         whole = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
         for group in (name for name in TITLES if name in whole):
             (Path("docs/images") / f"evaluation_{group}.svg").write_text(evaluation_bars(whole[group]), encoding="utf-8")
-    if (RESULTS / "smollm_rl.json").exists():
-        for name, svg in tables_smollm_rl.curves(json.loads((RESULTS / "smollm_rl.json").read_text(encoding="utf-8")), drawing).items():
+    for experiment, module in SMOLLM.items():
+        path = RESULTS / f"{experiment}.json"
+        for name, svg in module.curves(json.loads(path.read_text(encoding="utf-8")), drawing).items() if path.exists() else ():
             (Path("docs/images") / f"{name}.svg").write_text(drawing.standalone(svg), encoding="utf-8")
     arms = json.loads((RESULTS / "rl.json").read_text(encoding="utf-8"))["arms"]
     shown = ("reinforce", "ppo", "grpo", "dapo", "gspo", "sapo", "cispo", "nsr", "psr", "luffy")
@@ -229,17 +233,18 @@ def filled(text: str) -> str:
         "gan_failures": tables_gan.gan_failures,
         "smollm_rl": tables_smollm_rl.smollm_rl,
         "smollm_trl": tables_smollm_rl.smollm_trl,
+        "smollm_gapo": tables_smollm_gapo.smollm_gapo,
     }.items():
         path = RESULTS / f"{PARTS.get(name, name)}.json"
         if path.exists():
             body = table(json.loads(path.read_text(encoding="utf-8")))
             pattern = rf"<!-- results: {name} -->.*?<!-- end -->"
             text = re.sub(pattern, lambda _, n=name, b=body: f"<!-- results: {n} -->\n{b}\n<!-- end -->", text, flags=re.DOTALL)
-    path = RESULTS / "smollm_rl.json"
-    if path.exists():
-        body = tables_smollm_rl.short(json.loads(path.read_text(encoding="utf-8")))
-        new = f"<!-- results: smollm_rl_short -->\n{body}\n<!-- end -->"
-        text = re.sub(r"<!-- results: smollm_rl_short -->.*?<!-- end -->", lambda _: new, text, flags=re.DOTALL)
+    for name, module in SMOLLM.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            body = f"<!-- results: {name}_short -->\n{module.short(json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
+            text = re.sub(rf"<!-- results: {name}_short -->.*?<!-- end -->", lambda _, b=body: b, text, flags=re.DOTALL)
     return _speed(text)
 
 
