@@ -15,8 +15,11 @@ from advalign.rewards.exact_answer import grade
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import common  # noqa: E402
 import prepare_smollm_rl as preparing  # noqa: E402
 import smollm_rl_summary as summary  # noqa: E402
+import smollm_trl_grpo  # noqa: E402
+import tables_smollm_rl  # noqa: E402
 from smollm_rl_noise import DISTRACTORS, FAMILIES, KINDS, noisy, spelled, typos, words  # noqa: E402
 
 QUESTION = "Joan found 70 seashells. She gave Sam 27 of them, worth $3.50. How many seashells does she have?"
@@ -115,6 +118,39 @@ def test_the_choice_reads_validation_alone_and_the_targets_test():
     assert result["targets"]["robust"]["reached"]
     assert result["arms"]["grpo"]["noise"]["mean"] == 0.0
     assert "targets" not in summary.summarise({name: cells[name] for name in ("grpo", "pgd")})
+
+
+def test_tables_show_every_arm_and_what_was_reached(tmp_path):
+    cells = {f"{arm}-0": outcome(arm, 0, [1, 0], [1, 0], [1, 0], [1, 0]) for arm in tables_smollm_rl.NAMES}
+    cells["start-0"] = outcome("start", 0, [0, 0], [0, 0], [0, 0], [0, 0])
+    del cells["base-0"]["training_seconds"], cells["base-0"]["tokens"]
+    head = {"command": "make it", "cpu_hours": 1.0, "missing": ["sft-1"], "versions": {"trl": "1.16.0"}}
+    path = common.save(tmp_path / "results.json", head | {"cells": cells, "summary": summary.summarise(cells)})
+    results = json.loads(path.read_text())
+    table, short = tables_smollm_rl.smollm_rl(results), tables_smollm_rl.short(results)
+    for name in tables_smollm_rl.NAMES.values():
+        assert name in table
+        assert f"| {name} | 0." in short
+    assert "cells still missing: sft-1" in table
+    assert "`grpo` minus `start` +0.500 [+0.000, +1.000], asked for +0.100: reached." in table
+
+
+def run_of(side, rewards, test, seconds):
+    numbers = {"rewards": rewards, "lengths": [10.0] * len(rewards), "cpu_seconds_per_draw": [seconds] * len(rewards), "peak_mb": 100.0}
+    return {"what": "grpo", "side": side, "seed": 0, "right": {"test": test, "valid": test}} | numbers
+
+
+def test_ours_beside_trl_is_paired_over_problems(tmp_path):
+    runs = [run_of("advalign", [0.0, 0.1, 0.2, 0.5], [1, 1, 0], 2.0), run_of("trl", [0.0, 0.1, 0.2, 0.25], [1, 0, 0], 5.0)]
+    both = smollm_trl_grpo.summarise(runs)
+    assert both["ours_minus_trl"]["test"]["difference"] == pytest.approx(1 / 3)
+    assert both["ours_minus_trl"]["last_quarter"]["difference"] == 0.25
+    assert both["time_ratio"] == 2.5
+    assert both["trl"]["sampled_tokens"]["mean"] == 64 * 40
+    head = {"command": "make it", "missing": [], "versions": {"trl": "1.16.0"}}
+    path = common.save(tmp_path / "results.json", head | {"summary": {"grpo": both}})
+    assert "TRL takes 2.50 times as long per draw." in tables_smollm_rl.smollm_trl(json.loads(path.read_text()))
+    assert "ours_minus_trl" not in smollm_trl_grpo.summarise(runs[:1])
 
 
 def test_pass_at_k_by_hand():
