@@ -21,9 +21,9 @@ RATES = ("right", "form", "solved", "pgd", "injected", "distractor", "typos", "r
 
 def headline(content: Mapping[str, Any]) -> str:
     """Every arm on the test problems, what mixing bought, and its cost."""
-    summary = content["summary"]
+    summary = content["summary"] or {"arms": {}}
     arms = {name: summary["arms"][name] for name in NAMES if name in summary["arms"]}
-    most = max(arm["seeds"] for arm in arms.values())
+    most = max((arm["seeds"] for arm in arms.values()), default=0)
     head = (
         f"**Solve, in the form asked for, also when attacked** (`make bench-smollm-headline`; {most} seeds; 131 test problems, greedy; "
         "pgd: four steps on the question's embeddings; injected, distractor, typos: never trained on; robust: mean of the four)."
@@ -79,7 +79,7 @@ def peers_dpo(content: Mapping[str, Any]) -> str:
     """DPO here and in TRL."""
     dpo = (content["summary"] or {}).get("dpo")
     if dpo is None:
-        return "Not measured yet."
+        return "**DPO on SmolLM2-135M-Instruct**: not measured yet."
     apart, settings = dpo["largest_difference"], dpo["settings"]
     rows = ["| | advalign | TRL | TRL over advalign |", "|---|---:|---:|---:|"]
     for name, key, form in (("CPU s per step", "seconds_per_step", ".2f"), ("peak memory, MB", "peak_mb", ",.0f")):
@@ -103,7 +103,7 @@ def peers_gcg(content: Mapping[str, Any]) -> str:
     """GCG here and in nanoGCG."""
     gcg = (content["summary"] or {}).get("gcg")
     if gcg is None:
-        return "Not measured yet."
+        return "**GCG on SmolLM2-135M-Instruct**: not measured yet."
     settings = gcg["settings"]
     names = {"nanogcg": "nanoGCG 0.3.0", "tokens": "`tokens`: plain GCG", "gcg": "`gcg`: with momentum"}
     rows = ["| search | loss reached | minus nanoGCG | CPU s per step | times faster |", "|---|---:|---:|---:|---:|"]

@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import smollm_headline_measure as measure  # noqa: E402
 import smollm_headline_summary as summing  # noqa: E402
+import smollm_peers_dpo as dpo  # noqa: E402
+import smollm_peers_gcg as gcg  # noqa: E402
 import tables_smollm_headline as tables  # noqa: E402
 from prepare_smollm_headline import FORM, asked, has_form, right  # noqa: E402
 from smollm_headline import ARMS, CONFIG, cells, stages  # noqa: E402
@@ -96,6 +98,33 @@ def test_the_best_sequence_is_chosen_on_validation_and_compared_on_test():
     head = {"summary": content, "missing": ["sft-0"], "cpu_hours": 1.0}
     assert "not reached" in tables.headline(head)
     assert "Not finished: sft-0." in tables.headline(head)
+
+
+def test_a_file_without_a_summary_has_a_table_too():
+    empty = {"summary": None, "missing": ["sft-0"], "cpu_hours": 0.0}
+    assert "Not finished: sft-0." in tables.headline(empty)
+    assert "not measured yet" in tables.peers_dpo(empty)
+    assert "not measured yet" in tables.peers_gcg(empty)
+
+
+def test_the_sides_of_dpo_are_compared_at_every_step_and_times_without_the_first():
+    """Losses apart by 0.1 in step 2; medians over both runs of (2, 4, 3, 5) and (20, 40, 30, 50); the first step takes 100."""
+    ours = [{"loss": [1.0, 2.0], "margins": [0, 0], "logps": [0, 0], "seconds": [100, *s], "peak_mb": 2.0} for s in ((2, 4), (3, 5))]
+    theirs = [{**run, "loss": [1.0, 2.1], "seconds": [100, *(10 * s for s in run["seconds"][1:])], "peak_mb": 3.0} for run in ours]
+    result = dpo.compared(ours, theirs)
+    assert result["largest_difference"]["loss"] == pytest.approx(0.1)
+    assert result["seconds_per_step"] == {"advalign": 3.5, "trl": 35.0, "ratio": 10.0}
+    assert result["peak_mb"]["ratio"] == 1.5
+
+
+def test_searches_are_compared_by_loss_and_by_seconds_of_a_step():
+    """65 forwards a step: 130 forwards in 4 s are 2 s a step, in 12 s they are 6."""
+    row = {"loss": 1.0, "forwards": 130, "search_seconds": 4.0}
+    runs = {"tokens": [row, row], "gcg": [row, row], "nanogcg": [{**row, "loss": 1.5, "search_seconds": 12.0}] * 2}
+    searches = gcg.compared(runs)["searches"]
+    assert searches["tokens"]["seconds_per_step"] == pytest.approx(2.0)
+    assert searches["gcg"]["ratio"] == pytest.approx(3.0)
+    assert searches["gcg"]["minus_nanogcg"]["difference"] == pytest.approx(-0.5)
 
 
 def test_nothing_is_compared_before_the_sequences_are_there():
