@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from advalign.errors import ConfigError, unknown
+from advalign.models import adapter_product
 from advalign.models.base import NetworkBase
 
 # Fields of peft.LoraConfig that leave the base as it is; others train or rewrite parts of it.
@@ -33,7 +34,8 @@ AnyNetwork = TypeVar("AnyNetwork", bound=NetworkBase)
 
 
 def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
-    """Freeze the base and put an adapter in it; it and the head train. A low-precision base gets float32 adapters."""
+    """Freeze the base and put an adapter in it; it and the head train. A base in half precision gets float32 adapters, which are multiplied
+    in its precision (`models/adapter_product.py`)."""
     peft = import_peft()
     for name in lora:
         if name not in FIELDS:
@@ -56,8 +58,9 @@ def inject(network: NetworkBase, lora: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.options.lora: {' '.join(str(error).split()).rstrip('.')}.") from error
     _free_head(network)
     for name, parameter in network.model.named_parameters():
-        if is_adapter(name) and parameter.dtype in (torch.float16, torch.bfloat16):
+        if is_adapter(name) and parameter.dtype in adapter_product.HALF:
             parameter.data = parameter.data.float()
+    adapter_product.multiply_in_half_precision(_wrappers(network.model), peft.tuners.lora.Linear)
     freeze(network)
 
 
