@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import tables_gan
 import tables_smollm_gapo
+import tables_smollm_headline
 import tables_smollm_rl
 import tables_speed
 from tables_adv import adv, cost
@@ -31,14 +32,13 @@ from tables_long_run import long_run
 from tables_processes import processes
 from tables_rl import measured, ppo_memory, preferences, preferred, rl, rl_claims
 from tables_self_play import self_play
-from tables_smollm_headline import headline, peers_dpo, peers_gcg
 from tables_stories import stories
 from tables_suites import suites
 
 RESULTS = Path("benchmarks/results")
 PARTS = {"smollm_peers_gcg": "smollm_peers"}
 """{section: the file that it is a part of}"""
-SMOLLM = {"smollm_rl": tables_smollm_rl, "smollm_gapo": tables_smollm_gapo}
+SMOLLM = {"smollm_rl": tables_smollm_rl, "smollm_gapo": tables_smollm_gapo, "smollm_headline": tables_smollm_headline}
 """{results file: the module with its `curves`, and with the `short` table of its guide}"""
 
 
@@ -226,9 +226,9 @@ def filled(text: str) -> str:
         "generation_vllm": generation_vllm,
         "processes": processes,
         "long_run": long_run,
-        "smollm_headline": headline,
-        "smollm_peers": peers_dpo,
-        "smollm_peers_gcg": peers_gcg,
+        "smollm_headline": tables_smollm_headline.headline,
+        "smollm_peers": tables_smollm_headline.peers_dpo,
+        "smollm_peers_gcg": tables_smollm_headline.peers_gcg,
         "gan": tables_gan.gan,
         "gan_failures": tables_gan.gan_failures,
         "smollm_rl": tables_smollm_rl.smollm_rl,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 NAMES = {
@@ -67,8 +68,44 @@ def _target(summary: Mapping[str, Any]) -> list[str]:
     ]
     if cosine:
         first, last = (f"{cosine[part]:+.3f}" for part in ("first third", "last third"))
-        said += ["", f"Cosine between the gradients of GRPO and of adversarial SFT in the mixed step: {first} at first, {last} at last."]
+        said += [
+            "",
+            f"Cosine between the gradients of GRPO and of adversarial SFT in the mixed step: {first} in the first third of the run, {last} "
+            "in the last.",
+            "",
+            "![Solved and robust](../images/smollm_headline.svg)",
+            "",
+            "![Cosines](../images/smollm_headline_cosine.svg)",
+        ]
     return ["", "Paired over test problems, each averaged over seeds (95 %):", "", *rows, *said]
+
+
+def short(content: Mapping[str, Any]) -> str:
+    """Solved, robust and cost of every arm, for a guide."""
+    arms = (content["summary"] or {"arms": {}})["arms"]
+    rows = ["| arm | solved | robust | robust, never trained on | CPU minutes |", "|---|" + "---:|" * 4]
+    for name in (name for name in NAMES if name in arms):
+        cells = [f"{arms[name]['test'][kind]:.3f}" for kind in ("solved", "robust", "robust (unseen)")]
+        cells.append(f"{arms[name]['training_seconds'] / 60:.0f}" if "training_seconds" in arms[name] else "—")
+        rows.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def curves(content: Mapping[str, Any], drawing: Any) -> dict[str, str]:
+    """{name of the file: plot}: solved against robust, and the cosine between the gradients of the two terms by measurement."""
+    arms = (content["summary"] or {"arms": {}})["arms"]
+    plots = {}
+    if arms:
+        series = {NAMES[name]: (arms[name]["test"]["solved"], arms[name]["test"]["robust"]) for name in NAMES if name in arms}
+        plots["smollm_headline"] = drawing.points(series, x_label="solved", y_label="robust", key="smollm_headline")
+    if cosines := arms.get("mixed", {}).get("cosine"):
+        lines = {f"seed {i}": ([*range(len(values))], _smooth(values)) for i, values in enumerate(cosines["all"])}
+        plots["smollm_headline_cosine"] = drawing.lines(lines, x_label="every third step", y_label="cosine", key="smollm_headline_cosine")
+    return plots
+
+
+def _smooth(values: list[float], width: int = 3) -> list[float]:
+    return [fmean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
 
 
 def _gap(value: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from advalign import config
+from advalign.evaluation.reports import plots as drawing
 from advalign.types import Example
 
 ROOT = Path(__file__).parents[1]
@@ -98,11 +99,14 @@ def test_the_best_sequence_is_chosen_on_validation_and_compared_on_test():
     head = {"summary": content, "missing": ["sft-0"], "cpu_hours": 1.0}
     assert "not reached" in tables.headline(head)
     assert "Not finished: sft-0." in tables.headline(head)
+    assert "| mixed in one step | 0.750 | 0.500 | 0.500 | — |" in tables.short(head)
+    assert set(tables.curves(head, drawing)) == {"smollm_headline", "smollm_headline_cosine"}
 
 
 def test_a_file_without_a_summary_has_a_table_too():
     empty = {"summary": None, "missing": ["sft-0"], "cpu_hours": 0.0}
     assert "Not finished: sft-0." in tables.headline(empty)
+    assert tables.curves(empty, drawing) == {}
     assert "not measured yet" in tables.peers_dpo(empty)
     assert "not measured yet" in tables.peers_gcg(empty)
 
