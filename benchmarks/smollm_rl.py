@@ -2,8 +2,9 @@
 
 One-operation problems of MAWPS (prepare_smollm_rl.py); an answer is an equation of about ten tokens, and `exact_answer` reads its last
 number. The published model explains at length and is right on about one problem in ten, so every arm but `base` starts from 16 SFT steps
-on 95 worked problems; `start` is that model. From it, 80 steps of SFT on the worked train problems, or 80 draws of 64 answers (GRPO, DAPO,
-SAPO, GRPO with half of its loss under PGD on the user's turn, GRPO with a consistency objective on its rollouts, GRPO on noisy prompts).
+on 95 worked problems; `start` is that model. From it, 48 steps of SFT on the worked train problems, or 48 draws of 128 answers (GRPO,
+DAPO, SAPO, GRPO with half of its loss under PGD on the user's turn, GRPO with a consistency objective on its rollouts, GRPO on noisy
+problems), two updates each.
 
 Measured per cell: greedy answers on test problems, as they are and under every kind of noise (smollm_rl_noise.py), on ASDiv and the easiest
 of GSM8K; pass@k and entropy of eight samples at temperature 1; the same noise on validation problems; perplexity of plain text.

@@ -19,9 +19,9 @@ from advalign.interfaces.callback import Callback
 from advalign.models import Network, load
 
 DATA = Path("out/smollm_rl")
-STEPS = 80
-"""Draws of 8 problems with 8 answers each; two updates per draw."""
-SFT_ROWS = 32
+STEPS = 48
+"""Draws of 16 problems with 8 answers each, and SFT steps; two updates each."""
+SFT_ROWS = 64
 """Rows of an SFT step: as many tokens as a draw of GRPO samples and trains, the prompt of a group counted once (`tokens` of the cells)."""
 
 DYNAMIC = {"sources.problems.dynamic": {"max_batches": 2}}
@@ -49,13 +49,13 @@ def described(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     if arm == "sft":
         config["sources"]["taught"] = {"kind": "demos", "data": str(DATA / "train.jsonl"), "batch_size": SFT_ROWS}
         config["objectives"]["teach"] = {"kind": "sft", "source": "taught"}
-        rate = {"learners.policy.learning_rate": policy["set"]["learners.policy.learning_rate"]}
-        policy = {"name": "policy", "steps": policy["steps"], "objectives": ["teach"], "set": rate}
+        policy = policy | {"objectives": ["teach"]}
     config["stages"] = [warm, policy | {"steps": STEPS}][: 1 if arm == "start" else 2]
     if smoke():
         config["stages"] = [stage | {"steps": 1} for stage in config["stages"]]
         config["evaluations"]["valid"]["number"] = 2
         config["sources"]["problems"] |= {"batch_size": 2, "group_size": 4}
+        config["sources"].get("taught", {})["batch_size"] = 4
     return config
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/smollm_trl.py [--workers N] [--only "grpo-*"] [--smoke] [--summary]
 
-GRPO (smollm_trl_grpo.py): 40 draws of 64 answers from one warm start, two seeds; about 10 CPU-minutes a cell of ours, 20 of TRL's.
+GRPO (smollm_trl_grpo.py): 24 draws of 128 answers from one warm start, two seeds; about 10 CPU-minutes a cell of ours, 20 of TRL's.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """GRPO by this library and by TRL at equal settings, from one warm start; cells of benchmarks/smollm_trl.py.
 
-Both start from the adapter that `start` of smollm_rl_arms trains (same seed: same weights), read the same problems in batches of 8,
+Both start from the adapter that `start` of smollm_rl_arms trains (same seed: same weights), read the same problems in batches of 16,
 sample 8 answers of at most 16 tokens at temperature 1, score them by `exact_answer`'s rule, and make two AdamW updates per draw: group
 standard deviation, clip 0.2, mean over responses of the mean over tokens, no KL, same rate, bfloat16 base, float32 adapters, no
 checkpointing.
 
-What differs: the order of problems and the random numbers; TRL shuffles the 64 answers before it splits them in two, we split between
+What differs: the order of problems and the random numbers; TRL shuffles the answers of a draw before it halves them, we split between
 groups; TRL adds 1e-4 to the standard deviation, ours is a floor. Peak memory is that of the cell's process before it is measured; the warm
 start has a process of its own.
 """
@@ -32,9 +32,7 @@ from advalign import config as configuration
 from advalign.models import load
 from advalign.types import Example
 
-DRAWS = 40
-ROWS = 64
-"""Answers of a draw."""
+DRAWS = 24
 
 
 def cell(side: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -57,6 +55,8 @@ def train(side: str, seed: int, folder: Path) -> None:
         process.start()
         process.join()
     numbers = {"advalign": ours, "trl": theirs}[side](seed, folder, start / "run" / "policy")
+    source = settings(seed, folder)["sources"]["problems"]
+    numbers["answers"] = source["batch_size"] * source["group_size"]
     numbers["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     (folder / "numbers.json").write_text(json.dumps(numbers), encoding="utf-8")
 
@@ -180,7 +180,7 @@ def of_side(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "test": mean_sd([fmean(run["right"]["test"]) for run in runs]),
         "valid": mean_sd([fmean(run["right"]["valid"]) for run in runs]),
         "cpu_seconds_per_draw": mean_sd([median(run["cpu_seconds_per_draw"]) for run in runs]),
-        "sampled_tokens": mean_sd([ROWS * sum(run["lengths"]) for run in runs]),
+        "sampled_tokens": mean_sd([run["answers"] * sum(run["lengths"]) for run in runs]),
         "peak_mb": mean_sd([run["peak_mb"] for run in runs]),
     }
 

@@ -136,7 +136,13 @@ def test_tables_show_every_arm_and_what_was_reached(tmp_path):
 
 
 def run_of(side, rewards, test, seconds):
-    numbers = {"rewards": rewards, "lengths": [10.0] * len(rewards), "cpu_seconds_per_draw": [seconds] * len(rewards), "peak_mb": 100.0}
+    numbers = {
+        "rewards": rewards,
+        "lengths": [10.0] * len(rewards),
+        "cpu_seconds_per_draw": [seconds] * len(rewards),
+        "peak_mb": 100.0,
+        "answers": 64,
+    }
     return {"what": "grpo", "side": side, "seed": 0, "right": {"test": test, "valid": test}} | numbers
 
 
