@@ -128,8 +128,9 @@ def game(name: str, size: int, seed: int, folder: Path) -> dict[str, Network]:
     """{learner: its network} of an arm, after its training into `folder`."""
     arm, start = ARMS[name], warm(size, seed)
     config = described(size, seed, folder, "game")
-    rate = config["stages"][0].pop("set")["learners.policy.learning_rate"]
-    config["learners"]["policy"] |= {"learning_rate": rate, "options": {**_options(config), "adapter": str(start / "policy")}}
+    for path, rate in config["stages"][0].pop("set").items():
+        put(config, path, rate)
+    config["learners"]["policy"]["options"] = {**_options(config), "adapter": str(start / "policy")}
     config["learners"]["policy"]["options"].pop("lora")
     config["learners"]["discriminator"]["model"] = str(start / "discriminator")
     config["objectives"], config["stages"][0]["objectives"] = dict(arm.terms), list(arm.terms)
