@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from advalign import builder
+from advalign import builder, plugins
 from advalign.checked import arguments
 from advalign.data import columns as _columns
 from advalign.data import labels as _labels
@@ -33,6 +33,7 @@ __all__ = [
     "expand",
     "labelled",
     "no_response",
+    "public_names",
     "rows",
     "same_rows",
     "streamed",
@@ -184,6 +185,22 @@ def task_of(ref: Reference) -> Task | None:
     """The Task behind a reference, for what needs `demonstrate` or `perturb`; None for files and hub data."""
     reference = _references.specify(ref, "train").get("task")
     return None if reference is None else builder.build(Task, reference, "data.task")
+
+
+def public_names(ref: Reference, split: str = "train") -> tuple[str, str] | None:
+    """(name of a data set for others, the same with what stands behind a variable of its path): `train.jsonl`, `math/train.jsonl`. A hub
+    id or a task is its own name; rows at hand have none."""
+    spec = _references.specify(ref, split)
+    if (task := task_of(ref)) is not None:
+        name = f"task:{plugins.kind_of(type(task))}"
+        return name, name
+    if "hub" in spec:
+        return spec["hub"], spec["hub"]
+    if "path" not in spec:
+        return None
+    path = spec["path"].replace("{split}", spec["split"])
+    name = path.rstrip("/").rpartition("/")[2]
+    return name, path.partition("/")[2] if path.startswith("${") else name
 
 
 def with_columns(ref: str | Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

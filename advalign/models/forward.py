@@ -260,7 +260,8 @@ class Network(NetworkBase):
         """The model's own head (`models/own_head.py`)."""
         return own_head.apply(self.model, self.head_form, hidden)
 
-    def save_pretrained(self, path: str | Path, *, merged: bool = False) -> None:
+    def save_pretrained(self, path: str | Path, *, merged: bool = False, card: bool = True) -> None:
         """A folder that `advalign.models.load` and, but for a scalar head, transformers can read: the whole model, or the
-        adapter alone where there is one (then peft reads it too), unless it is to be `merged` into the weights."""
-        saving.save(self, Path(path), merged=merged)
+        adapter alone where there is one (then peft reads it too), unless it is to be `merged` into the weights. `card`: with a
+        model card (README.md), unless one stands there that a person has changed."""
+        saving.save(self, Path(path), merged=merged, card=card)

@@ -15,12 +15,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
+from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import cached_file
@@ -29,7 +31,7 @@ from advalign import durable
 from advalign.errors import ConfigError, excerpt
 
 ENDING = ".gguf"
-FORMAT = 1
+FORMAT = 2
 """Counts changes of what `_write` puts into a folder: another number is another folder."""
 MAGIC = b"GGUF"
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -90,9 +92,9 @@ def converted(file: Path) -> Path:
         lock.acquire()
     try:
         if durable.first_damage(folder, content=False) is not None:
-            tokenizer, num_tokens, model = _read(file)
+            content = _read(file)
             with durable.replacing(folder, CACHE) as partial:
-                _write(tokenizer, num_tokens, model, partial)
+                _write(content, partial)
     finally:
         lock.release()
     return folder
@@ -131,15 +133,29 @@ def _check_start(file: Path) -> None:
         raise ConfigError(f"model: {file} is not a GGUF file: it begins with {start!r}, not {MAGIC!r}.")
 
 
-def _read(file: Path) -> tuple[Any, int, Any]:
-    """(tokenizer, number of tokens that the file lists, model in float32) as transformers reads them."""
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a GGUF file holds, as transformers reads it."""
+
+    model: Any
+    """In float32."""
+    tokenizer: Any
+    """With its chat template."""
+    num_tokens: int
+    """That the file lists."""
+    license: str | None
+    """Its short name, such as apache-2.0."""
+
+
+def _read(file: Path) -> _Content:
+    """What a GGUF file holds. Raises ConfigError for one that is not a whole causal model."""
     try:
         import gguf
     except ImportError as error:
         raise ConfigError(f"model: reading {file} needs the package gguf; pip install 'advalign[gguf]'.") from error
     try:
         reader = gguf.GGUFReader(file)
-        num_tokens = _check_content(file, reader)
+        num_tokens, licence = _check_metadata(file, reader)
         arguments = {"gguf_file": file.name, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(file.parent, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
@@ -159,12 +175,12 @@ def _read(file: Path) -> tuple[Any, int, Any]:
         raise ConfigError(
             f"model: {file} lacks {len(absent)} of the weights of {type(model).__name__} ({', '.join(absent[:3])}); give a complete file."
         )
-    return tokenizer, num_tokens, model
+    return _Content(model=model, tokenizer=tokenizer, num_tokens=num_tokens, license=licence)
 
 
-def _check_content(file: Path, reader: Any) -> int:
-    """The number of tokens that a file lists. Refuses parts of models, and files that are not models."""
-    fields = {name: reader.get_field(name) for name in ("general.type", "split.count")}
+def _check_metadata(file: Path, reader: Any) -> tuple[int, str | None]:
+    """(number of tokens that a file lists, its license). Refuses parts of models, and files that are not models."""
+    fields = {name: reader.get_field(name) for name in ("general.type", "general.license", "split.count")}
     values = {name: field.contents() for name, field in fields.items() if field is not None}
     if values.get("split.count", 1) > 1:
         raise ConfigError(f"model: {file} is one part of {values['split.count']}; join them with llama.cpp (llama-gguf-split --merge).")
@@ -173,7 +189,7 @@ def _check_content(file: Path, reader: Any) -> int:
     tokens = reader.get_field("tokenizer.ggml.tokens")
     if tokens is None:
         raise ConfigError(f"model: {file} holds no tokenizer (tokenizer.ggml.tokens); give a file with one.")
-    return len(tokens.data)
+    return len(tokens.data), values.get("general.license")
 
 
 def supported_architectures() -> list[str]:
@@ -191,15 +207,17 @@ def _reason(error: Exception) -> str:
     return excerpt(f"{type(error).__name__}: {text}".rstrip(": "), 200)
 
 
-def _write(tokenizer: Any, num_tokens: int, model: Any, folder: Path) -> None:
+def _write(content: _Content, folder: Path) -> None:
     """An ordinary folder of transformers, with a manifest."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    content.model.save_pretrained(folder)
+    content.tokenizer.save_pretrained(folder)
     # Transformers adds tokens that its own class of tokenizers has by default (<|endoftext|>): the embedding has no row for them.
     file = folder / "tokenizer.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < num_tokens]
-    file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["id"] < content.num_tokens]
+    file.write_text(json.dumps(saved, ensure_ascii=False, indent=2), encoding="utf-8")
+    if content.license:  # for the cards of models that are trained from it
+        (folder / "README.md").write_text(f"---\n{ModelCardData(license=content.license).to_yaml()}\n---\n", encoding="utf-8")
     durable.write_manifest(folder)
 
 

@@ -9,14 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from advalign.errors import ConfigError
-from advalign.models import adapter_files, adapters, architecture, loading_arguments
+from advalign.models import adapter_files, adapters, architecture, loading_arguments, model_card
 from advalign.models.base import NetworkBase
 from advalign.models.folders import FACTS, saved_facts
+from advalign.models.model_card import TrainingFacts
 
 
-def save(network: NetworkBase, path: Path, *, merged: bool, place: Path | None = None) -> None:
+def save(
+    network: NetworkBase, path: Path, *, merged: bool, place: Path | None = None, card: bool = True, training: TrainingFacts | None = None
+) -> None:
     """The whole model, or the adapter alone where there is one (then peft reads it too), unless it is to be `merged`. `place`: where the
-    folder will be, if it is moved."""
+    folder will be, if it is moved. `card`: with a model card, which says what the `training` was."""
     check_exportable(network)
     if merged:
         _check_mergeable(network)
@@ -31,6 +34,8 @@ def save(network: NetworkBase, path: Path, *, merged: bool, place: Path | None =
     (path / FACTS).write_text(json.dumps(facts, indent=1))
     for name, module in network.head_files.items():
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / name)
+    if card:
+        model_card.write(network, path, place=place or path, merged=merged, training=training)
 
 
 def check_exportable(network: NetworkBase, path: str = "save_pretrained") -> None:

@@ -26,6 +26,7 @@ from advalign.errors import ConfigError, StorageError
 from advalign.models import Network, saving
 from advalign.models.adapters import has_adapter
 from advalign.models.folders import FACTS, holds_model
+from advalign.models.model_card import TrainingFacts
 from advalign.run_folder import locked
 from advalign.training import checkpoint, run_description
 from advalign.training.checkpoint import SETTING
@@ -195,10 +196,11 @@ def _exported_bytes(network: Network) -> int:
     return sum(p.numel() * p.element_size() for p in weights) + 200 * len(network.encoder.tokenizer) + 2**18
 
 
-def export(network: Network | None, folder: Path) -> None:
-    """Writes the folder of a learner, whole or not at all. `network`: on the main process, which alone may call."""
+def export(network: Network | None, folder: Path, training: TrainingFacts | None = None) -> None:
+    """Writes the folder of a learner, whole or not at all, with a model card about its `training`. `network`: on the main process, which
+    alone may call."""
     assert network is not None
     check_replaceable(folder)
     checkpoint.check_finite({f"learner.{folder.name}": network}, f"{folder} was not written")
     with durable.replacing(folder, SETTING) as partial_folder:
-        saving.save(network, partial_folder, merged=False, place=folder)
+        saving.save(network, partial_folder, merged=False, place=folder, card=training is not None, training=training)

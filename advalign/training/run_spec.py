@@ -51,6 +51,8 @@ class TrainingArguments(Checked, section="args"):
     """Steps between measurements of gradient norms and cosines per objective; 0: none."""
     mixed_precision: Annotated[str, OneOf(PRECISIONS, "precision of autocast")] = "no"
     """Autocast of accelerate: no or bf16."""
+    model_card: bool = True
+    """A README.md about the run beside every model at the end, unless one stands there that a person has changed."""
     max_skipped: Count = 5
     """The run stops after so many updates of a learner in a row that were skipped, since a loss or gradient was not finite."""
     distributed: Annotated[str, OneOf(DISTRIBUTED, "way to use several processes")] = "auto"

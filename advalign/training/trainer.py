@@ -27,6 +27,7 @@ from advalign.training.distributed_rollout import DistributedRolloutEngine
 from advalign.training.frozen_copies import FrozenCopies
 from advalign.training.output_folder import OutputFolder, export
 from advalign.training.references import references_of, with_references
+from advalign.training.run_card import training_facts
 from advalign.training.run_description import describe
 from advalign.training.run_meaning import notes_on_meaning
 from advalign.training.run_spec import Frozen, RunSpec, StepPlan, TrainingArguments, learners_of, ordered
@@ -75,6 +76,7 @@ class Trainer:
         )
         self.timeline = Timeline(self.run_spec.stages, self.run_spec.schedules, self.run_spec.gates)
         self.evaluations, self.callbacks, self.step = dict(evaluations or {}), list(callbacks), 0
+        self.evaluated: tuple[int, dict[str, float]] = (0, {})
         self.rollout_engine = rollout or HF()
         self.prebuilt_networks = dict(networks or {})
         self._started = False
@@ -255,12 +257,12 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Every evaluation, as {"<name>/<metric>": value}."""
         self.start()
-        logs: dict[str, float] = {}
-        rollout_engine = DistributedRolloutEngine(self.rollout_engine, self.processes)
+        rollout_engine, logs = DistributedRolloutEngine(self.rollout_engine, self.processes), dict[str, float]()
         for name, evaluation in self.evaluations.items():
             network = self.context.learner(evaluation.learner).network
             metrics = evaluate.run(evaluation, network, rollout_engine, self.args.token_budget, self.context)
             logs |= {f"{name}/{k}": v for k, v in metrics.items()}
+        self.evaluated = (self.step, logs)
         for callback in self.callbacks:
             callback.on_evaluate(self, logs)
         return logs
@@ -270,8 +272,8 @@ class Trainer:
     def save_pretrained(self, folder: str | Path) -> None:
         """One folder per learner, readable by `from_pretrained`, in place of the one that is there. Raises StorageError."""
         for name, runtime in self.learners.items():
-            network = runtime.full_network()
-            self.processes.on_main(partial(export, network, Path(folder) / name))
+            training = training_facts(self, name) if self.args.model_card else None
+            self.processes.on_main(partial(export, runtime.full_network(), Path(folder) / name, training))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Writes a checkpoint of the current step."""

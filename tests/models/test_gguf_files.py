@@ -88,6 +88,7 @@ def test_what_was_loaded_is_saved_as_an_ordinary_model(file, tmp_path):
     assert tokenizer.chat_template == gguf_models.CHAT_TEMPLATE
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == plain.generation_config.eos_token_id == 2
     assert "quantization_config" not in plain.config.to_dict()
+    assert "license: apache-2.0\n" in (tmp_path / "saved" / "README.md").read_text()
 
 
 def test_it_is_converted_once(file, cache, monkeypatch):
