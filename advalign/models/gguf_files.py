@@ -14,7 +14,8 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
 
 from advalign import durable
 from advalign.errors import ConfigError, excerpt
@@ -92,12 +94,26 @@ def converted(file: Path) -> Path:
         lock.acquire()
     try:
         if durable.first_damage(folder, content=False) is not None:
-            content = _read(file)
-            with durable.replacing(folder, CACHE) as partial:
-                _write(content, partial)
+            print(f"note: {file.name} is converted to safetensors, once; the result stays in {folder.parent}", file=sys.stderr)
+            with _without_progress_bars():
+                content = _read(file)
+                with durable.replacing(folder, CACHE) as partial:
+                    _write(content, partial)
     finally:
         lock.release()
     return folder
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Three bars of transformers for one file."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def cache_folder() -> Path:

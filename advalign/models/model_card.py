@@ -78,7 +78,7 @@ def text_of(network: NetworkBase, place: Path, *, merged: bool, training: Traini
     is_adapter = adapters.has_adapter(network.model) and not merged
     data = _card_data(network, is_adapter, training)
     name = _public_name(network.source)
-    origin = f"from `{name}`" if name else "from scratch"
+    origin = f"from {_code(name)}" if name else "from scratch"
     kind = f"{'LoRA adapter of a ' if is_adapter else ''}{HEADS[network.head]}"
     parts = [f"---\n{data.to_yaml()}\n---", f"# {place.name}", f"A {kind} ({type(network.model).__name__}), {origin}, saved by advalign."]
     if training is not None:
@@ -133,14 +133,19 @@ def _base_card(network: NetworkBase) -> dict[str, Any]:
 def _training(training: TrainingFacts) -> list[str]:
     stages = [f"* {name or 'training'}: {text}" for name, text in training.stages.items()]
     settings = [f"* {name}: {value}" for name, value in training.settings.items()]
-    parts = ["## Training", f"Learner `{training.learner}` of this run:", f"```\n{without_folders(training.formula)}\n```"]
+    parts = ["## Training", f"Learner {_code(training.learner)} of this run:", f"```\n{without_folders(training.formula)}\n```"]
     parts += ["\n".join((*stages, *settings))]
     if training.datasets:
-        parts.append(f"Data: {', '.join(f'`{name}`' for name in training.datasets.values())}.")
+        parts.append(f"Data: {', '.join(map(_code, training.datasets.values()))}.")
     if training.metrics:
         rows = [f"| {name} | {value:.4g} |" for name, value in training.metrics.items()]
         parts += [f"## Held-out evaluation, step {training.step}", "\n".join(("| metric | value |", "|---|---|", *rows))]
     return parts
+
+
+def _code(text: str) -> str:
+    """A name as code, on one line."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def _loading(network: NetworkBase, is_adapter: bool, name: str | None) -> list[str]:

@@ -38,7 +38,7 @@ def training_facts(trainer: Trainer, learner: str) -> TrainingFacts:
         },
         datasets=dict(_datasets(config["sources"], [objective.source for objective in objectives])),
         tags=tuple(dict.fromkeys(tags)),
-        metrics={name: value for name, value in metrics.items() if name.startswith(own)} if own else {},
+        metrics={name: value for name, value in metrics.items() if own and name.startswith(own) and _is_number(value)},
         step=step,
     )
 
