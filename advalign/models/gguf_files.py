@@ -175,9 +175,8 @@ def _read(file: Path) -> _Content:
         arguments = {"gguf_file": file.name, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(file.parent, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
-        dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
         model, report = AutoModelForCausalLM.from_pretrained(
-            file.parent, config=config, dtype=torch.float32, output_loading_info=True, **arguments, **dense
+            file.parent, config=config, dtype=torch.float32, output_loading_info=True, **arguments, **_dense()
         )
     except ConfigError:
         raise
@@ -192,6 +191,15 @@ def _read(file: Path) -> _Content:
             f"model: {file} lacks {len(absent)} of the weights of {type(model).__name__} ({', '.join(absent[:3])}); give a complete file."
         )
     return _Content(model=model, tokenizer=tokenizer, num_tokens=num_tokens, license=licence)
+
+
+def _dense() -> dict[str, Any]:
+    """Arguments of `from_pretrained` that unpack every block; transformers 4 does it without."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _check_metadata(file: Path, reader: Any) -> tuple[int, str | None]:
