@@ -10,7 +10,7 @@ with 8 answers, or half of each):
     adv_then_rl    half adv_sft, then half rl                    }
     rl_then_adv    half rl, then half adv_sft                    } the two terms, apart
     alternating    one update of each in turn                    }
-    mixed          grpo(problems) + sft(demos | pgd)             in one step; cosines between their gradients, every third step
+    mixed          grpo(problems) + sft(demos | pgd)             in one step; cosines between their gradients, every fourth step
 
 Measured on validation and on test problems, greedy: right, in the form, solved (both); solved still under embedding PGD (four steps, away
 from the worked answer; the kind that was trained on) and under three attacks that no arm was trained on (an injected instruction, a
@@ -126,7 +126,8 @@ CURVES = {
 
 
 def cells() -> Mapping[str, Cell]:
-    names = [("base", 0), *((arm, seed) for seed in SEEDS for arm in ("start", *ARMS))]
+    """What is compared comes first, should the budget end."""
+    names = [("base", 0), *((arm, seed) for arm in ("mixed", *SEQUENCES, "start", "rl", "adv_sft", "sft") for seed in SEEDS)]
     return {arm if arm == "base" else f"{arm}-{seed}": partial(cell, arm, seed) for arm, seed in names}
 
 

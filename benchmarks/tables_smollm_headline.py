@@ -100,7 +100,7 @@ def curves(content: Mapping[str, Any], drawing: Any) -> dict[str, str]:
         plots["smollm_headline"] = drawing.points(series, x_label="solved", y_label="robust", key="smollm_headline")
     if cosines := arms.get("mixed", {}).get("cosine"):
         lines = {f"seed {i}": ([*range(len(values))], _smooth(values)) for i, values in enumerate(cosines["all"])}
-        plots["smollm_headline_cosine"] = drawing.lines(lines, x_label="every third step", y_label="cosine", key="smollm_headline_cosine")
+        plots["smollm_headline_cosine"] = drawing.lines(lines, x_label="every fourth step", y_label="cosine", key="smollm_headline_cosine")
     return plots
 
 

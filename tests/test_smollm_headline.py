@@ -58,7 +58,7 @@ def test_every_arm_ends_at_the_same_tokens_and_a_sequence_changes_half_way():
     assert [s["objectives"] for s in turns[:3]] == [["robust"], ["policy"], ["robust"]]
     assert {s["steps"] for s in turns} == {1}
     assert len({s["name"] for s in turns}) == len(turns)
-    assert len(cells()) == 1 + 2 * (1 + len(ARMS))
+    assert set(cells()) == {"base", *(f"{arm}-{seed}" for arm in ("start", *ARMS) for seed in (0, 1))}
 
 
 def test_an_attack_of_the_text_is_the_same_for_every_model():
