@@ -4,9 +4,10 @@ Where does it pay to go on training the discriminator? 50, 200 and 1,000 demonst
 makes 50 steps. Target, stated before any run: GAPO ahead of the frozen discriminator with imitation in one regime, with a 95 % interval
 above zero, or the finding that there is none.
 
-Settings are those of configs/smollm2/gapo.yaml; none was chosen by what an arm scores. The length of the discriminator's warm-up was, by its
-AUC on 100 of the 1,000 demonstrations, with 200 others: 0.64 after 640 rows of each kind, 0.70 after 1,280. `dev` prompts (40) say which arm is called best in a regime;
-`test` prompts (120, half of them with pairs of constraints that training never shows) confirm it, on both seeds.
+Settings are those of configs/smollm2/gapo.yaml; none was chosen by an arm's score. The length of the discriminator's warm-up was, by
+its AUC on 100 of the 1,000 demonstrations, with 200 others: 0.64 after 640 rows of each kind, 0.70 after 1,280. `dev` prompts (40) say
+which arm is called best in a regime; `test` prompts (120, half of them with pairs of constraints that training never shows) confirm it,
+on both seeds.
 
     make bench-smollm-gapo       all missing cells; then the same command writes the summary -> benchmarks/results/smollm_gapo.json
     python benchmarks/smollm_gapo.py --only "*-200-0"
