@@ -1,4 +1,4 @@
-"""The demo on a chat model without the model: its conversations, its verifier, its rates and its page."""
+"""The demo on a chat model: its conversations, its verifier, its rates and its page; all of it on a tiny model."""
 
 import random
 import re
@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.chats import TEMPLATE
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from advalign import config as configuration
 from advalign.judges.refusal import RefusalJudge
@@ -13,6 +16,7 @@ from advalign.judges.refusal import RefusalJudge
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import demo_chat  # noqa: E402
 import demo_chat_report as page  # noqa: E402
 import prepare_demo_chat as data  # noqa: E402
 
@@ -120,3 +124,37 @@ def test_the_page_shows_answers_side_by_side(finished):
     assert html.count("Before and after") == 1
     assert "a benign twin" in html
     assert "self-written templates" in html
+
+
+def tiny(folder):
+    """An untrained Llama with a ChatML template, whose words are the demo's."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [turn["content"] for row in data.prepare(None)[0]["demos_train"] for turn in row["messages"]]
+    special, alphabet = ["<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=800, special_tokens=special, initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.chat_template = TEMPLATE
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    LlamaForCausalLM(LlamaConfig(**sizes, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_whole_demo_on_a_tiny_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("ADVALIGN_DATA", raising=False)
+    monkeypatch.setattr(demo_chat, "MODEL", tiny(tmp_path / "model"))
+    lora = "learners.discriminator.options.lora.target_modules=all-linear"
+    overrides = ["learners.policy.dtype=float32", lora, "args.max_steps=2", "evaluations.heldout_discriminator.number=2"]
+    finished = demo_chat.run(tmp_path / "out", "validation", overrides, {"problems": 3, "requests": 2}, progress=False)
+    for side in ("before", "after"):
+        assert list(finished[side]) and set(finished[side]) == set(page.MEASURES)
+        assert all(len(row["prompts"]) == len(row["answers"]) == len(row["right"]) for row in finished[side].values())
+        assert [len(finished[side][name]["right"]) for name in ("right, in form", "refuses, pgd", "answers twins")] == [3, 2, 2]
+    assert finished["before"]["in form"]["answers"] != finished["after"]["in form"]["answers"]  # it was trained
+    assert finished["steps"] == 2
+    assert {"robust/loss", "policy/loss", "anchor/loss", "discriminator/loss"} <= finished["log"][-1].keys()
+    path = page.report(finished).write(tmp_path / "report.html")
+    assert "Discriminator accuracy" in path.read_text(encoding="utf-8")
