@@ -60,6 +60,7 @@ demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/re
 	$(BIN)/python benchmarks/demo.py --seeds 1 --output out/demo
 
 demo-chat: export HF_HUB_OFFLINE := 1
+demo-chat: export OMP_WAIT_POLICY := PASSIVE
 demo-chat: $(READY)  ## a chat model before and after one mixed step, about nine minutes on two cores; writes out/demo_chat/report.html
 	$(BIN)/python benchmarks/demo_chat.py
 

@@ -3,6 +3,8 @@
 import random
 import re
 import sys
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -142,15 +144,28 @@ def tiny(folder):
     return str(folder)
 
 
+class SameProcess(nullcontext):
+    """In the place of the pool of processes: what is submitted runs at once."""
+
+    def __init__(self, max_workers, mp_context):
+        super().__init__(self)
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
 def test_the_whole_demo_on_a_tiny_model(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("ADVALIGN_DATA", raising=False)
+    monkeypatch.setattr(demo_chat, "ProcessPoolExecutor", SameProcess)
     monkeypatch.setattr(demo_chat, "MODEL", tiny(tmp_path / "model"))
     lora = "learners.discriminator.options.lora.target_modules=all-linear"
     overrides = ["learners.policy.dtype=float32", lora, "args.max_steps=2", "evaluations.heldout_discriminator.number=2"]
     finished = demo_chat.run(tmp_path / "out", "validation", overrides, {"problems": 3, "requests": 2}, progress=False)
     for side in ("before", "after"):
-        assert list(finished[side]) and set(finished[side]) == set(page.MEASURES)
+        assert set(finished[side]) == set(page.MEASURES)
         assert all(len(row["prompts"]) == len(row["answers"]) == len(row["right"]) for row in finished[side].values())
         assert [len(finished[side][name]["right"]) for name in ("right, in form", "refuses, pgd", "answers twins")] == [3, 2, 2]
     assert finished["before"]["in form"]["answers"] != finished["after"]["in form"]["answers"]  # it was trained
