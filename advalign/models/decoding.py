@@ -8,7 +8,7 @@ are kept outside a cache, or know no padding), every token reads its whole row a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from advalign.models import architecture, positions, row_cache
 from advalign.models.padding import pad
 from advalign.models.padding_free import REFUSALS
+from advalign.models.perturb import apply_edit, edited
+from advalign.types import Edit
 
 if TYPE_CHECKING:
     from advalign.models.forward import Network
@@ -56,9 +58,17 @@ class CachedDecoder(Decoder):
     """Which tokens of the cache are not padding; None: none is, and attention is faster without a mask."""
 
     def __init__(
-        self, network: Network, prompts: Sequence[Sequence[int]], number: int, last_position: int, *, compiled: bool = False
+        self,
+        network: Network,
+        prompts: Sequence[Sequence[int]],
+        number: int,
+        last_position: int,
+        *,
+        compiled: bool = False,
+        edits: Mapping[str, Edit] | None = None,
     ) -> None:
-        """`number`: of tokens that will follow; `compiled`: single tokens run through the network's compiled blocks."""
+        """`number`: of tokens that will follow; `compiled`: single tokens run through the network's compiled blocks; `edits`: of the
+        prompts' hidden states, by site, left padded as the prompts are."""
         self.network, self.last_position, self.compiled = network, last_position, compiled
         ids, mask = _left_pad(prompts, network.encoder.pad_id)
         ids, mask = ids.to(network.device), mask.to(network.device)
@@ -66,7 +76,9 @@ class CachedDecoder(Decoder):
         self.cache = row_cache.new_cache(network.model.config, number)
         self.positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.mask = None if bool(mask.all()) else mask
-        self.hidden = self._forward(ids)
+        inside = {site: edit for site, edit in (edits or {}).items() if site != "embedding"}
+        with edited(network.backbone, inside):
+            self.hidden = self._forward(ids, (edits or {}).get("embedding"))
         self.positions = self.positions[:, -1:]
 
     def read(self, ids: Int[Tensor, "B"]) -> None:
@@ -81,9 +93,9 @@ class CachedDecoder(Decoder):
         self.positions, self.hidden = self.positions[rows], self.hidden[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
-    def _forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    def _forward(self, ids: Int[Tensor, "B T"], edit: Edit | None = None) -> Float[Tensor, "B D"]:
         # Embeddings, as in the trainer: given ids and no mask, transformers warns of padding that is not there.
-        embeddings = self.network.model.get_input_embeddings()(ids)
+        embeddings = apply_edit(self.network.model.get_input_embeddings()(ids), edit or Edit())
         # What keeps states alone has read its padding with the prompt.
         mask = self.mask if self.argument == "past_key_values" or ids.shape[1] > 1 else None
         options = {"attention_mask": mask, self.argument: self.cache, "use_cache": True}

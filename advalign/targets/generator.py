@@ -4,13 +4,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from advalign.engine.rng import generator
 from advalign.errors import ConfigError
 from advalign.interfaces import Edits
+from advalign.models.decoding import CachedDecoder, Decoder
 from advalign.models.endings import StopRule
+from advalign.models.perturb import without_dropout
 from advalign.rollout.hf import HF
 from advalign.targets.examples import reference_response
 from advalign.targets.prefix import CachedPrefix
@@ -76,7 +79,7 @@ class GeneratorTarget(NetworkTarget):
 
     @torch.no_grad()
     def continue_edited(self, examples: Sequence[Example], edits: Sequence[Edits], max_new_tokens: int) -> list[str]:
-        """Greedy responses to prompts whose hidden states are edited, recomputed token by token (an edit has no key-value cache)."""
+        """Greedy responses to prompts whose hidden states are edited."""
         encoder, rule = self.network.encoder, StopRule(self.network)
         prompts = [encoder.prompt(e.prompt) for e in examples]
         self._check_beginnings(examples, prompts, edits)
@@ -84,20 +87,37 @@ class GeneratorTarget(NetworkTarget):
         responses: list[list[int]] = [[] for _ in examples]
         unfinished = list(range(len(examples)))
         longest = encoder.truncation.positions or math.inf
-        for _ in range(max_new_tokens):
-            tokens = _with_next_column([prompts[i] + responses[i] for i in unfinished], encoder.pad_id)
-            adds = stack([cropped[i] for i in unfinished], tokens.ids.shape[1], self.network.device)
-            distribution = self._forward(tokens, adds, frozenset({"distribution"})).distribution
-            assert distribution is not None
-            last = distribution.hidden[torch.arange(len(unfinished)), tokens.lengths]
-            chosen = self.network.next_token_logits(last).argmax(-1).tolist()
-            for i, token in zip(unfinished, chosen, strict=True):
-                responses[i].append(token)
-            lengths = {i: len(prompts[i]) + len(responses[i]) for i in unfinished}
-            unfinished = [i for i in unfinished if lengths[i] < longest and not rule.ends(responses[i])]
-            if not unfinished:
-                break
+        with without_dropout(self.network):
+            decoder = self._edited_decoder(prompts, cropped, max_new_tokens)
+            while unfinished:
+                chosen = self.network.next_token_logits(decoder.hidden).argmax(-1)
+                for i, token in zip(unfinished, chosen.tolist(), strict=True):
+                    responses[i].append(token)
+                lengths = {i: len(prompts[i]) + len(responses[i]) for i in unfinished}
+                going = [n for n, i in enumerate(unfinished) if lengths[i] < longest and not rule.ends(responses[i])]
+                if len(responses[unfinished[0]]) == max_new_tokens or not going:
+                    break
+                if len(going) < len(unfinished):
+                    rows = torch.tensor(going, device=self.network.device)
+                    decoder.select(rows)
+                    chosen, unfinished = chosen[rows], [unfinished[n] for n in going]
+                decoder.read(chosen)
+                self.num_forwards += 1
+                self.num_tokens += len(unfinished)
         return [rule.text(response, rule.ends(response)) for response in responses]
+
+    def _edited_decoder(self, prompts: Sequence[Sequence[int]], edits: Sequence[Edits], number: int) -> Decoder:
+        """A decoder that has read prompts under edits of them; keys and values of what was read hold what the edits did."""
+        network, device = self.network, self.network.device
+        if not network.caches:
+            return _EditedRows(self, prompts, edits)
+        self.spend(len(prompts))
+        self.num_forwards += 1
+        self.num_tokens += sum(map(len, prompts))
+        width = max(map(len, prompts))
+        aligned = [{site: _right_aligned(add, len(p), width) for site, add in e.items()} for p, e in zip(prompts, edits, strict=True)]
+        last_position = (network.encoder.truncation.positions or 2**31) - 1
+        return CachedDecoder(network, prompts, number, last_position, edits=stack(aligned, width, device))
 
     def _check_beginnings(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], edits: Sequence[Edits]) -> None:
         """Refuses edits that were sought on other tokens than a response follows: a template may write a closed conversation otherwise."""
@@ -112,6 +132,35 @@ class GeneratorTarget(NetworkTarget):
                     f"chat_template: it writes the turns of example '{example.id}' otherwise before a response than with one behind them, "
                     "so an edit of its hidden states is about other tokens; use attacks on texts."
                 )
+
+
+class _EditedRows(Decoder):
+    """Every token reads its whole row again, under the edits of its prompt: for networks whose cache cannot be used."""
+
+    def __init__(self, target: GeneratorTarget, prompts: Sequence[Sequence[int]], edits: Sequence[Edits]) -> None:
+        self.target, self.rows, self.edits = target, [list(prompt) for prompt in prompts], list(edits)
+        self.hidden = self._forward()
+
+    def read(self, ids: Int[Tensor, "B"]) -> None:
+        self.rows = [[*row, token] for row, token in zip(self.rows, ids.tolist(), strict=True)]
+        self.hidden = self._forward()
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        chosen = rows.tolist()
+        self.rows, self.edits, self.hidden = [self.rows[i] for i in chosen], [self.edits[i] for i in chosen], self.hidden[rows]
+
+    def _forward(self) -> Float[Tensor, "B D"]:
+        network = self.target.network
+        tokens = _with_next_column(self.rows, network.encoder.pad_id)
+        adds = stack(self.edits, tokens.ids.shape[1], network.device)
+        distribution = self.target._forward(tokens, adds, frozenset({"distribution"})).distribution
+        assert distribution is not None
+        return distribution.hidden[torch.arange(len(self.rows)), tokens.lengths]
+
+
+def _right_aligned(add: Float[Tensor, "T D"], length: int, width: int) -> Float[Tensor, "W D"]:
+    """An edit of the first tokens of a prompt of this length, in a left-padded row."""
+    return functional.pad(add, (0, 0, width - length, length - len(add)))
 
 
 def _mean_nll(outputs: Outputs, tokens: Tokens) -> Float[Tensor, "B"]:

@@ -8,7 +8,7 @@ from advalign import evaluation, targets
 from advalign.errors import BudgetError, ConfigError
 from advalign.interfaces import ABILITIES
 from advalign.targets import AnsweringClassifier, AnsweringGenerator, ClassifierTarget, GeneratorTarget, network_target, target_of
-from advalign.types import Edit, Sampling
+from advalign.types import Edit, Example, Sampling
 
 
 def test_predict_is_the_one_by_one_answer_in_any_batching_and_counts_distinct_texts():
@@ -74,6 +74,21 @@ def test_greedy_answers_under_a_zero_edit_are_those_of_the_sampler():
     assert len(set(expected)) > 1
     moved = [{"embedding": z["embedding"] + 3.0} for z in zero]
     assert target.continue_edited(examples, moved, 5) != expected
+
+
+def test_answers_under_edits_are_the_same_with_and_without_a_cache():
+    network, generator = victims.generator_model(steps=30).double(), torch.Generator().manual_seed(0)
+    examples = [Example(prompt=p, id=p) for p in ("1+2=", "12+34=", "7+15=", "60+3=")]  # of three lengths
+    sizes = [len(network.encoder.prompt(e.prompt)) for e in examples]
+    edits = [{s: torch.randn(n, 64, generator=generator, dtype=torch.float64) for s in ("embedding", "layer:0")} for n in sizes]
+    edits[2] = {site: add[:2] for site, add in edits[2].items()}  # of the first tokens alone
+    target = GeneratorTarget(network)
+    cached = target.continue_edited(examples, edits, 6)
+    assert network.caches
+    network._caches = False
+    assert cached == target.continue_edited(examples, edits, 6)
+    assert len(set(cached)) > 1
+    assert cached != target.continue_edited(examples, [{s: 0 * add for s, add in e.items()} for e in edits], 6)
 
 
 def test_every_target_declares_its_abilities_and_refuses_what_is_outside_them():
