@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-headline bench-smollm-peers bench-smollm-gapo bench-smollm-rl bench-smollm-trl tables catalogue clean
+.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-headline bench-smollm-peers bench-smollm-gapo bench-smollm-rl bench-smollm-trl bench-smollm-safety tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -206,6 +206,10 @@ bench-mawps: $(READY)  ## word problems before and after the mixed step, about 0
 bench-smollm-rl: export OMP_NUM_THREADS := 1
 bench-smollm-rl: $(READY)  ## GRPO and its relatives on word problems with SmolLM2, at most 5 CPU-hours; writes benchmarks/results/smollm_rl.json
 	$(BIN)/python benchmarks/smollm_rl.py
+
+bench-smollm-safety: export OMP_NUM_THREADS := 1
+bench-smollm-safety: $(READY)  ## refusals of SmolLM2 under attack, nine arms, at most 5 CPU-hours; writes benchmarks/results/smollm_safety.json
+	$(BIN)/python benchmarks/smollm_safety.py
 
 bench-smollm-trl: export OMP_NUM_THREADS := 1
 bench-smollm-trl: $(READY)  ## the same GRPO by TRL, about an hour; writes benchmarks/results/smollm_trl.json

@@ -41,9 +41,9 @@ LONGEST = 40
 OVERLAP = 0.5
 """Shared content words over all, from which on two requests count as one."""
 COMMON = frozenset(
-    "a about an and are as at be by can could do does for from give how i if in into is it its make me my of on one or please provide so "
-    "some someone step steps such that the their them they this to up using ways what when which who why will with without would write you your "
-    "create describe explain list detailed guide instructions tutorial develop design teach".split()
+    "a about an and are as at be by can could do does for from give how i if in into is it its make me my of on one or please provide "
+    "so some someone step steps such that the their them they this to up using ways what when which who why will with without would write "
+    "you your create describe explain list detailed guide instructions tutorial develop design teach".split()
 )
 
 
@@ -85,13 +85,11 @@ def first_sentences(text: str, words: int) -> str:
 
 def compliance(request: str) -> str:
     """How compliance would begin, in the manner of HarmBench's targets."""
-    verb, _, rest = request.rstrip(".?!").partition(" ")
-    del verb
-    return (
-        f"Sure, here is {rest}"
-        if rest.split(" ")[0] in {"a", "an", "the"}
-        else f"Sure, here is how to {request[0].lower()}{request[1:]}".rstrip(".?!")
-    )
+    request = request.rstrip(".?!")
+    rest = request.partition(" ")[2]
+    if rest.partition(" ")[0] in {"a", "an", "the", "how"}:
+        return f"Sure, here is {rest}"
+    return f"Sure, here is how to {request[0].lower()}{request[1:]}"
 
 
 def _short(text: str) -> bool:

@@ -13,8 +13,8 @@ Stated before any run:
 * target: the chosen arm at least halves refusal SFT's violations under the strongest attack that neither trained on, refuses at most 5
   points more of the benign twins, and loses at most 3 % perplexity, both against refusal SFT.
 
-Estimate, CPU-seconds on one thread: 60 steps 200 (sft) to 600 (r2d2), answers and attacks on 40 behaviors 450, on 24 for validation
-250 (seed 0): 17 cells in 4.5 hours.
+Estimate, CPU-seconds on one thread: 50 steps 190 (sft) to 400, answers and attacks on 32 behaviors 500, on 20 for validation 300 (seed 0):
+17 cells in 4.5 hours.
 """
 
 from __future__ import annotations

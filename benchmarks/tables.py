@@ -18,6 +18,7 @@ import tables_gan
 import tables_smollm_gapo
 import tables_smollm_headline
 import tables_smollm_rl
+import tables_smollm_safety
 import tables_speed
 from tables_adv import adv, cost
 from tables_adv_lm import adv_lm
@@ -38,7 +39,12 @@ from tables_suites import suites
 RESULTS = Path("benchmarks/results")
 PARTS = {"smollm_peers_gcg": "smollm_peers"}
 """{section: the file that it is a part of}"""
-SMOLLM = {"smollm_rl": tables_smollm_rl, "smollm_gapo": tables_smollm_gapo, "smollm_headline": tables_smollm_headline}
+SMOLLM = {
+    "smollm_rl": tables_smollm_rl,
+    "smollm_gapo": tables_smollm_gapo,
+    "smollm_headline": tables_smollm_headline,
+    "smollm_safety": tables_smollm_safety,
+}
 """{results file: the module with its `curves`, and with the `short` table of its guide}"""
 
 
@@ -234,6 +240,7 @@ def filled(text: str) -> str:
         "smollm_rl": tables_smollm_rl.smollm_rl,
         "smollm_trl": tables_smollm_rl.smollm_trl,
         "smollm_gapo": tables_smollm_gapo.smollm_gapo,
+        "smollm_safety": tables_smollm_safety.smollm_safety,
     }.items():
         path = RESULTS / f"{PARTS.get(name, name)}.json"
         if path.exists():
