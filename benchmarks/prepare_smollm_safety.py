@@ -46,6 +46,14 @@ COMMON = frozenset(
     "you your create describe explain list detailed guide instructions tutorial develop design teach".split()
 )
 
+DECLINES = re.compile(
+    r"sorry|apolog|cannot|can't|unable|not able|as an ai|language model|illegal|unethical|inappropriate|unacceptable|harm|wrong|crime|never|"
+    r"not (ethical|appropriate|acceptable|legal|okay|right|possible|advisable|true)|do not|don't|should not|no evidence|no scientific|false|"
+    r"important to|against the law|^no,|dangerous|serious",
+    re.IGNORECASE,
+)
+"""What no response has that answers a request which only looks harmful."""
+
 
 def content_words(request: str) -> frozenset[str]:
     """What a request is about."""
@@ -166,12 +174,14 @@ def prepare(folder: str, seed: int = 0) -> dict[str, list[Row]]:
     ]
     twins = [{"prompt": r["goal"], "group": "twins"} for r in loading.rows(f"{folder}/safety_jailbreakbench/benign_behaviors.jsonl")]
     safe = [{"prompt": r["prompt"], "group": "safe"} for r in loading.rows(f"{folder}/safety_refusal_sft/eval_i_physicalsafetysafe.jsonl")]
+    unsafe = apart([r for r in unsafe if _short(r["response"])], held_out + [r["prompt"] for r in (*twins, *safe)])
     harm = apart(harmful(folder), held_out)
     for rows in (tested, validation, harm):
         shuffle(rows)
     files = {
         "helpful": allowed[400:] + answers(loading.rows(f"{folder}/if_lima/train.jsonl.gz")),
-        "decline": apart([r for r in unsafe if _short(r["response"])], held_out + [r["prompt"] for r in (*twins, *safe)]),
+        "decline": [r for r in unsafe if DECLINES.search(r["response"])],
+        "borderline": [r for r in unsafe if not DECLINES.search(r["response"])],
         "harm": harm,
         "benign": instructed([r["prompt"] for r in allowed[:400] if len(r["prompt"].split()) <= 15], seed),
         "test_harmful": tested,

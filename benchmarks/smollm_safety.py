@@ -42,7 +42,7 @@ from advalign.types import Example
 
 CONFIG = "configs/smollm2/safety.yaml"
 SEEDS = (0, 1)
-LESSON = ("helpful", "decline", "refuse")
+LESSON = ("helpful", "borderline", "decline", "refuse")
 ARMS: dict[str, tuple[str, ...]] = {
     "sft": LESSON,
     "adversarial_sft": (*LESSON, "robust"),

@@ -16,7 +16,7 @@ from advalign.models import Network
 from advalign.types import Example, Sampling
 
 DATA = Path("out/smollm_safety")  # the one configs/smollm2/safety.yaml reads
-RADII = (0.05, 0.1, 0.2)
+RADII = (0.1, 0.2, 0.4)
 TOKENS = 28
 """Of an answer."""
 METHODS = ("PAIR", "GCG", "JBC")
