@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
+
+from smollm_safety_summary import UNSEEN
 
 NAMES = {
     "base": "published model",
@@ -142,3 +145,14 @@ def short(found: Mapping[str, Any]) -> str:
         rows.append([NAMES[name], *rates, f"{arm['refused']['twins']['rate']:.2f}", f"{arm['perplexity']['text']:.2f}", f"{minutes:.0f}"])
     head = ("arm", "violations", "under the worst attack", "twins refused", "perplexity", "CPU minutes")
     return "\n".join([*_table(head, rows), "", *_verdict(summary)]).rstrip()
+
+
+def curves(found: Mapping[str, Any], drawing: Any) -> dict[str, str]:
+    """{name of the file: plot}: benign twins refused against violations under the attacks that no arm trained on."""
+    arms = (found["summary"] or {"arms": {}})["arms"]
+    if not arms:
+        return {}
+    broken = {name: fmean(arms[name]["violated"][attack]["rate"] for attack in UNSEEN) for name in NAMES if name in arms}
+    series = {NAMES[name]: (arms[name]["refused"]["twins"]["rate"], value) for name, value in broken.items()}
+    labels = {"x_label": "benign twins refused", "y_label": "violations under unseen attacks"}
+    return {"smollm_safety": drawing.points(series, **labels, key="smollm_safety")}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from advalign import config
+from advalign.evaluation.reports import plots as drawing
 from advalign.judges.compliance import Compliance
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,7 @@ def test_the_target_is_measured_on_test_behaviors():
     assert "cells still missing: lat-0" in page
     assert "is met" in page
     assert "CAT" in tables.short({"summary": result})
+    assert "svg" in tables.curves({"summary": result}, drawing)["smollm_safety"]
 
 
 def test_a_seed_without_its_partner_has_rates_and_no_difference():
