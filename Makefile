@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-headline bench-smollm-peers bench-smollm-gapo bench-smollm-rl bench-smollm-trl bench-smollm-safety tables catalogue clean
+.PHONY: help venv demo demo-chat test test-inputs test-faults test-models models-table test-vllm lint format bench-demo bench-sst2 bench-mawps bench-rl bench-adv bench-adv-lm bench-adv-safety bench-adv-rl bench-adv-cost bench-evaluation bench-generation bench-async bench-speed bench-gpu bench-stories bench-self-play bench-gan bench-gan-failures bench-gcg bench-suites bench-processes bench-long bench-smollm-headline bench-smollm-peers bench-smollm-gapo bench-smollm-rl bench-smollm-trl bench-smollm-safety bench-smollm-speed tables catalogue clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -185,6 +185,10 @@ bench-gcg: $(READY)  ## searches for a suffix beside nanoGCG (pip install --no-d
 bench-suites: export OMP_NUM_THREADS := 1
 bench-suites: $(READY)  ## own word attacks against TextAttack's, about 20 CPU-minutes; writes benchmarks/results/suites.json
 	$(BIN)/python benchmarks/suites.py
+
+bench-smollm-speed: export OMP_NUM_THREADS := 1
+bench-smollm-speed: $(READY)  ## sampling, training and attacking SmolLM2 on one thread, about 4 CPU-minutes; writes benchmarks/results/smollm_speed.json
+	$(BIN)/python benchmarks/smollm_speed.py
 
 tables:  ## the tables of the documents, from the result files
 	$(BIN)/python benchmarks/tables.py

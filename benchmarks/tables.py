@@ -232,6 +232,7 @@ def filled(text: str) -> str:
         "generation_vllm": generation_vllm,
         "processes": processes,
         "long_run": long_run,
+        "smollm_speed": tables_speed.smollm,
         "smollm_headline": tables_smollm_headline.headline,
         "smollm_peers": tables_smollm_headline.peers_dpo,
         "smollm_peers_gcg": tables_smollm_headline.peers_gcg,

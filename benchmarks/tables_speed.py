@@ -101,6 +101,24 @@ def compiled(found: Mapping[str, Any]) -> str:
     )
 
 
+def smollm(found: Mapping[str, Any]) -> str:
+    """The table of benchmarks/smollm_speed.py."""
+    names = ("transformers and peft", "advalign")
+    rows = ["| task | tokens | as transformers and peft, s | advalign, s | ratio |", "|---|---:|---:|---:|---:|"]
+    for task, row in found["tasks"].items():
+        seconds = " | ".join(f"{row[name]:.2f}" for name in names)
+        rows.append(f"| {task} | {row['tokens']:,} | {seconds} | {row['ratio']:.2f} |")
+    return "\n".join(
+        [
+            f"**SmolLM2-135M-Instruct on a processor** (`{found['command']}`; {found['dtype']} with LoRA of rank 16, one thread, medians of "
+            f"{found['repeats']} alternated runs, processor time; first side: attention of transformers, adapters multiplied by peft in "
+            "float32, all rows of probabilities drawn at once, every row of the responses whole).",
+            "",
+            *rows,
+        ]
+    )
+
+
 SECTIONS = {
     "speed_grpo": (grpo, "grpo fixed length"),
     "speed_memory": (memory, "memory"),
