@@ -108,11 +108,12 @@ def run(out: Path, split: str, overrides: Sequence[str], sizes: Mapping[str, int
     trainer = configuration.trainer(described)
     Console().print(trainer.formula(), highlight=False, markup=False, soft_wrap=True)
     trainer.start()  # a mistake is said before the other process begins
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        before = pool.submit(measure_base, described["learners"]["policy"], data, split, sizes)
-        trainer.train(overwrite=True, progress=progress)
-        trained = time.perf_counter() - start
-        first = before.result()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    before = pool.submit(measure_base, described["learners"]["policy"], data, split, sizes)
+    pool.shutdown(wait=False)  # the process ends with its one task
+    trainer.train(overwrite=True, progress=progress)
+    trained = time.perf_counter() - start
+    first = before.result()
     after = measure(trainer.learners["policy"].network, data, split, sizes)
     log = read(out / "run")
     seconds = {"before": first["seconds"], "training": round(trained, 1), "after": after["seconds"]}

@@ -4,7 +4,6 @@ import random
 import re
 import sys
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -144,11 +143,14 @@ def tiny(folder):
     return str(folder)
 
 
-class SameProcess(nullcontext):
+class SameProcess:
     """In the place of the pool of processes: what is submitted runs at once."""
 
     def __init__(self, max_workers, mp_context):
-        super().__init__(self)
+        pass
+
+    def shutdown(self, wait):
+        pass
 
     def submit(self, function, *arguments):
         future = Future()
