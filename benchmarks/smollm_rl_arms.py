@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,11 @@ ROBUST = ("grpo_pgd", "grpo_consistency")
 def described(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """The configuration of an arm."""
     file, changes = ARMS[arm]
-    values = {"args.seed": seed, "args.output_dir": str(folder / "run"), "learners.policy.model": MODEL, "args.save_steps": 0} | changes
+    values = {"args.seed": seed, "args.output_dir": str(folder / "run"), "learners.policy.model": MODEL, "args.save_steps": 8} | changes
     config = configuration.read(f"configs/smollm2/{file}.yaml", [f"{path}={json.dumps(value)}" for path, value in values.items()])
     warm, policy = config["stages"]
+    del config["evaluations"]  # measured at the end
+    config["args"]["eval_steps"] = 0
     if arm == "sft":
         config["sources"]["taught"] = {"kind": "demos", "data": str(DATA / "train.jsonl"), "batch_size": SFT_ROWS}
         config["objectives"]["teach"] = {"kind": "sft", "source": "taught"}
@@ -53,35 +56,32 @@ def described(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     config["stages"] = [warm, policy | {"steps": STEPS}][: 1 if arm == "start" else 2]
     if smoke():
         config["stages"] = [stage | {"steps": 1} for stage in config["stages"]]
-        config["evaluations"]["valid"]["number"] = 2
         config["sources"]["problems"] |= {"batch_size": 2, "group_size": 4}
         config["sources"].get("taught", {})["batch_size"] = 4
     return config
 
 
 class Curve(Callback):
-    """Rewards, entropies and CPU-seconds, step by step; accuracy on validation problems where it is measured."""
+    """Writes rewards, entropies and CPU-seconds to a file, a line per step; a resumed run goes on in it."""
 
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-        self.valid: list[tuple[int, float]] = []
-        self.spent = self.mark = 0.0
+    def __init__(self, path: Path) -> None:
+        self.path, self.mark = path, time.process_time()
 
     def start(self) -> None:
         self.mark = time.process_time()
 
     def on_step(self, trainer: Any, logs: Mapping[str, Any]) -> None:
-        self.spent += time.process_time() - self.mark
-        row = {"cpu_seconds": round(self.spent, 1)}
-        for name, metric in METRICS.items():
-            if logs.get(metric) is not None:
-                row[name] = round(float(logs[metric]), 4)
-        self.steps.append(row)
+        row = {name: round(float(logs[metric]), 4) for name, metric in METRICS.items() if logs.get(metric) is not None}
+        row |= {"step": trainer.step, "seconds": round(time.process_time() - self.mark, 2)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
         self.start()
 
-    def on_evaluate(self, trainer: Any, logs: Mapping[str, float]) -> None:
-        self.valid.append((trainer.step, round(logs["valid/accuracy"], 4)))
-        self.start()  # evaluations are not training
+    def rows(self) -> list[dict[str, float]]:
+        """A row per step, with the seconds up to it; of a step that was made again after a kill, the last."""
+        by_step = {row["step"]: row for row in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
+        seconds = accumulate(by_step[step]["seconds"] for step in sorted(by_step))
+        return [by_step[step] | {"cpu_seconds": round(spent, 1)} for step, spent in zip(sorted(by_step), seconds, strict=True)]
 
 
 METRICS = {
@@ -100,18 +100,19 @@ METRICS = {
 
 
 def train(arm: str, seed: int, folder: Path) -> None:
-    """Trains an arm; its adapter and its curve end in `folder`."""
-    curve = Curve()
+    """Trains an arm, or goes on where a kill ended it; its adapter and its curve end in `folder`."""
+    curve = Curve(folder / "curve.jsonl")
     trainer = configuration.trainer(described(arm, seed, folder), callbacks=[curve])
     trainer.start()
     curve.start()
-    trainer.train(overwrite=True, progress=False)
-    columns = {name: [row.get(name) for row in curve.steps] for name in ("cpu_seconds", *METRICS)}
+    trainer.train(resume=True, progress=False)
+    rows = curve.rows()
+    columns = {name: [row.get(name) for row in rows] for name in ("cpu_seconds", *METRICS)}
     logged = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     lines = (folder / "run" / "speed.jsonl").read_text(encoding="utf-8").splitlines()
     policy = [row for row in map(json.loads, lines) if row["step"] > trainer.run_spec.stages[0].steps]
     tokens = {name: sum(row.get(f"{name}_tokens", 0.0) for row in policy) for name in ("sampled", "trained")}
-    content = {"curve": logged, "valid_curve": curve.valid, "tokens": tokens}
+    content = {"curve": logged, "tokens": tokens, "training_seconds": rows[-1]["cpu_seconds"]}
     (folder / "curve.json").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -76,26 +76,26 @@ def settings(seed: int, folder: Path) -> dict[str, Any]:
     config["learners"]["policy"]["learning_rate"] = policy["set"]["learners.policy.learning_rate"]
     config["learners"]["policy"]["minibatches"] = policy["set"]["learners.policy.minibatches"]
     config["stages"] = [{"name": "policy", "steps": 2 if smoke() else DRAWS, "objectives": ["policy"]}]
-    del config["sources"]["worked"], config["objectives"]["imitate"], config["evaluations"]
-    config["args"]["eval_steps"] = 0
+    del config["sources"]["worked"], config["objectives"]["imitate"]
+    config["args"]["save_steps"] = 0
     return config
 
 
 def ours(seed: int, folder: Path, start: Path) -> dict[str, Any]:
     config = settings(seed, folder)
     config["learners"]["policy"]["options"] = {"adapter": str(start)}
-    curve = arms.Curve()
+    curve = arms.Curve(folder / "curve.jsonl")
     trainer = configuration.trainer(config, callbacks=[curve])
     trainer.start()
     begin = time.perf_counter()
     curve.start()
     trainer.train(overwrite=True, progress=False)
     wall = time.perf_counter() - begin
-    cpu = [row["cpu_seconds"] for row in curve.steps]
+    rows = curve.rows()
     return {
-        "rewards": [row["reward"] for row in curve.steps],
-        "lengths": [row["length"] for row in curve.steps],
-        "cpu_seconds_per_draw": [round(b - a, 2) for a, b in zip([0.0, *cpu], cpu, strict=False)],
+        "rewards": [row["reward"] for row in rows],
+        "lengths": [row["length"] for row in rows],
+        "cpu_seconds_per_draw": [row["seconds"] for row in rows],
         "loop_seconds": round(wall, 1),
     }
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import common  # noqa: E402
 import prepare_smollm_rl as preparing  # noqa: E402
+import smollm_rl_arms  # noqa: E402
 import smollm_rl_summary as summary  # noqa: E402
 import smollm_trl_grpo  # noqa: E402
 import tables_smollm_rl  # noqa: E402
@@ -157,6 +158,20 @@ def test_ours_beside_trl_is_paired_over_problems(tmp_path):
     path = common.save(tmp_path / "results.json", head | {"summary": {"grpo": both}})
     assert "TRL takes 2.50 times as long per draw." in tables_smollm_rl.smollm_trl(json.loads(path.read_text()))
     assert "ours_minus_trl" not in smollm_trl_grpo.summarise(runs[:1])
+
+
+def test_a_curve_goes_on_where_a_kill_ended_it(tmp_path):
+    lines = [
+        {"step": 1, "seconds": 2.0},
+        {"step": 2, "seconds": 9.0},
+        {"step": 2, "seconds": 3.0},
+        {"step": 3, "seconds": 4.0, "reward": 0.5},
+    ]
+    path = tmp_path / "curve.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = smollm_rl_arms.Curve(path).rows()
+    assert [(row["step"], row["cpu_seconds"]) for row in rows] == [(1, 2.0), (2, 5.0), (3, 9.0)]
+    assert rows[-1]["reward"] == 0.5
 
 
 def test_pass_at_k_by_hand():
