@@ -20,7 +20,6 @@ answers. A cell that samples takes about 11 minutes, one of SFT 5; the six warm 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -154,4 +153,4 @@ def cells() -> dict[str, Callable[[Path], dict[str, Any]]]:
 
 
 if __name__ == "__main__":
-    run("gapo", cells(), lambda finished: json.loads(json.dumps(summarise(finished))), hours=5.0, description=__doc__)
+    run("gapo", cells(), summarise, hours=5.0, description=__doc__)

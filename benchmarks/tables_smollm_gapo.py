@@ -19,6 +19,13 @@ NAMES = {
     "gapo_verified": "GAPO + verifiable reward",
 }
 SIZES = ("50", "200", "1000")
+IMAGES = (
+    "![Mean score of the discriminator by step](../images/smollm_gapo_reward.svg)",
+    "![Fraction of sampled answers in which both constraints hold by step](../images/smollm_gapo_verified.svg)",
+    "",
+    "Sampled answers of the training prompts with 200 demonstrations: what the discriminator says of them, and how many hold both",
+    "constraints. Where the score rises alone, the policy follows errors of the discriminator.",
+)
 
 
 def smollm_gapo(found: Mapping[str, Any]) -> str:
@@ -34,6 +41,7 @@ def smollm_gapo(found: Mapping[str, Any]) -> str:
         "",
         *_differences(summary["differences"]),
         *_verdict(summary),
+        *(["", *IMAGES] if any(cell.get("curve") for name, cell in found["cells"].items() if "-200-" in name) else []),
     ]
     return "\n".join(parts)
 
