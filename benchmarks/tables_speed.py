@@ -110,8 +110,8 @@ def smollm(found: Mapping[str, Any]) -> str:
         rows.append(f"| {task} | {row['tokens']:,} | {seconds} | {row['ratio']:.2f} |")
     return "\n".join(
         [
-            f"**SmolLM2-135M-Instruct on a processor** (`{found['command']}`; {found['dtype']} with LoRA of rank 16, one thread, medians of "
-            f"{found['repeats']} alternated runs, processor time; first side: attention of transformers, adapters multiplied by peft in "
+            f"**SmolLM2-135M-Instruct on a processor** (`{found['command']}`; {found['dtype']} with LoRA of rank 16, one thread, medians "
+            f"of {found['repeats']} alternated runs, processor time; first side: attention of transformers, adapters multiplied by peft in "
             "float32, all rows of probabilities drawn at once, every row of the responses whole).",
             "",
             *rows,
