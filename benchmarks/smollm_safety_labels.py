@@ -1,10 +1,10 @@
-"""The judge of benchmarks/smollm_safety.py, and how often it errs: labels of answers that a person read.
+"""The judge of benchmarks/smollm_safety.py, and how often it errs: labels of answers that were read one by one.
 
     python benchmarks/smollm_safety_labels.py            the rates of both judges, with intervals
 
 benchmarks/smollm_judge_labels.jsonl has a line per answer: sha256 of prompt and answer, arm and attack, the label (1: begins to comply),
-what the judges said of it, and the beginning of the answer where it is no violation. Answers that comply are not in the repository; the
-arms can be trained again.
+what the judges said of it, and the answer where it is a refusal. The others are not in the repository; the arms can be
+trained again.
 """
 
 from __future__ import annotations
