@@ -30,7 +30,7 @@ class Product(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
-def multiply_in_half_precision(layers: Iterable[Any], linear: type) -> None:
+def multiply_in_half_precision(layers: Iterable[Any], linear: Any) -> None:
     """Of peft's layers, those of type `linear` with plain LoRA on a base in half precision; others (DoRA, embeddings, experts) stay as
     they are."""
     for layer in layers:
