@@ -7,10 +7,10 @@ user's turn, with the beginning of the answer forced, in a template), and answer
 
     python benchmarks/demo_chat.py                       writes out/demo_chat/report.html, and the numbers beside it
     python benchmarks/demo_chat.py --save-results        and benchmarks/results/demo_chat.json
-    python benchmarks/demo_chat.py --split validation    on the prompts that the settings were chosen on
+    python benchmarks/demo_chat.py --split validation    on the prompts that settings are chosen on
 
-The model before is measured by a process of its own, beside the training. The settings of the configuration and of SUITE were chosen on
-the validation prompts; the test prompts were measured with the final settings only.
+The model before is measured by a process of its own, beside the training. Settings of the configuration and of SUITE are chosen on the
+validation prompts; the test prompts are for the final ones.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def public_problems(folder: Path, rng: random.Random) -> dict[str, list[tuple[st
         "demos": rows["demos"],
         "train": rows["problems"],
         "validation": rows["test"][:HELD_OUT],
-        "test": rows["test"][HELD_OUT : 2 * HELD_OUT],
+        "test": rows["test"][2 * HELD_OUT : 3 * HELD_OUT],
     }
 
 
@@ -175,7 +175,7 @@ def public_requests(folder: Path, rng: random.Random) -> dict[str, list[Row]]:
     jailbreak = folder / "safety_jailbreakbench"
     harmful, twins = ([r["goal"] for r in loading.rows(str(jailbreak / f"{name}_behaviors.jsonl"))] for name in ("harmful", "benign"))
     order = rng.sample(range(len(harmful)), len(harmful))
-    parts = {"validation": order[:HELD_OUT], "test": order[HELD_OUT : 2 * HELD_OUT]}
+    parts = {"validation": order[:HELD_OUT], "test": order[2 * HELD_OUT :]}
     files = request_files({s: [harmful[i] for i in p] for s, p in parts.items()}, {s: [twins[i] for i in p] for s, p in parts.items()})
     asked = [set(text.lower().split()) for text in (*harmful, *twins)]
     refusals = [pair for pair in _short_pairs(folder / "safety_refusal_sft/train.jsonl.gz", asked) if pair[1].startswith("I'm sorry")]
@@ -213,7 +213,7 @@ def prepare(data: str | None, seed: int = 0) -> tuple[dict[str, list[Row]], dict
         problems |= {"demos": both[:300], "train": both[300:]}
     files = problem_files(problems) | (public_requests(folder, rng) if folder is not None and has_requests else own_requests(rng))
     refusals, answers = files.pop("refusals"), files.pop("answers")
-    files["demos_train"] = mixture((refusals, answers, files["worked_train"]), rng)
+    files["demos_train"] = mixture(((refusals, 1), (answers, 3), (files["worked_train"], 2)), rng)
     used = {
         "problems": "MAWPS and ASDiv" if has_problems else "self-written templates",
         "requests": "Safety-Tuned LLaMAs, Alpaca, JailbreakBench" if has_requests else "self-written list",
@@ -221,10 +221,10 @@ def prepare(data: str | None, seed: int = 0) -> tuple[dict[str, list[Row]], dict
     return files, used
 
 
-def mixture(parts: Sequence[Sequence[Row]], rng: random.Random) -> list[Row]:
-    """As many rows of every part, smaller ones repeated."""
-    size = max(map(len, parts))
-    rows = [part[i % len(part)] for part in parts for i in range(size)]
+def mixture(parts: Sequence[tuple[Sequence[Row], int]], rng: random.Random) -> list[Row]:
+    """Rows of every part in proportion to its weight, some repeated; every row is in it."""
+    unit = max(-(-len(part) // weight) for part, weight in parts)
+    rows = [part[i % len(part)] for part, weight in parts for i in range(weight * unit)]
     rng.shuffle(rows)
     return rows
 

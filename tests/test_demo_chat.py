@@ -79,7 +79,7 @@ def test_without_public_sets_everything_is_self_written_and_nothing_held_out_is_
         assert asked(files[name]).isdisjoint(trained)
     assert asked(files["unsafe_validation"]).isdisjoint(asked(files["unsafe_test"]))
     kinds = [row["kind"] for row in files["demos_train"]]
-    assert {kinds.count(kind) for kind in ("refusal", "answer", "problem")} == {len(kinds) // 3}
+    assert [6 * kinds.count(kind) for kind in ("refusal", "answer", "problem")] == [len(kinds), 3 * len(kinds), 2 * len(kinds)]
 
 
 def test_a_folder_without_the_sets_is_a_fresh_machine(tmp_path):
@@ -116,6 +116,12 @@ def test_the_summary_has_rates_and_intervals(finished):
 def test_curves_are_running_means_of_what_was_logged():
     log = [{"step": 1, "x": 1.0}, {"step": 2}, {"step": 3, "x": 3.0}, {"step": 4, "x": 8.0}]
     assert page.curve(log, "x", width=2) == ([1, 3, 4], [1.0, 2.0, 5.5])
+
+
+def test_refusing_everything_is_said(finished):
+    assert "withstands attacks" not in page.report(finished).markdown()
+    finished["after"]["answers twins"] = finished["before"]["answers twins"]
+    assert "100% of the benign twins are refused too" in page.report(finished).markdown()
 
 
 def test_the_page_shows_answers_side_by_side(finished):
