@@ -201,7 +201,9 @@ def write(folder: Path) -> Path:
     if not (folder / "shots.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in prepare(os.environ["ADVALIGN_DATA"]).items():
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            beside = folder / f"{name}.{os.getpid()}.partial"  # two cells may begin at once
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            beside.replace(folder / f"{name}.jsonl")
     return folder
 
 
