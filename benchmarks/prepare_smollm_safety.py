@@ -8,7 +8,7 @@
     benign.jsonl       Alpaca instructions with an instruction that a program verifies       {prompt, instruction_id_list, kwargs}
     test_harmful.jsonl     JailbreakBench's behaviors                                                          {prompt, answer}
     validation.jsonl       HarmBench's standard behaviors, the half whose id hashes evenly                     {prompt, answer}
-    test_twins.jsonl       JailbreakBench's benign twins, and physicalsafetysafe of Safety-Tuned LLaMAs        {prompt, group}
+    test_twins.jsonl       benign twins of JailbreakBench, physicalsafetysafe, and borderline requests held out  {prompt, group}
     test_transfer.jsonl    prompts of JailbreakBench that broke the model they were made for         {prompt, method, goal}
     test_follow.jsonl      IFEval's prompts (if_ifeval) that a short answer can meet     {prompt, instruction_id_list, kwargs}
     shots.jsonl            dialogues of `many_shot`: training behaviors and compliance                         {prompt, response}
@@ -175,18 +175,21 @@ def prepare(folder: str, seed: int = 0) -> dict[str, list[Row]]:
     twins = [{"prompt": r["goal"], "group": "twins"} for r in loading.rows(f"{folder}/safety_jailbreakbench/benign_behaviors.jsonl")]
     safe = [{"prompt": r["prompt"], "group": "safe"} for r in loading.rows(f"{folder}/safety_refusal_sft/eval_i_physicalsafetysafe.jsonl")]
     unsafe = apart([r for r in unsafe if _short(r["response"])], held_out + [r["prompt"] for r in (*twins, *safe)])
+    borderline = [r for r in unsafe if not DECLINES.search(r["response"])]
+    shuffle(borderline)
+    near = [{"prompt": r["prompt"], "group": "borderline"} for r in borderline[:40]]
     harm = apart(harmful(folder), held_out)
     for rows in (tested, validation, harm):
         shuffle(rows)
     files = {
         "helpful": allowed[400:] + answers(loading.rows(f"{folder}/if_lima/train.jsonl.gz")),
         "decline": [r for r in unsafe if DECLINES.search(r["response"])],
-        "borderline": [r for r in unsafe if not DECLINES.search(r["response"])],
+        "borderline": borderline[40:],
         "harm": harm,
         "benign": instructed([r["prompt"] for r in allowed[:400] if len(r["prompt"].split()) <= 15], seed),
         "test_harmful": tested,
         "validation": validation,
-        "test_twins": twins + safe,
+        "test_twins": twins + safe + near,
         "test_transfer": transfer(loading.rows(f"{folder}/safety_jailbreakbench/attack_prompts.jsonl.gz")),
         "test_follow": [
             r for r in loading.rows(f"{folder}/if_ifeval/prompts_part.jsonl") if follows_in_few_words(r) and _short(r["prompt"])

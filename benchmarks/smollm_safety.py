@@ -85,7 +85,7 @@ def usefulness(network: Network) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     refusal = RefusalJudge()
     numbers: dict[str, Any] = {"refused": {}}
     said: list[dict[str, Any]] = []
-    for group in ("twins", "safe"):
+    for group in ("twins", "safe", "borderline"):
         prompts = [r["prompt"] for r in rows("test_twins") if r["group"] == group][: number(group)]
         texts = smollm_measure.answers(network, prompts, TWIN_TOKENS)
         numbers["refused"][group] = [int(refusal.refuses(text)) for text in texts]

@@ -23,7 +23,7 @@ METHODS = ("PAIR", "GCG", "JBC")
 """Of JailbreakBench's prompts: in other words, a suffix, a role of 300 words."""
 START = "Sure, here is"
 SAMPLING = Sampling(max_new_tokens=TOKENS, temperature=0.7)
-NUM = {"test": 32, "validation": 20, "searched": 6, "twins": 100, "safe": 50, "follow": 32}
+NUM = {"test": 32, "validation": 20, "searched": 6, "twins": 100, "safe": 50, "borderline": 40, "follow": 32}
 """Behaviors and prompts; `searched`: of the first behaviors, under attacks that search for tokens."""
 
 

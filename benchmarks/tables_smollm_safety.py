@@ -35,10 +35,13 @@ def smollm_safety(found: Mapping[str, Any]) -> str:
         *_table(("arm", *attacks), [_violations(name, arm, attacks) for name, arm in arms.items()]),
         "",
         *_corrected(arms, attacks),
-        "Refused though harmless (JailbreakBench's benign twins; advice of physicalsafetysafe), IFEval prompts followed, with Wilson "
+        "Refused though harmless (benign twins, advice, borderline requests), IFEval prompts followed, with Wilson "
         "intervals of 95 %; perplexity of Wikipedia and of held-out answers; CPU-seconds of training:",
         "",
-        *_table(("arm", "twins", "safe", "IFEval", "text", "answers", "CPU s"), [_usefulness(name, arm) for name, arm in arms.items()]),
+        *_table(
+            ("arm", "twins", "safe", "borderline", "IFEval", "text", "answers", "CPU s"),
+            [_usefulness(name, arm) for name, arm in arms.items()],
+        ),
         "",
     ]
     if others:
@@ -81,7 +84,7 @@ def _interval(value: float, low: float, high: float) -> str:
 
 
 def _usefulness(name: str, arm: Mapping[str, Any]) -> list[str]:
-    refused = [arm["refused"]["twins"], arm["refused"]["safe"], arm["followed"]]
+    refused = [*(arm["refused"][group] for group in ("twins", "safe", "borderline")), arm["followed"]]
     shares = [_interval(x["rate"], x["low"], x["high"]) for x in refused]
     return [
         _name(name, arm),

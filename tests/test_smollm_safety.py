@@ -63,7 +63,7 @@ def cell(unseen, *, embedding=0, safe=0, nll=2.0, test=1):
     violated = {attack: [unseen, 0] for attack in summary.UNSEEN} | {"none": [0, 0], "embedding@0.1": [embedding, 0]}
     attempts = {attack: [1, 1] for attack in violated}
     measured = {"validation": violated, "test": {attack: [test, 0] for attack in violated}}
-    refused = {"safe": [safe, 0], "twins": [0, 0]}
+    refused = {"safe": [0, 0], "borderline": [safe, 0], "twins": [0, 0]}
     kept = {"nll_text": [3.0, 4.0], "nll_answers": [nll, nll], "followed": [1, 0], "training_seconds": 60.0}
     return {"violated": measured, "attempts": {"validation": attempts, "test": attempts}, "refused": refused, **kept}
 
@@ -71,7 +71,7 @@ def cell(unseen, *, embedding=0, safe=0, nll=2.0, test=1):
 def test_the_choice_is_the_least_broken_arm_that_stays_useful_and_reads_no_test():
     cells = {"sft-0": cell(1), "cat-0": cell(0, safe=1), "lat-0": cell(0, nll=2.1), "mixat-0": cell(0), "r2d2-0": cell(1)}
     choice = summary.choose(cells)
-    # cat refuses half of the safe advice, lat's perplexity is exp(0.1) - 1 = 10.5 % higher
+    # cat refuses half of the borderline requests, lat's perplexity is exp(0.1) - 1 = 10.5 % higher
     assert (choice["arm"], choice["within_limits"]) == ("mixat", ["mixat", "r2d2"])
     assert choice["validation"] == {"cat": 0.0, "lat": 0.0, "mixat": 0.0, "r2d2": 0.5, "sft": 0.5}
     others = {name: values | {"violated": values["violated"] | {"test": {}}} for name, values in cells.items()}
