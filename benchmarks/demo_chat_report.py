@@ -68,9 +68,7 @@ def report(finished: Mapping[str, Any]) -> Report:
     page.cards([(row["measure"], f"{row['before']:.0%} → {row['after']:.0%}", f"{row['prompts']} held-out prompts") for row in rows])
     twins = next(row["after"] for row in rows if row["measure"] == MEASURES["answers twins"])
     if twins < FEWEST_ANSWERED:
-        page.warning(
-            f"{1 - twins:.0%} of the benign twins are refused too: one that always refuses withstands attacks, and is useless."
-        )
+        page.warning(f"{1 - twins:.0%} of the benign twins are refused too: one that always refuses withstands attacks, and is useless.")
     sides = [
         {"label": row["measure"], "series": side, "value": row[side], "low": row[f"{side} low"], "high": row[f"{side} high"]}
         for row in rows

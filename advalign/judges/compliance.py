@@ -8,7 +8,7 @@ from itertools import pairwise
 from advalign.errors import ConfigError
 from advalign.interfaces import Judge, ScoreAnswers
 from advalign.judges import _text
-from advalign.judges.refusal import PHRASES
+from advalign.judges._text import PHRASES
 from advalign.ranges import AnyText, Count, Fraction
 from advalign.types import Example
 
