@@ -172,11 +172,17 @@ def _read(file: Path) -> _Content:
     try:
         reader = gguf.GGUFReader(file)
         num_tokens, licence = _check_metadata(file, reader)
-        arguments = {"gguf_file": file.name, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(file.parent, **arguments)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
-            file.parent, config=config, dtype=torch.float32, output_loading_info=True, **arguments, **_dense()
+            file.parent,
+            gguf_file=file.name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **_dense(),
         )
     except ConfigError:
         raise

@@ -71,7 +71,7 @@ def test_half_precision_moves_as_its_float32_copies_do(dtype):
         moved = master - first.float()
         # Batched and single rows round differently in half precision; Adam's first steps are about the sign of the gradient.
         agree = ((copy - master).abs() < 2e-6) | (moved == 0)
-        assert agree.float().mean() > 0.98
+        assert (~agree).sum() <= max(1, 0.02 * agree.numel())  # one of a norm's 32 numbers
         assert torch.equal(copy.to(weight.dtype), weight)
         assert ((copy - first.float()).abs() > 0).float().mean() > 0.5 or not moved.any()
 

@@ -59,7 +59,7 @@ def test_every_argument_is_compared_or_may_change(tmp_path):
     """A new field of TrainingArguments has to be put on one side."""
     may_change = {
         "max_steps", "output_dir", "overwrite_output_dir", "eval_steps", "save_steps", "save_total_limit", "measure_every", "max_skipped",
-        "distributed",
+        "distributed", "model_card",
     }  # fmt: skip
     assert {*ARGUMENTS} | may_change == {field.name for field in fields(TrainingArguments)}
     other = {"seed": 1, "token_budget": 7, "mixed_precision": "bf16"}
