@@ -61,7 +61,7 @@ demo: $(READY)  ## the mixed training step from a cold start; writes out/demo/re
 
 demo-chat: export HF_HUB_OFFLINE := 1
 demo-chat: export OMP_WAIT_POLICY := PASSIVE
-demo-chat: $(READY)  ## a chat model before and after one mixed step, about nine minutes on two cores; writes out/demo_chat/report.html
+demo-chat: $(READY)  ## a chat model before and after one mixed step; writes out/demo_chat/report.html
 	$(BIN)/python benchmarks/demo_chat.py
 
 test: export OMP_NUM_THREADS := 1

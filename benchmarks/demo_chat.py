@@ -1,4 +1,4 @@
-"""A chat model before and after one mixed step: make demo-chat, about nine minutes on two cores.
+"""A chat model before and after one mixed step: make demo-chat.
 
 SmolLM2-135M-Instruct with LoRA adapters trains by configs/smollm2/demo.yaml: GRPO on word problems with a verifiable reward and that of
 a co-trained discriminator, adversarial SFT under PGD on the user's turn, and KL to the reference. Before and after are measured on
